@@ -1,0 +1,106 @@
+"""The parts of a run, put together from its config: base, prompt, data, model. Training and evaluation share it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerFast
+
+from gistjax.config import CompressionConfig
+from gistjax.data.prompts import Prompt, make_prompt
+from gistjax.errors import ConfigError
+from gistjax.evaluation.generation import Answerer
+from gistjax.model.compressor import CompressedLM
+from gistjax.model.heads import HEADS
+from gistjax.model.llama import Llama
+from gistjax.sharding import make_mesh, rows_per_step, shardings_of
+from gistjax.training.step import split_model
+from gistjax.weights.registry import Source, load_base, load_tokenizer, resolve
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """What does not depend on the architecture: devices, base weights, tokenizer and prompt."""
+
+    mesh: Mesh
+    source: Source
+    base: Llama
+    tokenizer: PreTrainedTokenizerFast
+    prompt: Prompt
+
+
+def lay_foundation(config: CompressionConfig) -> Foundation:
+    """Loads the base onto the mesh.
+
+    Raises:
+        ConfigError: if the mesh does not fit the devices, or the longest sequence does not fit the base.
+        WeightsError: if weights or tokenizer cannot be had.
+    """
+    mesh = make_mesh(config.mesh)
+    source = resolve(config.model)
+    tokenizer = load_tokenizer(source)
+    prompt = make_prompt(tokenizer)
+    _check_length(config, len(prompt.prefix_ids), source.config.max_positions)
+    base = load_base(source, config.model, mesh)
+    return Foundation(mesh, source, base, tokenizer, prompt)
+
+
+def _check_length(config: CompressionConfig, prefix: int, max_positions: int) -> None:
+    tokens = max(config.data.question_buckets) + config.evaluation.max_answer_tokens
+    longest = prefix + config.data.context_tokens + tokens
+    if longest > max_positions:
+        raise ConfigError(
+            f"the base reads {max_positions} tokens, but prefix, context and question take up to "
+            f"{longest}: lower --config.data.context_tokens."
+        )
+
+
+def build_model(config: CompressionConfig, foundation: Foundation) -> CompressedLM:
+    """The model of one ablation on the foundation's base, its trainable leaves seeded and on the mesh."""
+    base = foundation.base
+    model = CompressedLM(base, config, foundation.prompt.prefix_ids, jax.random.key(config.seed))
+    if model.compressor is not None:
+        rms = jax.jit(_embedding_rms)(base.embedding[...])
+        model.compressor.connector.embedding_rms[...] = jax.device_put(rms, jax.devices()[0])
+    graphdef, trainable, frozen = split_model(model)
+    return nnx.merge(
+        graphdef,
+        jax.device_put(trainable, shardings_of(trainable, foundation.mesh)),
+        jax.device_put(frozen, shardings_of(frozen, foundation.mesh)),
+    )
+
+
+def _embedding_rms(embedding_VxD: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.mean(jnp.square(embedding_VxD.astype(jnp.float32))))
+
+
+def make_answerer(config: CompressionConfig, foundation: Foundation, graphdef: Any) -> Answerer:
+    """Answers questions with a model of this structure."""
+    return Answerer(
+        graphdef,
+        foundation.mesh,
+        max_tokens=config.evaluation.max_answer_tokens,
+        end_id=foundation.prompt.end_id,
+        batch_size=config.evaluation.batch_size * rows_per_step(foundation.mesh),
+        context_buckets=config.data.context_buckets,
+        question_buckets=config.data.question_buckets,
+    )
+
+
+def untuned_full_context(config: CompressionConfig) -> CompressionConfig:
+    """The upper control that was not trained: the base itself, with the whole context."""
+    lora = type(config.lora)(rank=0)
+    return config.replace(architecture="none", slot_form="soft_tokens", lora=lora)
+
+
+def compresses(config: CompressionConfig) -> bool:
+    """Whether the architecture has slots."""
+    return config.architecture in HEADS

@@ -1,0 +1,108 @@
+"""What the commands share: typed overrides of a config file, errors without tracebacks, JSON as the last line.
+
+A command defines its own absl flags, writes `main(config, args)`, and ends in `cli.run(main)`. Exit codes: 0 done,
+2 a mistake that is the user's to mend, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from gistjax.config import CompressionConfig, did_you_mean
+from gistjax.errors import ConfigError, GistjaxError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file; any key is overridden by --config.KEY=VALUE.", lock_config=True
+)
+flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
+
+Main = Callable[[CompressionConfig, flags.FlagValues], None]
+
+
+def run(main: Main, argv: list[str] | None = None) -> None:
+    """Parses the command line, calls `main`, and exits."""
+    argv = sys.argv if argv is None else argv
+    show_traceback = "--traceback" in argv
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("absl", "jax", "orbax", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    try:
+        config = parse(argv)
+        main(config, flags.FLAGS)
+    except GistjaxError as error:
+        if show_traceback:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse(argv: list[str]) -> CompressionConfig:
+    """The config that a command line asks for.
+
+    Raises:
+        ConfigError: for an unknown flag or key (with the nearest known one), a wrong type, a missing file.
+    """
+    _find_config_file(argv)
+    try:
+        rest = flags.FLAGS(argv)
+    except AttributeError as error:  # how ml_collections says that a key is unknown
+        raise ConfigError(_unknown_key(argv, error)) from error
+    except (flags.Error, TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"{str(error).strip()} (see --help)") from error
+    if len(rest) > 1:
+        raise ConfigError(
+            f"unexpected argument {rest[1]!r}: options start with --, as in --config.seed=1."
+        )
+    return CompressionConfig.from_dict(_CONFIG.value)
+
+
+def _find_config_file(argv: list[str]) -> None:
+    """Checks the file before absl does, whose message would be a traceback."""
+    for i, word in enumerate(argv[1:], 1):
+        match = re.fullmatch(r"--?config(?:=(.*))?", word)
+        if match:
+            name = match[1] if match[1] is not None else " ".join(argv[i + 1 : i + 2])
+            path = Path(name)
+            if path.is_file():
+                return
+            near = difflib.get_close_matches(
+                path.name, [p.name for p in Path("configs").glob("*.py")], 1
+            )
+            hint = f"; did you mean configs/{near[0]}?" if near else "; see configs/."
+            raise ConfigError(f"there is no config file {name!r}{hint}")
+    if not {"--help", "-h", "--helpfull", "--helpshort", "-help"} & set(argv):
+        raise ConfigError("which config? Give one, as in --config configs/gist_m64.py.")
+
+
+def _unknown_key(argv: list[str], error: Exception) -> str:
+    """Names the first override that the default config has no place for, and the nearest key."""
+    defaults = CompressionConfig().to_config_dict()
+    for word in argv[1:]:
+        match = re.match(r"--?config\.([^=]+)", word)
+        group: Any = defaults
+        for part in match[1].split(".") if match else ():
+            known = list(group) if hasattr(group, "keys") else []
+            if part not in known:
+                assert match is not None
+                return f"config has no key {match[1]!r}{did_you_mean(part, known)}"
+            group = group[part]
+    return f"config has no key {error}"
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """One JSON object on one line, the last of standard output."""
+    sys.stderr.flush()
+    print(json.dumps(result, ensure_ascii=False), flush=True)

@@ -1,0 +1,302 @@
+"""The typed defaults of a run.
+
+`CompressionConfig` is the whole configuration: the top level holds what an ablation varies, the groups hold the rest.
+Config files return it as an `ml_collections.ConfigDict`, so that every field can be overridden on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_collections
+
+from gistjax.errors import ConfigError
+
+ARCHITECTURES = ("cross_attention", "conv", "pooling", "gist", "mean_pool", "none", "closed_book")
+UNCOMPRESSED = ("none", "closed_book")
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+DEFAULT_LOSS_WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model. `path` overrides where `name` is looked up: a folder, a GGUF file, or `random`."""
+
+    name: str = "llama-3.1-8b-instruct"
+    path: str = ""
+    dtype: str = "bfloat16"  # of the frozen weights and of compute
+    scan_layers: bool = True  # False unrolls the layers
+    remat: bool = False  # recompute each layer's activations in the backward pass
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on the base's projections."""
+
+    rank: int = 16  # 0 means no adapter
+    alpha: float = 32.0
+    targets: tuple[str, ...] = PROJECTIONS
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What turns context tokens into the states that a head reads."""
+
+    kind: str = "embeddings"  # embeddings | hidden | lora
+    layers: int = -1  # base layers that the encoder runs; -1 is all of them
+    bidirectional: bool = False  # lora only: context tokens see later ones too
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Questions, contexts and the static shapes that they are padded to."""
+
+    name: str = "rajpurkar/squad"  # hub data set, used when path is empty
+    path: str = ""  # folder with train.json and validation.json in SQuAD v1.1 format, or `sample`
+    train_examples: int = 10_000
+    validation_examples: int = 1_000  # -1 is all
+    context: str = "filled"  # paragraph | filled
+    context_tokens: int = 512  # longest context; what `filled` fills up to
+    context_buckets: tuple[int, ...] = (128, 192, 256, 384, 512)
+    question_buckets: tuple[int, ...] = (48, 64, 96)  # question + answer tokens
+    answer_tokens: int = 32  # longest gold answer kept in training, end token included
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with two learning rates, cosine decay and warm-up."""
+
+    compressor_lr: float = 1e-4
+    lora_lr: float = 5e-5
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Greedy answering and scoring."""
+
+    batch_size: int = 32  # per device
+    max_answer_tokens: int = 32
+    sample_predictions: int = 50
+    bootstrap_samples: int = 2_000
+    baseline: bool = True  # also score the untuned base with the full context
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """One ablation: an architecture, its number of slots, and how it is trained and evaluated.
+
+    >>> CompressionConfig(architecture="gist", target_length=64, epochs=10).architecture
+    'gist'
+    """
+
+    architecture: str = "gist"
+    target_length: int = 64  # slots M
+    slot_form: str = "soft_tokens"  # soft_tokens | key_values (gist in the decoder's sequence)
+    connector: str = "rms"  # rms | linear | none
+    epochs: float = 10.0
+    max_steps: int = -1  # stop after so many optimizer steps; -1 follows epochs
+    batch_size: int = 8  # rows per device and micro-step
+    accumulation: int = 4  # micro-steps per optimizer step
+    loss_weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_LOSS_WEIGHTS))
+    contrastive_layers: int = 8  # base layers behind the contrastive target
+    seed: int = 42
+    log_every: int = 10
+    checkpoint_every: int = 500
+    eval_every: int = -1  # validation F1 on the way, in steps; -1 only at the end
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def replace(self, **changes: object) -> CompressionConfig:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        """The config as plain JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CompressionConfig:
+        """The inverse of `to_json`; also takes what `to_config_dict` gives.
+
+        Raises:
+            ConfigError: naming an unknown key and the nearest known one, or a value of the wrong type.
+        """
+        return _from_dict(cls, values, "")
+
+    def to_config_dict(self) -> ml_collections.ConfigDict:
+        """A locked, typed ConfigDict, for config files."""
+        return ml_collections.ConfigDict(dataclasses.asdict(self)).lock()
+
+
+def _from_dict(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    defaults = cls()
+    known = {f.name for f in dataclasses.fields(cls)}
+    arguments = {}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"config has no key {prefix + key!r}{did_you_mean(key, known)}")
+        arguments[key] = _cast(getattr(defaults, key), values[key], prefix + key)
+    return cls(**arguments)
+
+
+def _cast(default: Any, value: Any, name: str) -> Any:
+    """The value in its default's type: lists become tuples, whole numbers floats."""
+    kind = type(default)
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping | ml_collections.ConfigDict):
+        return _from_dict(kind, value, name + ".")
+    if kind is dict and isinstance(value, Mapping | ml_collections.ConfigDict):
+        return {key: _cast(0.0, value[key], f"{name}.{key}") for key in value}
+    if kind is tuple and isinstance(value, list | tuple):
+        return tuple(_cast(default[0], item, name) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"config key {name!r} takes {_kind(default)}, not {value!r}.")
+    return value
+
+
+def _kind(default: Any) -> str:
+    if isinstance(default, tuple):
+        return f"a tuple of {type(default[0]).__name__}, such as {default!r}"
+    return f"a {type(default).__name__}, such as {default!r}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message: the nearest known name, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}."
+
+
+def validate(config: CompressionConfig) -> None:
+    """Refuses what cannot run, before anything is loaded.
+
+    Raises:
+        ConfigError: naming the key, the cause and the fix.
+    """
+    _check_choices(config)
+    _check_losses(config)
+    _check_numbers(config)
+    M, context = config.target_length, config.data.context_tokens
+    for ok, message in (
+        (context >= M, f"target_length={M} slots are more than data.context_tokens={context}: lower the first."),
+        (
+            config.slot_form == "soft_tokens" or config.architecture == "gist",
+            f"slot_form='key_values' keeps slots in the decoder's sequence, which only architecture='gist' does, "
+            f"not {config.architecture!r}.",
+        ),
+        (
+            not config.encoder.bidirectional or config.encoder.kind == "lora",
+            "encoder.bidirectional=True needs encoder.kind='lora': the untuned base is causal.",
+        ),
+        (
+            config.encoder.kind != "lora" or config.encoder.lora.rank > 0,
+            "encoder.kind='lora' needs encoder.lora.rank above 0.",
+        ),
+        (
+            max(config.data.context_buckets) >= context,
+            f"the largest of data.context_buckets={config.data.context_buckets} must hold "
+            f"data.context_tokens={context}.",
+        ),
+        (
+            [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) <= 1,
+            "only one axis of mesh can be -1 (what is left).",
+        ),
+    ):  # fmt: skip
+        if not ok:
+            raise ConfigError(message)
+
+
+def _check_choices(config: CompressionConfig) -> None:
+    choices: list[tuple[str, str, tuple[str, ...]]] = [
+        ("architecture", config.architecture, ARCHITECTURES),
+        ("slot_form", config.slot_form, ("soft_tokens", "key_values")),
+        ("connector", config.connector, ("rms", "linear", "none")),
+        ("encoder.kind", config.encoder.kind, ("embeddings", "hidden", "lora")),
+        ("data.context", config.data.context, ("paragraph", "filled")),
+        ("model.dtype", config.model.dtype, ("bfloat16", "float32", "float16")),
+    ]
+    for name, lora in (("lora", config.lora), ("encoder.lora", config.encoder.lora)):
+        choices += [(f"{name}.targets", target, PROJECTIONS) for target in lora.targets]
+    for key, value, known in choices:
+        if value not in known:
+            raise ConfigError(f"{key} cannot be {value!r}{did_you_mean(value, known)}")
+
+
+def _check_losses(config: CompressionConfig) -> None:
+    for name, weight in config.loss_weights.items():
+        if name not in DEFAULT_LOSS_WEIGHTS:
+            hint = did_you_mean(name, DEFAULT_LOSS_WEIGHTS)
+            raise ConfigError(f"loss_weights has no loss {name!r}{hint}")
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"loss_weights.{name}={weight} must be 0 (off) or above.")
+    if not any(config.loss_weights.values()):
+        raise ConfigError("every weight in loss_weights is 0, so there is nothing to train on.")
+    if config.architecture in UNCOMPRESSED and config.loss_weights.get("contrastive"):
+        raise ConfigError(
+            f"architecture={config.architecture!r} has no slots for the contrastive loss: set "
+            "--config.loss_weights.contrastive=0."
+        )
+
+
+def _check_numbers(config: CompressionConfig) -> None:
+    d, o, e = config.data, config.optimizer, config.evaluation
+    at_least: list[tuple[str, float, float]] = [
+        ("target_length", config.target_length, 1),
+        ("batch_size", config.batch_size, 1),
+        ("accumulation", config.accumulation, 1),
+        ("max_steps", config.max_steps, -1),
+        ("contrastive_layers", config.contrastive_layers, 0),
+        ("log_every", config.log_every, 1),
+        ("checkpoint_every", config.checkpoint_every, 1),
+        ("epochs", config.epochs, 0),
+        ("seed", config.seed, 0),
+        ("lora.rank", config.lora.rank, 0),
+        ("data.train_examples", d.train_examples, -1),
+        ("data.validation_examples", d.validation_examples, -1),
+        ("data.context_tokens", d.context_tokens, 1),
+        ("data.answer_tokens", d.answer_tokens, 2),
+        ("optimizer.compressor_lr", o.compressor_lr, 0),
+        ("optimizer.lora_lr", o.lora_lr, 0),
+        ("optimizer.weight_decay", o.weight_decay, 0),
+        ("optimizer.clip_norm", o.clip_norm, 1e-12),
+        ("optimizer.warmup_fraction", o.warmup_fraction, 0),
+        ("evaluation.batch_size", e.batch_size, 1),
+        ("evaluation.max_answer_tokens", e.max_answer_tokens, 1),
+        ("evaluation.bootstrap_samples", e.bootstrap_samples, 1),
+    ]
+    for key, value, least in at_least:
+        if not least <= value < math.inf:
+            raise ConfigError(f"{key}={value} must be at least {least}.")
+    if o.warmup_fraction >= 1:
+        raise ConfigError(f"optimizer.warmup_fraction={o.warmup_fraction} must be below 1.")
+    for key in ("context_buckets", "question_buckets"):
+        buckets = getattr(d, key)
+        if not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets)):
+            raise ConfigError(f"data.{key}={buckets} must be positive and ascending.")

@@ -1,0 +1,41 @@
+"""What was skipped, cut or kept while reading and encoding a data set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+SHOWN_IDS = 3
+
+
+@dataclass
+class DataReport:
+    """Counts by reason, each with up to three example ids. `str()` gives the text for people."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    ids: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def count(self, reason: str, example_id: str) -> None:
+        """Adds one row to a reason."""
+        self.counts[reason] += 1
+        shown = self.ids.setdefault(reason, [])
+        if len(shown) < SHOWN_IDS:
+            shown.append(example_id)
+
+    def note(self, text: str) -> None:
+        """Adds a line that is not about a single row."""
+        self.notes.append(text)
+
+    def __add__(self, other: DataReport) -> DataReport:
+        total = DataReport(self.counts + other.counts, {}, self.notes + other.notes)
+        for reason in total.counts:
+            both = self.ids.get(reason, []) + other.ids.get(reason, [])
+            total.ids[reason] = both[:SHOWN_IDS]
+        return total
+
+    def __str__(self) -> str:
+        lines = list(self.notes)
+        for reason, n in self.counts.items():
+            lines.append(f"{reason}: {n} (e.g. {', '.join(self.ids[reason])})")
+        return "\n".join(lines) or "all rows are usable"

@@ -1,0 +1,25 @@
+"""Errors a user can cause. Each message names the cause and the fix; commands print it without a traceback."""
+
+
+class GistjaxError(Exception):
+    """Base of every error that is a user's to mend."""
+
+
+class ConfigError(GistjaxError):
+    """A configuration value is unknown, of the wrong type, or contradicts another."""
+
+
+class DataError(GistjaxError):
+    """A data set is missing, malformed, or has no usable rows."""
+
+
+class WeightsError(GistjaxError):
+    """Base weights or a tokenizer are missing, damaged, or do not fit the model."""
+
+
+class CheckpointError(GistjaxError):
+    """A checkpoint is missing, damaged, or belongs to another configuration."""
+
+
+class TrainingError(GistjaxError):
+    """Training cannot go on: the loss is not finite."""

@@ -1,0 +1,252 @@
+"""The architectures under test: states `[B, C, D]` of the context in, slots `[B, M, D]` out.
+
+A head is called as `head(states_BxCxD, length_B, slots_B)`: how many context tokens are real in each row, and how many
+slots the row is to use. It returns `[B, M, D]` in the states' dtype; slots past `slots_B` hold values without meaning,
+which the decoder does not see. What stands in a padded state changes no slot. Parameters are fp32, compute follows the
+states.
+
+To add a head: write its class, add it to `HEADS`, name it in `config.ARCHITECTURES`, and write a config file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from gistjax.model.llama import LlamaConfig, apply_rope, rms_norm, rope_frequencies, rotations
+from gistjax.model.masks import lengths_to_valid
+
+NORM_EPS = 1e-6
+ROPE_THETA = 10_000.0
+
+
+def matrix(key: Array, d_in: int, d_out: int) -> nnx.Param:
+    """A weight matrix whose outputs have about the variance of its inputs."""
+    return nnx.Param(jax.random.normal(key, (d_in, d_out), jnp.float32) / jnp.sqrt(d_in))
+
+
+def apply(x: Array, weight: nnx.Param) -> Array:
+    """`x @ weight` in x's dtype."""
+    return x @ weight[...].astype(x.dtype)
+
+
+def norm(x: Array, scale: nnx.Param) -> Array:
+    """RMS norm with a trained scale, in x's dtype."""
+    return rms_norm(x, scale[...].astype(x.dtype), NORM_EPS)
+
+
+def standardize(states: Array) -> Array:
+    """RMS norm without parameters: it tames the huge states that some tokens have."""
+    return rms_norm(states, jnp.ones((), states.dtype), NORM_EPS)
+
+
+def windows(length_B: Array, slots_B: Array, M: int, C: int) -> Array:
+    """`[B, M, C]`: True where token c lies in slot m's window.
+
+    Slot m of s slots over n tokens covers `floor(m·n/s) … ceil((m+1)·n/s) - 1`, as in adaptive pooling: windows keep
+    the order, leave no token out, overlap by at most one token where s does not divide n, and none of the s is empty.
+    """
+    n_Bx1, s_Bx1 = length_B[:, None], jnp.maximum(slots_B[:, None], 1)
+    m_M = jnp.arange(M)
+    first_BxM = m_M * n_Bx1 // s_Bx1
+    end_BxM = -(-(m_M + 1) * n_Bx1 // s_Bx1)
+    c_C = jnp.arange(C)
+    inside_BxMxC = (c_C >= first_BxM[:, :, None]) & (c_C < end_BxM[:, :, None])
+    return inside_BxMxC & (m_M < s_Bx1)[:, :, None] & (c_C < n_Bx1)[:, None, :]
+
+
+def masked_softmax(scores: Array, mask: Array) -> Array:
+    """Softmax over the last axis in fp32 where the mask holds; zeros where it holds nowhere."""
+    scores = jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
+    top = jnp.max(scores, axis=-1, keepdims=True, initial=-1e30)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(top))
+    return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
+
+
+def window_means(states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
+    """Means of the states in each window, `[B, M, D]`."""
+    inside_BxMxC = windows(length_B, slots_B, M, states_BxCxD.shape[1])
+    weights_BxMxC = masked_softmax(jnp.zeros(inside_BxMxC.shape), inside_BxMxC)
+    return weights_BxMxC.astype(states_BxCxD.dtype) @ states_BxCxD
+
+
+def window_centres(length_B: Array, slots_B: Array, M: int) -> Array:
+    """Where each slot's window has its middle, `[B, M]`, as a fractional token position."""
+    return (jnp.arange(M) + 0.5) * (length_B / jnp.maximum(slots_B, 1))[:, None] - 0.5
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with rotary positions: 4·D² parameters."""
+
+    def __init__(self, D: int, n_heads: int, key: Array):
+        keys = jax.random.split(key, 4)
+        self.head_dim = D // n_heads
+        self.query, self.key, self.value, self.out = (matrix(k, D, D) for k in keys)
+
+    def __call__(
+        self, x_BxMxD: Array, x_pos_BxM: Array, y_BxCxD: Array, y_pos_BxC: Array, mask_BxMxC: Array
+    ) -> Array:
+        """x asks, y answers: `[B, M, D]`."""
+        freq = rope_frequencies(self.head_dim, ROPE_THETA)
+
+        def heads(z: Array, weight: nnx.Param) -> Array:
+            return apply(z, weight).reshape(*z.shape[:2], -1, self.head_dim)
+
+        q_BxMxNxH = apply_rope(heads(x_BxMxD, self.query), rotations(x_pos_BxM, freq))
+        k_BxCxNxH = apply_rope(heads(y_BxCxD, self.key), rotations(y_pos_BxC, freq))
+        z_BxMxNxH = jax.nn.dot_product_attention(
+            q_BxMxNxH, k_BxCxNxH, heads(y_BxCxD, self.value), mask=mask_BxMxC[:, None],
+            implementation="xla",
+        )  # fmt: skip
+        return apply(z_BxMxNxH.reshape(x_BxMxD.shape), self.out)
+
+
+class FeedForward(nnx.Module):
+    """Two matrices with a GELU between: 2·D·F parameters."""
+
+    def __init__(self, D: int, F: int, key: Array):
+        key_in, key_out = jax.random.split(key)
+        self.into, self.out = matrix(key_in, D, F), matrix(key_out, F, D)
+
+    def __call__(self, x_BxMxD: Array) -> Array:
+        return apply(jax.nn.gelu(apply(x_BxMxD, self.into)), self.out)
+
+
+class CrossAttention(nnx.Module):
+    """M learned queries attend to all states, then a feed-forward: 6·D² parameters.
+
+    After Perceiver (Jaegle et al. 2021, arXiv:2103.03206). Query m stands at the middle of window m, so that rotary
+    positions tell it which part of the context is near.
+    """
+
+    def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
+        D = base.d_model
+        key_q, key_a, key_f = jax.random.split(key, 3)
+        self.queries = nnx.Param(0.02 * jax.random.normal(key_q, (M, D), jnp.float32))
+        self.attention = Attention(D, base.n_heads, key_a)
+        self.query_norm, self.ffn_norm = nnx.Param(jnp.ones(D)), nnx.Param(jnp.ones(D))
+        self.feed_forward = FeedForward(D, D, key_f)
+
+    def read(self, states_BxCxD: Array, length_B: Array, slots_B: Array) -> Array:
+        """The queries after they have attended to the states."""
+        B, C, _ = states_BxCxD.shape
+        queries_MxD = self.queries[...].astype(states_BxCxD.dtype)
+        x_BxMxD = jnp.broadcast_to(queries_MxD, (B, *queries_MxD.shape))
+        M = queries_MxD.shape[0]
+        centres_BxM = window_centres(length_B, slots_B, M)
+        places_BxC = jnp.broadcast_to(jnp.arange(C), (B, C))
+        mask_BxMxC = jnp.broadcast_to(lengths_to_valid(length_B, C)[:, None], (B, M, C))
+        return x_BxMxD + self.attention(
+            norm(x_BxMxD, self.query_norm), centres_BxM,
+            standardize(states_BxCxD), places_BxC, mask_BxMxC,
+        )  # fmt: skip
+
+    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array) -> Array:
+        x_BxMxD = self.read(states_BxCxD, length_B, slots_B)
+        return x_BxMxD + self.feed_forward(norm(x_BxMxD, self.ffn_norm))
+
+
+class Gist(CrossAttention):
+    """Gist queries: cross-attention, self-attention among the gists, feed-forward: 8·D² parameters.
+
+    After Mu et al. 2023 (arXiv:2304.08467); with `slot_form = key_values` its slots stay in the decoder's sequence
+    under the gist mask, as in that paper. The feed-forward is narrow to stay within 8·D².
+    """
+
+    def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
+        key, key_a, key_f = jax.random.split(key, 3)
+        super().__init__(base, M, ratio, key)
+        D = base.d_model
+        self.self_attention = Attention(D, base.n_heads, key_a)
+        self.self_norm = nnx.Param(jnp.ones(D))
+        self.feed_forward = FeedForward(D, max(D // 16, 1), key_f)
+
+    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array) -> Array:
+        x_BxMxD = self.read(states_BxCxD, length_B, slots_B)
+        B, M, _ = x_BxMxD.shape
+        centres_BxM = window_centres(length_B, slots_B, M)
+        mask_BxMxM = jnp.broadcast_to(lengths_to_valid(slots_B, M)[:, None], (B, M, M))
+        h_BxMxD = norm(x_BxMxD, self.self_norm)
+        x_BxMxD += self.self_attention(h_BxMxD, centres_BxM, h_BxMxD, centres_BxM, mask_BxMxM)
+        return x_BxMxD + self.feed_forward(norm(x_BxMxD, self.ffn_norm))
+
+
+class Conv(nnx.Module):
+    """Strided depthwise convolution, pointwise mixing, adaptive pooling to M: 2·D² parameters.
+
+    The depthwise part is WaveNet's idea of local filters (arXiv:1609.03499) without dilation. It starts as a mean over
+    its kernel; order is kept throughout.
+    """
+
+    def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
+        D = base.d_model
+        key_in, key_out = jax.random.split(key)
+        self.M = M
+        self.stride = max(ratio // 2, 1)
+        self.kernel = nnx.Param(jnp.full((2 * self.stride - 1, D), 1.0 / (2 * self.stride - 1)))
+        self.mix_norm = nnx.Param(jnp.ones(D))
+        self.mix_in, self.mix_out = matrix(key_in, D, D), matrix(key_out, D, D)
+
+    def convolve(self, x_BxCxD: Array) -> Array:
+        """`[B, ceil(C / stride), D]`: output i is centred on token i·stride."""
+        kernel_WxD = self.kernel[...].astype(x_BxCxD.dtype)
+        width, C = kernel_WxD.shape[0], x_BxCxD.shape[1]
+        side = width // 2
+        padded = jnp.pad(x_BxCxD, ((0, 0), (side, side), (0, 0)))
+        taps = [padded[:, w : w + C : self.stride] * kernel_WxD[w] for w in range(width)]
+        return jnp.sum(jnp.stack(taps), axis=0)
+
+    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array) -> Array:
+        real_BxCx1 = lengths_to_valid(length_B, states_BxCxD.shape[1])[:, :, None]
+        x_BxCxD = self.convolve(jnp.where(real_BxCx1, standardize(states_BxCxD), 0))
+        h_BxCxD = jax.nn.gelu(apply(norm(x_BxCxD, self.mix_norm), self.mix_in))
+        x_BxCxD = x_BxCxD + apply(h_BxCxD, self.mix_out)
+        return window_means(x_BxCxD, -(-length_B // self.stride), slots_B, self.M)
+
+
+class Pooling(nnx.Module):
+    """A learned weighting inside each of M windows, one shared projection: D² parameters.
+
+    It starts as the plain mean of each window: no token is preferred, and the projection is the identity.
+    """
+
+    def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
+        D = base.d_model
+        self.M = M
+        self.score = nnx.Param(jnp.zeros(D))
+        self.projection = nnx.Param(jnp.eye(D))
+
+    def weights(self, states_BxCxD: Array, length_B: Array, slots_B: Array) -> Array:
+        """What part each token has in each slot, `[B, M, C]` in fp32."""
+        score_BxC = standardize(states_BxCxD) @ self.score[...].astype(states_BxCxD.dtype)
+        inside_BxMxC = windows(length_B, slots_B, self.M, states_BxCxD.shape[1])
+        return masked_softmax(score_BxC[:, None, :], inside_BxMxC)
+
+    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array) -> Array:
+        weights_BxMxC = self.weights(states_BxCxD, length_B, slots_B)
+        x_BxMxD = weights_BxMxC.astype(states_BxCxD.dtype) @ states_BxCxD
+        return apply(x_BxMxD, self.projection)
+
+
+class MeanPool(nnx.Module):
+    """Window means, no parameters: the control."""
+
+    def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
+        self.M = M
+
+    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array) -> Array:
+        return window_means(states_BxCxD, length_B, slots_B, self.M)
+
+
+HEADS: dict[str, Any] = {
+    "cross_attention": CrossAttention,
+    "conv": Conv,
+    "pooling": Pooling,
+    "gist": Gist,
+    "mean_pool": MeanPool,
+}
+"""Every head by its name in the config. Built as `Head(base_config, M, nominal_ratio, key)`."""

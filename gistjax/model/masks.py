@@ -1,0 +1,51 @@
+"""Who may look at whom, as boolean arrays, and where everybody sits.
+
+A mask `[B, T, U]` is True where query t may look at key u. Padding is never looked at. A padded query looks at itself
+alone, so that no softmax runs over nothing.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def lengths_to_valid(length_B: Array, size: int) -> Array:
+    """`[B, size]`, True at the first `length` positions of each row."""
+    return jnp.arange(size) < length_B[:, None]
+
+
+def causal_mask(valid_BxT: Array) -> Array:
+    """Each real token sees itself and the real ones before it."""
+    T = valid_BxT.shape[1]
+    return _visible(valid_BxT, jnp.tril(jnp.ones((T, T), bool)))
+
+
+def bidirectional_mask(valid_BxT: Array) -> Array:
+    """Each real token sees every real one."""
+    T = valid_BxT.shape[1]
+    return _visible(valid_BxT, jnp.ones((T, T), bool))
+
+
+def gist_mask(valid_BxT: Array, cut_BxT: Array, after_BxT: Array) -> Array:
+    """Causal, but what comes after the slots does not see what they stand for.
+
+    Mu et al. 2023 (arXiv:2304.08467), section 3.
+
+    Args:
+        valid_BxT: real positions.
+        cut_BxT: positions that are compressed away (the context).
+        after_BxT: positions that may look only around the cut (question and answer).
+    """
+    hidden_BxTxT = after_BxT[:, :, None] & cut_BxT[:, None, :]
+    return causal_mask(valid_BxT) & ~hidden_BxTxT
+
+
+def _visible(valid_BxT: Array, order_TxT: Array) -> Array:
+    real_BxTxT = valid_BxT[:, None, :] & valid_BxT[:, :, None] & order_TxT
+    return real_BxTxT | jnp.eye(valid_BxT.shape[1], dtype=bool)
+
+
+def positions_of(valid_BxT: Array) -> Array:
+    """Rotary positions: each real token counts the real ones before it; padding repeats."""
+    return jnp.maximum(jnp.cumsum(valid_BxT, axis=1) - 1, 0)

@@ -1,0 +1,108 @@
+"""The mesh, and the one table that says how every parameter is laid out on it.
+
+Axes: `data` splits rows only; `fsdp` splits rows and parameters; `tensor` splits heads and feed-forward width. By default
+all devices stand along `data` and every parameter is replicated.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import GetAttrKey
+
+from gistjax.config import MeshConfig
+from gistjax.errors import ConfigError
+
+ROWS = ("data", "fsdp")
+"""The mesh axes that a batch's rows are split over."""
+
+RULES: tuple[tuple[str, P], ...] = (
+    # The base. Matrices are [L, in, out]; their leading axis is scanned over and stays whole.
+    (r"base/(embedding|output)", P("tensor", "fsdp")),
+    (r"base/layers/(q|k|v|gate|up)", P(None, "fsdp", "tensor")),
+    (r"base/layers/(o|down)", P(None, "tensor", "fsdp")),
+    (r"base/.*norm", P()),
+    # Adapters [L, in, R] and [L, R, out]: the wide side follows its projection.
+    (r".*lora/adapters/(q|k|v|gate|up)/a", P(None, "fsdp", None)),
+    (r".*lora/adapters/(q|k|v|gate|up)/b", P(None, None, "tensor")),
+    (r".*lora/adapters/(o|down)/a", P(None, "tensor", None)),
+    (r".*lora/adapters/(o|down)/b", P(None, None, "fsdp")),
+    # The compressor's square matrices; everything thin is replicated.
+    (r"compressor/.*/(query|key|value|into|mix_in)", P("fsdp", "tensor")),
+    (r"compressor/.*/(out|mix_out|projection)", P("tensor", "fsdp")),
+    (r"compressor/.*", P()),
+)
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The device mesh of a run, with Auto axes.
+
+    Raises:
+        ConfigError: if the axes do not multiply to the number of devices.
+    """
+    n = jax.device_count()
+    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
+    given = math.prod(size for size in sizes.values() if size != -1)
+    filled = {axis: n // max(given, 1) if size == -1 else size for axis, size in sizes.items()}
+    if math.prod(filled.values()) != n:
+        raise ConfigError(
+            f"a mesh of {filled} needs {math.prod(filled.values())} devices, but there are {n}: "
+            "set --config.mesh.data=-1 and let the other axes divide the number of devices."
+        )
+    return jax.make_mesh(
+        tuple(filled.values()), tuple(filled), axis_types=(AxisType.Auto,) * len(filled)
+    )
+
+
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The first matching rule's PartitionSpec; axes that do not divide a dimension are left out.
+
+    Raises:
+        ValueError: if no rule matches.
+    """
+    for pattern, spec in RULES:
+        if re.fullmatch(pattern, path):
+            return P(*(_fitting(axis, size, mesh) for axis, size in zip(spec, shape, strict=False)))
+    raise ValueError(f"no sharding rule matches the parameter {path!r}: add one to RULES")
+
+
+def _fitting(axis: str | None, size: int, mesh: Mesh) -> str | None:
+    return axis if axis is not None and size % mesh.shape[axis] == 0 else None
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A JAX key path as `base/layers/q`, whatever containers it leads through."""
+    if path and isinstance(path[-1], GetAttrKey) and path[-1].name == "value":
+        path = path[:-1]  # the array inside an nnx.Variable
+    return "/".join(
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path
+    )
+
+
+def shardings_of(tree: Any, mesh: Mesh, prefix: str = "") -> Any:
+    """A NamedSharding for every leaf of a tree of parameters (arrays or shapes)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec_of(prefix + path_name(path), leaf.shape, mesh)),
+        tree,
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, P())
+
+
+def put_batch(batch: Any, mesh: Mesh, leading: int = 0) -> Any:
+    """Places host arrays on the mesh, rows split over `ROWS`; `leading` axes before the rows stay whole."""
+    sharding = NamedSharding(mesh, P(*([None] * leading), ROWS))
+    return jax.device_put(batch, sharding)
+
+
+def rows_per_step(mesh: Mesh) -> int:
+    """Over how many shares a batch's rows are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,0 +1,145 @@
+"""One run, top to bottom: config → base → data → model → train step → checkpoints → evaluation → results.
+
+python -m gistjax.train --config configs/gist_m64.py [--config.KEY=VALUE …] [--workdir DIR] [--dry_run]
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from gistjax import cli
+from gistjax.config import CompressionConfig, validate
+
+flags.DEFINE_string(
+    "workdir", "", "Run directory; by default runs/compression_ablations/M<slots>_<architecture>."
+)
+flags.DEFINE_bool(
+    "dry_run", False, "Print config, parameters and memory, touch no weights, and stop."
+)
+
+log = logging.getLogger(__name__)
+
+
+def run_single_ablation(
+    config: CompressionConfig, workdir: str | Path | None = None
+) -> dict[str, Any]:
+    """Trains one configuration, evaluates it and writes its results; resumes where an earlier run ended.
+
+    Returns:
+        What `metrics.json` holds: `final_f1`, `final_em`, `compression_ratio`, …
+
+    Raises:
+        GistjaxError: for anything that is the user's to mend.
+    """
+    import jax
+
+    from gistjax import assembly, results
+    from gistjax.data.batches import TrainPlan
+    from gistjax.data.prompts import encode_splits
+    from gistjax.data.squad import load_squad
+    from gistjax.training.checkpoint import Checkpointer, export_trainable
+    from gistjax.training.loop import MetricsLog, train
+    from gistjax.training.losses import LossSettings
+    from gistjax.training.optimizer import make_optimizer
+    from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
+
+    # Config and run directory
+    validate(config)
+    rundir = Path(workdir) if workdir else default_workdir(config)
+    results.claim(rundir, config)
+
+    # Base, tokenizer, prompt
+    foundation = assembly.lay_foundation(config)
+    mesh = foundation.mesh
+
+    # Data
+    squad = load_squad(config.data, config.seed)
+    train_rows, validation_rows, report = encode_splits(
+        squad, foundation.prompt, config.data, config.seed
+    )
+    log.info("%s", report)
+    plan = TrainPlan(
+        train_rows,
+        batch_size=config.batch_size * assembly.rows_per_step(mesh),
+        accumulation=config.accumulation,
+        seed=config.seed,
+        context_buckets=config.data.context_buckets,
+        question_buckets=config.data.question_buckets,
+    )
+    total_steps = int(config.epochs * plan.steps_per_epoch)
+    if config.max_steps >= 0:
+        total_steps = min(total_steps, config.max_steps)
+
+    # Model, optimizer, train step
+    graphdef, trainable, frozen = split_model(assembly.build_model(config, foundation))
+    optimizer = make_optimizer(config.optimizer, total_steps, trainable)
+    state = init_state(trainable, optimizer, mesh)
+    settings = LossSettings(
+        weights=config.loss_weights,
+        answer_tokens=config.data.answer_tokens,
+        end_id=foundation.prompt.end_id,
+        contrastive_layers=config.contrastive_layers,
+    )
+    train_step = make_train_step(graphdef, optimizer, settings, state_shardings(state, mesh))
+
+    # Evaluation
+    scorer = results.Scorer(config, foundation, validation_rows, squad.validation)
+    answerer = assembly.make_answerer(config, foundation, graphdef)
+
+    def evaluate(state: Any) -> dict[str, float]:
+        return scorer.headline(answerer(state.trainable, frozen, validation_rows, "validating"))
+
+    # Training, from the last checkpoint on
+    results.write_config(rundir, config, foundation)
+    with Checkpointer(rundir / "checkpoint") as checkpointer:
+        if checkpointer.latest_step is not None:
+            state = checkpointer.restore(state)
+        metrics = MetricsLog(rundir / "metrics.jsonl", int(state.step))
+        state = train(
+            state,
+            frozen,
+            train_step,
+            plan,
+            total_steps,
+            checkpointer,
+            metrics,
+            config,
+            mesh,
+            evaluate,
+        )
+    export_trainable(state.trainable, rundir / "compressor.safetensors", results.provenance(config))
+
+    # Results
+    answers = answerer(state.trainable, frozen, validation_rows, "answering")
+    jax.block_until_ready(state.trainable)
+    return scorer.write(rundir, state, answers, baseline=scorer.untuned_baseline())
+
+
+def default_workdir(config: CompressionConfig) -> Path:
+    """`runs/compression_ablations/M64_gist`; controls without slots have no M."""
+    compresses = config.architecture not in ("none", "closed_book")
+    slots = f"M{config.target_length}_" if compresses else ""
+    return Path("runs/compression_ablations") / f"{slots}{config.architecture}"
+
+
+def main(config: CompressionConfig, args: flags.FlagValues) -> None:
+    """The command: a dry run, or the run."""
+    if args.dry_run:
+        from gistjax.planning import dry_run
+        from gistjax.weights.registry import resolve
+
+        validate(config)
+        source = resolve(config.model, offline=True)
+        cli.print_result(
+            {"config": config.to_json(), **dry_run(config, source.config, source.describe())}
+        )
+        return
+    cli.print_result(run_single_ablation(config, args.workdir or None))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,94 @@
+"""AdamW with one learning rate for the compressor and one for LoRA, decided by parameter names.
+
+The trainable tree holds nothing frozen, so clipping and partitioning see trainable leaves only.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import optax
+
+from gistjax.config import OptimizerConfig
+from gistjax.errors import ConfigError
+from gistjax.sharding import path_name
+
+GROUPS: tuple[tuple[str, str], ...] = (
+    (r"lora/adapters/.*", "lora"),
+    (r"compressor/encoder/lora/adapters/.*", "lora"),
+    (r"compressor/(head|connector)/.*", "compressor"),
+)
+"""Parameter name to learning-rate group. Every trainable leaf must match exactly one."""
+
+DECAYED = r".*/(a|b|query|key|value|out|into|mix_in|mix_out|projection)"
+"""Weight decay is for matrices: not for norms, queries, scores and depthwise kernels."""
+
+
+def label_groups(trainable: Any) -> Any:
+    """The group of every leaf.
+
+    Raises:
+        ValueError: naming a leaf that no rule, or more than one, matches.
+    """
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        name = path_name(path)
+        matches = [group for pattern, group in GROUPS if re.fullmatch(pattern, name)]
+        if len(matches) != 1:
+            raise ValueError(
+                f"trainable parameter {name!r} matches {len(matches)} rules of optimizer.GROUPS "
+                "instead of one: give it a learning rate there"
+            )
+        return matches[0]
+
+    return jax.tree_util.tree_map_with_path(label, trainable)
+
+
+def is_decayed(trainable: Any) -> Any:
+    """True for every leaf that weight decay shrinks."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: re.fullmatch(DECAYED, path_name(path)) is not None, trainable
+    )
+
+
+def schedules(config: OptimizerConfig, total_steps: int) -> dict[str, optax.Schedule]:
+    """Linear warm-up and cosine decay to zero, for each group; no step is lost at rate 0."""
+    warmup = min(max(round(config.warmup_fraction * total_steps), 1), max(total_steps - 1, 1))
+    peaks = {"compressor": config.compressor_lr, "lora": config.lora_lr}
+    return {
+        group: optax.warmup_cosine_decay_schedule(
+            peak / (warmup + 1), peak, warmup, max(total_steps, warmup + 1)
+        )
+        for group, peak in peaks.items()
+    }
+
+
+def make_optimizer(
+    config: OptimizerConfig, total_steps: int, trainable: Any
+) -> optax.GradientTransformation:
+    """The gradient transformation of a run.
+
+    Raises:
+        ConfigError: if nothing is trainable.
+        ValueError: if a leaf has no learning rate (see `label_groups`).
+    """
+    if not jax.tree.leaves(trainable):
+        raise ConfigError(
+            "nothing is trainable: set --config.lora.rank above 0 or choose an architecture with "
+            "parameters."
+        )
+
+    def adamw(schedule: optax.Schedule) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.scale_by_adam(b1=config.b1, b2=config.b2),
+            optax.masked(optax.add_decayed_weights(config.weight_decay), is_decayed),
+            optax.scale_by_learning_rate(schedule),
+        )
+
+    by_group = {group: adamw(s) for group, s in schedules(config, total_steps).items()}
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.partition(by_group, label_groups(trainable)),
+    )

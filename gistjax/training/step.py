@@ -1,0 +1,110 @@
+"""The train step: one pure, jit-compiled function of the trainable state, the frozen base and a batch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gistjax.data.batches import Batch
+from gistjax.model.compressor import CompressedLM
+from gistjax.model.lora import Trainable
+from gistjax.sharding import path_name, replicated, shardings_of, spec_of
+from gistjax.training.losses import LossSettings, total_loss
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step changes, and all that a checkpoint holds (or, leaf by leaf, its shardings)."""
+
+    step: Any  # optimizer steps done, int32
+    trainable: Any
+    opt_state: Any
+
+
+def split_model(model: CompressedLM) -> tuple[nnx.GraphDef[CompressedLM], Any, Any]:
+    """Structure, trainable leaves and frozen leaves. `Trainable` is the one filter that decides."""
+    graphdef, trainable, frozen = nnx.split(model, Trainable, ...)  # type: ignore[misc]
+    return graphdef, trainable, frozen
+
+
+def init_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """A state at step 0, its optimizer moments laid out like their parameters."""
+    state = TrainState(
+        jnp.zeros((), jnp.int32), trainable, jax.eval_shape(optimizer.init, trainable)
+    )
+    shardings = state_shardings(state, mesh)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
+    return jax.device_put(state.replace(opt_state=opt_state), shardings)  # type: ignore[attr-defined]
+
+
+def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """Parameters by the rules of `sharding`; Adam's moments like their parameter; counters replicated."""
+
+    def of_optimizer(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        moment = re.fullmatch(r".*/(?:mu|nu)/(.+)", path_name(path))
+        return NamedSharding(mesh, spec_of(moment[1], leaf.shape, mesh) if moment else P())
+
+    return TrainState(
+        replicated(mesh),
+        shardings_of(state.trainable, mesh),
+        jax.tree_util.tree_map_with_path(of_optimizer, state.opt_state),
+    )
+
+
+TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef[CompressedLM],
+    optimizer: optax.GradientTransformation,
+    settings: LossSettings,
+    shardings: TrainState,
+) -> TrainStep:
+    """Compiles `(state, frozen, batch [K, B, …]) → (state, metrics)`; the state is donated.
+
+    The K micro-batches are accumulated before the one update. Gradients are formed for trainable leaves only.
+    """
+
+    def loss_fn(trainable: Any, frozen: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        return total_loss(nnx.merge(graphdef, trainable, frozen), batch, settings)
+
+    def gradients(trainable: Any, frozen: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
+        (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable, frozen, batch)
+        return grads, {"loss": loss, **losses}
+
+    def train_step(
+        state: TrainState, frozen: Any, batches: Batch
+    ) -> tuple[TrainState, dict[str, Array]]:
+        K = batches.tokens_BxS.shape[0]
+        if K == 1:
+            one = jax.tree.map(lambda x: x[0], batches)
+            grads, metrics = gradients(state.trainable, frozen, one)
+        else:
+            grads, metrics = _mean_over_micro_batches(
+                lambda batch: gradients(state.trainable, frozen, batch), batches, K
+            )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        return TrainState(state.step + 1, trainable, opt_state), metrics
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _mean_over_micro_batches(f: Callable[[Batch], Any], batches: Batch, K: int) -> Any:
+    def add(total: Any, batch: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, f(batch)), None
+
+    first = jax.tree.map(lambda x: x[0], batches)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, first))
+    total, _ = jax.lax.scan(add, zeros, batches)
+    return jax.tree.map(lambda x: x / K, total)

@@ -1,0 +1,206 @@
+"""Shapes, order and padding of batches."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gistjax.data.batches import TrainPlan, evaluation_batches, make_batch, real_token_share
+from gistjax.data.prompts import Row
+from gistjax.errors import DataError
+
+CONTEXTS, QUESTIONS = (8, 16, 32), (6, 12)
+sizes = st.tuples(st.integers(1, 32), st.integers(1, 8), st.integers(1, 4))
+
+
+def make_rows(lengths: list[tuple[int, int, int]]) -> list[Row]:
+    """Rows of (context, question, answer) lengths; every id tells its row."""
+    return [
+        Row(
+            np.full(c, i + 1, np.int32),
+            np.full(q, i + 1, np.int32),
+            np.full(a, -i - 1, np.int32),
+            i // 2,
+            i,
+        )
+        for i, (c, q, a) in enumerate(lengths)
+    ]
+
+
+def random_rows(n: int, seed: int = 0) -> list[Row]:
+    rng = np.random.default_rng(seed)
+    return make_rows(
+        list(zip(rng.integers(1, 33, n), rng.integers(1, 9, n), rng.integers(1, 5, n), strict=True))
+    )
+
+
+def plan_of(
+    rows: list[Row], batch_size: int = 4, accumulation: int = 1, seed: int = 0
+) -> TrainPlan:
+    return TrainPlan(rows, batch_size, seed, CONTEXTS, QUESTIONS, accumulation)
+
+
+def test_arrays_of_a_batch():
+    rows = [
+        Row(np.array([1, 2], np.int32), np.array([3], np.int32), np.array([4, 5], np.int32), 7, 0),
+        Row(np.array([6], np.int32), np.array([7, 8], np.int32), np.array([9], np.int32), 8, 1),
+    ]
+    batch = make_batch(rows, (3, 4), batch_size=3)
+    np.testing.assert_array_equal(batch.context_ids_BxC, [[1, 2, 0], [6, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(batch.tokens_BxS, [[3, 4, 5, 0], [7, 8, 9, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.context_length_B, [2, 1, 1])
+    np.testing.assert_array_equal(batch.question_length_B, [1, 2, 1])
+    np.testing.assert_array_equal(batch.answer_length_B, [2, 1, 0])
+    np.testing.assert_array_equal(batch.context_id_B, [7, 8, -1])
+    chex.assert_type(jax.tree.leaves(batch), np.int32)
+
+
+def test_a_batch_is_a_pytree():
+    batch = make_batch(random_rows(2), (32, 12))
+    assert len(jax.tree.leaves(batch)) == 6
+    doubled = jax.jit(lambda b: jax.tree.map(lambda x: 2 * x, b))(batch)
+    np.testing.assert_array_equal(doubled.tokens_BxS, 2 * batch.tokens_BxS)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    lengths=st.lists(sizes, min_size=12, max_size=70),
+    batch_size=st.integers(1, 4),
+    accumulation=st.integers(1, 3),
+    seed=st.integers(0, 5),
+)
+def test_an_epoch_has_every_row_once_but_less_than_a_step(lengths, batch_size, accumulation, seed):
+    rows = make_rows(lengths)
+    plan = plan_of(rows, batch_size, accumulation, seed)
+    for epoch in range(3):
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        seen = np.concatenate([plan.rows(step) for step in steps])
+        assert (
+            len(set(seen.tolist()))
+            == len(seen)
+            == len(rows) - len(rows) % (batch_size * accumulation)
+        )
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(sizes, min_size=12, max_size=50),
+    seed=st.integers(0, 5),
+    steps=st.lists(st.integers(0, 60), min_size=1, max_size=8),
+)
+def test_rows_are_a_pure_function_of_seed_and_step(lengths, seed, steps):
+    rows = make_rows(lengths)
+    one = plan_of(rows, seed=seed)
+    in_order = {step: one.batch(step) for step in sorted(steps)}
+    for step in steps:  # any order, in one plan and in a new one
+        chex.assert_trees_all_equal(one.batch(step), in_order[step])
+        chex.assert_trees_all_equal(plan_of(rows, seed=seed).batch(step), in_order[step])
+
+
+def test_micro_batches_have_their_own_axis_and_the_same_rows():
+    rows = random_rows(60)
+    flat, stacked = plan_of(rows, 12, 1).batch(3), plan_of(rows, 4, 3).batch(3)
+    chex.assert_tree_shape_prefix(flat, (1, 12))
+    chex.assert_tree_shape_prefix(stacked, (3, 4))
+    chex.assert_trees_all_equal(
+        jax.tree.map(lambda x: x.reshape(12, *x.shape[2:]), flat),
+        jax.tree.map(lambda x: x.reshape(12, *x.shape[2:]), stacked),
+    )
+
+
+def test_epochs_and_seeds_differ():
+    rows = random_rows(60)
+    plan = plan_of(rows)
+    orders = [
+        np.concatenate([p.rows(first + step) for step in range(p.steps_per_epoch)]).tolist()
+        for p, first in ((plan, 0), (plan, plan.steps_per_epoch), (plan_of(rows, seed=1), 0))
+    ]
+    assert orders[0] != orders[1] and orders[0] != orders[2]
+
+
+def test_no_row_is_left_out_for_ever():
+    # One row alone in the largest shape: were the left-over rows dropped there, it never came.
+    rows = make_rows([(1, 1, 1)] * 30 + [(32, 8, 4)])
+    plan = plan_of(rows)
+    seen = {int(i) for step in range(20 * plan.steps_per_epoch) for i in plan.rows(step)}
+    assert seen == set(range(31))
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(sizes, min_size=4, max_size=60))
+def test_training_rows_fit_and_keep_their_ids(lengths):
+    rows = make_rows(lengths)
+    plan = plan_of(rows)
+    for step in range(plan.steps_per_epoch):
+        batch = jax.tree.map(lambda x: x[0], plan.batch(step))
+        assert batch.context_ids_BxC.shape[1] in CONTEXTS and batch.tokens_BxS.shape[1] in QUESTIONS
+        for b, i in enumerate(plan.rows(step)):
+            check_row(batch, b, rows[i], len(rows[i].answer_ids))
+
+
+def check_row(batch, b: int, row: Row, answer_length: int) -> None:
+    c, q = len(row.context_ids), len(row.question_ids)
+    lengths = (batch.context_length_B[b], batch.question_length_B[b], batch.answer_length_B[b])
+    assert lengths == (c, q, answer_length)
+    assert batch.context_id_B[b] == row.context_id
+    np.testing.assert_array_equal(batch.context_ids_BxC[b, :c], row.context_ids)
+    np.testing.assert_array_equal(batch.tokens_BxS[b, :q], row.question_ids)
+    np.testing.assert_array_equal(
+        batch.tokens_BxS[b, q : q + answer_length], row.answer_ids[:answer_length]
+    )
+    assert not batch.context_ids_BxC[b, c:].any()
+    assert not batch.tokens_BxS[b, q + answer_length :].any()
+
+
+@settings(max_examples=80, deadline=None)
+@given(lengths=st.lists(sizes, max_size=60), batch_size=st.integers(1, 9))
+def test_evaluation_has_every_row_once(lengths, batch_size):
+    rows = make_rows(lengths)
+    seen = []
+    for indices, batch in evaluation_batches(rows, batch_size, CONTEXTS, QUESTIONS):
+        chex.assert_tree_shape_prefix(batch, (batch_size,))
+        for b, i in enumerate(indices):
+            check_row(batch, b, rows[i], 0)
+        n = len(indices)
+        assert (batch.context_id_B[n:] == -1).all()
+        assert (batch.context_length_B >= 1).all() and (batch.question_length_B >= 1).all()
+        seen += list(indices)
+    assert sorted(seen) == list(range(len(rows)))
+
+
+def test_few_shapes_and_little_padding():
+    rows = random_rows(2_000)
+    plan = plan_of(rows, 8)
+    assert sum(plan.shapes.values()) == plan.steps_per_epoch == 250
+    assert len(plan.shapes) <= len(CONTEXTS) * len(QUESTIONS)
+    one_shape = TrainPlan(rows, 8, 0, CONTEXTS[-1:], QUESTIONS[-1:])
+    assert one_shape.shapes == {(32, 12): 250}
+    assert one_shape.real_token_share < plan.real_token_share < 1
+
+
+def test_rare_shapes_are_not_compiled():
+    rows = make_rows([(1, 1, 1)] * 990 + [(9, 1, 1)] * 9 + [(32, 8, 4)] * 9)
+    assert set(plan_of(rows, 2).shapes) == {(8, 6), (32, 12)}
+
+
+def test_real_token_share():
+    rows = make_rows([(4, 2, 1), (8, 3, 3)])
+    assert real_token_share(rows, [((8, 6), np.array([0, 1]))]) == (7 + 14) / 28
+    assert real_token_share([], []) == 1.0
+
+
+def test_too_few_rows_for_a_step():
+    with pytest.raises(
+        DataError, match=r"5 training rows are fewer than the 6 of one step \(2 x 3"
+    ):
+        plan_of(random_rows(5), 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"), [((33, 1, 1), "context of 33"), ((1, 12, 1), "question of 13")]
+)
+def test_a_row_that_fits_no_bucket(lengths, message):
+    with pytest.raises(DataError, match=message):
+        plan_of(make_rows([lengths] * 8))

@@ -1,0 +1,272 @@
+"""Reading, checking and drawing of questions."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gistjax.config import DataConfig
+from gistjax.data.report import DataReport
+from gistjax.data.squad import Squad, load_squad, usable_examples
+from gistjax.errors import DataError
+
+GOOD = ("The cat sat.", [("a", "Who sat?", ["cat", "The cat"]), ("b", "What did it do?", ["sat"])])
+
+
+def squad_json(*paragraphs: tuple[str, list[tuple[str, str, list[str]]]], title: str = "T") -> dict:
+    """A SQuAD v1.1 object of one article from `(context, [(id, question, answers)])`."""
+    return {
+        "version": "1.1",
+        "data": [
+            {
+                "title": title,
+                "paragraphs": [
+                    {
+                        "context": context,
+                        "qas": [
+                            {
+                                "id": id_,
+                                "question": question,
+                                "answers": [
+                                    {"text": text, "answer_start": context.find(text)}
+                                    for text in answers
+                                ],
+                            }
+                            for id_, question, answers in qas
+                        ],
+                    }
+                    for context, qas in paragraphs
+                ],
+            }
+        ],
+    }
+
+
+def write_folder(folder: Path, train: object, validation: object | None = None) -> Path:
+    """A data folder; without a validation set the training set stands for it."""
+    for split, content in (("train", train), ("validation", validation or train)):
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def load(folder: Path, train: int = -1, validation: int = -1, seed: int = 0) -> Squad:
+    return load_squad(
+        DataConfig(path=str(folder), train_examples=train, validation_examples=validation), seed
+    )
+
+
+def test_reads_a_folder(tmp_path):
+    squad = load(write_folder(tmp_path, squad_json(GOOD, title="Cats")))
+    assert sorted(example.id for example in squad.train) == ["a", "b"]
+    first = next(example for example in squad.train if example.id == "a")
+    assert (first.title, first.context, first.question) == ("Cats", "The cat sat.", "Who sat?")
+    assert first.answers == ("cat", "The cat")
+    assert squad.train_articles == {"Cats": ("The cat sat.",)}
+    assert str(squad.report) == "all rows are usable"
+
+
+def test_reading_writes_nothing(tmp_path):
+    folder = write_folder(tmp_path, squad_json(GOOD))
+    before = sorted(os.listdir(folder))
+    folder.chmod(0o500)
+    try:
+        load(folder)
+        assert sorted(os.listdir(folder)) == before
+    finally:
+        folder.chmod(0o700)
+
+
+def test_context_id_tells_paragraphs_apart(sample):
+    by_id = {}
+    for example in sample.train:
+        by_id.setdefault(example.context_id, set()).add(example.context)
+    assert all(len(contexts) == 1 for contexts in by_id.values())
+    assert len(by_id) == len({example.context for example in sample.train}) == 30
+
+
+def test_the_same_paragraph_twice_is_one_context(tmp_path):
+    twice = squad_json(GOOD, ("The cat sat.", [("c", "Who?", ["cat"])]))
+    squad = load(write_folder(tmp_path, twice))
+    assert len({example.context_id for example in squad.train}) == 1
+    assert squad.train_articles == {"T": ("The cat sat.",)}
+
+
+@pytest.mark.parametrize(
+    ("break_row", "reason"),
+    [
+        (lambda p, q: q.pop("id"), "no id"),
+        (lambda p, q: q.pop("question"), "no question"),
+        (lambda p, q: q.pop("answers"), "no answers"),
+        (lambda p, q: p.pop("context"), "no context"),
+        (lambda p, q: p.update(context=" \n"), "context is empty or not valid Unicode"),
+        (lambda p, q: p.update(context=7), "context is not text"),
+        (lambda p, q: q.update(id=7), "id is not text"),
+        (lambda p, q: q.update(question="  "), "question is empty or not valid Unicode"),
+        (lambda p, q: q.update(question="\ud800?"), "question is empty or not valid Unicode"),
+        (lambda p, q: q.update(answers=[]), "no answers"),
+        (lambda p, q: q.update(answers=[{"text": ""}]), "no answers"),
+        (lambda p, q: q.update(answers=[{"text": 3}]), "answers are not a list of texts"),
+        (lambda p, q: q.update(answers="cat"), "answers are not a list of texts"),
+        (lambda p, q: q.update(answers=[{"text": "dog"}]), "no answer is in the context"),
+        (lambda p, q: q.update(id="z"), "duplicate id"),
+        (lambda p, q: p.update(qas=[7]), "not an object"),
+        (lambda p, q: p.update(qas=None), "not an object"),
+    ],
+)
+def test_malformed_rows_are_skipped_and_counted(tmp_path, break_row, reason):
+    content = squad_json(
+        ("A dog ran.", [("z", "Who ran?", ["dog"])]), ("The cat sat.", [("a", "Who?", ["cat"])])
+    )
+    paragraph = content["data"][0]["paragraphs"][1]
+    break_row(paragraph, paragraph["qas"][0])
+    squad = load(write_folder(tmp_path, content))
+    assert [example.id for example in squad.train] == ["z"]
+    assert squad.report.counts[f"train: skipped, {reason}"] == 1
+    assert f"skipped, {reason}: 1" in str(squad.report)
+
+
+def test_a_gold_that_is_not_in_the_context_is_left_out(tmp_path):
+    squad = load(
+        write_folder(tmp_path, squad_json(("The cat sat.", [("a", "Who?", ["", "dog", "cat"])])))
+    )
+    assert squad.train[0].answers == ("cat",)
+    assert squad.report.counts["train: gold answers that are not in the context left out"] == 1
+
+
+def test_report_keeps_three_ids():
+    report = DataReport()
+    for i in range(9):
+        report.count("odd", f"q{i}")
+    assert str(report + DataReport()) == "odd: 9 (e.g. q0, q1, q2)"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["title", "paragraphs", "context", "qas", "id", "question", "answers", "text"]
+            ),
+            inner,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(articles=st.lists(JSON, max_size=3))
+def test_any_json_is_read_or_refused(tmp_path_factory, articles):
+    content = squad_json(GOOD)
+    content["data"] += articles
+    folder = write_folder(tmp_path_factory.mktemp("fuzz"), content)
+    squad = load(folder)
+    assert {"a", "b"} <= {example.id for example in squad.train}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        JSON
+        | st.fixed_dictionaries(
+            {k: JSON for k in ("id", "title", "context", "question", "answers")}
+        )
+    )
+)
+def test_any_row_is_counted_or_usable(rows):
+    report = DataReport()
+    examples = usable_examples(rows, "train", report)
+    skipped = sum(n for reason, n in report.counts.items() if "skipped" in reason)
+    assert len(examples) + skipped == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not there"),
+        ('{"data": [', "cannot be read as JSON"),
+        ("[1, 2]", "not in SQuAD v1.1 format"),
+        ('{"rows": []}', "not in SQuAD v1.1 format"),
+        ('{"data": []}', "no usable question"),
+        ('{"data": [{"title": "T"}]}', "no usable question"),
+        (b"\xff\xfe\x00", "cannot be read as JSON"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, content, message):
+    if isinstance(content, bytes):
+        (tmp_path / "train.json").write_bytes(content)
+    elif content is not None:
+        (tmp_path / "train.json").write_text(content)
+    with pytest.raises(DataError, match=message) as error:
+        load(tmp_path)
+    assert "train.json" in str(error.value)
+
+
+def test_a_hub_that_cannot_be_reached_says_what_to_do(tmp_path, monkeypatch):
+    import datasets
+
+    def offline(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("Couldn't reach the hub\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(DataError, match=r"Couldn't reach the hub\..*--config\.data\.path=FOLDER"):
+        load_squad(DataConfig(name="someone/squad"), 0)
+
+
+def test_hub_rows_are_read_like_files(monkeypatch):
+    import datasets
+
+    row = {
+        "id": "a",
+        "title": "T",
+        "context": "The cat sat.",
+        "question": "Who?",
+        "answers": {"text": ["cat"], "answer_start": [4]},
+    }
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list([row])
+    )
+    squad = load_squad(DataConfig(), 0)
+    assert squad.train[0].answers == ("cat",)
+    assert "10000 questions asked for, all 1 there are used" in str(squad.report)
+
+
+def test_draw_depends_on_seed_only(sample):
+    def draw(n: int, seed: int) -> list[str]:
+        data = DataConfig(path="sample", train_examples=n, validation_examples=0)
+        return [example.id for example in load_squad(data, seed).train]
+
+    assert draw(20, 1) == draw(20, 1)
+    assert draw(20, 1) == draw(60, 1)[:20]  # a smaller draw is the beginning of a larger one
+    assert draw(20, 1) != draw(20, 2)
+    assert sorted(draw(-1, 1)) == sorted(example.id for example in sample.train)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_sample_is_official_format_with_exact_spans(split):
+    import gistjax.data
+
+    file = Path(gistjax.data.__file__).parent / "sample" / f"{split}.json"
+    for article in json.loads(file.read_text())["data"]:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                for answer in question["answers"]:
+                    start, text = answer["answer_start"], answer["text"]
+                    assert paragraph["context"][start : start + len(text)] == text
+    assert 45 <= len(paragraph["context"].split()) <= 150
+
+
+def test_sample_splits_share_nothing(sample):
+    assert (len(sample.train), len(sample.validation)) == (150, 50)
+    assert not {e.title for e in sample.train} & {e.title for e in sample.validation}
+    assert str(sample.report) == "all rows are usable"
+
+
+def test_real_set(squad_folder):
+    squad = load(squad_folder)
+    assert (len(squad.train), len(squad.validation)) == (8895, 6936)
+    assert sum(map(len, squad.train_articles.values())) == 1607

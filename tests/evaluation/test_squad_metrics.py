@@ -1,0 +1,95 @@
+"""EM and F1 against values worked out by hand from the official script's rules, and against
+torchmetrics.
+"""
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from gistjax.evaluation.squad_metrics import exact_match, f1, normalize_answer
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The  Cat, a dog & an owl!", "cat dog owl"),
+        ("THE", ""),
+        ("a", ""),
+        ("", ""),
+        ("...", ""),
+        ("U.S.A.", "usa"),  # punctuation goes before articles: `a` of U.S.A. is no article
+        ("A.", ""),
+        ("a-b", "ab"),
+        ("another theory", "another theory"),
+        ("\ta\u00a0cat\u2003sat\n", "cat sat"),  # every Unicode space parts words
+        ("“quoted”", "“quoted”"),  # only ASCII punctuation is stripped
+        ("$5.5 million", "55 million"),
+        ("it's", "its"),
+        ("the_end", "theend"),
+        ("É a É", "é é"),
+        ("aé", "aé"),
+        ("\u0130", "i\u0307"),
+        ("naïve—the end", "naïve— end"),  # a dash is a word boundary
+    ],
+)
+def test_normalize(text, normal):
+    assert normalize_answer(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("prediction", "golds", "em", "score"),
+    [
+        ("the Cat.", ["cat"], 1, 1),
+        ("cat", ["dog", "A cat"], 1, 1),
+        ("black cat", ["cat"], 0, 2 / 3),
+        ("cat", ["black cat", "small black cat"], 0, 2 / 3),  # the best gold counts, not the first
+        ("cat cat", ["cat"], 0, 2 / 3),  # repeated words count once
+        ("cat dog", ["dog cat"], 0, 1),  # order does not matter to F1
+        ("dog", ["cat"], 0, 0),
+        ("", ["cat"], 0, 0),
+        ("", [""], 1, 0),  # v1.1: no common word is F1 0 even where EM is 1
+        ("the", ["a"], 1, 0),
+        ("", ["", "cat"], 1, 0),
+        ("in 1850", ["1850", "around 1850"], 0, 2 / 3),
+        ("a b c d", ["b c"], 0, 0.8),  # `a` is dropped
+        ("ＣＡＴ", ["cat"], 0, 0),  # full-width letters stay what they are
+        ("İ", ["i̇"], 1, 1),
+    ],
+)
+def test_scores(prediction, golds, em, score):
+    assert exact_match(prediction, golds) == em
+    assert f1(prediction, golds) == pytest.approx(score)
+
+
+WORDS = st.lists(
+    st.sampled_from(
+        ["the", "a", "an", "cat", "Cat", "dog", "x.", "-", "É", "1850", "\u00a0", "U.S."]
+    ),
+    max_size=6,
+).map(" ".join) | st.text(max_size=8)
+
+
+@given(prediction=WORDS, golds=st.lists(WORDS, min_size=1, max_size=4))
+def test_properties(prediction, golds):
+    em, score = exact_match(prediction, golds), f1(prediction, golds)
+    assert em in (0.0, 1.0) and 0 <= score <= 1
+    assert score == max(f1(prediction, [gold]) for gold in golds)
+    assert em == max(exact_match(gold, [prediction]) for gold in golds)  # symmetric
+    if em and normalize_answer(prediction):
+        assert score == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(prediction=WORDS, golds=st.lists(WORDS, min_size=1, max_size=4))
+def test_torchmetrics_agrees(prediction, golds):
+    squad = pytest.importorskip(
+        "torchmetrics.functional.text", reason="torchmetrics is not installed"
+    ).squad
+    # Where a side has no word, torchmetrics follows the script of v2.0 instead.
+    assume(normalize_answer(prediction) and all(normalize_answer(gold) for gold in golds))
+    theirs = squad(
+        [{"prediction_text": prediction, "id": "q"}],
+        [{"answers": {"answer_start": [0] * len(golds), "text": golds}, "id": "q"}],
+    )
+    assert 100 * exact_match(prediction, golds) == pytest.approx(float(theirs["exact_match"]))
+    assert 100 * f1(prediction, golds) == pytest.approx(float(theirs["f1"]), abs=1e-3)

@@ -1,0 +1,223 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import TINY, tiny_base, tiny_model
+
+from gistjax.config import EncoderConfig, LoraConfig
+from gistjax.model.compressor import answer_states
+from gistjax.model.decoding import greedy
+from gistjax.model.heads import HEADS
+from gistjax.model.llama import Frozen, LlamaConfig
+from gistjax.model.lora import Trainable
+
+ENCODERS = {
+    "embeddings": EncoderConfig(kind="embeddings"),
+    "hidden": EncoderConfig(kind="hidden", layers=2),
+    "lora": EncoderConfig(kind="lora", lora=LoraConfig(rank=2)),
+    "bidirectional": EncoderConfig(kind="lora", bidirectional=True, lora=LoraConfig(rank=2)),
+}
+FORMS = [(name, "soft_tokens") for name in (*HEADS, "none", "closed_book")] + [
+    ("gist", "key_values")
+]
+
+
+def inputs(rng, B=3, C=16, S=7):
+    ids = jnp.array(rng.integers(0, 61, (B, C)))
+    tokens = jnp.array(rng.integers(0, 61, (B, S)))
+    return ids, jnp.array([16, 9, 3][:B]), tokens, jnp.array([7, 4, 5][:B])
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_with_every_encoder(name, encoder, rng):
+    model = tiny_model(name, encoder=ENCODERS[encoder])
+    ids, length, tokens, tokens_length = inputs(rng)
+    memory = model.memory(ids, length)
+    chex.assert_shape(memory.x_BxXxD, (3, 4, 32))
+    np.testing.assert_array_equal(memory.slots_B, [4, 4, 3])  # no more slots than tokens
+    chex.assert_shape(model.states(memory, tokens, tokens_length), (3, 7, 32))
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_padding_tokens_change_nothing(name, form, rng):
+    model = tiny_model(name, slot_form=form, encoder=ENCODERS["bidirectional"])
+    ids, length, tokens, tokens_length = inputs(rng)
+
+    def states(ids, tokens):
+        return np.asarray(model.states(model.memory(ids, length), tokens, tokens_length))
+
+    padded_ids = jnp.where(jnp.arange(16) < length[:, None], ids, 60 - ids)
+    padded_tokens = jnp.where(jnp.arange(7) < tokens_length[:, None], tokens, 60 - tokens)
+    real = np.arange(7) < np.asarray(tokens_length)[:, None]
+    np.testing.assert_array_equal(
+        states(ids, tokens)[real], states(padded_ids, padded_tokens)[real]
+    )
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_wider_padding_changes_nothing(name, form, rng):
+    model = tiny_model(name, slot_form=form)
+    ids, length, tokens, tokens_length = inputs(rng)
+    wide_ids, wide_tokens = jnp.pad(ids, ((0, 0), (0, 5))), jnp.pad(tokens, ((0, 0), (0, 3)))
+    narrow = model.states(model.memory(ids, length), tokens, tokens_length)
+    wide = model.states(model.memory(wide_ids, length), wide_tokens, tokens_length)
+    real = np.arange(7) < np.asarray(tokens_length)[:, None]
+    np.testing.assert_allclose(np.asarray(narrow)[real], np.asarray(wide)[:, :7][real], atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_cached_answers_equal_uncached_ones(name, form, rng):
+    model = tiny_model(name, slot_form=form)
+    ids, length, tokens, tokens_length = inputs(rng)
+    answers = np.asarray(greedy(model, model.compress(ids, length), tokens, tokens_length, 5, -1))
+    sequence = np.concatenate([np.asarray(tokens), np.zeros((3, 5), int)], axis=1)
+    ends, rows = np.asarray(tokens_length), np.arange(3)
+    for step in range(5):
+        h = model.states(model.memory(ids, length), jnp.array(sequence), jnp.array(ends + step))
+        best = np.asarray(model.base.logits(h)).argmax(-1)[rows, ends + step - 1]
+        np.testing.assert_array_equal(answers[:, step], best)
+        sequence[rows, ends + step] = best
+
+
+@pytest.mark.parametrize(("name", "form"), [("gist", "soft_tokens"), ("gist", "key_values")])
+def test_an_answer_does_not_depend_on_its_batch(name, form, rng):
+    model = tiny_model(name, slot_form=form)
+    ids, length, tokens, tokens_length = inputs(rng)
+    together = greedy(model, model.compress(ids, length), tokens, tokens_length, 5, 7)
+    for b in range(3):
+        row = slice(b, b + 1)
+        alone = greedy(
+            model, model.compress(ids[row], length[row]), tokens[row], tokens_length[row], 5, 7
+        )
+        np.testing.assert_array_equal(together[row], alone)
+
+
+def test_greedy_stops_at_the_end_token_and_fills_with_it(rng):
+    model = tiny_model("gist")
+    ids, length, tokens, tokens_length = inputs(rng)
+    free = np.asarray(greedy(model, model.memory(ids, length), tokens, tokens_length, 6, -1))
+    end = int(free[0, 2])
+    stopped = np.asarray(greedy(model, model.memory(ids, length), tokens, tokens_length, 6, end))
+    first = list(free[0]).index(end)
+    np.testing.assert_array_equal(stopped[0, :first], free[0, :first])
+    assert (stopped[0, first:] == end).all()
+
+
+def test_key_values_have_m_positions_and_no_context(rng):
+    model = tiny_model("gist", slot_form="key_values")
+    ids, length, *_ = inputs(rng)
+    memory = model.compress(ids, length)
+    assert memory.x_BxXxD is None
+    chex.assert_shape(memory.kv.k_LxBxUxKxH, (3, 3, 4, 2, 8))
+    chex.assert_shape(memory.kv.v_LxBxUxKxH, (3, 3, 4, 2, 8))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), min_size=2, max_size=2),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=8)
+def test_what_follows_the_slots_does_not_see_the_context(lengths, seed):
+    """In a base of one layer, nothing of the context has reached a slot's key or value yet: any gradient from the
+    answer to the context would be a leak through the gist mask. Slots themselves must be seen."""
+    one_layer = LlamaConfig(**{**TINY.__dict__, "n_layers": 1})
+    model = tiny_model("gist", slot_form="key_values", base=tiny_base(one_layer))
+    rng = np.random.default_rng(seed)
+    ids, tokens = (jnp.array(rng.integers(0, 61, (2, n))) for n in (9, 5))
+    length, tokens_length = (jnp.array(column) for column in zip(*lengths, strict=True))
+    memory = model.memory(ids, length)
+
+    def last_state(x):
+        h = model.states(memory.replace(x_BxXxD=x), tokens, tokens_length)
+        return jnp.sum(jnp.sin(answer_states(h, tokens_length, 1)))
+
+    grad = np.abs(np.asarray(jax.grad(last_state)(memory.x_BxXxD))).sum(-1)
+    assert (grad[:, :9] == 0).all()
+    used = np.minimum(np.asarray(length), 4)
+    assert ((grad[:, 9:] > 0) == (np.arange(4) < used[:, None])).all()
+
+
+def test_deeper_bases_see_the_context_through_the_slots_alone(rng):
+    model = tiny_model("gist", slot_form="key_values")
+    ids, length, tokens, tokens_length = inputs(rng)
+
+    def total(x, cut):
+        memory = model.memory(ids, length).replace(x_BxXxD=x)
+        if cut:  # hide the slots as well: no path is left
+            memory = memory.replace(cut_BxX=memory.valid_BxX)
+        return jnp.sum(jnp.sin(model.states(memory, tokens, tokens_length)))
+
+    x = model.memory(ids, length).x_BxXxD
+    open_path = np.abs(np.asarray(jax.grad(total)(x, False)))[:, :16]
+    assert (open_path.sum(-1) > 0).sum() == int(length.sum())
+    assert (np.asarray(jax.grad(total)(x, True))[:, :16] == 0).all()
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_encoder_mask_through_gradients(bidirectional, rng):
+    encoder = ENCODERS["bidirectional" if bidirectional else "lora"]
+    model = tiny_model("mean_pool", encoder=encoder)
+    ids, length = jnp.arange(12).reshape(2, 6), jnp.array([6, 4])
+    table = model.base.embedding[...]
+    graphdef, state = nnx.split(model)
+
+    def state_sums(x):  # a token's embedding is looked up in the table: put x there
+        inner = nnx.merge(graphdef, state)
+        inner.base.embedding = Frozen(table.at[:12].set(x.reshape(12, 32)))
+        return inner.compressor.encoder(inner.base, ids, length).sum(-1)
+
+    jacobian = np.asarray(jax.jacobian(state_sums)(table[ids]))
+    influence = np.abs(jacobian).sum(-1)
+    for b, t, u in np.ndindex(2, 6, 6):
+        if t < length[b]:
+            may_see = u < length[b] and (bidirectional or u <= t)
+            assert (influence[b, t, b, u] > 0) == may_see
+
+
+def test_rms_connector_matches_the_embeddings(rng):
+    model = tiny_model("conv")
+    model.compressor.connector.embedding_rms[...] = jnp.float32(0.3)
+    ids, length, *_ = inputs(rng)
+    memory = model.memory(ids, length)
+    rms = np.sqrt(np.mean(np.asarray(memory.x_BxXxD) ** 2, axis=-1))
+    np.testing.assert_allclose(rms[np.asarray(memory.valid_BxX)], 0.3, rtol=1e-4)
+
+
+def test_mean_pool_of_one_token_a_slot_is_the_uncompressed_model(rng):
+    ids, length, tokens, tokens_length = inputs(rng)
+    pooled = tiny_model("mean_pool", target_length=16, connector="none")
+    whole = tiny_model("none")
+    chex.assert_trees_all_close(
+        pooled.states(pooled.memory(ids, length), tokens, tokens_length),
+        whole.states(whole.memory(ids, length), tokens, tokens_length),
+        atol=1e-5,
+    )
+
+
+def test_closed_book_sees_no_context(rng):
+    model = tiny_model("closed_book")
+    ids, length, tokens, tokens_length = inputs(rng)
+    one, other = (
+        model.states(model.memory(x, length), tokens, tokens_length) for x in (ids, 60 - ids)
+    )
+    chex.assert_trees_all_equal(one, other)
+
+
+def test_trainable_leaves_are_lora_head_and_connector():
+    model = tiny_model("gist", encoder=ENCODERS["lora"], connector="linear")
+    _, trainable, frozen = nnx.split(model, Trainable, ...)
+    assert set(trainable) == {"lora", "compressor"}
+    assert set(trainable.compressor) == {"encoder", "head", "connector"}
+    assert set(frozen) == {"base", "compressor"}
+    assert [x.shape for x in jax.tree.leaves(frozen.compressor)] == [()]
+
+
+def test_answer_states_start_at_the_last_question_token():
+    h = jnp.arange(2 * 6.0).reshape(2, 6, 1)
+    picked = answer_states(h, jnp.array([2, 4]), 3)[:, :, 0]
+    np.testing.assert_array_equal(picked, [[1, 2, 3], [9, 10, 11]])

@@ -1,0 +1,160 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import TINY, tiny_base
+
+from gistjax.config import PROJECTIONS, LoraConfig
+from gistjax.errors import WeightsError
+from gistjax.model.cache import Cache
+from gistjax.model.llama import Frozen, LlamaConfig
+from gistjax.model.lora import LoRA, Trainable, projection_sizes
+from gistjax.model.masks import causal_mask, lengths_to_valid, positions_of
+
+LLAMA_31 = {
+    "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 131072,
+    "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                     "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+}  # fmt: skip
+
+
+def run(base, x, valid, **kwargs):
+    return base(x, positions_of(valid), causal_mask(valid), **kwargs)[0]
+
+
+def test_shapes_and_dtypes(rng):
+    base = tiny_base()
+    ids = jnp.array(rng.integers(0, 61, (2, 7)))
+    h = run(base, base.embed(ids), jnp.ones((2, 7), bool))
+    chex.assert_shape(h, (2, 7, 32))
+    logits = base.logits(h.astype(jnp.bfloat16))
+    chex.assert_shape(logits, (2, 7, 61))
+    chex.assert_type(logits, jnp.float32)
+
+
+def test_every_base_weight_is_frozen():
+    base = tiny_base()
+    leaves = jax.tree.leaves(nnx.state(base), is_leaf=lambda x: isinstance(x, nnx.Variable))
+    assert len(leaves) == 12
+    assert all(isinstance(leaf, Frozen) for leaf in leaves)
+
+
+@pytest.mark.parametrize("change", [{"scan_layers": False}, {"remat": True}])
+def test_unrolled_and_rematerialised_layers_give_the_same(rng, change):
+    base, other = tiny_base(), tiny_base()
+    for name, value in change.items():
+        setattr(other, name, value)
+    x = jnp.array(rng.normal(size=(2, 5, 32)), jnp.float32)
+    valid = jnp.ones((2, 5), bool)
+    grad = jax.grad(lambda x, base: jnp.sum(run(base, x, valid) ** 3))
+    chex.assert_trees_all_close(run(base, x, valid), run(other, x, valid), rtol=1e-6)
+    chex.assert_trees_all_close(grad(x, base), grad(x, other), rtol=1e-5)
+
+
+def test_gradients_prove_causality_and_padding(rng):
+    base = tiny_base()
+    x = jnp.array(rng.normal(size=(2, 6, 32)), jnp.float32)
+    valid = lengths_to_valid(jnp.array([6, 4]), 6)
+    # d output at t / d input at u, summed over channels
+    jacobian = jax.jacobian(lambda x: run(base, x, valid).sum(-1))(x)
+    influence = np.abs(np.asarray(jacobian)).sum(-1)
+    for b, t in np.ndindex(2, 6):
+        assert (influence[b, t, 1 - b] == 0).all(), "rows are independent"
+        if valid[b, t]:
+            for u in range(6):
+                may_see = u <= t and bool(valid[b, u])
+                assert (influence[b, t, b, u] > 0) == may_see, (b, t, u)
+
+
+def test_cache_in_pieces_equals_one_pass(rng):
+    base = tiny_base()
+    x = jnp.array(rng.normal(size=(2, 7, 32)), jnp.float32)
+    valid = jnp.ones((2, 7), bool)
+    whole = run(base, x, valid)
+    cache = Cache.empty(3, 2, 9, 2, 8, jnp.float32)
+    mask = jnp.pad(causal_mask(valid), ((0, 0), (0, 0), (0, 2)))
+    pieces = []
+    for start, end in [(0, 3), (3, 4), (4, 7)]:
+        h, cache = base(
+            x[:, start:end], positions_of(valid)[:, start:end], mask[:, start:end],
+            cache=cache, start=start,
+        )  # fmt: skip
+        pieces.append(h)
+    chex.assert_trees_all_close(jnp.concatenate(pieces, 1), whole, atol=1e-5)
+
+
+def test_fewer_layers_are_the_first_ones(rng):
+    base = tiny_base()
+    x = jnp.array(rng.normal(size=(1, 5, 32)), jnp.float32)
+    valid = jnp.ones((1, 5), bool)
+    chex.assert_trees_all_equal(run(base, x, valid, n_layers=0), x)
+    two = run(base, x, valid, n_layers=2)
+    for leaf in ("q", "k", "v", "o", "gate", "up", "down"):
+        weights = getattr(base.layers, leaf)
+        weights[...] = weights[...].at[2].set(jnp.nan)
+    chex.assert_trees_all_close(run(base, x, valid, n_layers=2), two)
+
+
+@pytest.mark.parametrize("target", PROJECTIONS)
+def test_fresh_lora_changes_nothing_and_a_trained_one_does(rng, target):
+    base = tiny_base()
+    x = jnp.array(rng.normal(size=(1, 5, 32)), jnp.float32)
+    valid = jnp.ones((1, 5), bool)
+    lora = LoRA(TINY, LoraConfig(rank=2, targets=(target,)), jax.random.key(0))
+    chex.assert_trees_all_equal(run(base, x, valid, lora=lora), run(base, x, valid))
+    lora.adapters[target].b[...] += 0.1
+    assert not np.allclose(run(base, x, valid, lora=lora), run(base, x, valid))
+
+
+def test_lora_equals_merged_weights(rng):
+    base = tiny_base()
+    lora = LoRA(TINY, LoraConfig(rank=2, alpha=6.0), jax.random.key(0))
+    for name, adapter in lora.adapters.items():
+        adapter.b[...] = jax.random.normal(jax.random.key(len(name)), adapter.b[...].shape) * 0.1
+    x = jnp.array(rng.normal(size=(1, 5, 32)), jnp.float32)
+    valid = jnp.ones((1, 5), bool)
+    adapted = run(base, x, valid, lora=lora)
+    for name, adapter in lora.adapters.items():
+        weights = getattr(base.layers, name)
+        weights[...] += (6.0 / 2) * jnp.einsum("lir,lro->lio", adapter.a[...], adapter.b[...])
+    chex.assert_trees_all_close(run(base, x, valid), adapted, atol=1e-4)
+
+
+def test_lora_is_a_tree_of_its_own_beside_the_base():
+    lora = LoRA(TINY, LoraConfig(rank=2), jax.random.key(0))
+    _, trainable, frozen = nnx.split((tiny_base(), lora), Trainable, ...)
+    sizes = projection_sizes(TINY)
+    expected = sum(3 * 2 * (d_in + d_out) for d_in, d_out in sizes.values())
+    assert sum(x.size for x in jax.tree.leaves(trainable)) == expected
+    assert len(jax.tree.leaves(frozen)) == 12
+
+
+def test_config_from_hugging_face():
+    config = LlamaConfig.from_hugging_face(LLAMA_31)
+    assert (config.d_model, config.head_dim, config.n_kv_heads) == (4096, 128, 8)
+    assert config.rope_scaling is not None
+    assert config.rope_scaling.original_positions == 8192
+    rope = {**LLAMA_31["rope_scaling"], "rope_theta": 500000.0}
+    newer = {k: v for k, v in LLAMA_31.items() if k not in ("rope_scaling", "rope_theta")}
+    assert LlamaConfig.from_hugging_face({**newer, "rope_parameters": rope}) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model_type": "mistral"}, "mistral"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"attention_bias": True}, "biases"),
+        ({"mlp_bias": True}, "biases"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ({"num_key_value_heads": 5}, "divide"),
+        ({"hidden_size": None}, "hidden_size"),
+    ],
+)
+def test_other_architectures_are_refused_with_the_reason(change, reason):
+    with pytest.raises(WeightsError, match=reason):
+        LlamaConfig.from_hugging_face({**LLAMA_31, **change})

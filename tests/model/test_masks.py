@@ -1,0 +1,68 @@
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gistjax.model.masks import (
+    bidirectional_mask,
+    causal_mask,
+    gist_mask,
+    lengths_to_valid,
+    positions_of,
+)
+
+rows_of_bools = st.integers(1, 9).flatmap(
+    lambda T: st.lists(st.lists(st.booleans(), min_size=T, max_size=T), min_size=1, max_size=3)
+)
+
+
+@given(rows_of_bools)
+def test_causal_mask_is_what_its_definition_says(rows):
+    valid = np.array(rows)
+    mask = np.asarray(causal_mask(jnp.array(valid)))
+    for b, t, u in np.ndindex(mask.shape):
+        expected = t == u or (u < t and valid[b, t] and valid[b, u])
+        assert mask[b, t, u] == expected
+
+
+@given(rows_of_bools)
+def test_bidirectional_mask_lets_real_tokens_see_all_real_ones(rows):
+    valid = np.array(rows)
+    mask = np.asarray(bidirectional_mask(jnp.array(valid)))
+    for b, t, u in np.ndindex(mask.shape):
+        assert mask[b, t, u] == (t == u or (valid[b, t] and valid[b, u]))
+
+
+@given(rows_of_bools)
+def test_no_query_looks_at_nothing(rows):
+    valid = jnp.array(rows)
+    everything = jnp.ones_like(valid)
+    for mask in (causal_mask(valid), gist_mask(valid, everything, ~everything)):
+        assert bool(jnp.all(jnp.any(mask, axis=-1)))
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4), st.integers(1, 5))
+def test_gist_mask_cuts_the_context_from_what_follows_and_nothing_else(P, C, M, S):
+    T = P + C + M + S
+    where = np.arange(T)
+    cut = (where >= P) & (where < P + C)
+    after = where >= P + C + M
+    ones = jnp.ones((1, T), bool)
+    mask = np.asarray(gist_mask(ones, jnp.array(cut)[None], jnp.array(after)[None]))[0]
+    assert not mask[np.ix_(after, cut)].any()
+    allowed = ~(after[:, None] & cut[None, :])
+    np.testing.assert_array_equal(mask[allowed], np.tril(np.ones((T, T), bool))[allowed])
+
+
+@given(rows_of_bools)
+def test_positions_count_real_tokens(rows):
+    valid = np.array(rows)
+    positions = np.asarray(positions_of(jnp.array(valid)))
+    for row, places in zip(valid, positions, strict=True):
+        np.testing.assert_array_equal(places[row], np.arange(row.sum()))
+    assert (positions >= 0).all()
+
+
+def test_lengths_to_valid():
+    valid = lengths_to_valid(jnp.array([0, 2, 3]), 3)
+    np.testing.assert_array_equal(valid, [[0, 0, 0], [1, 1, 0], [1, 1, 1]])

@@ -1,0 +1,69 @@
+"""The small models that many tests share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gistjax.config import CompressionConfig, DataConfig, EncoderConfig, LoraConfig
+from gistjax.data.batches import Batch
+from gistjax.model.compressor import CompressedLM
+from gistjax.model.llama import Llama, LlamaConfig, RopeScaling, random_initializer
+
+TINY = LlamaConfig(
+    vocab_size=61,
+    d_model=32,
+    d_ff=48,
+    n_layers=3,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    rope_theta=500_000.0,
+    rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16),
+    max_positions=256,
+)
+
+
+def tiny_base(config: LlamaConfig = TINY, seed: int = 0) -> Llama:
+    """A random base in fp32 whose weights are large enough for its states to differ."""
+    base = Llama(config, random_initializer(jax.random.key(seed), jnp.float32))
+    for leaf in (base.embedding, base.layers.q, base.layers.k, base.layers.v, base.layers.o):
+        leaf[...] = leaf[...] * 10
+    if base.output is not None:
+        base.output[...] = base.output[...] * 30
+    return base
+
+
+def tiny_model(
+    architecture: str = "gist", *, base: Llama | None = None, seed: int = 1, **changes: object
+) -> CompressedLM:
+    """A model with 4 slots over contexts of up to 16 tokens, LoRA no longer at zero."""
+    config = CompressionConfig(
+        architecture=architecture,
+        target_length=4,
+        lora=LoraConfig(rank=2, alpha=2.0),
+        encoder=EncoderConfig(lora=LoraConfig(rank=2, alpha=2.0)),
+        data=DataConfig(context_tokens=16),
+    ).replace(**changes)
+    model = CompressedLM(base or tiny_base(), config, (1, 2, 3), jax.random.key(seed))
+    for lora in (model.lora, model.compressor and model.compressor.encoder.lora):
+        if lora is not None:
+            for name, adapter in lora.adapters.items():
+                key = jax.random.key(len(name))
+                adapter.b[...] = 0.3 * jax.random.normal(key, adapter.b[...].shape)
+    return model
+
+
+def tiny_batch(rng: np.random.Generator, B: int = 4, C: int = 16, S: int = 9) -> Batch:
+    """Random rows of random lengths; rows 0 and 1 share their context."""
+    question_length = rng.integers(2, 5, B)
+    context_ids, context_length = rng.integers(0, 61, (B, C)), rng.integers(5, C + 1, B)
+    context_ids[1], context_length[1] = context_ids[0], context_length[0]
+    batch = Batch(
+        context_ids_BxC=context_ids,
+        context_length_B=context_length,
+        tokens_BxS=rng.integers(0, 61, (B, S)),
+        question_length_B=question_length,
+        answer_length_B=rng.integers(1, 5, B),
+        context_id_B=np.array([0, *range(B - 1)]),
+    )
+    return jax.tree.map(lambda x: x.astype(np.int32), batch)

@@ -1,0 +1,128 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny import tiny_batch, tiny_model
+
+from gistjax.model.decoding import greedy
+from gistjax.model.lora import Trainable
+from gistjax.training import losses
+from gistjax.training.losses import LossSettings, put_answers, total_loss
+
+ALL = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
+
+
+def settings(weights=ALL, answer_tokens=5):
+    return LossSettings(weights, answer_tokens, end_id=7, contrastive_layers=2)
+
+
+def log_probability(model, ids, length, context_tokens, target):
+    """Of `target` after prefix, slots and `ids`: one row, one prediction, no padding, no batching."""
+    memory = model.memory(jnp.array(context_tokens)[None], jnp.array([length]))
+    h = model.states(memory, jnp.array(ids)[None], jnp.array([len(ids)]))
+    logits = np.asarray(model.base.logits(h[0, -1]), np.float64)
+    return logits[target] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+
+
+@pytest.mark.parametrize("architecture", ["gist", "none"])
+def test_teacher_forcing_token_by_token(architecture, rng):
+    model, batch = tiny_model(architecture), tiny_batch(rng)
+    expected = []
+    for b in range(4):
+        q, a = int(batch.question_length_B[b]), int(batch.answer_length_B[b])
+        row = batch.tokens_BxS[b]
+        terms = [
+            log_probability(
+                model, row[: q + i], batch.context_length_B[b], batch.context_ids_BxC[b], row[q + i]
+            )
+            for i in range(a)
+        ]
+        expected.append(-np.mean(terms))
+    memory = model.memory(batch.context_ids_BxC, batch.context_length_B)
+    loss = losses.teacher_forcing(model, memory, batch, settings())
+    np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
+
+
+def test_generation_scores_gold_given_the_models_own_prefix(rng):
+    model, batch = tiny_model("gist"), tiny_batch(rng)
+    memory = model.memory(batch.context_ids_BxC, batch.context_length_B)
+    own = np.asarray(greedy(model, memory, batch.tokens_BxS, batch.question_length_B, 5, 7))
+    expected = []
+    for b in range(4):
+        q, a = int(batch.question_length_B[b]), int(batch.answer_length_B[b])
+        row = batch.tokens_BxS[b]
+        terms = [
+            log_probability(
+                model, [*row[:q], *own[b, :i]], batch.context_length_B[b],
+                batch.context_ids_BxC[b], row[q + i],
+            )
+            for i in range(a)
+        ]  # fmt: skip
+        expected.append(-np.mean(terms))
+    loss = losses.generation(model, memory, batch, settings())
+    np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_loss_reaches_the_compressor(name, rng):
+    model, batch = tiny_model("gist"), tiny_batch(rng)
+    graphdef, trainable, frozen = nnx.split(model, Trainable, ...)
+    grad = jax.grad(
+        lambda t: total_loss(nnx.merge(graphdef, t, frozen), batch, settings({name: 1.0}))[0]
+    )(trainable)
+    for leaf in jax.tree.leaves(grad.compressor.head):
+        assert float(jnp.abs(leaf).max()) > 0
+    assert jax.tree.structure(grad) == jax.tree.structure(trainable), "no gradient for the base"
+
+
+def test_contrastive_against_a_plain_loop(rng):
+    model, batch = tiny_model("conv"), tiny_batch(rng)
+    batch.answer_length_B[3] = 0  # row 3 is padding
+    memory = model.memory(batch.context_ids_BxC, batch.context_length_B)
+    slot = np.asarray(memory.x_BxXxD[:, 0], np.float64)
+    target = np.asarray(losses._context_view(model, batch, 2), np.float64)
+    slot /= np.linalg.norm(slot, axis=1, keepdims=True)
+    target /= np.linalg.norm(target, axis=1, keepdims=True)
+    expected = []
+    for i in range(3):
+        rivals = [j for j in range(3) if batch.context_id_B[j] != batch.context_id_B[i]]
+        scores = np.array([slot[i] @ target[j] / losses.TEMPERATURE for j in [i, *rivals]])
+        expected.append(np.log(np.exp(scores).sum()) - scores[0])
+    loss = losses.contrastive(model, memory, batch, settings())
+    np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
+
+
+def test_total_is_the_weighted_sum_and_zero_weights_cost_nothing(rng, monkeypatch):
+    model, batch = tiny_model("gist"), tiny_batch(rng)
+    total, parts = total_loss(model, batch, settings())
+    assert set(parts) == set(ALL)
+    np.testing.assert_allclose(total, sum(ALL[k] * parts[k] for k in ALL), rtol=1e-6)
+
+    def never(*_):
+        raise AssertionError("a loss of weight 0 was computed")
+
+    monkeypatch.setitem(losses.LOSSES, "generation", never)
+    _, parts = total_loss(model, batch, settings({**ALL, "generation": 0.0}))
+    assert set(parts) == {"teacher_forcing", "contrastive"}
+
+
+def test_padding_rows_do_not_count(rng):
+    model, batch = tiny_model("gist"), tiny_batch(rng)
+    padded = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:2])]), batch)
+    lengths = {"context_length_B": 1, "question_length_B": 1, "answer_length_B": 0}
+    for name, value in lengths.items():
+        array = getattr(padded, name)
+        array[4:] = value
+    padded.context_id_B[4:] = -1
+    for name in ALL:
+        one, _ = total_loss(model, batch, settings({name: 1.0}))
+        other, _ = total_loss(model, padded, settings({name: 1.0}))
+        np.testing.assert_allclose(one, other, rtol=1e-5, err_msg=name)
+
+
+def test_put_answers_overwrites_only_what_follows_the_question():
+    tokens = jnp.arange(12).reshape(2, 6)
+    answers = jnp.array([[90, 91, 92], [80, 81, 82]])
+    out = put_answers(tokens, jnp.array([2, 5]), answers)
+    np.testing.assert_array_equal(out, [[0, 1, 90, 91, 92, 5], [6, 7, 8, 9, 10, 80]])

@@ -1,0 +1,98 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from tiny import tiny_model
+
+from gistjax.config import EncoderConfig, LoraConfig, OptimizerConfig
+from gistjax.errors import ConfigError
+from gistjax.model.heads import HEADS
+from gistjax.model.lora import Trainable
+from gistjax.sharding import path_name
+from gistjax.training.optimizer import is_decayed, label_groups, make_optimizer, schedules
+
+ENCODER = EncoderConfig(kind="lora", lora=LoraConfig(rank=2))
+
+
+def trainable_of(name="gist", **changes):
+    return nnx.split(tiny_model(name, **changes), Trainable, ...)[1]
+
+
+def by_name(tree):
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize("name", [*HEADS, "none"])
+def test_every_trainable_leaf_has_one_group(name):
+    labels = by_name(label_groups(trainable_of(name, encoder=ENCODER, connector="linear")))
+    assert labels
+    for leaf, group in labels.items():
+        assert group == ("lora" if "lora/" in leaf else "compressor")
+
+
+def test_a_leaf_without_a_group_is_named():
+    with pytest.raises(ValueError, match="surprise/w"):
+        label_groups({"surprise": {"w": jnp.zeros(2)}})
+
+
+def test_decay_is_for_matrices_only():
+    decayed = {name for name, yes in by_name(is_decayed(trainable_of())).items() if yes}
+    kept = set(by_name(trainable_of())) - decayed
+    assert kept == {
+        "compressor/head/queries",
+        "compressor/head/query_norm",
+        "compressor/head/ffn_norm",
+        "compressor/head/self_norm",
+    }
+
+
+def test_schedule_warms_up_and_ends_at_zero():
+    config = OptimizerConfig()
+    lr = schedules(config, 1000)
+    np.testing.assert_allclose(lr["compressor"](0), 1e-4 / 51, rtol=1e-6)
+    np.testing.assert_allclose(lr["compressor"](50), 1e-4, rtol=1e-6)
+    np.testing.assert_allclose(lr["lora"](50), 5e-5, rtol=1e-6)
+    np.testing.assert_allclose(lr["lora"](525), 2.5e-5, rtol=1e-3)
+    assert float(lr["compressor"](1000)) == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 3])
+def test_schedules_of_very_short_runs_are_finite(total):
+    for schedule in schedules(OptimizerConfig(), total).values():
+        assert all(np.isfinite(float(schedule(step))) for step in range(4))
+
+
+def test_an_update_against_adamw_by_hand():
+    """One step from zero moments moves each weight by its group's rate: Adam's ratio is ±1, plus decay."""
+    config = OptimizerConfig(warmup_fraction=0.0, clip_norm=1e9, weight_decay=0.1)
+    trainable = trainable_of()
+    optimizer = make_optimizer(config, 1000, trainable)
+    opt_state = optimizer.init(trainable)
+    grads = jax.tree.map(lambda x: jnp.where(x >= 0, 2.0, -3.0), trainable)
+    _, opt_state = optimizer.update(grads, opt_state, trainable)  # warm-up takes one step
+    updates, _ = optimizer.update(grads, opt_state, trainable)
+    decays = by_name(is_decayed(trainable))
+    weights, signs = by_name(trainable), by_name(grads)
+    for name, update in by_name(updates).items():
+        rate = 5e-5 if name.startswith("lora/") else 1e-4
+        expected = -rate * (jnp.sign(signs[name]) + 0.1 * decays[name] * weights[name])
+        np.testing.assert_allclose(update, expected, rtol=1e-3)
+
+
+def test_clipping_scales_the_whole_gradient():
+    trainable = trainable_of()
+    optimizer = make_optimizer(OptimizerConfig(clip_norm=1.0), 10, trainable)
+    clip = optax.clip_by_global_norm(1.0)
+    grads = jax.tree.map(lambda x: jnp.ones_like(x), trainable)
+    clipped, _ = clip.update(grads, clip.init(trainable))
+    once = optimizer.update(grads, optimizer.init(trainable), trainable)[1]
+    again = optimizer.update(clipped, optimizer.init(trainable), trainable)[1]
+    for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_nothing_to_train_is_refused():
+    with pytest.raises(ConfigError, match="nothing is trainable"):
+        make_optimizer(OptimizerConfig(), 10, {})

@@ -1,0 +1,141 @@
+import hashlib
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_batch, tiny_model
+
+from gistjax.config import EncoderConfig, LoraConfig, MeshConfig, OptimizerConfig
+from gistjax.sharding import make_mesh, put_batch, shardings_of
+from gistjax.training.losses import LossSettings
+from gistjax.training.optimizer import make_optimizer
+from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
+
+WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
+LAYOUTS = {
+    "replicated": MeshConfig(),
+    "fsdp": MeshConfig(data=1, fsdp=8),
+    "tensor": MeshConfig(data=4, tensor=2),
+    "all three": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+
+
+def start(mesh, model=None, weights=WEIGHTS, rate=1e-4):
+    graphdef, trainable, frozen = split_model(model or tiny_model("gist"))
+    trainable = jax.device_put(trainable, shardings_of(trainable, mesh))
+    frozen = jax.device_put(frozen, shardings_of(frozen, mesh))
+    optimizer = make_optimizer(OptimizerConfig(compressor_lr=rate, lora_lr=rate), 100, trainable)
+    state = init_state(trainable, optimizer, mesh)
+    settings = LossSettings(weights, 5, end_id=7, contrastive_layers=2)
+    step = make_train_step(graphdef, optimizer, settings, state_shardings(state, mesh))
+    return state, frozen, step
+
+
+def micro_batches(rng, K=1, B=8):
+    batches = [tiny_batch(rng, B) for _ in range(K)]
+    return jax.tree.map(lambda *xs: np.stack(xs), *batches)
+
+
+def run(mesh, batches, steps=3, **kwargs):
+    state, frozen, step = start(mesh, **kwargs)
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, frozen, put_batch(batches, mesh, leading=1))
+        losses.append(float(metrics["loss"]))
+    return losses, jax.device_get(state.trainable), step
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    mesh = jax.make_mesh(
+        (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1],
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    )  # fmt: skip
+    return run(mesh, micro_batches(np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_loss_of_one_device(layout, one_device):
+    losses, _, step = run(make_mesh(LAYOUTS[layout]), micro_batches(np.random.default_rng(0)))
+    np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
+    assert losses[-1] < losses[0]
+    assert step._cache_size() == 1, "a step compiles once"
+
+
+def test_golden_losses(one_device):
+    """Pinned: a change here is a change of what is computed."""
+    np.testing.assert_allclose(one_device[0], GOLDEN, rtol=1e-4)
+
+
+GOLDEN = [5.446989, 5.271536, 5.209261]
+
+
+def test_accumulation_equals_one_large_batch(rng):
+    mesh = make_mesh(MeshConfig())
+    batches = micro_batches(rng, K=4)
+    large = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), batches)
+    weights = {"teacher_forcing": 0.7, "generation": 0.3}
+    (loss, norm), (large_loss, large_norm) = (
+        first_metrics(mesh, b, weights) for b in (batches, large)
+    )
+    np.testing.assert_allclose(loss, large_loss, rtol=1e-5)
+    np.testing.assert_allclose(norm, large_norm, rtol=1e-4)
+
+
+def first_metrics(mesh, batches, weights):
+    state, frozen, step = start(mesh, weights=weights)
+    _, metrics = step(state, frozen, put_batch(batches, mesh, leading=1))
+    return float(metrics["loss"]), float(metrics["grad_norm"])
+
+
+def test_base_bytes_do_not_change(rng):
+    mesh = make_mesh(MeshConfig())
+    encoder = EncoderConfig(kind="lora", lora=LoraConfig(rank=2))
+    state, frozen, step = start(mesh, tiny_model("gist", encoder=encoder))
+
+    def digest(tree):
+        leaves = jax.device_get(jax.tree.leaves(tree))
+        return hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
+
+    base_before, trained_before = digest(frozen), digest(state.trainable)
+    for _ in range(2):
+        state, _ = step(state, frozen, put_batch(micro_batches(rng), mesh, leading=1))
+    assert digest(frozen) == base_before
+    assert digest(state.trainable) != trained_before
+
+
+def test_the_state_is_donated_and_the_base_is_not(rng):
+    mesh = make_mesh(MeshConfig())
+    state, frozen, step = start(mesh)
+    step(state, frozen, put_batch(micro_batches(rng), mesh, leading=1))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
+
+
+def test_no_gradient_is_formed_for_frozen_matrices():
+    """The compiled step has no dot whose result has a base matrix's shape: weight gradients would."""
+    mesh = make_mesh(MeshConfig())
+    state, frozen, step = start(mesh, tiny_model("none"), {"teacher_forcing": 1.0})
+    batch = put_batch(micro_batches(np.random.default_rng(0)), mesh, leading=1)
+    text = step.lower(state, frozen, batch).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products
+    assert not any("-> tensor<32x48xf32>" in p or "-> tensor<48x32xf32>" in p for p in products)
+
+
+def test_moments_lie_like_their_parameters():
+    mesh = make_mesh(LAYOUTS["all three"])
+    state, _, _ = start(mesh)
+    specs = {leaf.sharding.spec for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim > 1}
+    assert specs == {
+        leaf.sharding.spec for leaf in jax.tree.leaves(state.trainable) if leaf.ndim > 1
+    }
+    assert len(specs) > 2
+
+
+def test_training_overfits_one_batch(rng):
+    """The model learns a batch by heart: losses, slots, gradients and updates work together."""
+    mesh = make_mesh(MeshConfig())
+    weights = {"teacher_forcing": 1.0}
+    losses, *_ = run(mesh, micro_batches(rng), steps=80, weights=weights, rate=1e-2)
+    assert losses[-1] < 0.3 * losses[0]
