@@ -55,7 +55,7 @@ def parse(argv: list[str]) -> CompressionConfig:
     Raises:
         ConfigError: for an unknown flag or key (with the nearest known one), a wrong type, a missing file.
     """
-    _find_config_file(argv)
+    argv = sys.argv = _config_first(argv)  # ml_collections reads sys.argv
     try:
         rest = flags.FLAGS(argv)
     except AttributeError as error:  # how ml_collections says that a key is unknown
@@ -69,22 +69,25 @@ def parse(argv: list[str]) -> CompressionConfig:
     return CompressionConfig.from_dict(_CONFIG.value)
 
 
-def _find_config_file(argv: list[str]) -> None:
-    """Checks the file before absl does, whose message would be a traceback."""
+def _config_first(argv: list[str]) -> list[str]:
+    """The command line with its config file in front, where ml_collections wants it, and checked to be there."""
     for i, word in enumerate(argv[1:], 1):
         match = re.fullmatch(r"--?config(?:=(.*))?", word)
         if match:
-            name = match[1] if match[1] is not None else " ".join(argv[i + 1 : i + 2])
-            path = Path(name)
-            if path.is_file():
-                return
+            rest = argv[1:i] + argv[i + 1 :]
+            name = match[1]
+            if name is None:
+                name, rest = " ".join(argv[i + 1 : i + 2]), argv[1:i] + argv[i + 2 :]
+            if Path(name).is_file():
+                return [argv[0], f"--config={name}", *rest]
             near = difflib.get_close_matches(
-                path.name, [p.name for p in Path("configs").glob("*.py")], 1
+                Path(name).name, [path.name for path in Path("configs").glob("*.py")], 1
             )
             hint = f"; did you mean configs/{near[0]}?" if near else "; see configs/."
             raise ConfigError(f"there is no config file {name!r}{hint}")
-    if not {"--help", "-h", "--helpfull", "--helpshort", "-help"} & set(argv):
-        raise ConfigError("which config? Give one, as in --config configs/gist_m64.py.")
+    if {"--help", "-h", "--helpfull", "--helpshort", "-help"} & set(argv):
+        return argv
+    raise ConfigError("which config? Give one, as in --config configs/gist_m64.py.")
 
 
 def _unknown_key(argv: list[str], error: Exception) -> str:

@@ -178,7 +178,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that decide the numbers."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    installed = {dist.name.lower(): dist.version for dist in importlib.metadata.distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
 
 
 def device_name() -> str:
