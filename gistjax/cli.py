@@ -15,29 +15,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 
 from gistjax.config import CompressionConfig, did_you_mean
 from gistjax.errors import ConfigError, GistjaxError
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file; any key is overridden by --config.KEY=VALUE.", lock_config=True
-)
+HELP = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
+
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 
 Main = Callable[[CompressionConfig, flags.FlagValues], None]
+Defaults = Callable[[list[str]], CompressionConfig]
 
 
-def run(main: Main, argv: list[str] | None = None) -> None:
-    """Parses the command line, calls `main`, and exits."""
-    argv = sys.argv if argv is None else argv
+def run(main: Main, defaults: Defaults | None = None) -> None:
+    """Parses the command line, calls `main`, and exits.
+
+    Args:
+        main: the command, given its config and its other flags.
+        defaults: where the config comes from if not from a file named by --config.
+    """
+    argv = sys.argv
     show_traceback = "--traceback" in argv
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("absl", "jax", "orbax", "httpx"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
-        config = parse(argv)
+        config = parse(argv, defaults)
         main(config, flags.FLAGS)
     except GistjaxError as error:
         if show_traceback:
@@ -49,15 +54,26 @@ def run(main: Main, argv: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def parse(argv: list[str]) -> CompressionConfig:
+def parse(
+    argv: list[str], defaults: Defaults | None = None, values: flags.FlagValues = flags.FLAGS
+) -> CompressionConfig:
     """The config that a command line asks for.
 
     Raises:
         ConfigError: for an unknown flag or key (with the nearest known one), a wrong type, a missing file.
     """
-    argv = sys.argv = _config_first(argv)  # ml_collections reads sys.argv
+    about = "Config file; any key is overridden by --config.KEY=VALUE."
+    if HELP & set(argv):
+        app.define_help_flags()
+    elif defaults is None:
+        argv = sys.argv = _config_first(argv)  # ml_collections reads sys.argv
+    if defaults is None or HELP & set(argv):
+        config_flags.DEFINE_config_file("config", None, about, values, lock_config=True)
+    else:
+        config = defaults(argv).to_config_dict()
+        config_flags.DEFINE_config_dict("config", config, about, values)
     try:
-        rest = flags.FLAGS(argv)
+        rest = values(argv)
     except AttributeError as error:  # how ml_collections says that a key is unknown
         raise ConfigError(_unknown_key(argv, error)) from error
     except (flags.Error, TypeError, ValueError, KeyError) as error:
@@ -66,7 +82,20 @@ def parse(argv: list[str]) -> CompressionConfig:
         raise ConfigError(
             f"unexpected argument {rest[1]!r}: options start with --, as in --config.seed=1."
         )
-    return CompressionConfig.from_dict(_CONFIG.value)
+    return CompressionConfig.from_dict(values["config"].value)
+
+
+def option(argv: list[str], name: str) -> str:
+    """The value of a flag, before flags are parsed.
+
+    Raises:
+        ConfigError: if it is not given.
+    """
+    for word, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        match = re.fullmatch(rf"--?{name}(?:=(.*))?", word)
+        if match:
+            return match[1] if match[1] is not None else following
+    raise ConfigError(f"--{name} is missing (see --help).")
 
 
 def _config_first(argv: list[str]) -> list[str]:
@@ -85,8 +114,6 @@ def _config_first(argv: list[str]) -> list[str]:
             )
             hint = f"; did you mean configs/{near[0]}?" if near else "; see configs/."
             raise ConfigError(f"there is no config file {name!r}{hint}")
-    if {"--help", "-h", "--helpfull", "--helpshort", "-help"} & set(argv):
-        return argv
     raise ConfigError("which config? Give one, as in --config configs/gist_m64.py.")
 
 

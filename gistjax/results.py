@@ -25,7 +25,7 @@ from gistjax.data.squad import Example
 from gistjax.errors import CheckpointError
 from gistjax.evaluation.generation import Answers
 from gistjax.evaluation.scores import Scores, prediction_rows, score
-from gistjax.planning import nominal_ratio, parameter_counts
+from gistjax.planning import abstract_model, nominal_ratio, parameter_counts
 from gistjax.training.step import TrainState, split_model
 from gistjax.weights.registry import base_hash
 
@@ -57,6 +57,22 @@ def claim(rundir: Path, config: CompressionConfig) -> None:
         raise CheckpointError(
             f"{rundir} holds a run of another configuration ({'; '.join(changed)}). "
             "Choose another --workdir, or move that folder away."
+        )
+
+
+def check_base(rundir: Path, foundation: Foundation) -> None:
+    """Makes sure that a run goes on with, or is evaluated on, the base that it was trained on.
+
+    Raises:
+        CheckpointError: if the base's bytes are others.
+    """
+    path = rundir / "config.json"
+    theirs = json.loads(path.read_text())["base_sha256"] if path.exists() else None
+    ours = base_hash(foundation.base)
+    if theirs not in (None, ours):
+        raise CheckpointError(
+            f"{rundir} was trained on other base weights (SHA-256 {theirs[:12]}…, these are {ours[:12]}…): "
+            "give the same weights and dtype, or another directory."
         )
 
 
@@ -117,13 +133,11 @@ class Scorer:
         answerer = make_answerer(config, self._foundation, graphdef)
         return self.scores(answerer(trainable, frozen, self._rows, "untuned full context"))
 
-    def write(
-        self, rundir: Path, state: TrainState, answers: Answers, baseline: Scores | None
-    ) -> dict[str, Any]:
-        """Writes `metrics.json` and `sample_predictions.json`; returns the metrics."""
+    def metrics(self, answers: Answers, baseline: Scores | None) -> dict[str, Any]:
+        """Scores, ratios, parameters and times, as in `metrics.json`."""
         config = self._config
         scores = self.scores(answers)
-        metrics = {
+        return {
             "architecture": config.architecture,
             "target_length": config.target_length if compresses(config) else None,
             "final_f1": scores.f1,
@@ -141,13 +155,18 @@ class Scorer:
                 "answer": answers.answer_s / scores.n,
             },
             "n_examples": scores.n,
-            "steps": int(state.step),
             "seed": config.seed,
             "base_model": config.model.name,
             "device": device_name(),
             "packages": versions(),
         }
-        limit = config.evaluation.sample_predictions
+
+    def write(
+        self, rundir: Path, state: TrainState, answers: Answers, baseline: Scores | None
+    ) -> dict[str, Any]:
+        """Writes `metrics.json` and `sample_predictions.json`; returns the metrics."""
+        metrics = {**self.metrics(answers, baseline), "steps": int(state.step)}
+        limit = self._config.evaluation.sample_predictions
         write_json(rundir / "metrics.json", metrics)
         write_json(
             rundir / "sample_predictions.json",
@@ -162,7 +181,7 @@ class Scorer:
         return tokens / slots if slots else None
 
     def _parameters(self) -> dict[str, int]:
-        counts = parameter_counts(build_model(self._config, self._foundation))
+        counts = parameter_counts(abstract_model(self._config, self._foundation.source.config))
         return {
             "compressor_parameters": counts["compressor"],
             "trainable_parameters": counts["trainable"],

@@ -55,6 +55,7 @@ def run_single_ablation(
     # Base, tokenizer, prompt
     foundation = assembly.lay_foundation(config)
     mesh = foundation.mesh
+    results.check_base(rundir, foundation)
 
     # Data
     squad = load_squad(config.data, config.seed)

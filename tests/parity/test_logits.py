@@ -1,0 +1,100 @@
+"""Logits against the Llama of transformers, in PyTorch and fp32."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig as TorchConfig
+from transformers import LlamaForCausalLM
+
+from gistjax.config import MeshConfig, ModelConfig
+from gistjax.model.masks import causal_mask, lengths_to_valid, positions_of
+from gistjax.sharding import make_mesh
+from gistjax.weights.registry import load_base, resolve
+
+ROPE_31 = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def torch_llama(**changes):
+    settings = {
+        "vocab_size": 97, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5, "rope_parameters": ROPE_31, **changes,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(TorchConfig(**settings)).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(
+                1 + 0.1 * torch.randn_like(weight) if "norm" in name
+                else torch.randn_like(weight) / weight.shape[1] ** 0.5
+            )  # fmt: skip
+    return model
+
+
+def ours(base, ids, lengths):
+    valid = lengths_to_valid(jnp.array(lengths), ids.shape[1])
+    h, _ = base(base.embed(jnp.array(ids)), positions_of(valid), causal_mask(valid))
+    return np.asarray(base.logits(h))
+
+
+def assert_same_logits(base, model, ids, lengths):
+    """Every row against torch run on that row alone, without padding."""
+    logits = ours(base, ids, lengths)
+    for row, length, found in zip(ids, lengths, logits, strict=True):
+        with torch.no_grad():
+            expected = model(torch.tensor(row[None, :length])).logits[0].numpy()
+        scale = np.abs(expected).max()
+        assert np.abs(found[:length] - expected).max() <= 1e-4 * scale
+
+
+@pytest.mark.parametrize(
+    ("changes", "shard"),
+    [
+        ({"tie_word_embeddings": False}, "5GB"),
+        ({"tie_word_embeddings": True}, "5GB"),
+        ({"tie_word_embeddings": False}, "100KB"),
+        ({"head_dim": 32}, "5GB"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}, "5GB"),
+        ({"num_key_value_heads": 4}, "5GB"),
+    ],
+    ids=["untied", "tied", "sharded", "wide heads", "plain rope", "no grouping"],
+)
+def test_random_llama_through_safetensors(changes, shard, tmp_path, rng):
+    model = torch_llama(**changes)
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "100KB")
+    config = ModelConfig(name="local", path=str(tmp_path), dtype="float32")
+    base = load_base(resolve(config), config, make_mesh(MeshConfig()))
+    ids = rng.integers(0, 97, (3, 150))  # beyond the original 64 positions
+    assert_same_logits(base, model, ids, [150, 67, 1])
+
+
+def test_config_written_by_older_transformers(tmp_path, rng):
+    """`rope_theta` and `rope_scaling` apart, as in the published Llama 3.1 files."""
+    model = torch_llama()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = rope
+    path.write_text(json.dumps(config))
+    settings = ModelConfig(name="local", path=str(tmp_path), dtype="float32")
+    base = load_base(resolve(settings), settings, make_mesh(MeshConfig()))
+    assert_same_logits(base, model, rng.integers(0, 97, (1, 100)), [100])
+
+
+def test_smollm2_logits(smollm2, torch_smollm2, rng):
+    model, tokenizer = torch_smollm2
+    text = (
+        "In 1887 the harbour of Tromsø burned down; 36 houses were lost. Who rebuilt it, and why?"
+    )
+    ids = np.array(tokenizer(text).input_ids)
+    rows = np.stack([ids, np.roll(ids, 7), rng.integers(0, 49152, len(ids))])
+    assert_same_logits(smollm2, model, rows, [len(ids), 11, len(ids)])
