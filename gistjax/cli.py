@@ -82,7 +82,8 @@ def parse(
         raise ConfigError(
             f"unexpected argument {rest[1]!r}: options start with --, as in --config.seed=1."
         )
-    return CompressionConfig.from_dict(values["config"].value)
+    config: Any = values["config"].value
+    return CompressionConfig.from_dict(config)
 
 
 def option(argv: list[str], name: str) -> str:
@@ -91,7 +92,7 @@ def option(argv: list[str], name: str) -> str:
     Raises:
         ConfigError: if it is not given.
     """
-    for word, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for word, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         match = re.fullmatch(rf"--?{name}(?:=(.*))?", word)
         if match:
             return match[1] if match[1] is not None else following

@@ -1,0 +1,170 @@
+"""The whole run on a tiny random base and the questions that come with the package."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from gistjax import run_single_ablation
+from gistjax.config import CompressionConfig, DataConfig, EvaluationConfig, LoraConfig, ModelConfig
+from gistjax.errors import CheckpointError, ConfigError
+from gistjax.evaluate import evaluate_run, load_config
+
+CONFIG = CompressionConfig(
+    architecture="pooling",
+    target_length=8,
+    max_steps=6,
+    batch_size=1,
+    accumulation=2,
+    log_every=1,
+    checkpoint_every=2,
+    contrastive_layers=1,
+    model=ModelConfig(name="tiny-random", dtype="float32"),
+    lora=LoraConfig(rank=2),
+    data=DataConfig(
+        path="sample", context="paragraph", context_tokens=512, context_buckets=(512,),
+        question_buckets=(192, 256), validation_examples=9,
+    ),
+    evaluation=EvaluationConfig(batch_size=1, max_answer_tokens=4, bootstrap_samples=50),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    rundir = tmp_path_factory.mktemp("run") / "M8_pooling"
+    return rundir, run_single_ablation(CONFIG, rundir)
+
+
+def test_a_run_leaves_what_it_should(finished):
+    rundir, metrics = finished
+    assert metrics == json.loads((rundir / "metrics.json").read_text())
+    expected = {
+        "final_f1", "final_em", "final_f1_interval", "final_em_interval", "baseline_f1", "baseline_em",
+        "compression_ratio", "effective_compression_ratio", "compressor_parameters", "trainable_parameters",
+        "wall_time_per_sample_s", "n_examples", "seed", "base_model", "device",
+    }  # fmt: skip
+    assert expected <= set(metrics)
+    assert metrics["n_examples"] == 9 and metrics["steps"] == 6
+    assert metrics["compression_ratio"] == 64.0
+    lengths = metrics["effective_compression_ratio"]
+    assert 40 < lengths < 64, "paragraphs are shorter than the configured context"
+    rows = [json.loads(line) for line in (rundir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "teacher_forcing", "generation", "contrastive", "grad_norm"} <= set(rows[0])
+    samples = json.loads((rundir / "sample_predictions.json").read_text())
+    assert len(samples) == 9 and {"question", "prediction", "answers", "f1"} <= set(samples[0])
+    stored = json.loads((rundir / "config.json").read_text())
+    assert CompressionConfig.from_dict(stored["config"]) == CONFIG
+    assert len(stored["base_sha256"]) == 64 and "jax" in stored["packages"]
+
+
+def test_the_same_again_gives_the_same_bytes(finished, tmp_path):
+    rundir, metrics = finished
+    again = run_single_ablation(CONFIG, tmp_path / "again")
+    assert again["final_f1"] == metrics["final_f1"]
+    assert_same_trainables(rundir, tmp_path / "again")
+
+
+def assert_same_trainables(one, other):
+    a, b = (load_file(path / "compressor.safetensors") for path in (one, other))
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_interrupted_and_resumed_ends_with_the_same_bytes(finished, tmp_path):
+    """A second process is killed (SIGKILL) after step 3, so that it goes on from the checkpoint at step 2."""
+    rundir, _ = finished
+    workdir = tmp_path / "killed"
+    script = f"""
+import os, sys, jax
+jax.config.update("jax_num_cpu_devices", 8)
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+from gistjax.training import loop
+from gistjax import run_single_ablation
+from test_train import CONFIG
+write = loop.MetricsLog.write
+def kill(self, row):
+    write(self, row)
+    if row["step"] == 4:
+        os.kill(os.getpid(), 9)
+loop.MetricsLog.write = kill
+run_single_ablation(CONFIG, {str(workdir)!r})
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    assert done.returncode == -9, done.stderr.decode()
+    assert not (workdir / "metrics.json").exists()
+    run_single_ablation(CONFIG, workdir)
+    assert_same_trainables(rundir, workdir)
+    steps = [
+        json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == [1, 2, 3, 4, 5, 6], "each step is logged once"
+
+
+def test_a_finished_run_is_not_trained_again(finished, tmp_path):
+    rundir = shutil.copytree(finished[0], tmp_path / "copy")
+    before = (rundir / "metrics.jsonl").read_bytes()
+    assert run_single_ablation(CONFIG, rundir)["final_f1"] == finished[1]["final_f1"]
+    assert (rundir / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_configuration_in_the_same_directory_is_refused(finished):
+    with pytest.raises(CheckpointError, match=r"target_length was 8 and is 4.*--workdir"):
+        run_single_ablation(CONFIG.replace(target_length=4), finished[0])
+
+
+def test_other_base_weights_in_the_same_directory_are_refused(finished, tmp_path):
+    rundir = shutil.copytree(finished[0], tmp_path / "copy")
+    stored = json.loads((rundir / "config.json").read_text())
+    (rundir / "config.json").write_text(json.dumps({**stored, "base_sha256": "0" * 64}))
+    with pytest.raises(CheckpointError, match="other base weights"):
+        run_single_ablation(CONFIG, rundir)
+
+
+def test_scores_do_not_depend_on_batch_size_or_buckets(finished, tmp_path):
+    rundir, metrics = finished
+    config = load_config(rundir)
+    predictions = []
+    for batch_size, buckets in ((1, (512,)), (2, (384, 448, 512))):
+        changed = config.replace(
+            evaluation=EvaluationConfig(batch_size=batch_size, max_answer_tokens=4, baseline=False),
+            data=DataConfig(**{**config.data.__dict__, "context_buckets": buckets}),
+        )
+        out = tmp_path / f"{batch_size}.json"
+        assert evaluate_run(rundir, changed, out)["final_f1"] == metrics["final_f1"]
+        predictions.append([row["prediction"] for row in json.loads(out.read_text())])
+    assert predictions[0] == predictions[1]
+
+
+@pytest.mark.parametrize("architecture", ["none", "closed_book"])
+def test_uncompressed_controls_run_by_the_same_code(architecture, tmp_path):
+    config = CONFIG.replace(
+        architecture=architecture, max_steps=1, loss_weights={"teacher_forcing": 1.0},
+        evaluation=EvaluationConfig(batch_size=1, max_answer_tokens=4, baseline=False),
+    )  # fmt: skip
+    metrics = run_single_ablation(config, tmp_path)
+    assert metrics["compressor_parameters"] == 0
+    assert metrics["effective_compression_ratio"] == (1.0 if architecture == "none" else None)
+    assert metrics["target_length"] is None
+
+
+def test_too_long_for_the_base_is_refused_before_weights_load(tmp_path):
+    data = DataConfig(path="sample", context_tokens=4096, context_buckets=(4096,))
+    with pytest.raises(ConfigError, match="reads 2048 tokens"):
+        run_single_ablation(CONFIG.replace(data=data), tmp_path)
+
+
+def test_a_damaged_export_is_refused(finished, tmp_path):
+    rundir = shutil.copytree(finished[0], tmp_path / "copy")
+    path = rundir / "compressor.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match=r"compressor\.safetensors"):
+        evaluate_run(rundir)
