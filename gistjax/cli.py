@@ -70,8 +70,7 @@ def parse(
     if defaults is None or HELP & set(argv):
         config_flags.DEFINE_config_file("config", None, about, values, lock_config=True)
     else:
-        config = defaults(argv).to_config_dict()
-        config_flags.DEFINE_config_dict("config", config, about, values)
+        config_flags.DEFINE_config_dict("config", defaults(argv).to_config_dict(), about, values)
     try:
         rest = values(argv)
     except AttributeError as error:  # how ml_collections says that a key is unknown
