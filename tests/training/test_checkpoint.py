@@ -1,0 +1,98 @@
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_model
+
+from gistjax.config import MeshConfig, OptimizerConfig
+from gistjax.errors import CheckpointError
+from gistjax.sharding import make_mesh, shardings_of
+from gistjax.training.checkpoint import Checkpointer, export_trainable, import_trainable
+from gistjax.training.optimizer import make_optimizer
+from gistjax.training.step import init_state, split_model
+
+
+def state_of(name="gist", mesh=None, seed=1):
+    mesh = mesh or make_mesh(MeshConfig())
+    _, trainable, _ = split_model(tiny_model(name, seed=seed))
+    trainable = jax.device_put(trainable, shardings_of(trainable, mesh))
+    return init_state(trainable, make_optimizer(OptimizerConfig(), 10, trainable), mesh)
+
+
+def assert_equal(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+
+
+@pytest.fixture
+def saved(tmp_path):
+    state = state_of()
+    with Checkpointer(tmp_path / "checkpoint") as checkpointer:
+        checkpointer.save(3, state)
+    return tmp_path / "checkpoint", state
+
+
+def test_what_was_saved_is_restored(saved):
+    folder, state = saved
+    with Checkpointer(folder) as checkpointer:
+        assert checkpointer.latest_step == 3
+        assert_equal(checkpointer.restore(state_of(seed=2)), state)
+
+
+def test_restoring_onto_another_layout(saved):
+    folder, state = saved
+    other = state_of(mesh=make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), seed=2)
+    with Checkpointer(folder) as checkpointer:
+        restored = checkpointer.restore(other)
+    assert_equal(restored, state)
+    for leaf, like in zip(jax.tree.leaves(restored), jax.tree.leaves(other), strict=True):
+        assert leaf.sharding == like.sharding
+
+
+def test_a_fresh_directory_has_no_step(tmp_path):
+    with Checkpointer(tmp_path / "checkpoint") as checkpointer:
+        assert checkpointer.latest_step is None
+
+
+def test_the_newest_two_are_kept(tmp_path):
+    state = state_of()
+    with Checkpointer(tmp_path / "checkpoint") as checkpointer:
+        for step in (1, 2, 3):
+            checkpointer.save(step, state)
+    assert sorted(p.name for p in (tmp_path / "checkpoint").iterdir() if p.name.isdigit()) == [
+        "2",
+        "3",
+    ]
+
+
+def test_another_architectures_checkpoint_is_refused(saved):
+    with Checkpointer(saved[0]) as checkpointer, pytest.raises(CheckpointError, match="--workdir"):
+        checkpointer.restore(state_of("conv"))
+
+
+def test_missing_parts_are_an_error_and_not_a_fresh_start(saved):
+    folder, _ = saved
+    for path in sorted((folder / "3").rglob("d")):
+        shutil.rmtree(path)
+    with Checkpointer(folder) as checkpointer, pytest.raises(CheckpointError, match="step 3"):
+        checkpointer.restore(state_of())
+
+
+def test_export_and_import(tmp_path):
+    trainable = state_of().trainable
+    export_trainable(trainable, tmp_path / "c.safetensors", {"format": "gistjax"})
+    other = state_of(seed=2).trainable
+    assert_equal(import_trainable(tmp_path / "c.safetensors", other), trainable)
+
+
+def test_an_export_of_another_architecture_names_what_does_not_fit(tmp_path):
+    export_trainable(state_of("conv").trainable, tmp_path / "c.safetensors", {})
+    with pytest.raises(CheckpointError, match=r"compressor/head/.* is missing"):
+        import_trainable(tmp_path / "c.safetensors", state_of().trainable)
+
+
+def test_a_missing_export(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot read"):
+        import_trainable(tmp_path / "none.safetensors", state_of().trainable)
