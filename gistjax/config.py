@@ -240,7 +240,7 @@ def _check_choices(config: CompressionConfig) -> None:
         ("connector", config.connector, ("rms", "linear", "none")),
         ("encoder.kind", config.encoder.kind, ("embeddings", "hidden", "lora")),
         ("data.context", config.data.context, ("paragraph", "filled")),
-        ("model.dtype", config.model.dtype, ("bfloat16", "float32", "float16")),
+        ("model.dtype", config.model.dtype, ("bfloat16", "float32")),
     ]
     for name, lora in (("lora", config.lora), ("encoder.lora", config.encoder.lora)):
         choices += [(f"{name}.targets", target, PROJECTIONS) for target in lora.targets]
