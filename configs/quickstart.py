@@ -11,7 +11,7 @@ def get_config():
         batch_size=4,
         accumulation=1,
         log_every=1,
-        model=ModelConfig(name="smollm2-135m-instruct", dtype="float32"),
+        model=ModelConfig(name="smollm2-135m-instruct", dtype="float32", scan_layers=True),
         lora=LoraConfig(rank=8, alpha=16.0),
         data=DataConfig(
             path="sample", context="paragraph", context_tokens=256,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,6 +46,7 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
         ConfigError: if the mesh does not fit the devices, or the longest sequence does not fit the base.
         WeightsError: if weights or tokenizer cannot be had.
     """
+    keep_compiled_programs()
     mesh = make_mesh(config.mesh)
     source = resolve(config.model)
     tokenizer = load_tokenizer(source)
@@ -51,6 +54,19 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
     _check_length(config, len(prompt.prefix_ids), source.config.max_positions)
     base = load_base(source, config.model, mesh)
     return Foundation(mesh, source, base, tokenizer, prompt)
+
+
+def keep_compiled_programs() -> None:
+    """Lets a second start of the same run find its programs in `JAX_COMPILATION_CACHE_DIR`, by default the user's cache.
+
+    Not on CPUs, where XLA warns about programs that another machine's features went into.
+    """
+    if jax.default_backend() == "cpu":
+        return
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gistjax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _check_length(config: CompressionConfig, prefix: int, max_positions: int) -> None:
@@ -63,18 +79,25 @@ def _check_length(config: CompressionConfig, prefix: int, max_positions: int) ->
         )
 
 
-def build_model(config: CompressionConfig, foundation: Foundation) -> CompressedLM:
-    """The model of one ablation on the foundation's base, its trainable leaves seeded and on the mesh."""
-    base = foundation.base
-    model = CompressedLM(base, config, foundation.prompt.prefix_ids, jax.random.key(config.seed))
+def model_on(config: CompressionConfig, foundation: Foundation) -> CompressedLM:
+    """`build_model` on a foundation."""
+    prefix_ids = foundation.prompt.prefix_ids
+    return build_model(config, foundation.base, prefix_ids, foundation.mesh)
+
+
+def build_model(
+    config: CompressionConfig, base: Llama, prefix_ids: tuple[int, ...], mesh: Mesh
+) -> CompressedLM:
+    """The model of one ablation on a base, its trainable leaves seeded and on the mesh."""
+    model = CompressedLM(base, config, prefix_ids, jax.random.key(config.seed))
     if model.compressor is not None:
         rms = jax.jit(_embedding_rms)(base.embedding[...])
         model.compressor.connector.embedding_rms[...] = jax.device_put(rms, jax.devices()[0])
     graphdef, trainable, frozen = split_model(model)
     return nnx.merge(
         graphdef,
-        jax.device_put(trainable, shardings_of(trainable, foundation.mesh)),
-        jax.device_put(frozen, shardings_of(frozen, foundation.mesh)),
+        jax.device_put(trainable, shardings_of(trainable, mesh)),
+        jax.device_put(frozen, shardings_of(frozen, mesh)),
     )
 
 

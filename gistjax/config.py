@@ -31,7 +31,8 @@ class ModelConfig:
     name: str = "llama-3.1-8b-instruct"
     path: str = ""
     dtype: str = "bfloat16"  # of the frozen weights and of compute
-    scan_layers: bool = True  # False unrolls the layers
+    scan_layers: bool = False  # stack the layers and scan over them: compiles fast, runs slower
+    attention: str = "auto"  # of causal attention: cudnn (GPU, bf16) | xla | auto
     remat: bool = False  # recompute each layer's activations in the backward pass
 
 
@@ -65,7 +66,7 @@ class DataConfig:
     context: str = "filled"  # paragraph | filled
     context_tokens: int = 512  # longest context; what `filled` fills up to
     context_buckets: tuple[int, ...] = (128, 192, 256, 384, 512)
-    question_buckets: tuple[int, ...] = (48, 64, 96)  # question + answer tokens
+    question_buckets: tuple[int, ...] = (28, 36, 48, 96)  # question + answer tokens
     answer_tokens: int = 32  # longest gold answer kept in training, end token included
 
 
@@ -241,6 +242,7 @@ def _check_choices(config: CompressionConfig) -> None:
         ("encoder.kind", config.encoder.kind, ("embeddings", "hidden", "lora")),
         ("data.context", config.data.context, ("paragraph", "filled")),
         ("model.dtype", config.model.dtype, ("bfloat16", "float32")),
+        ("model.attention", config.model.attention, ("auto", "cudnn", "xla")),
     ]
     for name, lora in (("lora", config.lora), ("encoder.lora", config.encoder.lora)):
         choices += [(f"{name}.targets", target, PROJECTIONS) for target in lora.targets]

@@ -70,7 +70,7 @@ def evaluate_run(
     squad = load_squad(config.data, config.seed)
     _, rows, report = encode_splits(squad, foundation.prompt, config.data, config.seed)
     log.info("%s", report)
-    graphdef, fresh, frozen = split_model(assembly.build_model(config, foundation))
+    graphdef, fresh, frozen = split_model(assembly.model_on(config, foundation))
     trainable = import_trainable(rundir / "compressor.safetensors", fresh)
     answers = assembly.make_answerer(config, foundation, graphdef)(trainable, frozen, rows)
     scorer = results.Scorer(config, foundation, rows, squad.validation)

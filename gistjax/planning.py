@@ -23,7 +23,7 @@ def abstract_model(config: CompressionConfig, base: LlamaConfig) -> CompressedLM
     dtype = jnp.dtype(config.model.dtype)
 
     def build() -> CompressedLM:
-        llama = Llama(base, random_initializer(jax.random.key(0), dtype))
+        llama = Llama(base, random_initializer(jax.random.key(0), dtype), scan=True)
         return CompressedLM(llama, config, (0,), jax.random.key(0))
 
     return nnx.eval_shape(build)
@@ -60,9 +60,7 @@ def memory_estimate(
     rows = config.batch_size
     context = max(config.data.context_buckets)
     tokens = max(config.data.question_buckets)
-    memory = {"none": context, "closed_book": 0}.get(config.architecture, config.target_length)
-    if config.slot_form == "key_values":
-        memory += context
+    memory = memory_positions(config, context)
     passes = [memory + tokens] * sum(
         config.loss_weights.get(name, 0) > 0 for name in ("teacher_forcing", "generation")
     )
@@ -79,6 +77,12 @@ def memory_estimate(
     }
     parts["total"] = sum(parts.values())
     return {name: round(value / GIB, 3) for name, value in parts.items()}
+
+
+def memory_positions(config: CompressionConfig, context: int) -> int:
+    """Decoder positions between prefix and question, of a context padded to so many tokens."""
+    positions = {"none": context, "closed_book": 0}.get(config.architecture, config.target_length)
+    return positions + (context if config.slot_form == "key_values" else 0)
 
 
 def _kept_activations(base: LlamaConfig, length: int, remat: bool) -> int:

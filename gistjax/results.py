@@ -14,9 +14,9 @@ import numpy as np
 
 from gistjax.assembly import (
     Foundation,
-    build_model,
     compresses,
     make_answerer,
+    model_on,
     untuned_full_context,
 )
 from gistjax.config import CompressionConfig
@@ -129,7 +129,7 @@ class Scorer:
         if not self._config.evaluation.baseline:
             return None
         config = untuned_full_context(self._config)
-        graphdef, trainable, frozen = split_model(build_model(config, self._foundation))
+        graphdef, trainable, frozen = split_model(model_on(config, self._foundation))
         answerer = make_answerer(config, self._foundation, graphdef)
         return self.scores(answerer(trainable, frozen, self._rows, "untuned full context"))
 

@@ -22,16 +22,18 @@ ROWS = ("data", "fsdp")
 """The mesh axes that a batch's rows are split over."""
 
 RULES: tuple[tuple[str, P], ...] = (
-    # The base. Matrices are [L, in, out]; their leading axis is scanned over and stays whole.
+    # Each spec is of the last axes; axes before them, such as L of stacked layers, stay whole.
+    # The base. Of the fused matrices, key/value heads and feed-forward width are split.
     (r"base/(embedding|output)", P("tensor", "fsdp")),
-    (r"base/layers/(q|k|v|gate|up)", P(None, "fsdp", "tensor")),
-    (r"base/layers/(o|down)", P(None, "tensor", "fsdp")),
+    (r"base/layers/(\d+/)?qkv", P("fsdp", "tensor", None, None)),
+    (r"base/layers/(\d+/)?gate_up", P("fsdp", None, "tensor")),
+    (r"base/layers/(\d+/)?(o|down)", P("tensor", "fsdp")),
     (r"base/.*norm", P()),
     # Adapters [L, in, R] and [L, R, out]: the wide side follows its projection.
-    (r".*lora/adapters/(q|k|v|gate|up)/a", P(None, "fsdp", None)),
-    (r".*lora/adapters/(q|k|v|gate|up)/b", P(None, None, "tensor")),
-    (r".*lora/adapters/(o|down)/a", P(None, "tensor", None)),
-    (r".*lora/adapters/(o|down)/b", P(None, None, "fsdp")),
+    (r".*lora/adapters/(q|k|v|gate|up)/a", P("fsdp", None)),
+    (r".*lora/adapters/(q|k|v|gate|up)/b", P(None, "tensor")),
+    (r".*lora/adapters/(o|down)/a", P("tensor", None)),
+    (r".*lora/adapters/(o|down)/b", P(None, "fsdp")),
     # The compressor's square matrices; everything thin is replicated.
     (r"compressor/.*/(query|key|value|into|mix_in)", P("fsdp", "tensor")),
     (r"compressor/.*/(out|mix_out|projection)", P("tensor", "fsdp")),
@@ -67,7 +69,9 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """
     for pattern, spec in RULES:
         if re.fullmatch(pattern, path):
-            return P(*(_fitting(axis, size, mesh) for axis, size in zip(spec, shape, strict=False)))
+            whole = (None,) * (len(shape) - len(spec) if spec else 0)
+            axes = zip((*whole, *spec), shape, strict=bool(spec))
+            return P(*(_fitting(axis, size, mesh) for axis, size in axes))
     raise ValueError(f"no sharding rule matches the parameter {path!r}: add one to RULES")
 
 
@@ -76,7 +80,7 @@ def _fitting(axis: str | None, size: int, mesh: Mesh) -> str | None:
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A JAX key path as `base/layers/q`, whatever containers it leads through."""
+    """A JAX key path as `base/layers/qkv`, whatever containers it leads through."""
     if path and isinstance(path[-1], GetAttrKey) and path[-1].name == "value":
         path = path[:-1]  # the array inside an nnx.Variable
     return "/".join(

@@ -42,6 +42,7 @@ def run_single_ablation(
     from gistjax.data.prompts import encode_splits
     from gistjax.data.squad import load_squad
     from gistjax.training.checkpoint import Checkpointer, export_trainable
+    from gistjax.training.context_views import context_views
     from gistjax.training.loop import MetricsLog, train
     from gistjax.training.losses import LossSettings
     from gistjax.training.optimizer import make_optimizer
@@ -63,6 +64,17 @@ def run_single_ablation(
         squad, foundation.prompt, config.data, config.seed
     )
     log.info("%s", report)
+    views = None
+    if config.loss_weights.get("contrastive"):
+        views = context_views(
+            foundation.base,
+            train_rows,
+            config.contrastive_layers,
+            mesh,
+            config.evaluation.batch_size,
+            config.data.context_buckets,
+            config.data.question_buckets,
+        )
     plan = TrainPlan(
         train_rows,
         batch_size=config.batch_size * assembly.rows_per_step(mesh),
@@ -70,20 +82,20 @@ def run_single_ablation(
         seed=config.seed,
         context_buckets=config.data.context_buckets,
         question_buckets=config.data.question_buckets,
+        views=views,
     )
     total_steps = int(config.epochs * plan.steps_per_epoch)
     if config.max_steps >= 0:
         total_steps = min(total_steps, config.max_steps)
 
     # Model, optimizer, train step
-    graphdef, trainable, frozen = split_model(assembly.build_model(config, foundation))
+    graphdef, trainable, frozen = split_model(assembly.model_on(config, foundation))
     optimizer = make_optimizer(config.optimizer, total_steps, trainable)
     state = init_state(trainable, optimizer, mesh)
     settings = LossSettings(
         weights=config.loss_weights,
         answer_tokens=config.data.answer_tokens,
         end_id=foundation.prompt.end_id,
-        contrastive_layers=config.contrastive_layers,
     )
     train_step = make_train_step(graphdef, optimizer, settings, state_shardings(state, mesh))
 

@@ -39,7 +39,10 @@ def test_a_parameter_without_a_rule_is_named():
 
 def test_rules_follow_the_projections():
     mesh = make_mesh(MESH)
-    assert spec_of("base/layers/q", (3, 32, 32), mesh) == P(None, "fsdp", "tensor")
+    for path, lead in (("base/layers/qkv", (3,)), ("base/layers/2/qkv", ())):
+        spec = spec_of(path, (*lead, 32, 2, 4, 8), mesh)
+        assert spec == P(*(None for _ in lead), "fsdp", "tensor", None, None)
+    assert spec_of("base/layers/0/gate_up", (32, 2, 48), mesh) == P("fsdp", None, "tensor")
     assert spec_of("base/layers/down", (3, 48, 32), mesh) == P(None, "tensor", "fsdp")
     assert spec_of("compressor/encoder/lora/adapters/o/a", (3, 32, 2), mesh) == P(
         None, "tensor", None

@@ -1,5 +1,7 @@
 """The small models that many tests share."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,15 @@ import numpy as np
 from gistjax.config import CompressionConfig, DataConfig, EncoderConfig, LoraConfig
 from gistjax.data.batches import Batch
 from gistjax.model.compressor import CompressedLM
-from gistjax.model.llama import Llama, LlamaConfig, RopeScaling, random_initializer
+from gistjax.model.llama import (
+    Llama,
+    LlamaConfig,
+    RopeScaling,
+    fuse_qkv,
+    random_initializer,
+    unstack,
+)
+from gistjax.training.context_views import _view
 
 TINY = LlamaConfig(
     vocab_size=61,
@@ -23,14 +33,34 @@ TINY = LlamaConfig(
 )
 
 
-def tiny_base(config: LlamaConfig = TINY, seed: int = 0) -> Llama:
+def tiny_base(config: LlamaConfig = TINY, seed: int = 0, scan: bool = True) -> Llama:
     """A random base in fp32 whose weights are large enough for its states to differ."""
     base = Llama(config, random_initializer(jax.random.key(seed), jnp.float32))
-    for leaf in (base.embedding, base.layers.q, base.layers.k, base.layers.v, base.layers.o):
+    for leaf in (base.embedding, base.layers.qkv, base.layers.o):
         leaf[...] = leaf[...] * 10
     if base.output is not None:
         base.output[...] = base.output[...] * 30
+    if not scan:
+        base.layers = unstack(base.layers)
     return base
+
+
+def projections(base: Llama) -> dict[str, jax.Array]:
+    """The seven projections `[L, in, out]` of a base with stacked layers, unfused."""
+    c, layers = base.config, base.layers
+    qkv, G = layers.qkv[...], c.n_heads // c.n_kv_heads
+    parts = {"q": qkv[..., :G, :], "k": qkv[..., G, :], "v": qkv[..., G + 1, :]}
+    flat = {name: part.reshape(c.n_layers, c.d_model, -1) for name, part in parts.items()}
+    gate, up = layers.gate_up[...][:, :, 0], layers.gate_up[...][:, :, 1]
+    return {**flat, "o": layers.o[...], "gate": gate, "up": up, "down": layers.down[...]}
+
+
+def put_projections(base: Llama, new: dict[str, jax.Array]) -> None:
+    """The inverse of `projections`."""
+    layers = base.layers
+    layers.qkv[...] = fuse_qkv(new["q"], new["k"], new["v"], base.config.n_kv_heads)
+    layers.gate_up[...] = jnp.stack([new["gate"], new["up"]], axis=-2)
+    layers.o[...], layers.down[...] = new["o"], new["down"]
 
 
 def tiny_model(
@@ -66,4 +96,6 @@ def tiny_batch(rng: np.random.Generator, B: int = 4, C: int = 16, S: int = 9) ->
         answer_length_B=rng.integers(1, 5, B),
         context_id_B=np.array([0, *range(B - 1)]),
     )
-    return jax.tree.map(lambda x: x.astype(np.int32), batch)
+    batch = jax.tree.map(lambda x: x.astype(np.int32), batch)
+    views = _view(tiny_base(), batch.context_ids_BxC, batch.context_length_B, 2)
+    return dataclasses.replace(batch, context_view_BxD=np.asarray(views))

@@ -40,6 +40,7 @@ class Batch:
     question_length_B: Ints
     answer_length_B: Ints  # end token included; 0 in padding rows and in evaluation
     context_id_B: Ints
+    context_view_BxD: Any = None  # fp32, of the frozen base; where the contrastive loss asks for it
 
 
 class TrainPlan:
@@ -52,6 +53,7 @@ class TrainPlan:
         rows: training rows.
         batch_size: rows of a micro-batch, B.
         accumulation: micro-batches of a step, K; all have one shape.
+        views: of each context by its id, `[contexts, D]`, to go with the batches.
         seed: gives the order.
         context_buckets: context lengths C to pad to.
         question_buckets: lengths S of question + answer to pad to.
@@ -68,8 +70,9 @@ class TrainPlan:
         context_buckets: Sequence[int],
         question_buckets: Sequence[int],
         accumulation: int = 1,
+        views: np.ndarray | None = None,
     ):
-        self._rows, self._seed = rows, seed
+        self._rows, self._seed, self._views = rows, seed, views
         self._micro = (accumulation, batch_size)
         self._shapes = [_shape(row, context_buckets, question_buckets) for row in rows]
         self._common = _common_shapes(self._shapes)
@@ -92,6 +95,20 @@ class TrainPlan:
         """The share of an epoch's tokens that is not padding."""
         return real_token_share(self._rows, self._plan(0))
 
+    def real_decoder_share(self, prefix: int, slots: int | None) -> float:
+        """The share of an epoch's decoder positions that is not padding: a prefix, slots (or, for None, the context
+        itself), question and answer.
+        """
+        real = padded = 0
+        for (C, S), indices in self._plan(0):
+            padded += len(indices) * (prefix + (C if slots is None else slots) + S)
+            for row in (self._rows[i] for i in indices):
+                memory = _context_length(row)
+                real += (
+                    prefix + (memory if slots is None else min(memory, slots)) + _tokens_length(row)
+                )
+        return real / padded
+
     def rows(self, step: int) -> np.ndarray:
         """Indices `[K·B]` of the rows of a step."""
         return self._step(step)[1]
@@ -100,6 +117,8 @@ class TrainPlan:
         """The arrays of a step, `[K, B, …]`."""
         shape, indices = self._step(step)
         flat = make_batch([self._rows[i] for i in indices], shape)
+        if self._views is not None:
+            flat = dataclasses.replace(flat, context_view_BxD=self._views[flat.context_id_B])
         return jax.tree.map(lambda x: x.reshape(*self._micro, *x.shape[1:]), flat)
 
     def _step(self, step: int) -> tuple[Shape, np.ndarray]:

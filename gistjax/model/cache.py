@@ -1,6 +1,12 @@
-"""The key/value cache: every layer's keys and values, stacked, in a buffer of fixed length."""
+"""The key/value cache: every layer's keys and values in buffers of fixed length.
+
+Heads stand before positions, `[B, K, U, H]`, so that attention reads each head's keys in one run. The layers are stacked
+in one array, or a tuple of arrays, as the base keeps its own.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,46 +15,79 @@ from jax import Array
 
 
 @struct.dataclass
+class CacheLayer:
+    """One layer's keys and values `[B, K, U, H]`, and where the next ones go."""
+
+    k: Array
+    v: Array
+    start: Array | int
+
+    def write(self, k_BxTxKxH: Array, v_BxTxKxH: Array) -> CacheLayer:
+        """Writes T positions, from the same index on in every row."""
+        k, v = (
+            jax.lax.dynamic_update_slice(
+                old_BxKxUxH, jnp.swapaxes(new_BxTxKxH, 1, 2), (0, 0, self.start, 0)
+            )
+            for old_BxKxUxH, new_BxTxKxH in ((self.k, k_BxTxKxH), (self.v, v_BxTxKxH))
+        )
+        return CacheLayer(k, v, self.start)
+
+
+@struct.dataclass
 class Cache:
     """Keys and values of U positions; which of them hold anything is the mask's business."""
 
-    k_LxBxUxKxH: Array
-    v_LxBxUxKxH: Array
+    k: Any  # [L, B, K, U, H], or L arrays [B, K, U, H]
+    v: Any
 
     @classmethod
     def empty(
-        cls, layers: int, batch: int, length: int, kv_heads: int, head_dim: int, dtype: jnp.dtype
-    ) -> Cache:
+        cls, layers: int, batch: int, length: int, kv_heads: int, head_dim: int, dtype: jnp.dtype,
+        stacked: bool,
+    ) -> Cache:  # fmt: skip
         """A cache of zeros."""
-        shape = (layers, batch, length, kv_heads, head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        shape = (batch, kv_heads, length, head_dim)
+        if stacked:
+            return cls(*(jnp.zeros((layers, *shape), dtype) for _ in range(2)))
+        return cls(*(tuple(jnp.zeros(shape, dtype) for _ in range(layers)) for _ in range(2)))
 
-    def write(self, layer: Array, start: Array | int, k_BxTxKxH: Array, v_BxTxKxH: Array) -> Cache:
-        """Writes T positions of one layer from index `start` on, the same index in every row."""
-        at = (layer, 0, start, 0, 0)
-        return Cache(
-            jax.lax.dynamic_update_slice(self.k_LxBxUxKxH, k_BxTxKxH[None], at),
-            jax.lax.dynamic_update_slice(self.v_LxBxUxKxH, v_BxTxKxH[None], at),
-        )
+    @property
+    def length(self) -> int:
+        """U."""
+        return jax.tree.leaves(self.k)[0].shape[-2]
 
-    def layer(self, index: Array) -> tuple[Array, Array]:
-        """Keys and values `[B, U, K, H]` of one layer."""
-        return (
-            jax.lax.dynamic_index_in_dim(self.k_LxBxUxKxH, index, keepdims=False),
-            jax.lax.dynamic_index_in_dim(self.v_LxBxUxKxH, index, keepdims=False),
+    def layer(self, index: Array | int, start: Array | int) -> CacheLayer:
+        """One layer's part; what it is given next goes to index `start`."""
+        if isinstance(self.k, tuple):
+            return CacheLayer(self.k[index], self.v[index], start)  # type: ignore[index]
+        k, v = (
+            jax.lax.dynamic_index_in_dim(x, index, keepdims=False)  # type: ignore[arg-type]
+            for x in (self.k, self.v)
         )
+        return CacheLayer(k, v, start)
+
+    def put(self, index: Any, layer: CacheLayer) -> Cache:
+        """The cache with one layer's part replaced."""
+        if isinstance(self.k, tuple):
+            k, v = (
+                (*old[:index], new, *old[index + 1 :])
+                for old, new in ((self.k, layer.k), (self.v, layer.v))
+            )
+        else:
+            k, v = (
+                jax.lax.dynamic_update_index_in_dim(old, new, index, 0)
+                for old, new in ((self.k, layer.k), (self.v, layer.v))
+            )
+        return Cache(k, v)
 
     def insert(self, start: int, other: Cache) -> Cache:
         """Copies another cache of the same rows in, from index `start` on."""
-        at = (0, 0, start, 0, 0)
-        return Cache(
-            jax.lax.dynamic_update_slice(self.k_LxBxUxKxH, other.k_LxBxUxKxH, at),
-            jax.lax.dynamic_update_slice(self.v_LxBxUxKxH, other.v_LxBxUxKxH, at),
+        return jax.tree.map(
+            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=-2),
+            self,
+            other,
         )
 
     def part(self, start: int, length: int) -> Cache:
         """The `length` positions from index `start` on."""
-        return Cache(
-            self.k_LxBxUxKxH[:, :, start : start + length],
-            self.v_LxBxUxKxH[:, :, start : start + length],
-        )
+        return jax.tree.map(lambda x: x[..., start : start + length, :], self)

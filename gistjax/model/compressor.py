@@ -20,7 +20,6 @@ from gistjax.model.llama import Frozen, Llama, LlamaConfig
 from gistjax.model.lora import LoRA
 from gistjax.model.masks import (
     bidirectional_mask,
-    causal_mask,
     gist_mask,
     lengths_to_valid,
     positions_of,
@@ -49,6 +48,30 @@ class Memory:
         return self.valid_BxX.shape[1]
 
 
+@struct.dataclass
+class Sequence:
+    """What the decoder reads: prefix · memory · tokens."""
+
+    x_BxTxD: Array
+    valid_BxT: Array  # real positions
+    cut_BxT: Array  # hidden from those after the cut
+    after_BxT: Array
+
+    @property
+    def positions_1xT(self) -> Array:
+        """Rotary positions, once the sequence is compact."""
+        return jnp.arange(self.valid_BxT.shape[1])[None]
+
+    def compact(self) -> Sequence:
+        """Real positions first, in their order, padding last: where nothing is cut, causality is then mask enough."""
+        order_BxT = jnp.argsort(~self.valid_BxT, axis=1, stable=True)
+        return jax.tree.map(lambda x: jax.vmap(_permute)(x, order_BxT), self)
+
+
+def _permute(x_Tx: Array, order_T: Array) -> Array:
+    return x_Tx.at[order_T].get(mode="promise_in_bounds", unique_indices=True)
+
+
 class Encoder(nnx.Module):
     """Context tokens to the states that a head reads, `[B, C, D]`."""
 
@@ -62,10 +85,12 @@ class Encoder(nnx.Module):
         x_BxCxD = base.embed(ids_BxC)
         if self.kind == "embeddings":
             return x_BxCxD
-        valid_BxC = lengths_to_valid(length_B, ids_BxC.shape[1])
-        mask = bidirectional_mask if self.bidirectional else causal_mask
+        C = ids_BxC.shape[1]
+        mask_BxCxC = None  # causal: padding stands last, where nobody sees it
+        if self.bidirectional:
+            mask_BxCxC = bidirectional_mask(lengths_to_valid(length_B, C))
         states_BxCxD, _ = base(
-            x_BxCxD, positions_of(valid_BxC), mask(valid_BxC), self.lora, n_layers=self.n_layers
+            x_BxCxD, jnp.arange(C)[None], mask_BxCxC, self.lora, n_layers=self.n_layers
         )
         return states_BxCxD
 
@@ -107,6 +132,18 @@ class Compressor(nnx.Module):
         slots_B = self.slots_used(length_B)
         states_BxCxD = self.encoder(base, ids_BxC, length_B)
         return self.connector(self.head(states_BxCxD, length_B, slots_B)), slots_B
+
+
+@struct.dataclass
+class Reading:
+    """What a decoder has read, as keys and values with room for more."""
+
+    cache: Cache
+    visible_BxU: Array  # positions of the cache that later tokens may look at
+    position_B: Array  # the next token's rotary position
+    first_free: int = struct.field(
+        pytree_node=False
+    )  # its index in the cache, the same in every row
 
 
 class CompressedLM(nnx.Module):
@@ -159,126 +196,145 @@ class CompressedLM(nnx.Module):
         Answers from it equal those from `memory`; the context is not needed any more.
         """
         memory = self.memory(ids_BxC, length_B)
-        if self.slot_form == "soft_tokens":
+        if not self._cuts:
             return memory
-        P, C, M = len(self.prefix_ids), ids_BxC.shape[1], memory.size - ids_BxC.shape[1]
-        x_BxTxD, valid_BxT, cut_BxT, after_BxT = self._sequence(memory, None, None)
-        empty = self._empty_cache(*x_BxTxD.shape[:2])
-        mask_BxTxT = gist_mask(valid_BxT, cut_BxT, after_BxT)
-        _, cache = self._extend(
-            x_BxTxD, positions_of(valid_BxT), mask_BxTxT, empty, 0, x_BxTxD.shape[1]
-        )
+        P, C = len(self.prefix_ids), ids_BxC.shape[1]
+        sequence = self._sequence(memory)
+        B, T = sequence.valid_BxT.shape
+        cache = self.base.empty_cache(B, T)
+        _, cache = self._extend(sequence, positions_of(sequence.valid_BxT), cache, 0, T)
         valid_BxM = memory.valid_BxX[:, C:]
         return memory.replace(  # type: ignore[attr-defined]
             x_BxXxD=None,
-            kv=cache.part(P + C, M),
+            kv=cache.part(P + C, memory.size - C),
             valid_BxX=valid_BxM,
             cut_BxX=jnp.zeros_like(valid_BxM),
         )
 
     def states(self, memory: Memory, tokens_BxS: Array, length_B: Array) -> Array:
         """The decoder's states over the tokens that follow the memory, `[B, S, D]`, in one pass."""
-        x_BxTxD, valid_BxT, cut_BxT, after_BxT = self._sequence(memory, tokens_BxS, length_B)
-        mask_BxTxT = gist_mask(valid_BxT, cut_BxT, after_BxT)
-        h_BxTxD, _ = self.base(x_BxTxD, positions_of(valid_BxT), mask_BxTxT, self.lora)
-        return h_BxTxD[:, -tokens_BxS.shape[1] :]
-
-    def prefill(
-        self, memory: Memory, tokens_BxS: Array, length_B: Array, room: int
-    ) -> tuple[Array, Cache, Array, Array]:
-        """Reads memory and question into a cache with `room` more positions.
-
-        Returns:
-            The state of each row's last token `[B, D]`, the cache, the cache positions that later tokens may look at
-            `[B, U]`, and the next token's rotary position `[B]`.
-        """
-        B, S = tokens_BxS.shape
-        P = len(self.prefix_ids)
-        U = P + memory.size + S + room
-        cache = self._empty_cache(B, U)
-        x_BxTxD, valid_BxT, cut_BxT, after_BxT = self._sequence(memory, tokens_BxS, length_B)
-        mask_BxTxT = gist_mask(valid_BxT, cut_BxT, after_BxT)
-        positions_BxT = positions_of(valid_BxT)
-        if memory.kv is not None:
-            # Slots are in the cache already: run the prefix, put them behind it, run the rest.
-            positions_BxT = self._positions_around_kv(memory, S)
-            _, cache = self._extend(x_BxTxD, positions_BxT, mask_BxTxT, cache, 0, P)
-            cache = cache.insert(P, memory.kv)
-            h_BxTxD, cache = self._extend(
-                x_BxTxD, positions_BxT, mask_BxTxT, cache, P + memory.size, S
-            )
-        else:
-            h_BxTxD, cache = self._extend(x_BxTxD, positions_BxT, mask_BxTxT, cache, 0, U - room)
-        last_BxD = jnp.take_along_axis(h_BxTxD[:, -S:], (length_B - 1)[:, None, None], axis=1)[:, 0]
-        visible_BxU = jnp.pad(valid_BxT & ~cut_BxT, ((0, 0), (0, room)))
-        return last_BxD, cache, visible_BxU, P + memory.length_B + length_B
-
-    def decode(
-        self, ids_B: Array, position_B: Array, visible_BxU: Array, cache: Cache, index: Array
-    ) -> tuple[Array, Cache, Array]:
-        """One more token a row, written at cache position `index`: states `[B, D]`, cache, visible."""
-        visible_BxU = visible_BxU | (jnp.arange(visible_BxU.shape[1]) == index)
-        x_Bx1xD = self.base.embed(ids_B[:, None])
-        h_Bx1xD, new_cache = self.base(
-            x_Bx1xD, position_B[:, None], visible_BxU[:, None], self.lora, cache, index
+        sequence = self._sequence(memory, tokens_BxS, length_B).compact()
+        h_BxTxD, _ = self.base(
+            sequence.x_BxTxD, sequence.positions_1xT, self._mask(sequence), self.lora
         )
-        assert new_cache is not None
-        return h_Bx1xD[:, 0], new_cache, visible_BxU
+        return take_rows(h_BxTxD, self._first_token(memory), tokens_BxS.shape[1])
+
+    def read(
+        self,
+        memory: Memory,
+        tokens_BxS: Array,
+        length_B: Array,
+        room: int,
+        seen_B: Array | None = None,
+    ) -> tuple[Array, Reading]:
+        """As `states`, keeping keys and values with `room` for more tokens.
+
+        Those follow the row's first `seen` tokens, by default all, and see no others.
+        """
+        seen_B = length_B if seen_B is None else seen_B
+        S, first_B = tokens_BxS.shape[1], self._first_token(memory)
+        sequence = self._sequence(memory, tokens_BxS, length_B)
+        B, T = sequence.valid_BxT.shape
+        cache = self.base.empty_cache(B, T + room)
+        if memory.kv is not None:
+            h_BxSxD, cache = self._read_around(memory, memory.kv, sequence, cache, S)
+            end_B = T - S + seen_B
+        else:
+            sequence = sequence.compact()
+            h_BxTxD, cache = self._extend(sequence, sequence.positions_1xT, cache, 0, T)
+            h_BxSxD = take_rows(h_BxTxD, first_B, S)
+            end_B = first_B + seen_B
+        visible_BxT = sequence.valid_BxT & ~sequence.cut_BxT & (jnp.arange(T) < end_B[:, None])
+        visible_BxU = jnp.pad(visible_BxT, ((0, 0), (0, room)))
+        return h_BxSxD, Reading(cache, visible_BxU, first_B + seen_B, T)
+
+    def extend(self, ids_BxA: Array, reading: Reading, done: Array | int) -> tuple[Array, Reading]:
+        """A more tokens a row after the `done` ones that were added already: states `[B, A, D]`, and the new reading."""
+        A, U = ids_BxA.shape[1], reading.visible_BxU.shape[1]
+        index = reading.first_free + done
+        own_AxU = jnp.arange(U) - index <= jnp.arange(A)[:, None]
+        own_AxU &= jnp.arange(U) >= index
+        positions_BxA = reading.position_B[:, None] + done + jnp.arange(A)
+        h_BxAxD, cache = self.base(
+            self.base.embed(ids_BxA),
+            positions_BxA,
+            reading.visible_BxU[:, None] | own_AxU,
+            self.lora,
+            reading.cache,
+            index,
+        )
+        visible_BxU = reading.visible_BxU | own_AxU[-1]
+        return h_BxAxD, reading.replace(cache=cache, visible_BxU=visible_BxU)  # type: ignore[attr-defined]
+
+    def decode(self, ids_B: Array, reading: Reading, done: Array) -> tuple[Array, Reading]:
+        """One more token a row: states `[B, D]`, and the new reading."""
+        h_Bx1xD, reading = self.extend(ids_B[:, None], reading, done)
+        return h_Bx1xD[:, 0], reading
+
+    @property
+    def _cuts(self) -> bool:
+        """Whether the context stands in the decoder's sequence and is hidden after the slots."""
+        return self.compressor is not None and self.slot_form == "key_values"
+
+    def _first_token(self, memory: Memory) -> Array:
+        """The position of the first token after the memory, `[B]`."""
+        return len(self.prefix_ids) + memory.length_B
 
     def _sequence(
-        self, memory: Memory, tokens_BxS: Array | None, length_B: Array | None
-    ) -> tuple[Array, Array, Array, Array]:
-        """Embeddings, real positions, cut positions and those after the cut, over prefix · memory · tokens.
-
-        Slots that are kept as keys and values have no embeddings: zeros hold their place.
-        """
+        self, memory: Memory, tokens_BxS: Array | None = None, length_B: Array | None = None
+    ) -> Sequence:
+        """prefix · memory · tokens. Slots kept as keys and values have no embeddings: zeros hold their place."""
         B, X = memory.valid_BxX.shape
-        prefix_ids = jnp.asarray(self.prefix_ids, jnp.int32)
-        prefix_BxPxD = jnp.broadcast_to(
-            self.base.embed(prefix_ids[None]), (B, len(self.prefix_ids), self.base.config.d_model)
-        )
+        D, P = self.base.config.d_model, len(self.prefix_ids)
+        prefix_PxD = self.base.embed(jnp.asarray(self.prefix_ids, jnp.int32))
         x_BxXxD = memory.x_BxXxD
         if x_BxXxD is None:
-            x_BxXxD = jnp.zeros((B, X, self.base.config.d_model), self.base.dtype)
-        real_BxP = jnp.ones((B, len(self.prefix_ids)), bool)
-        x, valid, cut = [prefix_BxPxD, x_BxXxD], [real_BxP, memory.valid_BxX], [~real_BxP]
-        cut.append(memory.cut_BxX)
-        after = [~real_BxP, jnp.zeros_like(memory.valid_BxX)]
+            x_BxXxD = jnp.zeros((B, X, D), self.base.dtype)
+        real_BxP, nobody_BxX = jnp.ones((B, P), bool), jnp.zeros((B, X), bool)
+        parts = [
+            Sequence(jnp.broadcast_to(prefix_PxD, (B, P, D)), real_BxP, ~real_BxP, ~real_BxP),
+            Sequence(x_BxXxD, memory.valid_BxX, memory.cut_BxX, nobody_BxX),
+        ]
         if tokens_BxS is not None and length_B is not None:
             valid_BxS = lengths_to_valid(length_B, tokens_BxS.shape[1])
-            x.append(self.base.embed(tokens_BxS))
-            valid.append(valid_BxS)
-            cut.append(jnp.zeros_like(valid_BxS))
-            after.append(jnp.ones_like(valid_BxS))
-        x_BxTxD, valid_BxT, cut_BxT, after_BxT = (
-            jnp.concatenate(parts, axis=1) for parts in (x, valid, cut, after)
-        )
-        return x_BxTxD, valid_BxT, cut_BxT, after_BxT
+            nobody_BxS = jnp.zeros_like(valid_BxS)
+            parts.append(Sequence(self.base.embed(tokens_BxS), valid_BxS, nobody_BxS, ~nobody_BxS))
+        return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
 
-    def _positions_around_kv(self, memory: Memory, S: int) -> Array:
-        """As `positions_of`, but counting the context that the slots stand for."""
+    def _mask(self, sequence: Sequence) -> Array | None:
+        """None where causality alone is right: nothing is cut, and padding stands last."""
+        if not self._cuts:
+            return None
+        return gist_mask(sequence.valid_BxT, sequence.cut_BxT, sequence.after_BxT)
+
+    def _read_around(
+        self, memory: Memory, kv: Cache, sequence: Sequence, cache: Cache, S: int
+    ) -> tuple[Array, Cache]:
+        """The slots are in a cache already: run the prefix, put them behind it, run the tokens: `[B, S, D]`."""
         B, P = memory.valid_BxX.shape[0], len(self.prefix_ids)
         prefix_BxP = jnp.broadcast_to(jnp.arange(P), (B, P))
         unused_BxX = jnp.zeros((B, memory.size), jnp.int32)
-        tokens_BxS = (P + memory.length_B)[:, None] + jnp.arange(S)
-        return jnp.concatenate([prefix_BxP, unused_BxX, tokens_BxS], axis=1)
+        tokens_BxS = self._first_token(memory)[:, None] + jnp.arange(S)
+        positions_BxT = jnp.concatenate([prefix_BxP, unused_BxX, tokens_BxS], axis=1)
+        _, cache = self._extend(sequence, positions_BxT, cache, 0, P)
+        cache = cache.insert(P, kv)
+        return self._extend(sequence, positions_BxT, cache, P + memory.size, S)
 
     def _extend(
-        self, x_BxTxD: Array, positions_BxT: Array, mask_BxTxT: Array, cache: Cache, at: int, n: int
+        self, sequence: Sequence, positions_BxT: Array, cache: Cache, at: int, n: int
     ) -> tuple[Array, Cache]:
         """Runs n positions of the sequence from index `at` on, into the cache at the same index."""
         part = slice(at, at + n)
-        room = cache.k_LxBxUxKxH.shape[2] - mask_BxTxT.shape[2]
-        mask_BxnxU = jnp.pad(mask_BxTxT[:, part], ((0, 0), (0, 0), (0, room)))
+        mask_BxnxU = None
+        if self._cuts:
+            room = cache.length - sequence.valid_BxT.shape[1]
+            mask_BxTxT = gist_mask(sequence.valid_BxT, sequence.cut_BxT, sequence.after_BxT)
+            mask_BxnxU = jnp.pad(mask_BxTxT[:, part], ((0, 0), (0, 0), (0, room)))
         h_BxnxD, new_cache = self.base(
-            x_BxTxD[:, part], positions_BxT[:, part], mask_BxnxU, self.lora, cache, at
+            sequence.x_BxTxD[:, part], positions_BxT[:, part], mask_BxnxU, self.lora, cache, at
         )
         assert new_cache is not None
         return h_BxnxD, new_cache
-
-    def _empty_cache(self, batch: int, length: int) -> Cache:
-        c = self.base.config
-        return Cache.empty(c.n_layers, batch, length, c.n_kv_heads, c.head_dim, self.base.dtype)
 
 
 def _soft_memory(x_BxXxD: Array, length_B: Array) -> Memory:
@@ -291,6 +347,11 @@ def answer_states(h_BxSxD: Array, question_length_B: Array, n_answer: int) -> Ar
 
     Answer token a stands at `question_length + a`; the state before it predicts it.
     """
-    index_BxA = question_length_B[:, None] - 1 + jnp.arange(n_answer)
-    index_BxA = jnp.minimum(index_BxA, h_BxSxD.shape[1] - 1)
-    return jnp.take_along_axis(h_BxSxD, index_BxA[:, :, None], axis=1)
+    return take_rows(h_BxSxD, question_length_B - 1, n_answer)
+
+
+def take_rows(h_BxT: Array, first_B: Array, n: int) -> Array:
+    """Each row's n positions of `[B, T, …]` from its own first one on, `[B, n, …]`; the last one again where it ends earlier."""
+    index_Bxn = jnp.minimum(first_B[:, None] + jnp.arange(n), h_BxT.shape[1] - 1)
+    index_Bxn = index_Bxn.reshape(*index_Bxn.shape, *(1 for _ in h_BxT.shape[2:]))
+    return jnp.take_along_axis(h_BxT, index_Bxn, axis=1)

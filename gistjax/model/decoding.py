@@ -8,17 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gistjax.model.cache import Cache
-from gistjax.model.compressor import CompressedLM, Memory
+from gistjax.model.compressor import CompressedLM, Memory, Reading, take_rows
 
 
 class _Loop(NamedTuple):
-    step: Array
-    ids_B: Array  # the token that each row has just chosen
+    n: Array  # tokens chosen
+    ids_B: Array  # the last of them
     done_B: Array
     answer_BxA: Array
-    visible_BxU: Array
-    cache: Cache
+    reading: Reading
 
 
 def greedy(
@@ -39,37 +37,49 @@ def greedy(
         end_id: ends a row's answer and fills the rest of it.
 
     Returns:
-        Answers `[B, A]` int32. A row's answer does not depend on the other rows.
+        int32 `[B, A]`.
     """
-    last_BxD, cache, visible_BxU, position_B = model.prefill(
-        memory, tokens_BxS, length_B, max_tokens
-    )
-    first_free = visible_BxU.shape[1] - max_tokens
+    h_BxSxD, reading = model.read(memory, tokens_BxS, length_B, room=max_tokens)
+    last_BxD = take_rows(h_BxSxD, length_B - 1, 1)[:, 0]
+    return continue_greedily(model, last_BxD, reading, max_tokens, end_id)
+
+
+def continue_greedily(
+    model: CompressedLM,
+    last_BxD: Array,
+    reading: Reading,
+    max_tokens: int,
+    end_id: int,
+    limit: Array | int | None = None,
+) -> Array:
+    """What `greedy` returns, from the state of the question's last token and a reading with room.
+
+    Args:
+        limit: stop after so many tokens, if that is fewer than `max_tokens`.
+    """
 
     def choose(h_BxD: Array, done_B: Array) -> Array:
         best_B = jnp.argmax(model.base.logits(h_BxD), axis=-1).astype(jnp.int32)
         return jnp.where(done_B, end_id, best_B)
 
+    n_tokens = jnp.minimum(max_tokens, max_tokens if limit is None else limit)
+
     def unfinished(loop: _Loop) -> Array:
-        return (loop.step < max_tokens) & ~jnp.all(loop.done_B)
+        return (loop.n < n_tokens) & ~jnp.all(loop.done_B)
 
     def step(loop: _Loop) -> _Loop:
-        answer_BxA = jax.lax.dynamic_update_slice(
-            loop.answer_BxA, loop.ids_B[:, None], (0, loop.step)
-        )
-        done_B = loop.done_B | (loop.ids_B == end_id)
-        h_BxD, cache, visible_BxU = model.decode(
-            loop.ids_B, position_B + loop.step, loop.visible_BxU, loop.cache, first_free + loop.step
-        )
-        return _Loop(loop.step + 1, choose(h_BxD, done_B), done_B, answer_BxA, visible_BxU, cache)
+        h_BxD, reading = model.decode(loop.ids_B, loop.reading, loop.n - 1)
+        ids_B = choose(h_BxD, loop.done_B)
+        answer_BxA = jax.lax.dynamic_update_slice(loop.answer_BxA, ids_B[:, None], (0, loop.n))
+        return _Loop(loop.n + 1, ids_B, loop.done_B | (ids_B == end_id), answer_BxA, reading)
 
-    nobody_B = jnp.zeros(length_B.shape, bool)
+    first_B = choose(last_BxD, jnp.zeros(last_BxD.shape[:1], bool))
+    answer_BxA = jnp.full((last_BxD.shape[0], max_tokens), end_id, jnp.int32)
     start = _Loop(
-        step=jnp.zeros((), jnp.int32),
-        ids_B=choose(last_BxD, nobody_B),
-        done_B=nobody_B,
-        answer_BxA=jnp.full((length_B.shape[0], max_tokens), end_id, jnp.int32),
-        visible_BxU=visible_BxU,
-        cache=cache,
+        n=jnp.ones((), jnp.int32),
+        ids_B=first_B,
+        done_B=first_B == end_id,
+        answer_BxA=answer_BxA.at[:, 0].set(first_B),
+        reading=reading,
     )
     return jax.lax.while_loop(unfinished, step, start).answer_BxA

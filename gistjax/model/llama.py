@@ -8,6 +8,7 @@ Shapes are suffixes of names, one letter an axis. The letters, for the whole pro
     P prefix tokens       N query heads                    R LoRA rank
     S question + answer   K key/value heads                X memory positions (slots or context)
     A answer tokens       G query heads per K (N = K·G)    H head width
+    I, O width in, out    J heads of a K: G, key, value
 
 Architecture: Touvron et al. 2023 (arXiv:2307.09288) and Grattafiori et al. 2024 (arXiv:2407.21783).
 """
@@ -21,12 +22,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
 from gistjax.errors import WeightsError
-from gistjax.model.cache import Cache
-from gistjax.model.lora import LoRA
+from gistjax.model.attention import attention
+from gistjax.model.cache import Cache, CacheLayer
+from gistjax.model.lora import Factors, LoRA, adapted_product
 
 
 class Frozen(nnx.Variable):
@@ -140,72 +143,94 @@ def random_initializer(key: Array, dtype: jnp.dtype) -> Initializer:
     return make
 
 
-class Layers(nnx.Module):
-    """All layers' weights, each stacked along a leading axis L; also one layer, once sliced."""
+class Layer(nnx.Module):
+    """The weights of one layer, or of all of them stacked along a leading axis L.
 
-    def __init__(self, config: LlamaConfig, make: Initializer):
-        L, D, F = config.n_layers, config.d_model, config.d_ff
-        NH, KH = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    What reads the same input is one matrix: `qkv` holds for each key/value head its G query heads, its key and its
+    value head, `gate_up` both halves of the feed-forward. The axis that tensor parallelism splits stays an axis.
+    """
+
+    def __init__(self, config: LlamaConfig, make: Initializer, lead: tuple[int, ...] = ()):
+        D, F, K, H = config.d_model, config.d_ff, config.n_kv_heads, config.head_dim
+        NH, KH = config.n_heads * H, K * H
         std = 0.02
-        out_std = std / math.sqrt(2 * L)
-        self.config = config
-        self.attention_norm = Frozen(make((L, D), 0.0))
-        self.q = Frozen(make((L, D, NH), std))
-        self.k = Frozen(make((L, D, KH), std))
-        self.v = Frozen(make((L, D, KH), std))
-        self.o = Frozen(make((L, NH, D), out_std))
-        self.ffn_norm = Frozen(make((L, D), 0.0))
-        self.gate = Frozen(make((L, D, F), std))
-        self.up = Frozen(make((L, D, F), std))
-        self.down = Frozen(make((L, F, D), out_std))
+        out_std = std / math.sqrt(2 * config.n_layers)
+        self.attention_norm = Frozen(make((*lead, D), 0.0))
+        q, k, v = (make((*lead, D, width), std) for width in (NH, KH, KH))
+        self.qkv = Frozen(fuse_qkv(q, k, v, K))  # [D, K, G + 2, H]
+        self.o = Frozen(make((*lead, NH, D), out_std))
+        self.ffn_norm = Frozen(make((*lead, D), 0.0))
+        gate, up = (make((*lead, D, F), std) for _ in range(2))
+        self.gate_up = Frozen(jnp.stack([gate, up], axis=-2))  # [D, 2, F]
+        self.down = Frozen(make((*lead, F, D), out_std))
 
-    def project(self, name: str, x_BxTxI: Array, lora: LoRA | None) -> Array:
-        """`x @ W`, plus the adapter's part where there is one."""
-        y_BxTxO = x_BxTxI @ getattr(self, name)[...]
-        return y_BxTxO if lora is None else lora.add_to(y_BxTxO, name, x_BxTxI)
 
-    def queries_keys_values(
-        self, x_BxTxD: Array, rope: tuple[Array, Array], lora: LoRA | None
-    ) -> tuple[Array, Array, Array]:
-        """The three projections, split into heads; queries and keys are rotated."""
-        h_BxTxD = rms_norm(x_BxTxD, self.attention_norm[...], self.config.rms_eps)
+def fuse_qkv(q: Any, k: Any, v: Any, n_kv_heads: int) -> Any:
+    """`[…, N·H]`, `[…, K·H]`, `[…, K·H]` (numpy or JAX) as one `[…, K, G + 2, H]`."""
+    H = k.shape[-1] // n_kv_heads
+    xp = np if isinstance(q, np.ndarray) else jnp
+    return xp.concatenate([w.reshape(*w.shape[:-1], n_kv_heads, -1, H) for w in (q, k, v)], axis=-2)
 
-        def heads(name: str) -> Array:
-            y = self.project(name, h_BxTxD, lora)
-            return y.reshape(*y.shape[:2], -1, self.config.head_dim)
 
-        return apply_rope(heads("q"), rope), apply_rope(heads("k"), rope), heads("v")
+@dataclass(frozen=True)
+class Inputs:
+    """What all layers share in one call."""
 
-    def attend(
-        self, x_BxTxD: Array, q_BxTxNxH: Array, k_BxUxKxH: Array, v_BxUxKxH: Array,
-        mask_BxTxU: Array, lora: LoRA | None,
-    ) -> Array:  # fmt: skip
-        """Attention and its residual. The softmax runs in fp32."""
-        y_BxTxNxH = jax.nn.dot_product_attention(
-            q_BxTxNxH, k_BxUxKxH, v_BxUxKxH, mask=mask_BxTxU[:, None], implementation="xla"
-        )
-        return x_BxTxD + self.project("o", y_BxTxNxH.reshape(*x_BxTxD.shape[:2], -1), lora)
+    config: LlamaConfig
+    rope: tuple[Array, Array]
+    mask_BxAxU: Array | None
+    kernel: str  # of causal attention: xla | cudnn
 
-    def feed_forward(self, x_BxTxD: Array, lora: LoRA | None) -> Array:
-        """SwiGLU and its residual."""
-        h_BxTxD = rms_norm(x_BxTxD, self.ffn_norm[...], self.config.rms_eps)
-        gate_BxTxF = jax.nn.silu(self.project("gate", h_BxTxD, lora))
-        up_BxTxF = self.project("up", h_BxTxD, lora)
-        return x_BxTxD + self.project("down", gate_BxTxF * up_BxTxF, lora)
+
+Adapters = dict[str, Factors]
+
+
+def run_layer(
+    layer: Layer, adapters: Adapters, x_BxTxD: Array, inputs: Inputs, cache: CacheLayer | None
+) -> tuple[Array, CacheLayer | None]:
+    """Attention and feed-forward with their residuals; the cache, if there is one, gets the new keys and values."""
+    config = inputs.config
+
+    def project(name: str, h_BxTxI: Array) -> Array:
+        return adapted_product(h_BxTxI, getattr(layer, name)[...], adapters.get(name))
+
+    h_BxTxD = rms_norm(x_BxTxD, layer.attention_norm[...], config.rms_eps)
+    qkv_BxTxKxJxH = project("qkv", h_BxTxD)
+    cos, sin = inputs.rope
+    rope_KxG = (cos[..., None, :], sin[..., None, :])
+    q_BxTxKxGxH = apply_rope(qkv_BxTxKxJxH[..., :-2, :], rope_KxG)
+    k_BxTxKxH = apply_rope(qkv_BxTxKxJxH[..., -2, :], inputs.rope)
+    v_BxTxKxH = qkv_BxTxKxJxH[..., -1, :]
+    q_BxTxNxH = q_BxTxKxGxH.reshape(*x_BxTxD.shape[:2], -1, config.head_dim)
+    if cache is not None:
+        cache = cache.write(k_BxTxKxH, v_BxTxKxH)
+    y_BxTxNxH = attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, cache, inputs.mask_BxAxU, inputs.kernel)
+    x_BxTxD = x_BxTxD + project("o", y_BxTxNxH.reshape(*x_BxTxD.shape[:2], -1))
+    gate_up_BxTx2xF = project("gate_up", rms_norm(x_BxTxD, layer.ffn_norm[...], config.rms_eps))
+    h_BxTxF = jax.nn.silu(gate_up_BxTx2xF[:, :, 0]) * gate_up_BxTx2xF[:, :, 1]
+    return x_BxTxD + project("down", h_BxTxF), cache
 
 
 class Llama(nnx.Module):
-    """The base model. Every weight is `Frozen`; adapters are passed in beside it."""
+    """The base model. Every weight is `Frozen`; adapters are passed in beside it.
 
-    def __init__(self, config: LlamaConfig, make: Initializer):
+    Args:
+        config: sizes.
+        make: fills the weights.
+        scan: keep the layers stacked and scan over them: compiles fast, runs slower, because every step copies each
+            layer out of the stack. Otherwise each layer is a set of arrays of its own and the program is unrolled.
+    """
+
+    def __init__(self, config: LlamaConfig, make: Initializer, scan: bool = True):
         self.config = config
         V, D = config.vocab_size, config.d_model
         self.embedding = Frozen(make((V, D), 0.02))
-        self.layers = Layers(config, make)
+        stacked = Layer(config, make, (config.n_layers,))
+        self.layers = stacked if scan else unstack(stacked)
         self.final_norm = Frozen(make((D,), 0.0))
         self.output = None if config.tie_embeddings else Frozen(make((V, D), 0.02))
-        self.scan_layers = True
         self.remat = False
+        self.kernel = "xla"  # of causal attention: xla | cudnn
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -219,13 +244,21 @@ class Llama(nnx.Module):
     def logits(self, h_BxTxD: Array) -> Array:
         """Vocabulary scores in fp32 of states that `__call__` returned (already normed)."""
         weights_VxD = self.embedding[...] if self.output is None else self.output[...]
-        return jnp.einsum("...d,vd->...v", h_BxTxD, weights_VxD, preferred_element_type=jnp.float32)
+        return _vocabulary_scores(h_BxTxD, weights_VxD)
+
+    def empty_cache(self, batch: int, length: int) -> Cache:
+        """A cache for `length` positions, stacked like the layers."""
+        c = self.config
+        scan = isinstance(self.layers, Layer)
+        return Cache.empty(
+            c.n_layers, batch, length, c.n_kv_heads, c.head_dim, self.dtype, stacked=scan
+        )
 
     def __call__(
         self,
         x_BxTxD: Array,
         positions_BxT: Array,
-        mask_BxTxU: Array,
+        mask_BxAxU: Array | None = None,
         lora: LoRA | None = None,
         cache: Cache | None = None,
         start: Array | int = 0,
@@ -235,42 +268,94 @@ class Llama(nnx.Module):
 
         Args:
             x_BxTxD: inputs, in the weights' dtype.
-            positions_BxT: rotary positions.
-            mask_BxTxU: True where a position may look; U is T, or the cache's length.
-            lora: adapters, stacked like the layers.
+            positions_BxT: rotary positions; one row may stand for all.
+            mask_BxAxU: True where one of the last A positions may look, U being T or the cache's length. The positions
+                before them look at each other causally; without a mask all do.
+            lora: adapters, stacked along the layers.
             cache: keys and values seen so far; this call's are written from index `start` on.
-            start: index in the cache of the first of the T positions.
+            start: index in the cache of the first of the T positions; 0 if any of them is causal.
             n_layers: run only so many layers (without a cache).
 
         Returns:
             States `[B, T, D]`, after the final norm if all layers ran, and the new cache.
         """
-        rope = rope_angles(self.config, positions_BxT)
-        graphdef, stacked = nnx.split((self.layers, lora))
         depth = self.config.n_layers if n_layers is None else n_layers
-        if depth < self.config.n_layers:
-            stacked = jax.tree.map(lambda w: w[:depth], stacked)
-
-        def body(carry: tuple[Array, Cache | None], xs: Any) -> tuple[Any, None]:
-            x, cache = carry
-            index, weights = xs
-            layer, adapter = nnx.merge(graphdef, weights)
-            q, k, v = layer.queries_keys_values(x, rope, adapter)
-            if cache is not None:
-                cache = cache.write(index, start, k, v)
-                k, v = cache.layer(index)
-            x = layer.attend(x, q, k, v, mask_BxTxU, adapter)
-            return (layer.feed_forward(x, adapter), cache), None
-
-        if self.remat:
-            body = jax.checkpoint(body)
-        unroll = 1 if self.scan_layers else max(depth, 1)
-        (x_BxTxD, cache), _ = jax.lax.scan(
-            body, (x_BxTxD, cache), (jnp.arange(depth), stacked), unroll=unroll
+        inputs = Inputs(
+            self.config, rope_angles(self.config, positions_BxT), mask_BxAxU, self.kernel
         )
+        adapters = {} if lora is None else lora.fused(self.config, x_BxTxD.dtype)
+        run = self._scan if isinstance(self.layers, Layer) else self._unroll
+        x_BxTxD, cache = run(x_BxTxD, inputs, adapters, cache, start, depth)
         if depth == self.config.n_layers:
             x_BxTxD = rms_norm(x_BxTxD, self.final_norm[...], self.config.rms_eps)
         return x_BxTxD, cache
+
+    def _unroll(
+        self, x_BxTxD: Array, inputs: Inputs, adapters: Adapters, cache: Cache | None,
+        start: Array | int, depth: int,
+    ) -> tuple[Array, Cache | None]:  # fmt: skip
+        assert isinstance(self.layers, nnx.List)
+
+        def body(layer: Layer, adapters: Adapters, x: Array, part: CacheLayer | None) -> Any:
+            return run_layer(layer, adapters, x, inputs, part)
+
+        if self.remat:
+            body = nnx.remat(body)
+        parts = {name: (jnp.unstack(a), jnp.unstack(b)) for name, (a, b) in adapters.items()}
+        for i, layer in enumerate(self.layers[:depth]):
+            own = {name: Factors(a[i], b[i]) for name, (a, b) in parts.items()}
+            if cache is None:
+                x_BxTxD, _ = body(layer, own, x_BxTxD, None)
+            else:
+                x_BxTxD, part = body(layer, own, x_BxTxD, cache.layer(i, start))
+                cache = cache.put(i, part)
+        return x_BxTxD, cache
+
+    def _scan(
+        self, x_BxTxD: Array, inputs: Inputs, adapters: Adapters, cache: Cache | None,
+        start: Array | int, depth: int,
+    ) -> tuple[Array, Cache | None]:  # fmt: skip
+        graphdef, stacked = nnx.split(self.layers)
+        weights = jax.tree.map(lambda w: w[:depth], (stacked, adapters))
+
+        def body(carry: tuple[Array, Cache | None], xs: Any) -> tuple[Any, None]:
+            x, cache = carry
+            index, (layer, adapters) = xs
+            part = None if cache is None else cache.layer(index, start)
+            whole: Any = nnx.merge(graphdef, layer)
+            x, part = run_layer(whole, adapters, x, inputs, part)
+            return (x, cache if part is None or cache is None else cache.put(index, part)), None
+
+        if self.remat:
+            body = jax.checkpoint(body)
+        (x_BxTxD, cache), _ = jax.lax.scan(body, (x_BxTxD, cache), (jnp.arange(depth), weights))
+        return x_BxTxD, cache
+
+
+@jax.custom_vjp
+def _vocabulary_scores(h: Array, weights_VxD: Array) -> Array:
+    return jnp.einsum("...d,vd->...v", h, weights_VxD, preferred_element_type=jnp.float32)
+
+
+def _scores_forward(h: Array, weights_VxD: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _vocabulary_scores(h, weights_VxD), (h, weights_VxD)
+
+
+def _scores_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, None]:
+    """In the weights' dtype: a product of fp32 and bf16 would run in fp32. The weights are frozen."""
+    h, weights_VxD = residuals
+    return jnp.einsum("...v,vd->...d", dy.astype(h.dtype), weights_VxD), None
+
+
+_vocabulary_scores.defvjp(_scores_forward, _scores_backward)
+
+
+def unstack(stacked: Layer) -> nnx.List[Layer]:
+    """The layers one by one."""
+    graphdef, state = nnx.split(stacked)
+    leaves, treedef = jax.tree.flatten(state)
+    layers = zip(*(jnp.unstack(leaf) for leaf in leaves), strict=True)
+    return nnx.List(nnx.merge(graphdef, jax.tree.unflatten(treedef, x)) for x in layers)
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:

@@ -1,18 +1,20 @@
 """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) as a tree of their own beside the base.
 
-    base.layers            lora
-      q    [L, D, N·H]       q:    a [L, D, R]    b [L, R, N·H]
-      ...                    ...
-      down [L, F, D]         down: a [L, F, R]    b [L, R, D]
-      Frozen                 nnx.LoRAParam, which is an nnx.Param
+    lora (trained, fp32)                          what a layer reads (compute dtype)
+      q     a [L, D, R]    b [L, R, N·H]  ┐
+      k     a [L, D, R]    b [L, R, K·H]  ├────▶  qkv      a [L, D, 3R]   b [L, 3R, K, G + 2, H]
+      v     a [L, D, R]    b [L, R, K·H]  ┘
+      gate, up  …                         ────▶  gate_up  a [L, D, 2R]   b [L, 2R, 2, F]
+      o, down   …                         ────▶  o, down  the same
 
-Both are stacked along the layers and scanned together. One filter, `Trainable`, tells what is trained: it drives the
-split for gradients, the optimizer and what is saved. `b` starts at zero, so a fresh adapter changes nothing.
+Adapters are trained and saved by projection. For each call they are put together as the base's fused matrices are, `b`
+block by block, so that a layer reads its input once for all of them. One filter, `Trainable`, tells what is trained: it
+drives the split for gradients, the optimizer and what is saved. `b` starts at zero, so a fresh adapter changes nothing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,13 @@ class Adapter(nnx.Module):
         self.b = nnx.LoRAParam(jnp.zeros((layers, rank, d_out), jnp.float32))
 
 
+class Factors(NamedTuple):
+    """What is added to one of the base's matrices, `a @ b`: of one layer, or stacked along L."""
+
+    a: Array  # [I, R]
+    b: Array  # [R, *O], the scale within
+
+
 class LoRA(nnx.Module):
     """Adapters on some of the base's seven projections."""
 
@@ -51,14 +60,88 @@ class LoRA(nnx.Module):
             }
         )
 
-    def add_to(self, y_BxTxO: Array, name: str, x_BxTxI: Array) -> Array:
-        """`y + scale · x a b` for one layer's adapter of this name, or `y` where there is none."""
-        if name not in self.adapters:
-            return y_BxTxO
+    def fused(self, base: LlamaConfig, dtype: jnp.dtype) -> dict[str, Factors]:
+        """The adapters by the base's matrices, stacked along L; a matrix without any is left out."""
+        K, H = base.n_kv_heads, base.head_dim
+        G = base.n_heads // K
+        # Where each projection's output stands along its matrix's second last axis, of how many.
+        places = {
+            "qkv": {"q": (0, G + 2), "k": (G, G + 2), "v": (G + 1, G + 2)},
+            "gate_up": {"gate": (0, 2), "up": (1, 2)},
+        }
+        fused = {}
+        for matrix, members in places.items():
+            blocks = []
+            for name, (first, size) in members.items():
+                if name in self.adapters:
+                    a, b = self._factors(name, dtype)
+                    heads = (K, -1, H) if matrix == "qkv" else (1, base.d_ff)
+                    b = b.reshape(*b.shape[:2], *heads)
+                    after = size - first - b.shape[-2]
+                    pad = [(0, 0)] * (b.ndim - 2) + [(first, after), (0, 0)]
+                    blocks.append(Factors(a, jnp.pad(b, pad)))
+            if blocks:
+                fused[matrix] = Factors(
+                    jnp.concatenate([block.a for block in blocks], axis=2),
+                    jnp.concatenate([block.b for block in blocks], axis=1),
+                )
+        singles = {
+            name: self._factors(name, dtype) for name in ("o", "down") if name in self.adapters
+        }
+        return {**fused, **singles}
+
+    def _factors(self, name: str, dtype: jnp.dtype) -> Factors:
         adapter = self.adapters[name]
-        dtype = x_BxTxI.dtype
-        z_BxTxR = x_BxTxI @ adapter.a[...].astype(dtype)
-        return y_BxTxO + (z_BxTxR * self.scale) @ adapter.b[...].astype(dtype)
+        return Factors(adapter.a[...].astype(dtype), (self.scale * adapter.b[...]).astype(dtype))
+
+
+def adapted_product(x_BxTxI: Array, w: Array, factors: Factors | None) -> Array:
+    """`x @ w + (x @ a) @ b` for a frozen w `[I, *O]`: `[B, T, *O]`."""
+    if factors is None:
+        return jnp.tensordot(x_BxTxI, w, axes=1)
+    return _adapted_product(x_BxTxI, w, *factors)
+
+
+@jax.custom_vjp
+def _adapted_product(x: Array, w: Array, a: Array, b: Array) -> Array:
+    return _forward(x, w, a, b)[0]
+
+
+def _forward(x: Array, w: Array, a: Array, b: Array) -> tuple[Array, tuple[Array, ...]]:
+    z_BxTxR = x @ a
+    if _extends(x, w):
+        extended = jnp.concatenate([w, b])
+        y = jnp.tensordot(jnp.concatenate([x, z_BxTxR], axis=-1), extended, axes=1)
+        return y, (x, extended, a, z_BxTxR)
+    y = jnp.tensordot(x, w, axes=1) + jnp.tensordot(z_BxTxR, b, axes=1)
+    return y, (x, w, a, z_BxTxR, b)
+
+
+def _backward(residuals: tuple[Array, ...], dy: Array) -> tuple[Array | None, ...]:
+    """No gradient of w is formed."""
+    x, w, a, z_BxTxR, *b = residuals
+    outputs, weight_axes, rows = tuple(range(2, dy.ndim)), tuple(range(1, w.ndim)), (0, 1)
+    dx = jnp.tensordot(dy, w, (outputs, weight_axes))
+    if b:
+        dz_BxTxR = jnp.tensordot(dy, b[0], (outputs, weight_axes))
+    else:
+        dx, dz_BxTxR = jnp.split(dx, [x.shape[-1]], axis=-1)
+    da = jnp.tensordot(x, dz_BxTxR, (rows, rows))
+    return dx + dz_BxTxR @ a.T, None, da, jnp.tensordot(z_BxTxR, dy, (rows, rows))
+
+
+def _extends(x: Array, w: Array) -> bool:
+    """Whether `[x, x @ a] @ [w; b]`, one product, beats the sum of two.
+
+    It copies w, and saves passes over the output: worth it where the rows outnumber w's several times.
+    """
+    return x.shape[0] * x.shape[1] >= EXTEND_FROM * w.shape[0]
+
+
+EXTEND_FROM = 2
+"""Rows of x for each row of w."""
+
+_adapted_product.defvjp(_forward, _backward)
 
 
 def projection_sizes(base: LlamaConfig) -> dict[str, tuple[int, int]]:

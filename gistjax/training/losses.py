@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax import Array
 
 from gistjax.data.batches import Batch
-from gistjax.model.compressor import CompressedLM, Memory, answer_states
-from gistjax.model.decoding import greedy
-from gistjax.model.masks import causal_mask, lengths_to_valid, positions_of
+from gistjax.model.compressor import CompressedLM, Memory, Reading, answer_states, take_rows
+from gistjax.model.decoding import continue_greedily
+from gistjax.model.masks import lengths_to_valid
 
 TEMPERATURE = 0.1
 """Of the contrastive softmax over cosines."""
@@ -30,7 +32,38 @@ class LossSettings:
     weights: Mapping[str, float]
     answer_tokens: int  # A: answer positions gathered before the vocabulary product
     end_id: int
-    contrastive_layers: int
+
+
+@dataclass
+class Forward:
+    """One batch on its way through the model; what several losses need is computed once."""
+
+    model: CompressedLM
+    batch: Batch
+    settings: LossSettings
+
+    @cached_property
+    def memory(self) -> Memory:
+        """The compressed contexts."""
+        return self.model.memory(self.batch.context_ids_BxC, self.batch.context_length_B)
+
+    @cached_property
+    def n_answer(self) -> int:
+        """A, or fewer where the tokens are."""
+        return min(self.settings.answer_tokens, self.batch.tokens_BxS.shape[1])
+
+    @cached_property
+    def gold(self) -> tuple[Array, Reading | None]:
+        """States `[B, S, D]` over question and gold answer and, if the model is to answer itself, what it has then read
+        up to the answer.
+        """
+        batch = self.batch
+        length_B = batch.question_length_B + batch.answer_length_B
+        if not self.settings.weights.get("generation"):
+            return self.model.states(self.memory, batch.tokens_BxS, length_B), None
+        return self.model.read(
+            self.memory, batch.tokens_BxS, length_B, self.n_answer, seen_B=batch.question_length_B
+        )
 
 
 def total_loss(
@@ -38,53 +71,54 @@ def total_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """The weighted sum of the losses whose weight is not 0, and each of them.
 
-    A loss of weight 0 is not computed. The context is compressed once for all of them.
+    A loss of weight 0 is not computed. Context and question are read once for all of them.
     """
-    memory = model.memory(batch.context_ids_BxC, batch.context_length_B)
-    losses = {
-        name: LOSSES[name](model, memory, batch, settings)
-        for name, weight in settings.weights.items()
-        if weight
-    }
+    forward = Forward(model, batch, settings)
+    losses = {name: LOSSES[name](forward) for name, weight in settings.weights.items() if weight}
     total = sum((settings.weights[name] * loss for name, loss in losses.items()), jnp.zeros(()))
     return total, losses
 
 
-def teacher_forcing(
-    model: CompressedLM, memory: Memory, batch: Batch, settings: LossSettings
-) -> Array:
+def teacher_forcing(forward: Forward) -> Array:
     """Cross-entropy of the gold answer and the end token, given the gold tokens before."""
-    length_B = batch.question_length_B + batch.answer_length_B
-    h_BxSxD = model.states(memory, batch.tokens_BxS, length_B)
-    return _answer_cross_entropy(model, h_BxSxD, batch, settings)
+    h_BxSxD, _ = forward.gold
+    h_BxAxD = answer_states(h_BxSxD, forward.batch.question_length_B, forward.n_answer)
+    return _answer_cross_entropy(forward, h_BxAxD)
 
 
-def generation(model: CompressedLM, memory: Memory, batch: Batch, settings: LossSettings) -> Array:
+def generation(forward: Forward) -> Array:
     """Cross-entropy of the gold answer given the model's own greedy prefix.
 
-    The answer is decoded without gradient from the same memory, then read once more behind the question, memory in
-    place, so that the compressor receives gradient. Gold token a is predicted from the model's own tokens before it.
+    The model answers without gradient, as far as the batch's longest gold answer goes, from the keys and values that
+    the gold pass has left. Its own tokens are then read behind the question with gradient, slots in place, so that the
+    compressor learns from them. Gold token a is predicted from the model's own tokens before it.
     """
-    own_BxA = jax.lax.stop_gradient(
-        greedy(
-            model, memory, batch.tokens_BxS, batch.question_length_B,
-            settings.answer_tokens, settings.end_id,
-        )
+    batch, A = forward.batch, forward.n_answer
+    h_BxSxD, reading = forward.gold
+    assert reading is not None
+    first_Bx1xD = answer_states(h_BxSxD, batch.question_length_B, 1)
+    own_BxA = _own_answers(forward, first_Bx1xD[:, 0], reading)
+    h_BxAxD, _ = forward.model.extend(own_BxA[:, : A - 1], reading, 0)
+    return _answer_cross_entropy(forward, jnp.concatenate([first_Bx1xD, h_BxAxD], axis=1))
+
+
+def _own_answers(forward: Forward, last_BxD: Array, reading: Reading) -> Array:
+    graphdef, state = nnx.split(forward.model)
+    state, last_BxD, reading = jax.lax.stop_gradient((state, last_BxD, reading))
+    return continue_greedily(
+        nnx.merge(graphdef, state), last_BxD, reading, forward.n_answer, forward.settings.end_id,
+        limit=jnp.max(forward.batch.answer_length_B) - 1,
     )  # fmt: skip
-    tokens_BxS = put_answers(batch.tokens_BxS, batch.question_length_B, own_BxA)
-    h_BxSxD = model.states(memory, tokens_BxS, batch.question_length_B + batch.answer_length_B)
-    return _answer_cross_entropy(model, h_BxSxD, batch, settings)
 
 
-def contrastive(model: CompressedLM, memory: Memory, batch: Batch, settings: LossSettings) -> Array:
+def contrastive(forward: Forward) -> Array:
     """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) of the first slot against the base's view of the context.
 
-    The target is the mean of the frozen base's states over the context. Negatives are the batch's other contexts, over
-    all devices; rows with the same context are left out.
+    The target is the mean of the frozen base's states over the context (`context_views`). Negatives are the batch's
+    other contexts, over all devices; rows with the same context are left out.
     """
-    slot_BxD = _first_slot(model, memory, batch)
-    target_BxD = _context_view(model, batch, settings.contrastive_layers)
-    cosine_BxB = _unit(slot_BxD) @ _unit(target_BxD).T
+    batch = forward.batch
+    cosine_BxB = _unit(_first_slot(forward)) @ _unit(batch.context_view_BxD).T
     same_BxB = batch.context_id_B[:, None] == batch.context_id_B[None, :]
     real_B = batch.answer_length_B > 0
     keep_BxB = (~same_BxB & real_B[None, :]) | jnp.eye(len(real_B), dtype=bool)
@@ -93,30 +127,19 @@ def contrastive(model: CompressedLM, memory: Memory, batch: Batch, settings: Los
     return _mean_over_rows(loss_B, real_B)
 
 
-LOSSES: dict[str, Callable[[CompressedLM, Memory, Batch, LossSettings], Array]] = {
+LOSSES: dict[str, Callable[[Forward], Array]] = {
     "teacher_forcing": teacher_forcing,
     "generation": generation,
     "contrastive": contrastive,
 }
 
 
-def put_answers(tokens_BxS: Array, question_length_B: Array, answer_BxA: Array) -> Array:
-    """The tokens with each row's answer written behind its question; what does not fit is left out."""
-    A = answer_BxA.shape[1]
-    offset_BxS = jnp.arange(tokens_BxS.shape[1]) - question_length_B[:, None]
-    answer_BxS = jnp.take_along_axis(answer_BxA, jnp.clip(offset_BxS, 0, A - 1), axis=1)
-    return jnp.where((offset_BxS >= 0) & (offset_BxS < A), answer_BxS, tokens_BxS)
-
-
-def _answer_cross_entropy(
-    model: CompressedLM, h_BxSxD: Array, batch: Batch, settings: LossSettings
-) -> Array:
-    A = min(settings.answer_tokens, batch.tokens_BxS.shape[1])
-    h_BxAxD = answer_states(h_BxSxD, batch.question_length_B, A)
-    index_BxA = batch.question_length_B[:, None] + jnp.arange(A)
-    index_BxA = jnp.minimum(index_BxA, batch.tokens_BxS.shape[1] - 1)
-    gold_BxA = jnp.take_along_axis(batch.tokens_BxS, index_BxA, axis=1)
-    loss_BxA = optax.softmax_cross_entropy_with_integer_labels(model.base.logits(h_BxAxD), gold_BxA)
+def _answer_cross_entropy(forward: Forward, h_BxAxD: Array) -> Array:
+    """Mean over rows of the mean over each gold answer's tokens, A states `[B, A, D]` predicting them."""
+    batch, A = forward.batch, forward.n_answer
+    gold_BxA = take_rows(batch.tokens_BxS, batch.question_length_B, A)
+    scores_BxAxV = forward.model.base.logits(h_BxAxD)
+    loss_BxA = optax.softmax_cross_entropy_with_integer_labels(scores_BxAxV, gold_BxA)
     real_BxA = lengths_to_valid(batch.answer_length_B, A)
     length_B = jnp.maximum(batch.answer_length_B, 1)
     loss_B = jnp.sum(jnp.where(real_BxA, loss_BxA, 0.0), axis=1) / length_B
@@ -127,23 +150,10 @@ def _mean_over_rows(loss_B: Array, real_B: Array) -> Array:
     return jnp.sum(jnp.where(real_B, loss_B, 0.0)) / jnp.maximum(jnp.sum(real_B), 1)
 
 
-def _first_slot(model: CompressedLM, memory: Memory, batch: Batch) -> Array:
+def _first_slot(forward: Forward) -> Array:
+    memory, cut = forward.memory, forward.model.slot_form == "key_values"
     assert memory.x_BxXxD is not None
-    first = batch.context_ids_BxC.shape[1] if model.slot_form == "key_values" else 0
-    return memory.x_BxXxD[:, first]
-
-
-def _context_view(model: CompressedLM, batch: Batch, n_layers: int) -> Array:
-    ids_BxC, length_B = batch.context_ids_BxC, batch.context_length_B
-    valid_BxC = lengths_to_valid(length_B, ids_BxC.shape[1])
-    states_BxCxD, _ = model.base(
-        model.base.embed(ids_BxC), positions_of(valid_BxC), causal_mask(valid_BxC),
-        n_layers=min(n_layers, model.base.config.n_layers),
-    )  # fmt: skip
-    total_BxD = jnp.sum(
-        jnp.where(valid_BxC[:, :, None], states_BxCxD, 0), axis=1, dtype=jnp.float32
-    )
-    return jax.lax.stop_gradient(total_BxD / length_B[:, None])
+    return memory.x_BxXxD[:, forward.batch.context_ids_BxC.shape[1] if cut else 0]
 
 
 def _unit(x_BxD: Array) -> Array:

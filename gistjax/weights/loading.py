@@ -1,11 +1,12 @@
-"""From named tensors of a file to a Llama on the mesh, one stacked leaf at a time.
+"""From named tensors of a file to a Llama on the mesh, one leaf at a time.
 
 A reader gives the tensors of one model under their Hugging Face names and in that layout, `[out, in]`. On the host there
-is never more than one stacked leaf beside what the reader holds; each goes to its devices in its own sharding.
+is never more than one leaf beside what the reader holds; each goes to its devices in its own sharding.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, Protocol
 
 import jax
@@ -15,7 +16,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gistjax.errors import WeightsError
-from gistjax.model.llama import Llama, LlamaConfig, random_initializer
+from gistjax.model.llama import Llama, LlamaConfig, fuse_qkv, random_initializer
+from gistjax.model.lora import projection_sizes
 from gistjax.sharding import path_name, shardings_of
 
 NAMES = {
@@ -23,16 +25,19 @@ NAMES = {
     "output": "lm_head.weight",
     "final_norm": "model.norm.weight",
     "layers/attention_norm": "model.layers.{}.input_layernorm.weight",
-    "layers/q": "model.layers.{}.self_attn.q_proj.weight",
-    "layers/k": "model.layers.{}.self_attn.k_proj.weight",
-    "layers/v": "model.layers.{}.self_attn.v_proj.weight",
+    "q": "model.layers.{}.self_attn.q_proj.weight",
+    "k": "model.layers.{}.self_attn.k_proj.weight",
+    "v": "model.layers.{}.self_attn.v_proj.weight",
     "layers/o": "model.layers.{}.self_attn.o_proj.weight",
     "layers/ffn_norm": "model.layers.{}.post_attention_layernorm.weight",
-    "layers/gate": "model.layers.{}.mlp.gate_proj.weight",
-    "layers/up": "model.layers.{}.mlp.up_proj.weight",
+    "gate": "model.layers.{}.mlp.gate_proj.weight",
+    "up": "model.layers.{}.mlp.up_proj.weight",
     "layers/down": "model.layers.{}.mlp.down_proj.weight",
 }
-"""Leaf of `Llama` to Hugging Face name; `{}` is the layer."""
+"""Leaf of `Llama`, or part of one, to Hugging Face name; `{}` is the layer."""
+
+FUSED = {"layers/qkv": ("q", "k", "v"), "layers/gate_up": ("gate", "up")}
+"""Leaves that hold several tensors."""
 
 
 class Reader(Protocol):
@@ -46,36 +51,56 @@ class Reader(Protocol):
         """
 
 
-def abstract_llama(config: LlamaConfig, dtype: jnp.dtype) -> Llama:
+def abstract_llama(config: LlamaConfig, dtype: jnp.dtype, scan: bool = True) -> Llama:
     """The base as shapes and dtypes."""
-    return nnx.eval_shape(lambda: Llama(config, random_initializer(jax.random.key(0), dtype)))
+    return nnx.eval_shape(lambda: Llama(config, random_initializer(jax.random.key(0), dtype), scan))
 
 
-def load_llama(reader: Reader, config: LlamaConfig, dtype: jnp.dtype, mesh: Mesh) -> Llama:
+def load_llama(
+    reader: Reader, config: LlamaConfig, dtype: jnp.dtype, mesh: Mesh, scan: bool = True
+) -> Llama:
     """Reads every weight into its place on the mesh.
 
     Raises:
         WeightsError: naming the tensor that is missing, damaged or of another shape.
     """
-    graphdef, shapes = nnx.split(abstract_llama(config, dtype))
+    graphdef, shapes = nnx.split(abstract_llama(config, dtype, scan))
     shardings = shardings_of(shapes, mesh, "base/")
 
     def load(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
-        host = _stacked(reader, NAMES[path_name(path)], leaf.shape, leaf.dtype)
+        host = _leaf(reader, path_name(path), leaf, config)
         return jax.block_until_ready(jax.device_put(host, sharding))
 
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(load, shapes, shardings))
 
 
-def _stacked(reader: Reader, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """A leaf in its final layout: layers stacked, matrices as `[in, out]`, the vocabulary's as `[V, D]`."""
-    if "{}" not in name:
-        return _fitting(reader.tensor(name), name, shape).astype(dtype)
-    stack = np.empty(shape, dtype)
-    for layer in range(shape[0]):
-        one = name.format(layer)
-        stack[layer] = _fitting(reader.tensor(one), one, shape[:0:-1]).T
+def _leaf(reader: Reader, path: str, leaf: jax.ShapeDtypeStruct, config: LlamaConfig) -> np.ndarray:
+    """A leaf in its final layout: `layers/…` stacked, `layers/3/…` one layer's, or one of the others."""
+    name = re.sub(r"/\d+/", "/", path)
+    if not name.startswith("layers/"):
+        return _fitting(reader.tensor(NAMES[name]), NAMES[name], leaf.shape).astype(leaf.dtype)
+    if name != path:
+        return _layer(reader, name, int(path.split("/")[1]), config).astype(leaf.dtype)
+    stack = np.empty(leaf.shape, leaf.dtype)
+    for layer in range(config.n_layers):
+        stack[layer] = _layer(reader, name, layer, config)
     return stack
+
+
+def _layer(reader: Reader, name: str, layer: int, config: LlamaConfig) -> np.ndarray:
+    """One layer's part of a leaf: matrices as `[in, out]`, those that are fused together."""
+    sizes = projection_sizes(config)
+
+    def matrix(part: str) -> np.ndarray:
+        tensor = NAMES[part].format(layer)
+        shape = sizes.get(part.removeprefix("layers/"), (config.d_model,))
+        return _fitting(reader.tensor(tensor), tensor, shape[::-1]).T
+
+    parts = [matrix(part) for part in FUSED.get(name, (name,))]
+    if name == "layers/qkv":
+        q, k, v = parts
+        return fuse_qkv(q, k, v, config.n_kv_heads)
+    return np.stack(parts, axis=-2) if len(parts) > 1 else parts[0]
 
 
 def _fitting(array: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -87,11 +112,13 @@ def _fitting(array: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray
     return array
 
 
-def random_llama(config: LlamaConfig, dtype: jnp.dtype, mesh: Mesh, seed: int) -> Llama:
-    """Random weights, made on the devices."""
-    graphdef, shapes = nnx.split(abstract_llama(config, dtype))
+def random_llama(
+    config: LlamaConfig, dtype: jnp.dtype, mesh: Mesh, seed: int, scan: bool = True
+) -> Llama:
+    """Random weights, made on the devices; the same for both ways of keeping the layers."""
+    graphdef, shapes = nnx.split(abstract_llama(config, dtype, scan))
 
     def make() -> Any:
-        return nnx.split(Llama(config, random_initializer(jax.random.key(seed), dtype)))[1]
+        return nnx.split(Llama(config, random_initializer(jax.random.key(seed), dtype), scan))[1]
 
     return nnx.merge(graphdef, jax.jit(make, out_shardings=shardings_of(shapes, mesh, "base/"))())

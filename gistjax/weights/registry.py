@@ -19,7 +19,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gistjax.config import ModelConfig, did_you_mean
 from gistjax.errors import WeightsError
-from gistjax.model.llama import Llama, LlamaConfig, RopeScaling
+from gistjax.model.attention import choose_kernel
+from gistjax.model.llama import Layer, Llama, LlamaConfig, RopeScaling
 from gistjax.sharding import path_name
 from gistjax.weights.gguf import GgufReader
 from gistjax.weights.loading import load_llama, random_llama
@@ -183,14 +184,15 @@ def load_base(source: Source, model: ModelConfig, mesh: Mesh, seed: int = 0) -> 
     """
     dtype = jnp.dtype(model.dtype)
     if source.kind == "random":
-        llama = random_llama(source.config, dtype, mesh, seed)
+        llama = random_llama(source.config, dtype, mesh, seed, model.scan_layers)
     else:
         assert source.path is not None
         reader = (
             GgufReader(source.path) if source.kind == "gguf" else SafetensorsReader(source.path)
         )
-        llama = load_llama(reader, source.config, dtype, mesh)
-    llama.scan_layers, llama.remat = model.scan_layers, model.remat
+        llama = load_llama(reader, source.config, dtype, mesh, model.scan_layers)
+    llama.remat = model.remat
+    llama.kernel = choose_kernel(model.attention, source.config.head_dim, dtype)
     return llama
 
 
@@ -245,9 +247,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def base_hash(llama: Llama) -> str:
-    """SHA-256 over all names and bytes, one leaf on the host at a time."""
-    digest = hashlib.sha256()
+    """SHA-256 over all names and bytes, whether the layers are stacked or not; one leaf on the host at a time."""
+    digests: dict[str, str] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(llama)):
-        digest.update(path_name(path).encode())
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)).view(np.uint8).data)
-    return digest.hexdigest()
+        name, array = path_name(path), np.asarray(jax.device_get(leaf))
+        if isinstance(llama.layers, Layer) and name.startswith("layers/"):
+            parts = {name.replace("/", f"/{i}/"): layer for i, layer in enumerate(array)}
+        else:
+            parts = {name: array}
+        for part, values in parts.items():
+            data = np.ascontiguousarray(values).view(np.uint8).data
+            digests[part] = hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()

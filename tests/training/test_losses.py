@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,16 +6,17 @@ import pytest
 from flax import nnx
 from tiny import tiny_batch, tiny_model
 
+from gistjax.model.compressor import answer_states
 from gistjax.model.decoding import greedy
 from gistjax.model.lora import Trainable
 from gistjax.training import losses
-from gistjax.training.losses import LossSettings, put_answers, total_loss
+from gistjax.training.losses import Forward, LossSettings, total_loss
 
 ALL = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
 
 
 def settings(weights=ALL, answer_tokens=5):
-    return LossSettings(weights, answer_tokens, end_id=7, contrastive_layers=2)
+    return LossSettings(weights, answer_tokens, end_id=7)
 
 
 def log_probability(model, ids, length, context_tokens, target):
@@ -26,7 +28,8 @@ def log_probability(model, ids, length, context_tokens, target):
 
 
 @pytest.mark.parametrize("architecture", ["gist", "none"])
-def test_teacher_forcing_token_by_token(architecture, rng):
+@pytest.mark.parametrize("weights", [{"teacher_forcing": 1.0}, ALL])
+def test_teacher_forcing_token_by_token(architecture, weights, rng):
     model, batch = tiny_model(architecture), tiny_batch(rng)
     expected = []
     for b in range(4):
@@ -39,13 +42,13 @@ def test_teacher_forcing_token_by_token(architecture, rng):
             for i in range(a)
         ]
         expected.append(-np.mean(terms))
-    memory = model.memory(batch.context_ids_BxC, batch.context_length_B)
-    loss = losses.teacher_forcing(model, memory, batch, settings())
+    loss = losses.teacher_forcing(Forward(model, batch, settings(weights)))
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
 
 
-def test_generation_scores_gold_given_the_models_own_prefix(rng):
-    model, batch = tiny_model("gist"), tiny_batch(rng)
+@pytest.mark.parametrize("slot_form", ["soft_tokens", "key_values"])
+def test_generation_scores_gold_given_the_models_own_prefix(slot_form, rng):
+    model, batch = tiny_model("gist", slot_form=slot_form), tiny_batch(rng)
     memory = model.memory(batch.context_ids_BxC, batch.context_length_B)
     own = np.asarray(greedy(model, memory, batch.tokens_BxS, batch.question_length_B, 5, 7))
     expected = []
@@ -60,7 +63,7 @@ def test_generation_scores_gold_given_the_models_own_prefix(rng):
             for i in range(a)
         ]  # fmt: skip
         expected.append(-np.mean(terms))
-    loss = losses.generation(model, memory, batch, settings())
+    loss = losses.generation(Forward(model, batch, settings()))
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
 
 
@@ -81,7 +84,7 @@ def test_contrastive_against_a_plain_loop(rng):
     batch.answer_length_B[3] = 0  # row 3 is padding
     memory = model.memory(batch.context_ids_BxC, batch.context_length_B)
     slot = np.asarray(memory.x_BxXxD[:, 0], np.float64)
-    target = np.asarray(losses._context_view(model, batch, 2), np.float64)
+    target = np.asarray(batch.context_view_BxD, np.float64)
     slot /= np.linalg.norm(slot, axis=1, keepdims=True)
     target /= np.linalg.norm(target, axis=1, keepdims=True)
     expected = []
@@ -89,7 +92,7 @@ def test_contrastive_against_a_plain_loop(rng):
         rivals = [j for j in range(3) if batch.context_id_B[j] != batch.context_id_B[i]]
         scores = np.array([slot[i] @ target[j] / losses.TEMPERATURE for j in [i, *rivals]])
         expected.append(np.log(np.exp(scores).sum()) - scores[0])
-    loss = losses.contrastive(model, memory, batch, settings())
+    loss = losses.contrastive(Forward(model, batch, settings()))
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
 
 
@@ -121,8 +124,25 @@ def test_padding_rows_do_not_count(rng):
         np.testing.assert_allclose(one, other, rtol=1e-5, err_msg=name)
 
 
-def test_put_answers_overwrites_only_what_follows_the_question():
-    tokens = jnp.arange(12).reshape(2, 6)
-    answers = jnp.array([[90, 91, 92], [80, 81, 82]])
-    out = put_answers(tokens, jnp.array([2, 5]), answers)
-    np.testing.assert_array_equal(out, [[0, 1, 90, 91, 92, 5], [6, 7, 8, 9, 10, 80]])
+def test_generation_gradient_is_that_of_its_own_prefix_read_at_once(rng):
+    """The shared pass, cache and all, must give the gradient of reading question and own answer in one go."""
+    model, batch = tiny_model("gist"), tiny_batch(rng)
+    graphdef, trainable, frozen = nnx.split(model, Trainable, ...)
+    memory = model.memory(batch.context_ids_BxC, batch.context_length_B)
+    own = np.asarray(greedy(model, memory, batch.tokens_BxS, batch.question_length_B, 5, 7))
+    tokens = batch.tokens_BxS.copy()
+    for b, q in enumerate(batch.question_length_B):
+        tokens[b, q : q + 5] = own[b, : 9 - q]
+
+    def plain(t):
+        model = nnx.merge(graphdef, t, frozen)
+        forward = Forward(model, batch, settings())
+        h = model.states(forward.memory, tokens, batch.question_length_B + batch.answer_length_B)
+        return losses._answer_cross_entropy(forward, answer_states(h, batch.question_length_B, 5))
+
+    def shared(t):
+        return losses.generation(Forward(nnx.merge(graphdef, t, frozen), batch, settings()))
+
+    chex.assert_trees_all_close(
+        *(jax.tree.leaves(jax.grad(f)(trainable)) for f in (plain, shared)), rtol=1e-3, atol=1e-6
+    )

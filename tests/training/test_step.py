@@ -26,7 +26,7 @@ def start(mesh, model=None, weights=WEIGHTS, rate=1e-4):
     frozen = jax.device_put(frozen, shardings_of(frozen, mesh))
     optimizer = make_optimizer(OptimizerConfig(compressor_lr=rate, lora_lr=rate), 100, trainable)
     state = init_state(trainable, optimizer, mesh)
-    settings = LossSettings(weights, 5, end_id=7, contrastive_layers=2)
+    settings = LossSettings(weights, 5, end_id=7)
     step = make_train_step(graphdef, optimizer, settings, state_shardings(state, mesh))
     return state, frozen, step
 

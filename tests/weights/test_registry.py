@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from gistjax.config import MeshConfig, ModelConfig
 from gistjax.data.prompts import make_prompt
 from gistjax.errors import WeightsError
+from gistjax.model.llama import Layer
 from gistjax.planning import abstract_model, parameter_counts
 from gistjax.sharding import make_mesh
 from gistjax.weights import registry
@@ -43,7 +44,7 @@ def test_random_weights_depend_on_the_seed_alone():
 
 
 def test_the_hash_sees_every_byte():
-    model = ModelConfig(name="tiny-random", dtype="float32")
+    model = ModelConfig(name="tiny-random", dtype="float32", scan_layers=True)
     base = load_base(resolve(model), model, make_mesh(MeshConfig()))
     before = base_hash(base)
     base.layers.down[...] = base.layers.down[...].at[1, 2, 3].add(1e-6)
@@ -106,9 +107,11 @@ def test_byte_tokenizer_has_a_prompt():
 
 
 def test_layers_and_remat_follow_the_config():
-    model = ModelConfig(name="tiny-random", scan_layers=False, remat=True)
-    base = load_base(resolve(model), model, make_mesh(MeshConfig()))
-    assert not base.scan_layers and base.remat
-    assert all(
-        np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(base.layers.q[...])
-    )
+    bases = []
+    for scan in (True, False):
+        model = ModelConfig(name="tiny-random", scan_layers=scan, remat=True)
+        base = load_base(resolve(model), model, make_mesh(MeshConfig()))
+        assert isinstance(base.layers, Layer) == scan and base.remat
+        assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(base))
+        bases.append(base)
+    assert base_hash(bases[0]) == base_hash(bases[1])

@@ -1,12 +1,15 @@
 import json
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from tiny import projections
 
 from gistjax.config import MeshConfig, ModelConfig
 from gistjax.errors import WeightsError
@@ -28,8 +31,10 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
     base = load(path_or_random="random")
     tensors = {}
+    parts = projections(base)
     for leaf, name in NAMES.items():
-        array = np.asarray(get(base, leaf))
+        part = leaf.removeprefix("layers/")
+        array = np.asarray(parts[part] if part in parts else get(base, leaf))
         if "{}" in name:
             for layer, one in enumerate(array):
                 tensors[name.format(layer)] = np.ascontiguousarray(one.T)
@@ -49,9 +54,9 @@ def get(base, leaf):
 REPLICATED = MeshConfig()
 
 
-def load(path_or_random, mesh=REPLICATED, dtype="float32"):
+def load(path_or_random, mesh=REPLICATED, dtype="float32", scan=True):
     model = ModelConfig(name="tiny-random" if path_or_random == "random" else "x",
-                        path=str(path_or_random), dtype=dtype)  # fmt: skip
+                        path=str(path_or_random), dtype=dtype, scan_layers=scan)  # fmt: skip
     return load_base(resolve(model), model, make_mesh(mesh))
 
 
@@ -59,17 +64,24 @@ def load(path_or_random, mesh=REPLICATED, dtype="float32"):
 def test_what_was_written_is_read_in_every_layout(folder, mesh):
     random, read = load("random", mesh), load(folder, mesh)
     assert base_hash(read) == base_hash(random)
-    for leaf in NAMES:
-        assert get(read, leaf).sharding == get(random, leaf).sharding
+    chex.assert_trees_all_equal(nnx.state(read), nnx.state(random))
+    shardings = [jax.tree.map(lambda x: x.sharding, nnx.state(b)) for b in (read, random)]
+    assert jax.tree.leaves(shardings[0]) == jax.tree.leaves(shardings[1])
     if mesh.fsdp == 8:
-        assert get(read, "layers/q").addressable_shards[0].data.shape == (2, 8, 64)
+        assert get(read, "layers/qkv").addressable_shards[0].data.shape == (2, 8, 2, 4, 16)
+
+
+def test_layers_one_by_one_are_the_stacked_ones(folder):
+    stacked, listed = load(folder), load(folder, scan=False)
+    assert len(listed.layers) == 2
+    assert base_hash(stacked) == base_hash(listed)
 
 
 def test_dtype_is_the_configured_one(folder):
     base = load(folder, dtype="bfloat16")
     assert {
         leaf.dtype.name
-        for leaf in jax.tree.leaves(jax.tree.map(lambda x: x, get(base, "layers/q")))
+        for leaf in jax.tree.leaves(jax.tree.map(lambda x: x, get(base, "layers/qkv")))
     } == {"bfloat16"}
     np.testing.assert_allclose(
         np.asarray(get(base, "embedding"), np.float32),

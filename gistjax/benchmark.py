@@ -1,0 +1,420 @@
+"""How fast this machine runs a configuration, and how far that is from what the hardware can do.
+
+    python -m gistjax.benchmark --mode train [--tokens 64] [--answer_tokens 16] [--repeats 10] [--config.KEY=VALUE …]
+
+    train      a whole train step on synthetic rows: time, examples/s, TFLOP/s, share of the matmul rate, memory
+    generate   the same rows answered: compress, prefill and decode apart
+    load       the base's weights from config.model.path: GB/s and peak host memory
+    data       the input pipeline on config.data alone: examples/s, share of real tokens
+    answer     config.data's validation questions answered by real weights, after compilation
+
+Rows are full: config.data.context_tokens of context, `tokens` of question and answer. Weights are random unless
+config.model.path says otherwise. FLOPs are counted without recomputation: 2 per parameter and token forward, 2 more where
+activations need a gradient; frozen matrices need no more.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from gistjax import cli
+from gistjax.config import CompressionConfig, DataConfig, ModelConfig, validate
+from gistjax.errors import ConfigError
+
+MODES = ("train", "generate", "load", "data", "answer")
+
+flags.DEFINE_enum("mode", "train", MODES, "What to measure.")
+flags.DEFINE_integer("tokens", 64, "Question and answer tokens of a row.", lower_bound=2)
+flags.DEFINE_integer("answer_tokens", 16, "Answer tokens of a row, or to generate.", lower_bound=1)
+flags.DEFINE_integer("repeats", 10, "Timed calls; the median counts.", lower_bound=1)
+flags.DEFINE_integer("profile", 0, "Also list so many of the longest kernels.", lower_bound=0)
+
+log = logging.getLogger(__name__)
+
+
+def defaults() -> CompressionConfig:
+    """512 → 64 with random weights and teacher forcing alone, on the questions of the package."""
+    return CompressionConfig(
+        accumulation=1,
+        loss_weights={"teacher_forcing": 1.0, "generation": 0.0, "contrastive": 0.0},
+        model=ModelConfig(path="random"),
+        data=DataConfig(path="sample"),
+    )
+
+
+def main(config: CompressionConfig, args: flags.FlagValues) -> None:
+    """The command."""
+    validate(config)
+    if args.answer_tokens >= args.tokens:
+        raise ConfigError(
+            f"--answer_tokens={args.answer_tokens} leaves no question in --tokens={args.tokens}."
+        )
+    from gistjax import results
+
+    measured = globals()[f"measure_{args.mode}"](config, args)
+    cli.print_result(
+        {
+            "mode": args.mode,
+            "base_model": config.model.name,
+            "architecture": config.architecture,
+            **measured,
+            "device": results.device_name(),
+            "packages": results.versions(),
+        }
+    )
+
+
+def measure_train(config: CompressionConfig, args: flags.FlagValues) -> dict[str, Any]:
+    """One optimizer step over `accumulation` micro-batches of `batch_size` rows a device."""
+    import jax
+
+    from gistjax.sharding import put_batch, rows_per_step
+    from gistjax.training.losses import LossSettings
+    from gistjax.training.optimizer import make_optimizer
+    from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
+
+    rates = machine_rates()
+    model, mesh = bare_model(config)
+    graphdef, trainable, frozen = split_model(model)
+    optimizer = make_optimizer(config.optimizer, 1000, trainable)
+    state = init_state(trainable, optimizer, mesh)
+    settings = LossSettings(config.loss_weights, args.answer_tokens, end_id=-1)
+    train_step = make_train_step(graphdef, optimizer, settings, state_shardings(state, mesh))
+    rows = config.batch_size * rows_per_step(mesh)
+    host_batch = full_batch(config, rows, args.tokens, args.answer_tokens)
+    stacked = jax.tree.map(lambda x: x[None].repeat(config.accumulation, 0), host_batch)
+    batch = put_batch(stacked, mesh, leading=1)
+    start = time.perf_counter()
+    compiled = train_step.lower(state, frozen, batch).compile()  # type: ignore[attr-defined]
+    compile_s = time.perf_counter() - start
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = compiled(state, frozen, batch)
+        return metrics
+
+    seconds = median_seconds(step, args.repeats)
+    if args.profile:
+        log_kernels(step, args.profile)
+    examples = rows * config.accumulation
+    decoder, encoder = step_flops(config, model.base.config, args.tokens)
+    tflops = (decoder + encoder) * examples / seconds / 1e12 / jax.device_count()
+    return {
+        "rows": examples,
+        "step_ms": round(seconds * 1e3, 2),
+        "examples_per_s": round(examples / seconds, 1),
+        "decoder_tflops": round(decoder * examples / seconds / 1e12, 1),
+        "encoder_tflops": round(encoder * examples / seconds / 1e12, 1),
+        **rates,
+        "share_of_matmul": round(tflops / rates["matmul_tflops"], 3),
+        "peak_memory_gib": peak_memory_gib(),
+        "compile_s": round(compile_s, 1),
+        "loss": round(float(step()["loss"]), 4),
+    }
+
+
+def measure_generate(config: CompressionConfig, args: flags.FlagValues) -> dict[str, Any]:
+    """`answer_tokens` tokens for each of `batch_size` rows, greedily; no row ends early."""
+    import jax
+    from flax import nnx
+
+    from gistjax.model.decoding import greedy
+    from gistjax.sharding import put_batch, rows_per_step
+    from gistjax.training.step import split_model
+
+    rates = machine_rates()
+    model, mesh = bare_model(config)
+    graphdef, *weights = split_model(model)
+    rows = config.batch_size * rows_per_step(mesh)
+    batch = put_batch(full_batch(config, rows, args.tokens, 0), mesh)
+    questions = (batch.tokens_BxS, batch.question_length_B)
+
+    def answer(weights: Any, memory: Any, questions: tuple[Any, Any], n: int) -> Any:
+        return greedy(nnx.merge(graphdef, *weights), memory, *questions, n, -1)
+
+    compress = jax.jit(lambda weights, *context: nnx.merge(graphdef, *weights).compress(*context))
+    answer_n = jax.jit(answer, static_argnums=3)
+    context = (batch.context_ids_BxC, batch.context_length_B)
+    memory = compress(weights, *context)
+    n = args.answer_tokens
+    compress_s = median_seconds(lambda: compress(weights, *context), args.repeats)
+    prefill_s = median_seconds(lambda: answer_n(weights, memory, questions, 1), args.repeats)
+    total_s = median_seconds(lambda: answer_n(weights, memory, questions, n), args.repeats)
+    if args.profile:
+        log_kernels(lambda: answer_n(weights, memory, questions, n), args.profile)
+    token_s = (total_s - prefill_s) / max(n - 1, 1)
+    read = decode_bytes(config, model.base.config, rows, memory.size + args.tokens + n)
+    return {
+        "rows": rows,
+        "tokens": n,
+        "compress_ms": round(compress_s * 1e3, 2),
+        "prefill_ms": round(prefill_s * 1e3, 2),
+        "decode_ms_per_token": round(token_s * 1e3, 3),
+        "answer_s": round(total_s, 4),
+        "tokens_per_s": round(rows * n / total_s, 1),
+        **rates,
+        "share_of_copy": round(read / token_s / 1e12 / rates["copy_tb_per_s"], 3),
+        "peak_memory_gib": peak_memory_gib(),
+    }
+
+
+def measure_load(config: CompressionConfig, args: flags.FlagValues) -> dict[str, Any]:
+    """The base onto the devices, once. On the CPU backend its arrays are host memory too."""
+    import resource
+
+    import jax
+    from flax import nnx
+
+    from gistjax.sharding import make_mesh
+    from gistjax.weights.registry import load_base, resolve
+
+    mesh, source = make_mesh(config.mesh), resolve(config.model)
+    jax.block_until_ready(jax.device_put(0))
+    sampler = HostMemory()
+    with sampler:
+        start = time.perf_counter()
+        base = load_base(source, config.model, mesh)
+        seconds = time.perf_counter() - start
+    leaves = jax.tree.leaves(nnx.state(base))
+    size = sum(leaf.nbytes for leaf in leaves)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "weights_gib": round(size / GIB, 3),
+        "largest_leaf_gib": round(max(leaf.nbytes for leaf in leaves) / GIB, 3),
+        "seconds": round(seconds, 2),
+        "gb_per_s": round(size / seconds / 1e9, 2),
+        "peak_anonymous_gib": round(sampler.peak / GIB, 3),
+        "peak_resident_gib": round(resident / GIB, 3),
+    }
+
+
+def measure_data(config: CompressionConfig, args: flags.FlagValues) -> dict[str, Any]:
+    """An epoch of batches, made and dropped."""
+    from gistjax.data.batches import TrainPlan
+    from gistjax.data.prompts import encode_splits, make_prompt
+    from gistjax.data.squad import load_squad
+    from gistjax.planning import memory_positions
+    from gistjax.weights.registry import load_tokenizer, resolve
+
+    prompt = make_prompt(load_tokenizer(resolve(config.model, offline=True)))
+    start = time.perf_counter()
+    squad = load_squad(config.data, config.seed)
+    rows, _, _ = encode_splits(squad, prompt, config.data, config.seed)
+    encode_s = time.perf_counter() - start
+    plan = TrainPlan(
+        rows,
+        batch_size=config.batch_size,
+        accumulation=config.accumulation,
+        seed=config.seed,
+        context_buckets=config.data.context_buckets,
+        question_buckets=config.data.question_buckets,
+    )
+    steps = plan.steps_per_epoch
+    start = time.perf_counter()
+    for step in range(steps):
+        plan.batch(step)
+    seconds = time.perf_counter() - start
+    slots = None if config.architecture == "none" else memory_positions(config, 0)
+    return {
+        "examples": len(rows),
+        "encode_s": round(encode_s, 2),
+        "examples_per_s": round(steps * config.batch_size * config.accumulation / seconds),
+        "real_decoder_share": round(plan.real_decoder_share(len(prompt.prefix_ids), slots), 4),
+        "shapes": {f"{C}+{S}": steps for (C, S), steps in plan.shapes.items()},
+    }
+
+
+def measure_answer(config: CompressionConfig, args: flags.FlagValues) -> dict[str, Any]:
+    """All validation questions, twice; the second pass, which compiles nothing, counts."""
+    from gistjax import assembly
+    from gistjax.data.prompts import encode_splits
+    from gistjax.data.squad import load_squad
+    from gistjax.training.step import split_model
+
+    foundation = assembly.lay_foundation(config)
+    squad = load_squad(config.data, config.seed)
+    _, rows, _ = encode_splits(squad, foundation.prompt, config.data, config.seed)
+    graphdef, trainable, frozen = split_model(assembly.model_on(config, foundation))
+    answerer = assembly.make_answerer(config, foundation, graphdef)
+    seconds = []
+    for title in ("compiling", "answering"):
+        start = time.perf_counter()
+        answers = answerer(trainable, frozen, rows, title)
+        seconds.append(time.perf_counter() - start)
+    return {
+        "questions": len(rows),
+        "first_pass_s": round(seconds[0], 2),
+        "seconds": round(seconds[1], 2),
+        "compress_s": round(answers.compress_s, 2),
+        "answer_s": round(answers.answer_s, 2),
+        "peak_memory_gib": peak_memory_gib(),
+    }
+
+
+def bare_model(config: CompressionConfig) -> tuple[Any, Any]:
+    """The model without a prompt around its slots, and its mesh."""
+    from gistjax.assembly import build_model, keep_compiled_programs
+    from gistjax.sharding import make_mesh
+    from gistjax.weights.registry import load_base, resolve
+
+    keep_compiled_programs()
+    mesh = make_mesh(config.mesh)
+    base = load_base(resolve(config.model), config.model, mesh)
+    return build_model(config, base, (), mesh), mesh
+
+
+def full_batch(config: CompressionConfig, rows: int, tokens: int, answer_tokens: int) -> Any:
+    """Random rows without padding."""
+    import numpy as np
+
+    from gistjax.data.batches import Batch
+    from gistjax.weights.registry import resolve
+
+    base = resolve(config.model, offline=True).config
+    rng = np.random.default_rng(config.seed)
+    C = config.data.context_tokens
+    return Batch(
+        context_ids_BxC=rng.integers(0, base.vocab_size, (rows, C), np.int32),
+        context_length_B=np.full(rows, C, np.int32),
+        tokens_BxS=rng.integers(0, base.vocab_size, (rows, tokens), np.int32),
+        question_length_B=np.full(rows, tokens - answer_tokens, np.int32),
+        answer_length_B=np.full(rows, answer_tokens, np.int32),
+        context_id_B=np.arange(rows, dtype=np.int32),
+        context_view_BxD=rng.standard_normal((rows, base.d_model), np.float32),
+    )
+
+
+def step_flops(config: CompressionConfig, base: Any, tokens: int) -> tuple[float, float]:
+    """Decoder and encoder FLOPs of one row's step, teacher forcing only."""
+    from gistjax.planning import memory_positions
+
+    layers = layer_parameters(base)
+    decoder = layers * base.n_layers + base.vocab_size * base.d_model
+    encoder_layers = base.n_layers if config.encoder.layers < 0 else config.encoder.layers
+    passes = {"embeddings": 0, "hidden": 2, "lora": 4}[config.encoder.kind]
+    C = config.data.context_tokens
+    return 4.0 * decoder * (memory_positions(config, C) + tokens), float(
+        passes * layers * encoder_layers * C
+    )
+
+
+def layer_parameters(base: Any) -> int:
+    """Matrix parameters of one layer."""
+    from gistjax.model.lora import projection_sizes
+
+    return sum(d_in * d_out for d_in, d_out in projection_sizes(base).values())
+
+
+def decode_bytes(config: CompressionConfig, base: Any, rows: int, positions: int) -> int:
+    """Bytes that a decoded token must read: every matrix once, and the cache."""
+    import jax.numpy as jnp
+
+    matrices = layer_parameters(base) * base.n_layers + base.vocab_size * base.d_model
+    cache = 2 * base.n_layers * rows * positions * base.n_kv_heads * base.head_dim
+    return (matrices + cache) * jnp.dtype(config.model.dtype).itemsize
+
+
+GIB = 2**30
+
+
+def median_seconds(function: Callable[[], Any], repeats: int) -> float:
+    """Median wall time of calls that are waited for, after two that are not counted."""
+    import jax
+
+    seconds = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds[2:])[repeats // 2]
+
+
+def machine_rates() -> dict[str, float]:
+    """What this device reaches in a large bf16 matmul and in a copy (bytes read and written), 10 in a row."""
+    import jax
+    import jax.numpy as jnp
+
+    on_cpu = jax.default_backend() == "cpu"
+    n, chain, size = (1024, 2, 1 << 24) if on_cpu else (8192, 10, 1 << 30)
+    key = jax.random.key(0)
+    a = jax.random.normal(key, (n, n), jnp.bfloat16) / n**0.5
+    matmul = jax.jit(lambda x: jax.lax.fori_loop(0, chain, lambda _, y: y @ x, x))
+    copy = jax.jit(lambda x: jax.lax.fori_loop(0, chain, lambda _, y: -y, x))
+    matmul_s = median_seconds(lambda: matmul(a), 5) / chain
+    buffer = jax.random.normal(key, (size,), jnp.bfloat16)
+    copy_s = median_seconds(lambda: copy(buffer), 5) / chain
+    return {
+        "matmul_tflops": round(2 * n**3 / matmul_s / 1e12, 1),
+        "copy_tb_per_s": round(2 * buffer.nbytes / copy_s / 1e12, 3),
+    }
+
+
+def peak_memory_gib() -> float | None:
+    """Most device memory in use so far; None where the backend does not tell."""
+    import jax
+
+    statistics = jax.devices()[0].memory_stats() or {}
+    peak = statistics.get("peak_bytes_in_use")
+    return None if peak is None else round(peak / GIB, 2)
+
+
+def log_kernels(function: Callable[[], Any], n: int) -> None:
+    """Logs the kernels that took longest, by the profiler's own account."""
+    import tempfile
+    from collections import Counter
+    from pathlib import Path
+
+    import jax
+
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(function())
+        trace = next(Path(folder).rglob("*.xplane.pb"))
+        data = jax.profiler.ProfileData.from_file(str(trace))
+    milliseconds, calls = Counter[str](), Counter[str]()
+    for plane in data.planes:
+        for line in plane.lines:
+            if "GPU" in plane.name and line.name.startswith("Stream"):
+                for event in line.events:
+                    milliseconds[event.name] += event.duration_ns / 1e6
+                    calls[event.name] += 1
+    log.info("%d kernels, %.2f ms busy", calls.total(), milliseconds.total())
+    for name, duration in milliseconds.most_common(n):
+        log.info("%9.3f ms  %5d x  %s", duration, calls[name], name[:90])
+
+
+class HostMemory:
+    """Samples what this process has allocated itself: its peak over the time in the `with` block, in bytes."""
+
+    def __enter__(self) -> HostMemory:
+        import threading
+
+        self._before, self.peak, self._done = self._now(), 0, threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._done.wait(0.005):
+            self.peak = max(self.peak, self._now() - self._before)
+
+    @staticmethod
+    def _now() -> int:
+        import re
+        from pathlib import Path
+
+        match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(match[1]) * 1024 if match else 0
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda argv: defaults())

@@ -1,0 +1,73 @@
+"""Attention for two forms of mask: causal, by a fused kernel where there is one, and explicit."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from gistjax.model.cache import CacheLayer
+
+
+def attention(
+    q_BxTxNxH: Array,
+    k_BxTxKxH: Array,
+    v_BxTxKxH: Array,
+    cache: CacheLayer | None,
+    mask_BxAxU: Array | None,
+    kernel: str = "xla",
+) -> Array:
+    """Values `[B, T, N, H]` of T queries; the softmax runs in fp32.
+
+    Args:
+        k_BxTxKxH, v_BxTxKxH: keys and values of the same T positions.
+        cache: where they and earlier ones stand; the last A queries look there.
+        mask_BxAxU: True where one of the last A queries may look. The T - A before them are causal among themselves.
+        kernel: of the causal part: `xla`, or `cudnn` (flash attention on NVIDIA GPUs, bf16).
+    """
+    A = 0 if mask_BxAxU is None else mask_BxAxU.shape[1]
+    head = q_BxTxNxH.shape[1] - A
+    parts = []
+    if head:
+        parts.append(
+            causal_attention(q_BxTxNxH[:, :head], k_BxTxKxH[:, :head], v_BxTxKxH[:, :head], kernel)
+        )
+    if mask_BxAxU is not None:
+        if cache is not None:
+            k, v = (jnp.swapaxes(x_BxKxUxH, 1, 2) for x_BxKxUxH in (cache.k, cache.v))
+        else:
+            k, v = k_BxTxKxH, v_BxTxKxH
+        parts.append(
+            jax.nn.dot_product_attention(
+                q_BxTxNxH[:, head:], k, v, mask=mask_BxAxU[:, None], implementation="xla"
+            )
+        )
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def causal_attention(
+    q_BxTxNxH: Array, k_BxTxKxH: Array, v_BxTxKxH: Array, kernel: str = "xla"
+) -> Array:
+    """Each position looks at itself and those before it.
+
+    cuDNN's backward pass takes even lengths only (jax.nn.dot_product_attention), so an odd one gets a position more at
+    its end, which nobody sees.
+    """
+    T = q_BxTxNxH.shape[1]
+    if kernel == "cudnn" and T % 2:
+        q_BxTxNxH, k_BxTxKxH, v_BxTxKxH = (
+            jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q_BxTxNxH, k_BxTxKxH, v_BxTxKxH)
+        )
+    y_BxTxNxH = jax.nn.dot_product_attention(
+        q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, is_causal=True,
+        implementation="cudnn" if kernel == "cudnn" else "xla",
+    )  # fmt: skip
+    return y_BxTxNxH[:, :T]
+
+
+def choose_kernel(name: str, head_dim: int, dtype: jnp.dtype) -> str:
+    """`auto` becomes `cudnn` where cuDNN's flash attention can run, else `xla`."""
+    if name != "auto":
+        return name
+    fits = head_dim % 8 == 0 and head_dim <= 128 and dtype == jnp.bfloat16
+    return "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
