@@ -296,18 +296,19 @@ class Llama(nnx.Module):
     ) -> tuple[Array, Cache | None]:  # fmt: skip
         assert isinstance(self.layers, nnx.List)
 
-        def body(layer: Layer, adapters: Adapters, x: Array, part: CacheLayer | None) -> Any:
-            return run_layer(layer, adapters, x, inputs, part)
+        def body(weights: Any, adapters: Adapters, x: Array, part: CacheLayer | None) -> Any:
+            return run_layer(nnx.merge(graphdef, weights), adapters, x, inputs, part)
 
         if self.remat:
-            body = nnx.remat(body)
+            body = jax.checkpoint(body)
         parts = {name: (jnp.unstack(a), jnp.unstack(b)) for name, (a, b) in adapters.items()}
         for i, layer in enumerate(self.layers[:depth]):
+            graphdef, weights = nnx.split(layer)
             own = {name: Factors(a[i], b[i]) for name, (a, b) in parts.items()}
             if cache is None:
-                x_BxTxD, _ = body(layer, own, x_BxTxD, None)
+                x_BxTxD, _ = body(weights, own, x_BxTxD, None)
             else:
-                x_BxTxD, part = body(layer, own, x_BxTxD, cache.layer(i, start))
+                x_BxTxD, part = body(weights, own, x_BxTxD, cache.layer(i, start))
                 cache = cache.put(i, part)
         return x_BxTxD, cache
 
