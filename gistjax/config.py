@@ -66,7 +66,7 @@ class DataConfig:
     context: str = "filled"  # paragraph | filled
     context_tokens: int = 512  # longest context; what `filled` fills up to
     context_buckets: tuple[int, ...] = (128, 192, 256, 384, 512)
-    question_buckets: tuple[int, ...] = (28, 36, 48, 96)  # question + answer tokens
+    question_buckets: tuple[int, ...] = (30, 42, 64)  # question + answer tokens
     answer_tokens: int = 32  # longest gold answer kept in training, end token included
 
 

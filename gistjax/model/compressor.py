@@ -211,13 +211,26 @@ class CompressedLM(nnx.Module):
             cut_BxX=jnp.zeros_like(valid_BxM),
         )
 
-    def states(self, memory: Memory, tokens_BxS: Array, length_B: Array) -> Array:
-        """The decoder's states over the tokens that follow the memory, `[B, S, D]`, in one pass."""
+    def states(
+        self, memory: Memory, tokens_BxS: Array, length_B: Array, wanted_BxW: Array | None = None
+    ) -> Array:
+        """The decoder's states over the tokens that follow the memory, in one pass.
+
+        Args:
+            wanted_BxW: of which tokens, by number; by default of all S.
+
+        Returns:
+            `[B, W, D]`.
+        """
         sequence = self._sequence(memory, tokens_BxS, length_B).compact()
-        h_BxTxD, _ = self.base(
-            sequence.x_BxTxD, sequence.positions_1xT, self._mask(sequence), self.lora
+        h_BxWxD, _ = self.base(
+            sequence.x_BxTxD,
+            sequence.positions_1xT,
+            self._mask(sequence),
+            self.lora,
+            wanted_BxW=self._places(memory, tokens_BxS, wanted_BxW),
         )
-        return take_rows(h_BxTxD, self._first_token(memory), tokens_BxS.shape[1])
+        return h_BxWxD
 
     def read(
         self,
@@ -225,6 +238,7 @@ class CompressedLM(nnx.Module):
         tokens_BxS: Array,
         length_B: Array,
         room: int,
+        wanted_BxW: Array,
         seen_B: Array | None = None,
     ) -> tuple[Array, Reading]:
         """As `states`, keeping keys and values with `room` for more tokens.
@@ -237,16 +251,16 @@ class CompressedLM(nnx.Module):
         B, T = sequence.valid_BxT.shape
         cache = self.base.empty_cache(B, T + room)
         if memory.kv is not None:
-            h_BxSxD, cache = self._read_around(memory, memory.kv, sequence, cache, S)
+            h_BxWxD, cache = self._read_around(memory, memory.kv, sequence, cache, S, wanted_BxW)
             end_B = T - S + seen_B
         else:
             sequence = sequence.compact()
-            h_BxTxD, cache = self._extend(sequence, sequence.positions_1xT, cache, 0, T)
-            h_BxSxD = take_rows(h_BxTxD, first_B, S)
+            places_BxW = self._places(memory, tokens_BxS, wanted_BxW)
+            h_BxWxD, cache = self._extend(sequence, sequence.positions_1xT, cache, 0, T, places_BxW)
             end_B = first_B + seen_B
         visible_BxT = sequence.valid_BxT & ~sequence.cut_BxT & (jnp.arange(T) < end_B[:, None])
         visible_BxU = jnp.pad(visible_BxT, ((0, 0), (0, room)))
-        return h_BxSxD, Reading(cache, visible_BxU, first_B + seen_B, T)
+        return h_BxWxD, Reading(cache, visible_BxU, first_B + seen_B, T)
 
     def extend(self, ids_BxA: Array, reading: Reading, done: Array | int) -> tuple[Array, Reading]:
         """A more tokens a row after the `done` ones that were added already: states `[B, A, D]`, and the new reading."""
@@ -280,6 +294,13 @@ class CompressedLM(nnx.Module):
         """The position of the first token after the memory, `[B]`."""
         return len(self.prefix_ids) + memory.length_B
 
+    def _places(self, memory: Memory, tokens_BxS: Array, wanted_BxW: Array | None) -> Array:
+        """Where tokens, given by number, stand in the compact sequence; past its end, its last position."""
+        if wanted_BxW is None:
+            wanted_BxW = jnp.arange(tokens_BxS.shape[1])[None]
+        last = len(self.prefix_ids) + memory.size + tokens_BxS.shape[1] - 1
+        return jnp.minimum(self._first_token(memory)[:, None] + wanted_BxW, last)
+
     def _sequence(
         self, memory: Memory, tokens_BxS: Array | None = None, length_B: Array | None = None
     ) -> Sequence:
@@ -308,9 +329,9 @@ class CompressedLM(nnx.Module):
         return gist_mask(sequence.valid_BxT, sequence.cut_BxT, sequence.after_BxT)
 
     def _read_around(
-        self, memory: Memory, kv: Cache, sequence: Sequence, cache: Cache, S: int
+        self, memory: Memory, kv: Cache, sequence: Sequence, cache: Cache, S: int, wanted_BxW: Array
     ) -> tuple[Array, Cache]:
-        """The slots are in a cache already: run the prefix, put them behind it, run the tokens: `[B, S, D]`."""
+        """The slots are in a cache already: run the prefix, put them behind it, run the tokens: `[B, W, D]`."""
         B, P = memory.valid_BxX.shape[0], len(self.prefix_ids)
         prefix_BxP = jnp.broadcast_to(jnp.arange(P), (B, P))
         unused_BxX = jnp.zeros((B, memory.size), jnp.int32)
@@ -318,11 +339,12 @@ class CompressedLM(nnx.Module):
         positions_BxT = jnp.concatenate([prefix_BxP, unused_BxX, tokens_BxS], axis=1)
         _, cache = self._extend(sequence, positions_BxT, cache, 0, P)
         cache = cache.insert(P, kv)
-        return self._extend(sequence, positions_BxT, cache, P + memory.size, S)
+        return self._extend(sequence, positions_BxT, cache, P + memory.size, S, wanted_BxW)
 
     def _extend(
-        self, sequence: Sequence, positions_BxT: Array, cache: Cache, at: int, n: int
-    ) -> tuple[Array, Cache]:
+        self, sequence: Sequence, positions_BxT: Array, cache: Cache, at: int, n: int,
+        wanted_BxW: Array | None = None,
+    ) -> tuple[Array, Cache]:  # fmt: skip
         """Runs n positions of the sequence from index `at` on, into the cache at the same index."""
         part = slice(at, at + n)
         mask_BxnxU = None
@@ -331,8 +353,9 @@ class CompressedLM(nnx.Module):
             mask_BxTxT = gist_mask(sequence.valid_BxT, sequence.cut_BxT, sequence.after_BxT)
             mask_BxnxU = jnp.pad(mask_BxTxT[:, part], ((0, 0), (0, 0), (0, room)))
         h_BxnxD, new_cache = self.base(
-            sequence.x_BxTxD[:, part], positions_BxT[:, part], mask_BxnxU, self.lora, cache, at
-        )
+            sequence.x_BxTxD[:, part], positions_BxT[:, part], mask_BxnxU, self.lora, cache, at,
+            wanted_BxW=wanted_BxW,
+        )  # fmt: skip
         assert new_cache is not None
         return h_BxnxD, new_cache
 
@@ -342,16 +365,9 @@ def _soft_memory(x_BxXxD: Array, length_B: Array) -> Memory:
     return Memory(x_BxXxD, None, valid_BxX, jnp.zeros_like(valid_BxX), length_B, length_B)
 
 
-def answer_states(h_BxSxD: Array, question_length_B: Array, n_answer: int) -> Array:
-    """The states that predict the answer's tokens, `[B, A, D]`.
+def answer_positions(question_length_B: Array, n: int, size: int) -> Array:
+    """The numbers of the tokens whose states predict the first n answer tokens, `[B, n]`, of `size` tokens.
 
     Answer token a stands at `question_length + a`; the state before it predicts it.
     """
-    return take_rows(h_BxSxD, question_length_B - 1, n_answer)
-
-
-def take_rows(h_BxT: Array, first_B: Array, n: int) -> Array:
-    """Each row's n positions of `[B, T, …]` from its own first one on, `[B, n, …]`; the last one again where it ends earlier."""
-    index_Bxn = jnp.minimum(first_B[:, None] + jnp.arange(n), h_BxT.shape[1] - 1)
-    index_Bxn = index_Bxn.reshape(*index_Bxn.shape, *(1 for _ in h_BxT.shape[2:]))
-    return jnp.take_along_axis(h_BxT, index_Bxn, axis=1)
+    return jnp.minimum(question_length_B[:, None] - 1 + jnp.arange(n), size - 1)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gistjax.model.compressor import CompressedLM, Memory, Reading, take_rows
+from gistjax.model.compressor import CompressedLM, Memory, Reading
 
 
 class _Loop(NamedTuple):
@@ -39,9 +39,8 @@ def greedy(
     Returns:
         int32 `[B, A]`.
     """
-    h_BxSxD, reading = model.read(memory, tokens_BxS, length_B, room=max_tokens)
-    last_BxD = take_rows(h_BxSxD, length_B - 1, 1)[:, 0]
-    return continue_greedily(model, last_BxD, reading, max_tokens, end_id)
+    h_Bx1xD, reading = model.read(memory, tokens_BxS, length_B, max_tokens, length_B[:, None] - 1)
+    return continue_greedily(model, h_Bx1xD[:, 0], reading, max_tokens, end_id)
 
 
 def continue_greedily(

@@ -8,7 +8,7 @@ Shapes are suffixes of names, one letter an axis. The letters, for the whole pro
     P prefix tokens       N query heads                    R LoRA rank
     S question + answer   K key/value heads                X memory positions (slots or context)
     A answer tokens       G query heads per K (N = K·G)    H head width
-    I, O width in, out    J heads of a K: G, key, value
+    I, O width in, out    J heads of a K: G, key, value     W positions wanted
 
 Architecture: Touvron et al. 2023 (arXiv:2307.09288) and Grattafiori et al. 2024 (arXiv:2407.21783).
 """
@@ -186,9 +186,13 @@ Adapters = dict[str, Factors]
 
 
 def run_layer(
-    layer: Layer, adapters: Adapters, x_BxTxD: Array, inputs: Inputs, cache: CacheLayer | None
-) -> tuple[Array, CacheLayer | None]:
-    """Attention and feed-forward with their residuals; the cache, if there is one, gets the new keys and values."""
+    layer: Layer, adapters: Adapters, x_BxTxD: Array, inputs: Inputs, cache: CacheLayer | None,
+    wanted_BxW: Array | None = None,
+) -> tuple[Array, CacheLayer | None]:  # fmt: skip
+    """Attention and feed-forward with their residuals; the cache, if there is one, gets the new keys and values.
+
+    With `wanted`, only those positions ask and are returned, `[B, W, D]`; all of them are asked.
+    """
     config = inputs.config
 
     def project(name: str, h_BxTxI: Array) -> Array:
@@ -198,17 +202,33 @@ def run_layer(
     qkv_BxTxKxJxH = project("qkv", h_BxTxD)
     cos, sin = inputs.rope
     rope_KxG = (cos[..., None, :], sin[..., None, :])
-    q_BxTxKxGxH = apply_rope(qkv_BxTxKxJxH[..., :-2, :], rope_KxG)
-    k_BxTxKxH = apply_rope(qkv_BxTxKxJxH[..., -2, :], inputs.rope)
-    v_BxTxKxH = qkv_BxTxKxJxH[..., -1, :]
+    # Splitting, unlike slicing, has a gradient that is put together in one pass.
+    G = qkv_BxTxKxJxH.shape[3] - 2
+    q_BxTxKxGxH, k_BxTxKx1xH, v_BxTxKx1xH = jnp.split(qkv_BxTxKxJxH, [G, G + 1], axis=3)
+    q_BxTxKxGxH = apply_rope(q_BxTxKxGxH, rope_KxG)
+    k_BxTxKxH, v_BxTxKxH = apply_rope(k_BxTxKx1xH, rope_KxG)[:, :, :, 0], v_BxTxKx1xH[:, :, :, 0]
     q_BxTxNxH = q_BxTxKxGxH.reshape(*x_BxTxD.shape[:2], -1, config.head_dim)
     if cache is not None:
         cache = cache.write(k_BxTxKxH, v_BxTxKxH)
-    y_BxTxNxH = attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, cache, inputs.mask_BxAxU, inputs.kernel)
+    mask_BxAxU, seen = inputs.mask_BxAxU, cache
+    if wanted_BxW is not None:
+        if mask_BxAxU is None:
+            seen, mask_BxAxU = None, jnp.arange(x_BxTxD.shape[1]) <= wanted_BxW[:, :, None]
+        else:
+            mask_BxAxU = take_positions(mask_BxAxU, wanted_BxW)
+        x_BxTxD, q_BxTxNxH = (take_positions(a, wanted_BxW) for a in (x_BxTxD, q_BxTxNxH))
+    y_BxTxNxH = attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, seen, mask_BxAxU, inputs.kernel)
     x_BxTxD = x_BxTxD + project("o", y_BxTxNxH.reshape(*x_BxTxD.shape[:2], -1))
     gate_up_BxTx2xF = project("gate_up", rms_norm(x_BxTxD, layer.ffn_norm[...], config.rms_eps))
-    h_BxTxF = jax.nn.silu(gate_up_BxTx2xF[:, :, 0]) * gate_up_BxTx2xF[:, :, 1]
+    gate_BxTx1xF, up_BxTx1xF = jnp.split(gate_up_BxTx2xF, 2, axis=2)
+    h_BxTxF = (jax.nn.silu(gate_BxTx1xF) * up_BxTx1xF)[:, :, 0]
     return x_BxTxD + project("down", h_BxTxF), cache
+
+
+def take_positions(x_BxT: Array, index_BxW: Array) -> Array:
+    """Some positions of each row of `[B, T, …]`: `[B, W, …]`."""
+    index = index_BxW.reshape(*index_BxW.shape, *(1 for _ in x_BxT.shape[2:]))
+    return jnp.take_along_axis(x_BxT, index, axis=1)
 
 
 class Llama(nnx.Module):
@@ -263,6 +283,7 @@ class Llama(nnx.Module):
         cache: Cache | None = None,
         start: Array | int = 0,
         n_layers: int | None = None,
+        wanted_BxW: Array | None = None,
     ) -> tuple[Array, Cache | None]:
         """Runs the layers over embeddings.
 
@@ -275,9 +296,11 @@ class Llama(nnx.Module):
             cache: keys and values seen so far; this call's are written from index `start` on.
             start: index in the cache of the first of the T positions; 0 if any of them is causal.
             n_layers: run only so many layers (without a cache).
+            wanted_BxW: return the states of these positions only; the last layer spares the others' feed-forward.
+                A mask must then be of all T positions, or none.
 
         Returns:
-            States `[B, T, D]`, after the final norm if all layers ran, and the new cache.
+            States `[B, T, D]` or `[B, W, D]`, after the final norm if all layers ran, and the new cache.
         """
         depth = self.config.n_layers if n_layers is None else n_layers
         inputs = Inputs(
@@ -285,19 +308,25 @@ class Llama(nnx.Module):
         )
         adapters = {} if lora is None else lora.fused(self.config, x_BxTxD.dtype)
         run = self._scan if isinstance(self.layers, Layer) else self._unroll
-        x_BxTxD, cache = run(x_BxTxD, inputs, adapters, cache, start, depth)
+        x_BxTxD, cache = run(x_BxTxD, inputs, adapters, cache, start, depth, wanted_BxW)
         if depth == self.config.n_layers:
             x_BxTxD = rms_norm(x_BxTxD, self.final_norm[...], self.config.rms_eps)
         return x_BxTxD, cache
 
     def _unroll(
         self, x_BxTxD: Array, inputs: Inputs, adapters: Adapters, cache: Cache | None,
-        start: Array | int, depth: int,
+        start: Array | int, depth: int, wanted_BxW: Array | None,
     ) -> tuple[Array, Cache | None]:  # fmt: skip
         assert isinstance(self.layers, nnx.List)
 
-        def body(weights: Any, adapters: Adapters, x: Array, part: CacheLayer | None) -> Any:
-            return run_layer(nnx.merge(graphdef, weights), adapters, x, inputs, part)
+        def body(
+            weights: Any,
+            adapters: Adapters,
+            x: Array,
+            part: CacheLayer | None,
+            wanted: Array | None,
+        ) -> Any:
+            return run_layer(nnx.merge(graphdef, weights), adapters, x, inputs, part, wanted)
 
         if self.remat:
             body = jax.checkpoint(body)
@@ -305,16 +334,15 @@ class Llama(nnx.Module):
         for i, layer in enumerate(self.layers[:depth]):
             graphdef, weights = nnx.split(layer)
             own = {name: Factors(a[i], b[i]) for name, (a, b) in parts.items()}
-            if cache is None:
-                x_BxTxD, _ = body(weights, own, x_BxTxD, None)
-            else:
-                x_BxTxD, part = body(weights, own, x_BxTxD, cache.layer(i, start))
-                cache = cache.put(i, part)
+            part = None if cache is None else cache.layer(i, start)
+            wanted = wanted_BxW if i == depth - 1 else None
+            x_BxTxD, part = body(weights, own, x_BxTxD, part, wanted)
+            cache = cache if cache is None else cache.put(i, part)
         return x_BxTxD, cache
 
     def _scan(
         self, x_BxTxD: Array, inputs: Inputs, adapters: Adapters, cache: Cache | None,
-        start: Array | int, depth: int,
+        start: Array | int, depth: int, wanted_BxW: Array | None,
     ) -> tuple[Array, Cache | None]:  # fmt: skip
         graphdef, stacked = nnx.split(self.layers)
         weights = jax.tree.map(lambda w: w[:depth], (stacked, adapters))
@@ -330,6 +358,8 @@ class Llama(nnx.Module):
         if self.remat:
             body = jax.checkpoint(body)
         (x_BxTxD, cache), _ = jax.lax.scan(body, (x_BxTxD, cache), (jnp.arange(depth), weights))
+        if wanted_BxW is not None:
+            x_BxTxD = take_positions(x_BxTxD, wanted_BxW)
         return x_BxTxD, cache
 
 

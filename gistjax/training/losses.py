@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 
 from gistjax.data.batches import Batch
-from gistjax.model.compressor import CompressedLM, Memory, Reading, answer_states, take_rows
+from gistjax.model.compressor import CompressedLM, Memory, Reading, answer_positions
 from gistjax.model.decoding import continue_greedily
 from gistjax.model.masks import lengths_to_valid
 
@@ -54,15 +54,16 @@ class Forward:
 
     @cached_property
     def gold(self) -> tuple[Array, Reading | None]:
-        """States `[B, S, D]` over question and gold answer and, if the model is to answer itself, what it has then read
-        up to the answer.
+        """The states that predict the gold answer, `[B, A, D]`, and, if the model is to answer itself, what it has read
+        before the answer.
         """
-        batch = self.batch
-        length_B = batch.question_length_B + batch.answer_length_B
+        tokens_BxS, question_length_B = self.batch.tokens_BxS, self.batch.question_length_B
+        length_B = question_length_B + self.batch.answer_length_B
+        wanted_BxA = answer_positions(question_length_B, self.n_answer, tokens_BxS.shape[1])
         if not self.settings.weights.get("generation"):
-            return self.model.states(self.memory, batch.tokens_BxS, length_B), None
+            return self.model.states(self.memory, tokens_BxS, length_B, wanted_BxA), None
         return self.model.read(
-            self.memory, batch.tokens_BxS, length_B, self.n_answer, seen_B=batch.question_length_B
+            self.memory, tokens_BxS, length_B, self.n_answer, wanted_BxA, seen_B=question_length_B
         )
 
 
@@ -81,8 +82,7 @@ def total_loss(
 
 def teacher_forcing(forward: Forward) -> Array:
     """Cross-entropy of the gold answer and the end token, given the gold tokens before."""
-    h_BxSxD, _ = forward.gold
-    h_BxAxD = answer_states(h_BxSxD, forward.batch.question_length_B, forward.n_answer)
+    h_BxAxD, _ = forward.gold
     return _answer_cross_entropy(forward, h_BxAxD)
 
 
@@ -93,13 +93,12 @@ def generation(forward: Forward) -> Array:
     the gold pass has left. Its own tokens are then read behind the question with gradient, slots in place, so that the
     compressor learns from them. Gold token a is predicted from the model's own tokens before it.
     """
-    batch, A = forward.batch, forward.n_answer
-    h_BxSxD, reading = forward.gold
+    h_BxAxD, reading = forward.gold
     assert reading is not None
-    first_Bx1xD = answer_states(h_BxSxD, batch.question_length_B, 1)
+    first_Bx1xD = h_BxAxD[:, :1]
     own_BxA = _own_answers(forward, first_Bx1xD[:, 0], reading)
-    h_BxAxD, _ = forward.model.extend(own_BxA[:, : A - 1], reading, 0)
-    return _answer_cross_entropy(forward, jnp.concatenate([first_Bx1xD, h_BxAxD], axis=1))
+    rest_BxAxD, _ = forward.model.extend(own_BxA[:, :-1], reading, 0)
+    return _answer_cross_entropy(forward, jnp.concatenate([first_Bx1xD, rest_BxAxD], axis=1))
 
 
 def _own_answers(forward: Forward, last_BxD: Array, reading: Reading) -> Array:
@@ -137,7 +136,10 @@ LOSSES: dict[str, Callable[[Forward], Array]] = {
 def _answer_cross_entropy(forward: Forward, h_BxAxD: Array) -> Array:
     """Mean over rows of the mean over each gold answer's tokens, A states `[B, A, D]` predicting them."""
     batch, A = forward.batch, forward.n_answer
-    gold_BxA = take_rows(batch.tokens_BxS, batch.question_length_B, A)
+    S = batch.tokens_BxS.shape[1]
+    gold_BxA = jnp.take_along_axis(
+        batch.tokens_BxS, answer_positions(batch.question_length_B + 1, A, S), axis=1
+    )
     scores_BxAxV = forward.model.base.logits(h_BxAxD)
     loss_BxA = optax.softmax_cross_entropy_with_integer_labels(scores_BxAxV, gold_BxA)
     real_BxA = lengths_to_valid(batch.answer_length_B, A)

@@ -191,6 +191,25 @@ def test_real_token_share():
     assert real_token_share([], []) == 1.0
 
 
+def test_real_decoder_share_counts_prefix_memory_and_tokens():
+    rows = make_rows([(4, 2, 1), (2, 3, 3)])  # context, question, answer
+    plan = plan_of(rows, 2)
+    (((C, S), _),) = ((shape, n) for shape, n in plan.shapes.items())
+    tokens = 3 + 6
+    # Three slots: the context of two tokens fills only two of them.
+    assert plan.real_decoder_share(5, 3) == (2 * 5 + 3 + 2 + tokens) / (2 * (5 + 3 + S))
+    assert plan.real_decoder_share(5, None) == (2 * 5 + 4 + 2 + tokens) / (2 * (5 + C + S))
+
+
+def test_views_go_with_their_contexts():
+    rows = make_rows([(4, 2, 1), (2, 3, 3)])
+    size = max(row.context_id for row in rows) + 1
+    views = np.arange(size, dtype=np.float32)[:, None] * np.ones(3, np.float32)
+    plan = TrainPlan(rows, 2, 0, CONTEXTS, QUESTIONS, views=views)
+    batch = plan.batch(0)
+    np.testing.assert_array_equal(batch.context_view_BxD[0, :, 0], batch.context_id_B[0])
+
+
 def test_too_few_rows_for_a_step():
     with pytest.raises(
         DataError, match=r"5 training rows are fewer than the 6 of one step \(2 x 3"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import TINY, tiny_base, tiny_model
 
 from gistjax.config import EncoderConfig, LoraConfig
-from gistjax.model.compressor import answer_states
+from gistjax.model.compressor import answer_positions
 from gistjax.model.decoding import greedy
 from gistjax.model.heads import HEADS
 from gistjax.model.llama import Frozen, LlamaConfig
@@ -134,8 +134,10 @@ def test_what_follows_the_slots_does_not_see_the_context(lengths, seed):
     memory = model.memory(ids, length)
 
     def last_state(x):
-        h = model.states(memory.replace(x_BxXxD=x), tokens, tokens_length)
-        return jnp.sum(jnp.sin(answer_states(h, tokens_length, 1)))
+        last = tokens_length[:, None] - 1
+        return jnp.sum(
+            jnp.sin(model.states(memory.replace(x_BxXxD=x), tokens, tokens_length, last))
+        )
 
     grad = np.abs(np.asarray(jax.grad(last_state)(memory.x_BxXxD))).sum(-1)
     assert (grad[:, :9] == 0).all()
@@ -220,7 +222,29 @@ def test_trainable_leaves_are_lora_head_and_connector():
     assert [x.shape for x in jax.tree.leaves(frozen.compressor)] == [()]
 
 
-def test_answer_states_start_at_the_last_question_token():
-    h = jnp.arange(2 * 6.0).reshape(2, 6, 1)
-    picked = answer_states(h, jnp.array([2, 4]), 3)[:, :, 0]
-    np.testing.assert_array_equal(picked, [[1, 2, 3], [9, 10, 11]])
+def test_answer_positions_start_at_the_last_question_token():
+    np.testing.assert_array_equal(
+        answer_positions(jnp.array([2, 4]), 3, size=6), [[1, 2, 3], [3, 4, 5]]
+    )
+
+
+@pytest.mark.parametrize("slot_form", ["soft_tokens", "key_values"])
+@pytest.mark.parametrize("scan", [True, False])
+def test_wanted_states_are_those_of_all(slot_form, scan, rng):
+    """The last layer runs on them alone; values and gradients stay what they are."""
+    model = tiny_model("gist", base=tiny_base(scan=scan), slot_form=slot_form)
+    ids, length, tokens, tokens_length = inputs(rng)
+    wanted = jnp.stack([tokens_length - 1, tokens_length - 2], axis=1)
+    memory = model.memory(ids, length)
+
+    def few(x):
+        return model.states(memory.replace(x_BxXxD=x), tokens, tokens_length, wanted)
+
+    def all_of_them(x):
+        h = model.states(memory.replace(x_BxXxD=x), tokens, tokens_length)
+        return jnp.take_along_axis(h, wanted[:, :, None], axis=1)
+
+    x = memory.x_BxXxD
+    chex.assert_trees_all_close(few(x), all_of_them(x), rtol=1e-4, atol=1e-5)
+    grads = [jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))(x) for f in (few, all_of_them)]
+    chex.assert_trees_all_close(*grads, rtol=1e-3, atol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 from tiny import tiny_batch, tiny_model
 
-from gistjax.model.compressor import answer_states
+from gistjax.model.compressor import answer_positions
 from gistjax.model.decoding import greedy
 from gistjax.model.lora import Trainable
 from gistjax.training import losses
@@ -137,8 +137,10 @@ def test_generation_gradient_is_that_of_its_own_prefix_read_at_once(rng):
     def plain(t):
         model = nnx.merge(graphdef, t, frozen)
         forward = Forward(model, batch, settings())
-        h = model.states(forward.memory, tokens, batch.question_length_B + batch.answer_length_B)
-        return losses._answer_cross_entropy(forward, answer_states(h, batch.question_length_B, 5))
+        length = batch.question_length_B + batch.answer_length_B
+        wanted = answer_positions(batch.question_length_B, 5, 9)
+        h = model.states(forward.memory, tokens, length, wanted)
+        return losses._answer_cross_entropy(forward, h)
 
     def shared(t):
         return losses.generation(Forward(nnx.merge(graphdef, t, frozen), batch, settings()))

@@ -1,0 +1,70 @@
+"""A synthetic Hugging Face folder of a known shape, to measure loading where the real weights are not at hand:
+
+python launch/synthetic_weights.py --name llama-3.2-1b-instruct --folder /tmp/synthetic
+python -m gistjax.benchmark --mode load --config.model.name=llama-3.2-1b-instruct --config.model.path=/tmp/synthetic
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from gistjax.weights.loading import NAMES
+from gistjax.weights.registry import KNOWN
+
+
+def write_folder(name: str, folder: Path) -> None:
+    """One shard a layer, so that no more than a layer is in memory."""
+    c = KNOWN[name].config
+    D, F = c.d_model, c.d_ff
+    NH, KH = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    shapes = {
+        "embedding": (c.vocab_size, D), "output": (c.vocab_size, D), "final_norm": (D,),
+        "layers/attention_norm": (D,), "layers/ffn_norm": (D,), "q": (NH, D),
+        "k": (KH, D), "v": (KH, D), "layers/o": (D, NH), "gate": (F, D), "up": (F, D),
+        "layers/down": (D, F),
+    }  # fmt: skip
+    if c.tie_embeddings:
+        del shapes["output"]
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    index: dict[str, str] = {}
+
+    def save(file: str, leaves: dict[str, tuple[int, ...]]) -> None:
+        tensors = {
+            key: rng.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
+            for key, shape in leaves.items()
+        }
+        save_file(tensors, folder / file)
+        index.update(dict.fromkeys(tensors, file))
+
+    save("model-top.safetensors", {NAMES[k]: s for k, s in shapes.items() if "{}" not in NAMES[k]})
+    for layer in range(c.n_layers):
+        leaves = {NAMES[k].format(layer): s for k, s in shapes.items() if "{}" in NAMES[k]}
+        save(f"model-{layer:05d}.safetensors", leaves)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    config = {
+        "model_type": "llama", "vocab_size": c.vocab_size, "hidden_size": D, "intermediate_size": F,
+        "num_hidden_layers": c.n_layers, "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads, "head_dim": c.head_dim, "rms_norm_eps": c.rms_eps,
+        "rope_theta": c.rope_theta, "tie_word_embeddings": c.tie_embeddings,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def main() -> None:
+    """Writes the folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", default="llama-3.2-1b-instruct", choices=sorted(KNOWN))
+    parser.add_argument("--folder", type=Path, required=True)
+    args = parser.parse_args()
+    write_folder(args.name, args.folder)
+
+
+if __name__ == "__main__":
+    main()

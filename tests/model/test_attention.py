@@ -1,0 +1,51 @@
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gistjax.model.attention import attention, causal_attention, choose_kernel
+from gistjax.model.masks import causal_mask
+
+GPU = jax.default_backend() == "gpu"
+
+
+def inputs(T, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(T), 3)
+    shapes = ((2, T, 4, 16), (2, T, 2, 16), (2, T, 2, 16))
+    return [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
+
+
+def explicit(q, k, v):
+    T = q.shape[1]
+    mask = causal_mask(jnp.ones((2, T), bool))
+    return attention(q, k, v, None, mask)
+
+
+@pytest.mark.parametrize("T", [1, 6, 7])
+def test_causal_attention_is_that_of_the_causal_mask(T):
+    chex.assert_trees_all_close(
+        causal_attention(*inputs(T)), explicit(*inputs(T)), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.skipif(not GPU, reason="cuDNN needs an NVIDIA GPU; run with JAX_PLATFORMS=cuda")
+@pytest.mark.parametrize("T", [64, 115, 160])
+def test_cudnn_equals_the_causal_mask(T):
+    arrays = inputs(T, jnp.bfloat16)
+    wide = [a.astype(jnp.float32) for a in arrays]
+
+    def total(f):
+        return lambda q, k, v: jnp.sum(jnp.sin(f(q, k, v).astype(jnp.float32)))
+
+    fast = jax.value_and_grad(total(lambda *a: causal_attention(*a, "cudnn")), (0, 1, 2))(*arrays)
+    slow = jax.value_and_grad(total(explicit), (0, 1, 2))(*wide)
+    for ours, reference in zip(jax.tree.leaves(fast), jax.tree.leaves(slow), strict=True):
+        error = jnp.linalg.norm(ours.astype(jnp.float32) - reference) / jnp.linalg.norm(reference)
+        assert error < 1e-2
+
+
+def test_the_kernel_is_chosen_by_device_dtype_and_width():
+    assert choose_kernel("auto", 64, jnp.dtype("bfloat16")) == ("cudnn" if GPU else "xla")
+    assert choose_kernel("auto", 64, jnp.dtype("float32")) == "xla"
+    assert choose_kernel("auto", 20, jnp.dtype("bfloat16")) == "xla"
+    assert choose_kernel("xla", 64, jnp.dtype("bfloat16")) == "xla"

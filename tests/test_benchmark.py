@@ -1,0 +1,71 @@
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from gistjax import benchmark
+from gistjax.config import EncoderConfig, ModelConfig
+from gistjax.model.llama import Llama, random_initializer
+from gistjax.weights.registry import KNOWN
+
+TINY = ("--config.model.name=tiny-random", "--config.batch_size=2", "--repeats=1",
+        "--config.data.context_tokens=64", "--tokens=12", "--answer_tokens=4")  # fmt: skip
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "gistjax.benchmark", *TINY, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("mode", "keys"),
+    [
+        ("train", {"step_ms", "examples_per_s", "share_of_matmul", "compile_s", "peak_memory_gib"}),
+        ("generate", {"compress_ms", "prefill_ms", "decode_ms_per_token", "share_of_copy"}),
+        ("load", {"gb_per_s", "peak_anonymous_gib"}),
+        ("data", {"examples_per_s", "real_decoder_share", "shapes"}),
+        ("answer", {"questions", "seconds"}),
+    ],
+)
+def test_every_mode_ends_in_json(mode, keys):
+    more = ("--config.data.validation_examples=3",) if mode == "answer" else ()
+    done = run(f"--mode={mode}", *more)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert keys | {"mode", "base_model", "device", "packages"} <= set(result), done.stderr
+
+
+def test_a_question_needs_room_beside_the_answer():
+    done = run("--mode=train", "--tokens=4")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "leaves no question" in done.stderr
+
+
+def test_decoder_flops_are_four_a_parameter_and_token():
+    name = "smollm2-135m-instruct"
+    base = KNOWN[name].config
+    config = benchmark.defaults().replace(model=ModelConfig(name=name, path="random"))
+    shapes = jax.eval_shape(lambda: jax.tree.leaves(_matrices(base)))
+    matrices = sum(np.prod(x.shape) for x in shapes)
+    decoder, encoder = benchmark.step_flops(config, base, 64)
+    assert decoder == 4 * matrices * (64 + 64) and encoder == 0
+    trained = config.replace(encoder=EncoderConfig(kind="lora", layers=3))
+    _, encoder = benchmark.step_flops(trained, base, 64)
+    vocabulary = base.vocab_size * base.d_model
+    assert encoder == pytest.approx(4 * (matrices - vocabulary) / 30 * 3 * 512)
+
+
+def _matrices(base):
+    """The base's matrices; the tied table counts once, as the output."""
+    llama = Llama(base, random_initializer(jax.random.key(0), np.float32))
+    layers = llama.layers
+    return [x[...] for x in (llama.embedding, layers.qkv, layers.o, layers.gate_up, layers.down)]
+
+
+def test_rows_are_full():
+    batch = benchmark.full_batch(benchmark.defaults(), 3, 64, 16)
+    assert batch.tokens_BxS.shape == (3, 64) and batch.context_ids_BxC.shape == (3, 512)
+    assert (batch.question_length_B + batch.answer_length_B == 64).all()
+    assert (batch.context_length_B == 512).all()
