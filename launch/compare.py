@@ -2,8 +2,8 @@
 
     python launch/compare.py [--works train_8b_8 generate_8b …] [--peers eager compile]
 
-Needs what `launch/peers/torch_peer.py` needs. Each measurement is a process of its own, so that neither side holds memory
-that the other could use.
+Needs what `launch/peers/torch_peer.py` needs. The two never run at the same time: neither holds memory or time that the
+other could use.
 """
 
 from __future__ import annotations
@@ -12,90 +12,109 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 OURS = [sys.executable, "-m", "gistjax.benchmark"]
 PEER = [sys.executable, str(Path(__file__).parent / "peers" / "torch_peer.py")]
+
+
+class Work(NamedTuple):
+    """One measurement, in the words of both sides."""
+
+    size: str  # the peer's name of the base
+    peer: str  # the peer's mode and rows
+    flags: Sequence[str]  # ours
+
+
+def work(size: str, mode: str, rows: int, name: str, *flags: str, peer_mode: str = "") -> Work:
+    """A work of `rows` rows on the base that we call `name`."""
+    ours = [f"--mode={mode}", f"--config.model.name={name}", f"--config.batch_size={rows}", *flags]
+    return Work(size, f"{peer_mode or mode}:{rows}", ours)
+
+
 LLAMA, SMOL = "llama-3.1-8b-instruct", "smollm2-135m-instruct"
-FULL = ["--config.architecture=none"]
-
-WORKS: dict[str, dict[str, Any]] = {
-    "train_8b_8": {"mode": "train", "name": LLAMA, "size": "8b", "rows": 8},
-    "train_8b_32": {"mode": "train", "name": LLAMA, "size": "8b", "rows": 32},
-    "train_135m_32": {"mode": "train", "name": SMOL, "size": "135m", "rows": 32},
-    "generate_8b": {"mode": "generate", "name": LLAMA, "size": "8b", "rows": 32},
-    "generate_8b_full": {
-        "mode": "generate", "name": LLAMA, "size": "8b", "rows": 32,
-        "ours": FULL, "peer_mode": "generate_full",
-    },
-    "tiny": {"mode": "train", "name": "tiny-random", "size": "tiny", "rows": 2},
-}  # fmt: skip
+WORKS = {
+    "train_135m_32": work("135m", "train", 32, SMOL),
+    "train_8b_8": work("8b", "train", 8, LLAMA),
+    "train_8b_32": work("8b", "train", 32, LLAMA),
+    "generate_8b": work("8b", "generate", 32, LLAMA),
+    "generate_8b_full": work(
+        "8b", "generate", 32, LLAMA, "--config.architecture=none", peer_mode="generate_full"
+    ),
+    "train_tiny": work("tiny", "train", 2, "tiny-random"),
+}
 
 
-def last_json(command: list[str], timeout: float) -> dict[str, Any]:
-    """What a command measured, or why it did not."""
+def json_lines(command: list[str], timeout: float) -> list[dict[str, Any]]:
+    """What a command measured; on standard error, why it did not."""
     print(" ".join(command[1:]), file=sys.stderr, flush=True)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-        return json.loads(done.stdout.splitlines()[-1])
-    except subprocess.TimeoutExpired:
-        return {"error": f"took over {timeout:.0f} s"}
-    except (IndexError, json.JSONDecodeError):
-        return {"error": done.stderr.strip()[-500:]}
+    except subprocess.TimeoutExpired as error:
+        print(f"took over {timeout:.0f} s", file=sys.stderr)
+        output = error.stdout.decode() if error.stdout else ""
+    else:
+        output = done.stdout
+        if done.returncode:
+            print(done.stderr[-2000:], file=sys.stderr)
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
-def compare(work: dict[str, Any], peers: list[str], device: str, timeout: float) -> dict[str, Any]:
-    """Ours, then each peer."""
-    rows = work["rows"]
-    ours = last_json(
-        [*OURS, f"--mode={work['mode']}", f"--config.model.name={work['name']}",
-         f"--config.batch_size={rows}", *work.get("ours", [])],
-        timeout,
-    )  # fmt: skip
-    found = {}
-    for peer in peers:
-        mode = work.get("peer_mode", work["mode"])
-        if peer == "compile" and mode != "train":
-            continue  # a growing cache recompiles at every token
-        command = [*PEER, f"--size={work['size']}", f"--mode={mode}", f"--rows={rows}"]
-        command += [f"--device={device}", *(["--compile"] if peer == "compile" else [])]
-        found[peer] = last_json(command, timeout)
-    return {"ours": ours, "peers": found}
+def measure_peer(
+    size: str, works: list[Work], kind: str, device: str, timeout: float
+) -> dict[str, dict[str, Any]]:
+    """The peer's measurements on one base, by its own name of the work."""
+    # A growing cache would be compiled anew for every token.
+    wanted = [w.peer for w in works if kind == "eager" or w.peer.startswith("train")]
+    if not wanted:
+        return {}
+    command = [*PEER, f"--size={size}", f"--device={device}", "--works", *wanted]
+    command += ["--compile"] if kind == "compile" else []
+    return {line["work"]: line for line in json_lines(command, timeout)}
 
 
-def seconds_of(ours: dict[str, Any]) -> float | None:
-    """The time that stands against the peer's: compression counts where the peer compresses."""
+def our_seconds(ours: dict[str, Any]) -> float | None:
+    """The time that stands against the peer's, which compresses where it generates from slots."""
     if "step_ms" in ours:
         return ours["step_ms"] / 1e3
-    if "answer_s" in ours:
-        return ours["answer_s"] + ours["compress_ms"] / 1e3
-    return None
+    return ours["answer_s"] + ours["compress_ms"] / 1e3 if "answer_s" in ours else None
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
-    every = [name for name in WORKS if name != "tiny"]
-    parser.add_argument("--works", nargs="+", choices=WORKS, default=every)
+    parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS)[:-1])
     parser.add_argument("--peers", nargs="*", choices=["eager", "compile"], default=["eager"])
-    parser.add_argument("--device", default="cuda", help="of the peer")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds a measurement may take")
+    parser.add_argument("--device", default="cuda", help="the peer's")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds of one process")
     args = parser.parse_args()
-    results = {}
-    for name in args.works:
-        result = compare(WORKS[name], args.peers, args.device, args.timeout)
-        ours = seconds_of(result["ours"])
-        times = {peer: value.get("seconds") for peer, value in result["peers"].items()}
-        best = min((time for time in times.values() if time), default=None)
-        result["ratio"] = round(best / ours, 2) if best and ours else None
-        results[name] = result
-        shown = ", ".join(
-            f"{peer} {time and round(time * 1e3, 1)} ms" for peer, time in times.items()
-        )
-        mine = f"{ours * 1e3:.1f} ms" if ours else result["ours"]["error"]
-        print(f"{name}: gistjax {mine}; {shown}; ratio {result['ratio']}", flush=True)
+    chosen = {name: WORKS[name] for name in args.works}
+    results: dict[str, Any] = {}
+    for size in dict.fromkeys(work.size for work in chosen.values()):
+        here = {name: work for name, work in chosen.items() if work.size == size}
+        peers = {
+            kind: measure_peer(size, list(here.values()), kind, args.device, args.timeout)
+            for kind in args.peers
+        }
+        for name, one in here.items():
+            lines = json_lines([*OURS, *one.flags], args.timeout)
+            ours = lines[-1] if lines else {}
+            theirs = {kind: found[one.peer] for kind, found in peers.items() if one.peer in found}
+            results[name] = {"gistjax": ours, **theirs}
+            print(row(name, our_seconds(ours), theirs), flush=True)
     print(json.dumps(results))
+
+
+def row(name: str, ours: float | None, theirs: dict[str, Any]) -> str:
+    """A line of the table; the ratio is to the peer at its best."""
+    times = {kind: found["seconds"] for kind, found in theirs.items()}
+    cells = [f"{kind} {seconds * 1e3:.1f} ms" for kind, seconds in times.items()]
+    cells.insert(0, f"gistjax {ours * 1e3:.1f} ms" if ours else "gistjax failed")
+    if ours and times:
+        cells.append(f"ratio {min(times.values()) / ours:.2f}")
+    return f"{name}: {', '.join(cells)}"
 
 
 if __name__ == "__main__":

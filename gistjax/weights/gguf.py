@@ -5,6 +5,7 @@ GGUF stores queries and keys with the two halves of each head interleaved, for a
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ LLAMA_3_PATTERN = (
 )
 LLAMA_3_SCALINGS = (RopeScaling(8.0, 1.0, 4.0, 8192), RopeScaling(32.0, 1.0, 4.0, 8192))
 CONTROL, USER_DEFINED = 3, 4  # gguf token types that are never split
+
+
+def open_gguf(path: Path) -> GgufReader:
+    """A reader of the file as it is now. Its header, with the whole vocabulary, takes seconds to parse: once is enough.
+
+    Raises:
+        WeightsError: see `GgufReader`.
+    """
+    changed = path.stat().st_mtime_ns if path.exists() else 0
+    return _open(path, changed)
+
+
+@functools.lru_cache(maxsize=1)
+def _open(path: Path, changed: int) -> GgufReader:
+    return GgufReader(path)
 
 
 class GgufReader:

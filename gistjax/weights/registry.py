@@ -22,7 +22,7 @@ from gistjax.errors import WeightsError
 from gistjax.model.attention import choose_kernel
 from gistjax.model.llama import Layer, Llama, LlamaConfig, RopeScaling
 from gistjax.sharding import path_name
-from gistjax.weights.gguf import GgufReader
+from gistjax.weights.gguf import open_gguf
 from gistjax.weights.loading import load_llama, random_llama
 from gistjax.weights.safetensors import SafetensorsReader, read_config
 
@@ -124,7 +124,7 @@ def _resolve_path(path: Path, name: str) -> Source:
     if path.is_dir():
         return Source("folder", name, read_config(path), path)
     if path.suffix == ".gguf":
-        return Source("gguf", name, GgufReader(path).config, path)
+        return Source("gguf", name, open_gguf(path).config, path)
     raise WeightsError(
         f"--config.model.path={path} is neither a folder nor a .gguf file: give a Hugging Face model "
         "folder, a GGUF file, or `random`."
@@ -187,9 +187,7 @@ def load_base(source: Source, model: ModelConfig, mesh: Mesh, seed: int = 0) -> 
         llama = random_llama(source.config, dtype, mesh, seed, model.scan_layers)
     else:
         assert source.path is not None
-        reader = (
-            GgufReader(source.path) if source.kind == "gguf" else SafetensorsReader(source.path)
-        )
+        reader = open_gguf(source.path) if source.kind == "gguf" else SafetensorsReader(source.path)
         llama = load_llama(reader, source.config, dtype, mesh, model.scan_layers)
     llama.remat = model.remat
     llama.kernel = choose_kernel(model.attention, source.config.head_dim, dtype)
@@ -206,7 +204,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerFast:
         return _tokenizer_for_random(source)
     assert source.path is not None
     if source.kind == "gguf":
-        return GgufReader(source.path).tokenizer()
+        return open_gguf(source.path).tokenizer()
     try:
         return AutoTokenizer.from_pretrained(source.path)  # type: ignore[return-value]
     except Exception as error:  # transformers raises many kinds for a missing or damaged tokenizer
@@ -219,7 +217,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerFast:
 def _tokenizer_for_random(source: Source) -> PreTrainedTokenizerFast:
     package = _in_package(source.name)
     if package is not None:
-        return GgufReader(package).tokenizer()
+        return open_gguf(package).tokenizer()
     if source.name != "tiny-random":
         log.info("random %s: no tokenizer at hand, so each byte is a token", source.name)
     return byte_tokenizer()

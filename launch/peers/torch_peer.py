@@ -1,10 +1,11 @@
 """The same work as `gistjax.benchmark`, as a PyTorch user would write it: transformers' Llama, PEFT's LoRA, SDPA.
 
-    python launch/peers/torch_peer.py --size 8b --mode train --rows 8 [--compile]
+    python launch/peers/torch_peer.py --size 8b --works train:8 train:32 generate:32 [--compile]
 
-train: B contexts of C tokens go through a gist compressor to M soft tokens; the decoder reads M + S tokens; the loss is on
+A work is a mode and its number of rows. train: B contexts of C tokens go through a gist compressor to M soft tokens; the decoder reads M + S tokens; the loss is on
 the last A; one AdamW step on LoRA and compressor. generate and generate_full answer from the slots or from the whole
-context. Weights are random: only time and memory are measured. Needs torch, transformers and peft; prints one JSON object.
+context. Weights are random: only time and memory are measured. Needs torch, transformers and peft; prints one JSON object a
+work.
 """
 
 import argparse
@@ -62,7 +63,7 @@ class Gist(nn.Module):
 
 
 class Peer:
-    """Base, adapters, compressor and one random batch."""
+    """Base, adapters and compressor, and a random batch once `rows` are set."""
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
@@ -70,14 +71,19 @@ class Peer:
         self.config._attn_implementation = "sdpa"
         with torch.device(args.device):
             base = LlamaForCausalLM(self.config)
-            self.context = torch.randint(0, self.config.vocab_size, (args.rows, args.context))
-            self.tokens = torch.randint(0, self.config.vocab_size, (args.rows, args.tokens))
-            self.padding = torch.zeros(args.rows, args.context, dtype=torch.bool)
             heads = self.config.num_attention_heads
             self.compressor = Gist(self.config.hidden_size, heads, args.slots)
         lora = LoraConfig(r=16, lora_alpha=32, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
         self.model = get_peft_model(base, lora).to(args.device)
         self.embed = base.get_input_embeddings()
+
+    def set_rows(self, rows: int) -> None:
+        """Draws a batch."""
+        V, args = self.config.vocab_size, self.args
+        with torch.device(args.device):
+            self.context = torch.randint(0, V, (rows, args.context))
+            self.tokens = torch.randint(0, V, (rows, args.tokens))
+            self.padding = torch.zeros(rows, args.context, dtype=torch.bool)
 
     def slots(self) -> torch.Tensor:
         """The compressed context."""
@@ -94,6 +100,7 @@ class Peer:
 
     def trainer(self) -> Callable[[], None]:
         """One optimizer step."""
+        self.model.train()
         trained = [p for p in self.model.parameters() if p.requires_grad]
         trained += self.compressor.parameters()
         optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=self.args.device == "cuda")
@@ -107,7 +114,7 @@ class Peer:
 
         return step
 
-    def generator(self) -> Callable[[], None]:
+    def generator(self, from_slots: bool) -> Callable[[], None]:
         """A greedy answer for every row; none ends early."""
         n = self.args.answer_tokens
         greedy = dict(max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0)
@@ -115,7 +122,7 @@ class Peer:
 
         @torch.no_grad()
         def answer() -> None:
-            if self.args.mode == "generate":
+            if from_slots:
                 inputs = {"inputs_embeds": torch.cat([self.slots(), self.embed(self.tokens)], 1)}
             else:
                 inputs = {"input_ids": torch.cat([self.context, self.tokens], 1)}
@@ -126,49 +133,53 @@ class Peer:
         return answer
 
 
+def measure(peer: Peer, work: str) -> dict[str, object]:
+    """Median seconds of a work's calls, after three that are not counted."""
+    args = peer.args
+    mode, rows = work.split(":")
+    peer.set_rows(int(rows))
+    call = peer.trainer() if mode == "train" else peer.generator(from_slots=mode == "generate")
+    cuda = args.device == "cuda"
+    wait = torch.cuda.synchronize if cuda else lambda: None
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(args.repeats + 3):
+        start = time.perf_counter()
+        call()
+        wait()
+        seconds.append(time.perf_counter() - start)
+    memory = round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None
+    return {
+        "work": work,
+        "peer": "torch.compile" if args.compile else "torch eager",
+        "size": args.size,
+        "seconds": sorted(seconds[3:])[args.repeats // 2],
+        "warm_up_s": round(sum(seconds[:3]), 1),
+        "peak_memory_gib": memory,
+        "torch": torch.__version__,
+    }
+
+
 def main() -> None:
-    """Measures one piece of work."""
+    """Measures one work after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="8b")
-    parser.add_argument("--mode", choices=["train", "generate", "generate_full"], default="train")
-    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--works", nargs="+", default=["train:8"])
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--answer_tokens", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     peer = Peer(args)
-    work = peer.trainer() if args.mode == "train" else peer.generator()
-    wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
-    start = time.perf_counter()
-    for _ in range(3):
-        work()
-    wait()
-    warm_up = time.perf_counter() - start
-    seconds = []
-    for _ in range(args.repeats):
-        start = time.perf_counter()
-        work()
-        wait()
-        seconds.append(time.perf_counter() - start)
-    memory = torch.cuda.max_memory_allocated() / 2**30 if args.device == "cuda" else None
-    print(
-        json.dumps(
-            {
-                "peer": "torch.compile" if args.compile else "torch eager",
-                **vars(args),
-                "seconds": sorted(seconds)[len(seconds) // 2],
-                "warm_up_s": round(warm_up, 1),
-                "peak_memory_gib": memory,
-                "torch": torch.__version__,
-            }
-        )
-    )
+    for work in args.works:
+        print(json.dumps(measure(peer, work)), flush=True)
 
 
 if __name__ == "__main__":

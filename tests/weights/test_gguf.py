@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gistjax.errors import WeightsError
 from gistjax.model.llama import RopeScaling, rope_frequencies, scale_frequencies
-from gistjax.weights.gguf import GgufReader, _uninterleave
+from gistjax.weights.gguf import GgufReader, _uninterleave, open_gguf
 from gistjax.weights.loading import NAMES
 
 D, F, L, V = 64, 128, 2, 9
@@ -162,6 +162,18 @@ def test_damaged_files_give_a_clear_error_or_the_same_config(tmp_path_factory, p
 def test_missing_file(tmp_path):
     with pytest.raises(WeightsError, match="there is no file"):
         GgufReader(tmp_path / "none.gguf")
+
+
+def test_a_file_is_parsed_once_until_it_changes(tmp_path):
+    path = tmp_path / "m.gguf"
+    write(path)
+    assert open_gguf(path) is open_gguf(path)
+    path.unlink()
+    with pytest.raises(WeightsError, match="there is no file"):
+        open_gguf(path)
+    path.write_bytes(b"GGUF")
+    with pytest.raises(WeightsError, match="not a whole GGUF"):
+        open_gguf(path)
 
 
 def test_smollm2_config_is_the_known_one():

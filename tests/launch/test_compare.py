@@ -1,0 +1,16 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+COMPARE = Path(__file__).parents[2] / "launch" / "compare.py"
+
+
+def test_our_side_runs_and_the_last_line_is_json():
+    done = subprocess.run(
+        [sys.executable, COMPARE, "--works", "train_tiny", "--peers"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    *table, last = done.stdout.splitlines()
+    assert table[-1].startswith("train_tiny: gistjax ")
+    assert json.loads(last)["train_tiny"]["gistjax"]["step_ms"] > 0
