@@ -26,14 +26,6 @@ from gistjax import cli
 from gistjax.config import CompressionConfig, DataConfig, ModelConfig, validate
 from gistjax.errors import ConfigError
 
-MODES = ("train", "generate", "load", "data", "answer")
-
-flags.DEFINE_enum("mode", "train", MODES, "What to measure.")
-flags.DEFINE_integer("tokens", 64, "Question and answer tokens of a row.", lower_bound=2)
-flags.DEFINE_integer("answer_tokens", 16, "Answer tokens of a row, or to generate.", lower_bound=1)
-flags.DEFINE_integer("repeats", 10, "Timed calls; the median counts.", lower_bound=1)
-flags.DEFINE_integer("profile", 0, "Also list so many of the longest kernels.", lower_bound=0)
-
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +48,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         )
     from gistjax import results
 
-    measured = globals()[f"measure_{args.mode}"](config, args)
+    measured = MEASURES[args.mode](config, args)
     cli.print_result(
         {
             "mode": args.mode,
@@ -415,6 +407,20 @@ class HostMemory:
         match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(match[1]) * 1024 if match else 0
 
+
+MEASURES = {
+    "train": measure_train,
+    "generate": measure_generate,
+    "load": measure_load,
+    "data": measure_data,
+    "answer": measure_answer,
+}
+
+flags.DEFINE_enum("mode", "train", list(MEASURES), "What to measure.")
+flags.DEFINE_integer("tokens", 64, "Question and answer tokens of a row.", lower_bound=2)
+flags.DEFINE_integer("answer_tokens", 16, "Answer tokens of a row, or to generate.", lower_bound=1)
+flags.DEFINE_integer("repeats", 10, "Timed calls; the median counts.", lower_bound=1)
+flags.DEFINE_integer("profile", 0, "Also list so many of the longest kernels.", lower_bound=0)
 
 if __name__ == "__main__":
     cli.run(main, lambda argv: defaults())

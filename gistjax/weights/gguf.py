@@ -68,6 +68,16 @@ def _open(path: Path, changed: int) -> GgufReader:
     return GgufReader(path)
 
 
+class _WholeFile(gguf.GGUFReader):
+    """Refuses to read beyond the end, where the package goes on with empty arrays for as long as a count says."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        array = super()._get(offset, dtype, count, override_order)
+        if array.size < int(count):
+            raise ValueError(f"it ends at byte {len(self.data)}")
+        return array
+
+
 class GgufReader:
     """One GGUF file.
 
@@ -78,7 +88,7 @@ class GgufReader:
     def __init__(self, path: Path):
         self._path = path
         try:
-            reader = gguf.GGUFReader(path)
+            reader = _WholeFile(path)
             self._meta = {name: field.contents() for name, field in reader.fields.items()}
             self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         except FileNotFoundError as error:
@@ -99,28 +109,32 @@ class GgufReader:
             raise WeightsError(f"{self._path} lacks the entry {key!r}.")
         return self._meta[key]
 
+    def _size(self, key: str, default: int | None = None) -> int:
+        size = self._get(key) if default is None else self._meta.get(key, default)
+        if not isinstance(size, int) or size < 1:
+            raise WeightsError(f"{self._path} gives {size!r} as {key}: fetch the file again.")
+        return size
+
     def _read_config(self) -> LlamaConfig:
-        n_heads, d_model = (
-            self._get("llama.attention.head_count"),
-            self._get("llama.embedding_length"),
-        )
-        head_dim = self._meta.get("llama.attention.key_length") or d_model // n_heads
+        n_heads = self._size("llama.attention.head_count")
+        d_model = self._size("llama.embedding_length")
+        head_dim = self._size("llama.attention.key_length", d_model // n_heads)
         theta = float(self._meta.get("llama.rope.freq_base", 10_000.0))
         if self._meta.get("llama.rope.scaling.type", "none") != "none":
             raise WeightsError(f"{self._path} uses a RoPE scaling that gistjax does not run.")
         return LlamaConfig(
             vocab_size=len(self._get("tokenizer.ggml.tokens")),
             d_model=d_model,
-            d_ff=self._get("llama.feed_forward_length"),
-            n_layers=self._get("llama.block_count"),
+            d_ff=self._size("llama.feed_forward_length"),
+            n_layers=self._size("llama.block_count"),
             n_heads=n_heads,
-            n_kv_heads=self._meta.get("llama.attention.head_count_kv") or n_heads,
+            n_kv_heads=self._size("llama.attention.head_count_kv", n_heads),
             head_dim=head_dim,
             rope_theta=theta,
             rope_scaling=self._rope_scaling(head_dim, theta),
             rms_eps=float(self._get("llama.attention.layer_norm_rms_epsilon")),
             tie_embeddings="output.weight" not in self._tensors,
-            max_positions=self._get("llama.context_length"),
+            max_positions=self._size("llama.context_length"),
         )
 
     def _rope_scaling(self, head_dim: int, theta: float) -> RopeScaling | None:
@@ -160,7 +174,7 @@ class GgufReader:
         """The tokenizer in the file's metadata: byte-level BPE, with its special tokens and chat template.
 
         Raises:
-            WeightsError: for another kind of tokenizer.
+            WeightsError: for another kind of tokenizer, or a damaged one.
         """
         kind, pre = self._get("tokenizer.ggml.model"), self._meta.get("tokenizer.ggml.pre")
         if kind != "gpt2" or pre not in PRE_TOKENIZERS:
@@ -168,12 +182,26 @@ class GgufReader:
                 f"{self._path} holds a tokenizer of kind {kind!r}/{pre!r}; gistjax reads 'gpt2' ones with "
                 f"{' or '.join(map(repr, PRE_TOKENIZERS))}. Use the model's Hugging Face folder instead."
             )
+        try:
+            return self._byte_level_tokenizer(
+                PRE_TOKENIZERS[pre](), ignore_merges=pre == "llama-bpe"
+            )
+        except WeightsError:
+            raise
+        except Exception as error:  # tokenizers raises the plain Exception
+            raise WeightsError(
+                f"{self._path} holds a damaged tokenizer ({error}): fetch it again."
+            ) from error
+
+    def _byte_level_tokenizer(
+        self, pre_tokenizer: list[Any], ignore_merges: bool
+    ) -> PreTrainedTokenizerFast:
         tokens: list[str] = self._get("tokenizer.ggml.tokens")
         merges = [tuple(merge.split(" ", 1)) for merge in self._get("tokenizer.ggml.merges")]
         vocab = {token: index for index, token in enumerate(tokens)}
-        bpe = models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe")
+        bpe = models.BPE(vocab, merges, ignore_merges=ignore_merges)
         backend = Tokenizer(bpe)
-        backend.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre]())
+        backend.pre_tokenizer = pre_tokenizers.Sequence(pre_tokenizer)
         backend.decoder = decoders.ByteLevel()
         for token, kind in zip(tokens, self._get("tokenizer.ggml.token_type"), strict=True):
             if kind in (CONTROL, USER_DEFINED):

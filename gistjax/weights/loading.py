@@ -1,12 +1,13 @@
-"""From named tensors of a file to a Llama on the mesh, one leaf at a time.
+"""From named tensors of a file to a Llama on the mesh, a few leaves at a time.
 
 A reader gives the tensors of one model under their Hugging Face names and in that layout, `[out, in]`. On the host there
-is never more than one leaf beside what the reader holds; each goes to its devices in its own sharding.
+are never more than `READERS` leaves beside what the reader holds; each goes to its devices in its own sharding.
 """
 
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
@@ -35,6 +36,9 @@ NAMES = {
     "layers/down": "model.layers.{}.mlp.down_proj.weight",
 }
 """Leaf of `Llama`, or part of one, to Hugging Face name; `{}` is the layer."""
+
+READERS = 4
+"""Leaves that are read at the same time; stacked ones, being large, one by one."""
 
 FUSED = {"layers/qkv": ("q", "k", "v"), "layers/gate_up": ("gate", "up")}
 """Leaves that hold several tensors."""
@@ -67,11 +71,15 @@ def load_llama(
     graphdef, shapes = nnx.split(abstract_llama(config, dtype, scan))
     shardings = shardings_of(shapes, mesh, "base/")
 
-    def load(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+    def load(item: tuple[tuple[Any, ...], jax.ShapeDtypeStruct], sharding: Any) -> jax.Array:
+        path, leaf = item
         host = _leaf(reader, path_name(path), leaf, config)
         return jax.block_until_ready(jax.device_put(host, sharding))
 
-    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(load, shapes, shardings))
+    items, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+    with ThreadPoolExecutor(1 if scan else READERS) as pool:
+        leaves = list(pool.map(load, items, jax.tree.leaves(shardings)))
+    return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
 
 
 def _leaf(reader: Reader, path: str, leaf: jax.ShapeDtypeStruct, config: LlamaConfig) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from gistjax.model.attention import choose_kernel
 from gistjax.model.llama import Layer, Llama, LlamaConfig, RopeScaling
 from gistjax.sharding import path_name
 from gistjax.weights.gguf import open_gguf
-from gistjax.weights.loading import load_llama, random_llama
+from gistjax.weights.loading import READERS, load_llama, random_llama
 from gistjax.weights.safetensors import SafetensorsReader, read_config
 
 log = logging.getLogger(__name__)
@@ -245,15 +246,20 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def base_hash(llama: Llama) -> str:
-    """SHA-256 over all names and bytes, whether the layers are stacked or not; one leaf on the host at a time."""
-    digests: dict[str, str] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(llama)):
-        name, array = path_name(path), np.asarray(jax.device_get(leaf))
+    """SHA-256 over all names and bytes, whether the layers are stacked or not; a few leaves on the host at a time."""
+
+    def digests(item: tuple[Any, Any]) -> list[tuple[str, str]]:
+        name, array = path_name(item[0]), np.asarray(jax.device_get(item[1]))
+        parts = {name: array}
         if isinstance(llama.layers, Layer) and name.startswith("layers/"):
             parts = {name.replace("/", f"/{i}/"): layer for i, layer in enumerate(array)}
-        else:
-            parts = {name: array}
-        for part, values in parts.items():
-            data = np.ascontiguousarray(values).view(np.uint8).data
-            digests[part] = hashlib.sha256(data).hexdigest()
-    return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
+        return [(part, _sha256(values)) for part, values in parts.items()]
+
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(llama))
+    with ThreadPoolExecutor(READERS) as pool:
+        found = [digest for group in pool.map(digests, leaves) for digest in group]
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()

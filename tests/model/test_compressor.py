@@ -228,8 +228,9 @@ def test_answer_positions_start_at_the_last_question_token():
     )
 
 
-@pytest.mark.parametrize("slot_form", ["soft_tokens", "key_values"])
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(
+    ("slot_form", "scan"), [("soft_tokens", False), ("key_values", False), ("soft_tokens", True)]
+)
 def test_wanted_states_are_those_of_all(slot_form, scan, rng):
     """The last layer runs on them alone; values and gradients stay what they are."""
     model = tiny_model("gist", base=tiny_base(scan=scan), slot_form=slot_form)

@@ -150,11 +150,12 @@ def test_damaged_files_give_a_clear_error_or_the_same_config(tmp_path_factory, p
         reader = GgufReader(folder / "cut.gguf")
         for name in ("model.norm.weight", "lm_head.weight", "model.layers.1.mlp.down_proj.weight"):
             reader.tensor(name)
-    content[position % 400] = byte
+    content[position % 3000] = byte  # the header with sizes, tokenizer and tensors
     (folder / "flipped.gguf").write_bytes(content)
     try:
         reader = GgufReader(folder / "flipped.gguf")
         reader.tensor("model.norm.weight")
+        reader.tokenizer()
     except WeightsError:
         pass
 
