@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from gistjax.config import CompressionConfig
-from gistjax.data.prompts import Prompt, make_prompt
+from gistjax.config import TEXT_LOSSES, CompressionConfig
+from gistjax.data.prompts import Prompt, Row, make_prompt
+from gistjax.data.report import DataReport
+from gistjax.data.text import load_articles, text_rows
 from gistjax.errors import ConfigError
+from gistjax.evaluation.controls import select_tokens, token_surprisal
 from gistjax.evaluation.generation import Answerer
 from gistjax.model.compressor import CompressedLM
 from gistjax.model.heads import HEADS
@@ -77,6 +82,47 @@ def _check_length(config: CompressionConfig, prefix: int, max_positions: int) ->
             f"the base reads {max_positions} tokens, but prefix, context and question take up to "
             f"{longest}: lower --config.data.context_tokens."
         )
+
+
+def encode_text(
+    config: CompressionConfig, prompt: Prompt, questions: Sequence[Row], report: DataReport
+) -> list[Row]:
+    """Rows of the text tasks that have a weight, their context ids behind those of the questions; none without a text.
+
+    Raises:
+        DataError: if the text cannot be read, or gives no row.
+    """
+    if not config.text.path:
+        return []
+    unused: dict[str, Any] = {task: 0 for task in TEXT_LOSSES if not config.loss_weights.get(task)}
+    return text_rows(
+        load_articles(config.text.path, report),
+        prompt,
+        dataclasses.replace(config.text, **unused),
+        config.data.context_tokens,
+        max(config.data.question_buckets),
+        config.seed,
+        1 + max((row.context_id for row in questions), default=-1),
+        report,
+    )
+
+
+def select(config: CompressionConfig, foundation: Foundation, rows: list[Row]) -> list[Row]:
+    """The rows as the model reads them: for a control of selected tokens, with those alone."""
+    if config.data.select == "all":
+        return rows
+    scores: Any = None
+    if config.data.select == "surprisal":
+        scores = token_surprisal(
+            foundation.base,
+            rows,
+            foundation.prompt.prefix_ids,
+            foundation.mesh,
+            config.evaluation.batch_size,
+            config.data.context_buckets,
+            config.data.question_buckets,
+        )
+    return select_tokens(rows, config, scores)
 
 
 def model_on(config: CompressionConfig, foundation: Foundation) -> CompressedLM:

@@ -131,7 +131,7 @@ def measure_generate(config: CompressionConfig, args: flags.FlagValues) -> dict[
 
     compress = jax.jit(lambda weights, *context: nnx.merge(graphdef, *weights).compress(*context))
     answer_n = jax.jit(answer, static_argnums=3)
-    context = (batch.context_ids_BxC, batch.context_length_B)
+    context = (batch.context_ids_ExC, batch.context_length_E)
     memory = compress(weights, *context)
     n = args.answer_tokens
     compress_s = median_seconds(lambda: compress(weights, *context), args.repeats)
@@ -271,13 +271,14 @@ def full_batch(config: CompressionConfig, rows: int, tokens: int, answer_tokens:
     rng = np.random.default_rng(config.seed)
     C = config.data.context_tokens
     return Batch(
-        context_ids_BxC=rng.integers(0, base.vocab_size, (rows, C), np.int32),
-        context_length_B=np.full(rows, C, np.int32),
+        context_ids_ExC=rng.integers(0, base.vocab_size, (rows, C), np.int32),
+        context_length_E=np.full(rows, C, np.int32),
         tokens_BxS=rng.integers(0, base.vocab_size, (rows, tokens), np.int32),
         question_length_B=np.full(rows, tokens - answer_tokens, np.int32),
         answer_length_B=np.full(rows, answer_tokens, np.int32),
-        context_id_B=np.arange(rows, dtype=np.int32),
-        context_view_BxD=rng.standard_normal((rows, base.d_model), np.float32),
+        context_id_E=np.arange(rows, dtype=np.int32),
+        task_B=np.zeros(rows, np.int32),
+        context_view_ExD=rng.standard_normal((rows, base.d_model), np.float32),
     )
 
 

@@ -20,8 +20,11 @@ from gistjax.errors import ConfigError
 
 ARCHITECTURES = ("cross_attention", "conv", "pooling", "gist", "mean_pool", "none", "closed_book")
 UNCOMPRESSED = ("none", "closed_book")
+SELECTIONS = ("all", "first", "last", "random", "surprisal")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+TEXT_LOSSES = ("reconstruction", "continuation", "cloze")
 DEFAULT_LOSS_WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
+DEFAULT_LOSS_WEIGHTS |= dict.fromkeys(TEXT_LOSSES, 0.0)
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,26 @@ class DataConfig:
     train_examples: int = 10_000
     validation_examples: int = 1_000  # -1 is all
     context: str = "filled"  # paragraph | filled
+    select: str = "all"  # architecture none: tokens it reads, as many as slots: all | first | last | random | surprisal
     context_tokens: int = 512  # longest context; what `filled` fills up to
     context_buckets: tuple[int, ...] = (128, 192, 256, 384, 512)
     question_buckets: tuple[int, ...] = (30, 42, 64)  # question + answer tokens
     answer_tokens: int = 32  # longest gold answer kept in training, end token included
+    questions_per_context: int = 1  # in training, so many questions share one compression
+    holdout: float = 0.0  # validate on this share of the training paragraphs, which are not trained on; 0: on validation
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Plain text to learn compression from, as rows of tasks beside (or instead of) the questions."""
+
+    path: str = ""  # folder of *.jsonl or *.jsonl.gz files with {"title", "paragraphs": [...]}; empty is no text
+    chunks: int = -1  # pieces of text that are used as contexts; -1 is all
+    min_tokens: int = 64  # of a chunk; the longest is data.context_tokens
+    target_tokens: int = 64  # longest text to write in reconstruction and continuation
+    reconstruction: int = 1  # rows of a chunk: repeat the text behind a given beginning
+    continuation: int = 1  # go on behind the chunk
+    cloze: int = 2  # fill a blank in one of its sentences
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,7 @@ class EvaluationConfig:
     sample_predictions: int = 50
     bootstrap_samples: int = 2_000
     baseline: bool = True  # also score the untuned base with the full context
+    shuffled: bool = False  # also score answers from the slots of the wrong context
 
 
 @dataclass(frozen=True)
@@ -113,8 +133,19 @@ class CompressionConfig:
 
     architecture: str = "gist"
     target_length: int = 64  # slots M
-    slot_form: str = "soft_tokens"  # soft_tokens | key_values (gist in the decoder's sequence)
+    ratio: float = (
+        0.0  # context tokens a slot: ⌈tokens / ratio⌉ slots, at most M; 0: M, at most one a token
+    )
+    ratios: tuple[float, ...] = ()  # in training, one of these is drawn for each context
+    ratio_growth: float = 0.0  # share of the training over which they come in, from the first on
+    slot_form: str = (
+        "soft_tokens"  # soft_tokens | key_values (slots in the sequence, with the context)
+    )
+    slot_place: str = "behind"  # key_values: behind the context | inside, in the place of each window's last token
+    slot_start: str = "head"  # head | window_means | window_ends: the head's slots are added to embeddings of the window
+    slot_positions: str = "packed"  # packed | spread over the context's rotary positions
     connector: str = "rms"  # rms | linear | none
+    init_from: str = ""  # directory of a finished run, or a compressor.safetensors, whose leaves training starts from
     epochs: float = 10.0
     max_steps: int = -1  # stop after so many optimizer steps; -1 follows epochs
     batch_size: int = 8  # rows per device and micro-step
@@ -129,6 +160,7 @@ class CompressionConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -174,7 +206,7 @@ def _cast(default: Any, value: Any, name: str) -> Any:
     if kind is dict and isinstance(value, Mapping | ml_collections.ConfigDict):
         return {key: _cast(0.0, value[key], f"{name}.{key}") for key in value}
     if kind is tuple and isinstance(value, list | tuple):
-        return tuple(_cast(default[0], item, name) for item in value)
+        return tuple(_cast(default[0] if default else 0.0, item, name) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -184,7 +216,7 @@ def _cast(default: Any, value: Any, name: str) -> Any:
 
 def _kind(default: Any) -> str:
     if isinstance(default, tuple):
-        return f"a tuple of {type(default[0]).__name__}, such as {default!r}"
+        return f"a tuple of {type((*default, 0.0)[0]).__name__}, such as {default or (2.0, 4.0)!r}"
     return f"a {type(default).__name__}, such as {default!r}"
 
 
@@ -208,9 +240,28 @@ def validate(config: CompressionConfig) -> None:
     for ok, message in (
         (context >= M, f"target_length={M} slots are more than data.context_tokens={context}: lower the first."),
         (
-            config.slot_form == "soft_tokens" or config.architecture == "gist",
-            f"slot_form='key_values' keeps slots in the decoder's sequence, which only architecture='gist' does, "
-            f"not {config.architecture!r}.",
+            config.slot_form == "soft_tokens" or config.architecture not in UNCOMPRESSED,
+            f"slot_form='key_values' needs slots, which architecture={config.architecture!r} has not.",
+        ),
+        (
+            config.slot_form == "key_values" or config.slot_place == "behind",
+            "slot_place='inside' needs slot_form='key_values': soft tokens stand in place of the whole context.",
+        ),
+        (
+            config.slot_form == "soft_tokens" or not config.encoder.bidirectional,
+            "slot_form='key_values' makes keys and values in a causal pass: set encoder.bidirectional=False.",
+        ),
+        (
+            config.data.select == "all" or config.architecture == "none",
+            f"data.select={config.data.select!r} is a control for the uncompressed model: it needs architecture='none'.",
+        ),
+        (
+            config.ratio == 0 or config.ratio >= 1,
+            f"ratio={config.ratio} must be 0 (a fixed number of slots) or at least 1.",
+        ),
+        (
+            all(ratio >= 1 for ratio in config.ratios) and list(config.ratios) == sorted(config.ratios),
+            f"ratios={config.ratios} must be at least 1, and ascend.",
         ),
         (
             not config.encoder.bidirectional or config.encoder.kind == "lora",
@@ -238,9 +289,13 @@ def _check_choices(config: CompressionConfig) -> None:
     choices: list[tuple[str, str, tuple[str, ...]]] = [
         ("architecture", config.architecture, ARCHITECTURES),
         ("slot_form", config.slot_form, ("soft_tokens", "key_values")),
+        ("slot_place", config.slot_place, ("behind", "inside")),
+        ("slot_start", config.slot_start, ("head", "window_means", "window_ends")),
+        ("slot_positions", config.slot_positions, ("packed", "spread")),
         ("connector", config.connector, ("rms", "linear", "none")),
         ("encoder.kind", config.encoder.kind, ("embeddings", "hidden", "lora")),
         ("data.context", config.data.context, ("paragraph", "filled")),
+        ("data.select", config.data.select, SELECTIONS),
         ("model.dtype", config.model.dtype, ("bfloat16", "float32")),
         ("model.attention", config.model.attention, ("auto", "cudnn", "xla")),
     ]
@@ -260,6 +315,12 @@ def _check_losses(config: CompressionConfig) -> None:
             raise ConfigError(f"loss_weights.{name}={weight} must be 0 (off) or above.")
     if not any(config.loss_weights.values()):
         raise ConfigError("every weight in loss_weights is 0, so there is nothing to train on.")
+    for name in TEXT_LOSSES:
+        if config.loss_weights.get(name) and not (config.text.path and getattr(config.text, name)):
+            raise ConfigError(
+                f"loss_weights.{name} needs rows of that task: give --config.text.path, a folder of text, and "
+                f"--config.text.{name} above 0."
+            )
     if config.architecture in UNCOMPRESSED and config.loss_weights.get("contrastive"):
         raise ConfigError(
             f"architecture={config.architecture!r} has no slots for the contrastive loss: set "
@@ -283,6 +344,12 @@ def _check_numbers(config: CompressionConfig) -> None:
         ("data.train_examples", d.train_examples, -1),
         ("data.validation_examples", d.validation_examples, -1),
         ("data.context_tokens", d.context_tokens, 1),
+        ("data.questions_per_context", d.questions_per_context, 1),
+        ("ratio_growth", config.ratio_growth, 0),
+        ("data.holdout", d.holdout, 0),
+        ("text.chunks", config.text.chunks, -1),
+        ("text.min_tokens", config.text.min_tokens, 1),
+        ("text.target_tokens", config.text.target_tokens, 2),
         ("data.answer_tokens", d.answer_tokens, 2),
         ("optimizer.compressor_lr", o.compressor_lr, 0),
         ("optimizer.lora_lr", o.lora_lr, 0),
@@ -298,6 +365,8 @@ def _check_numbers(config: CompressionConfig) -> None:
             raise ConfigError(f"{key}={value} must be at least {least}.")
     if o.warmup_fraction >= 1:
         raise ConfigError(f"optimizer.warmup_fraction={o.warmup_fraction} must be below 1.")
+    if d.holdout >= 1:
+        raise ConfigError(f"data.holdout={d.holdout} must be below 1.")
     for key in ("context_buckets", "question_buckets"):
         buckets = getattr(d, key)
         if not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets)):

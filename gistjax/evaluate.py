@@ -58,7 +58,6 @@ def evaluate_run(
     from gistjax import assembly, results
     from gistjax.data.prompts import encode_splits
     from gistjax.data.squad import load_squad
-    from gistjax.evaluation.scores import prediction_rows
     from gistjax.training.checkpoint import import_trainable
     from gistjax.training.step import split_model
 
@@ -72,12 +71,11 @@ def evaluate_run(
     log.info("%s", report)
     graphdef, fresh, frozen = split_model(assembly.model_on(config, foundation))
     trainable = import_trainable(rundir / "compressor.safetensors", fresh)
-    answers = assembly.make_answerer(config, foundation, graphdef)(trainable, frozen, rows)
-    scorer = results.Scorer(config, foundation, rows, squad.validation)
+    scorer = results.Scorer(config, foundation, rows, squad.validation, graphdef)
+    measured = scorer.measure(trainable, frozen)
     if output:
-        texts = scorer.texts(answers)
-        results.write_json(Path(output), prediction_rows(texts, squad.validation, len(rows)))
-    return scorer.metrics(answers, scorer.untuned_baseline())
+        results.write_json(Path(output), measured.predictions)
+    return measured.metrics
 
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:

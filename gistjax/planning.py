@@ -62,13 +62,14 @@ def memory_estimate(
     context = max(config.data.context_buckets)
     tokens = max(config.data.question_buckets)
     memory = memory_positions(config, context)
-    passes = [memory + tokens] * sum(
-        config.loss_weights.get(name, 0) > 0 for name in ("teacher_forcing", "generation")
-    )
-    if config.encoder.kind == "lora":
+    questions = config.data.questions_per_context
+    passes = [(memory + tokens) * questions] * (1 + (config.loss_weights.get("generation", 0) > 0))
+    if config.slot_form == "key_values":
+        passes.append(context + memory)
+    elif config.encoder.kind == "lora":
         passes.append(context)
     kept = sum(_kept_activations(base, length, config.model.remat) for length in passes)
-    logits = 2 * 4 * config.data.answer_tokens * base.vocab_size * max(len(passes), 1)
+    logits = 2 * 4 * config.data.answer_tokens * base.vocab_size * questions * len(passes)
     parts: dict[str, float] = {
         "base": counts["base"] * size,
         "trainable": counts["trainable"] * 4,
@@ -82,8 +83,11 @@ def memory_estimate(
 
 def memory_positions(config: CompressionConfig, context: int) -> int:
     """Decoder positions between prefix and question, of a context padded to so many tokens."""
-    positions = {"none": context, "closed_book": 0}.get(config.architecture, config.target_length)
-    return positions + (context if config.slot_form == "key_values" else 0)
+    slots = config.target_length
+    least = min(config.ratios, default=config.ratio)
+    if least:
+        slots = min(math.ceil(context / least), slots)
+    return {"none": context, "closed_book": 0}.get(config.architecture, slots)
 
 
 def _kept_activations(base: LlamaConfig, length: int, remat: bool) -> int:
@@ -113,4 +117,6 @@ def nominal_ratio(config: CompressionConfig) -> float:
     """Configured context length over slots; 1 where nothing is compressed."""
     if config.architecture in ("none", "closed_book"):
         return 1.0
+    if config.ratio:
+        return config.ratio
     return config.data.context_tokens / config.target_length

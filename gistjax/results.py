@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,21 @@ from gistjax.assembly import (
     compresses,
     make_answerer,
     model_on,
+    select,
     untuned_full_context,
 )
 from gistjax.config import CompressionConfig
 from gistjax.data.prompts import Row
 from gistjax.data.squad import Example
 from gistjax.errors import CheckpointError
+from gistjax.evaluation.breakdown import answer_place, answer_type, breakdown
+from gistjax.evaluation.controls import shuffle_contexts
+from gistjax.evaluation.diagnostics import answer_diversity, slot_similarity
 from gistjax.evaluation.generation import Answers
-from gistjax.evaluation.scores import Scores, prediction_rows, score
+from gistjax.evaluation.scores import Scores, score
+from gistjax.evaluation.statistics import paired_difference
 from gistjax.planning import abstract_model, nominal_ratio, parameter_counts
-from gistjax.training.step import TrainState, split_model
+from gistjax.training.step import split_model
 from gistjax.weights.registry import base_hash
 
 log = logging.getLogger(__name__)
@@ -96,50 +102,110 @@ def provenance(config: CompressionConfig) -> dict[str, str]:
     return {"format": "gistjax", "config": json.dumps(config.to_json())}
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What `metrics.json` and `predictions.json` hold."""
+
+    metrics: dict[str, Any]
+    predictions: list[dict[str, Any]]  # one for every question
+
+    def write(self, rundir: Path, steps: int, samples: int) -> dict[str, Any]:
+        """Writes both files, and some of the predictions to look at; returns the metrics."""
+        metrics = {**self.metrics, "steps": steps}
+        write_json(rundir / "metrics.json", metrics)
+        write_json(rundir / "predictions.json", self.predictions)
+        write_json(rundir / "sample_predictions.json", self.predictions[:samples])
+        return metrics
+
+
+def write_untested(rundir: Path, config: CompressionConfig, steps: int) -> dict[str, Any]:
+    """`metrics.json` of a run without validation questions: the last losses are all there is to tell."""
+    lines = (rundir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    metrics = {
+        "architecture": config.architecture,
+        "losses": json.loads(lines[-1]) if lines else {},
+        "steps": steps,
+        "seed": config.seed,
+        "base_model": config.model.name,
+        "device": device_name(),
+        "packages": versions(),
+    }
+    write_json(rundir / "metrics.json", metrics)
+    return metrics
+
+
 class Scorer:
-    """Turns answers into scores and files."""
+    """Answers the questions of a split and turns the answers into scores.
+
+    Args:
+        rows: the questions with their whole contexts.
+        examples: the same questions with their gold answers.
+        graphdef: the model's structure.
+    """
 
     def __init__(
         self,
         config: CompressionConfig,
         foundation: Foundation,
-        rows: Sequence[Row],
+        rows: list[Row],
         examples: Sequence[Example],
+        graphdef: Any,
     ):
-        self._config, self._foundation = config, foundation
+        self._config, self._foundation, self._graphdef = config, foundation, graphdef
         self._rows, self._examples = rows, examples
+        self._read = select(config, foundation, rows)
+        self._answerer = make_answerer(config, foundation, graphdef)
 
-    def texts(self, answers: Answers) -> list[str]:
-        """Answers as text."""
+    def headline(self, trainable: Any, frozen: Any) -> dict[str, float]:
+        """F1 and EM alone, on the way."""
+        scores = self._score(self._answerer(trainable, frozen, self._read, "validating"))
+        return {"f1": round(scores.f1, 4), "em": round(scores.em, 4)}
+
+    def measure(self, trainable: Any, frozen: Any) -> Measured:
+        """Scores, what they hang on, ratios, parameters and times."""
+        answers = self._answerer(trainable, frozen, self._read, "answering")
+        scores = self._score(answers)
+        predictions = self._predictions(answers, scores)
+        contexts = self._contexts(trainable, frozen, scores) if compresses(self._config) else {}
+        metrics = {
+            **self._scores(scores, self._untuned_baseline()),
+            **self._costs(answers, scores.n),
+            **contexts,
+            "by_type": self._breakdown(scores, [row["type"] for row in predictions]),
+            "by_place": self._breakdown(scores, [row["place"] for row in predictions]),
+            "answer_diversity": answer_diversity(
+                [row["prediction"] for row in predictions],
+                [example.answers[0] for example in self._examples],
+            ),
+            "n_examples": scores.n,
+            "seed": self._config.seed,
+            "base_model": self._config.model.name,
+            "device": device_name(),
+            "packages": versions(),
+        }
+        return Measured(metrics, predictions)
+
+    def _score(self, answers: Answers) -> Scores:
+        samples = self._config.evaluation.bootstrap_samples
+        return score(self._texts(answers), self._examples, samples, self._config.seed)
+
+    def _texts(self, answers: Answers) -> list[str]:
         decode = self._foundation.tokenizer.decode
         return [str(decode(ids, skip_special_tokens=True)).strip() for ids in answers.ids]
 
-    def scores(self, answers: Answers) -> Scores:
-        """F1 and EM with their intervals."""
-        samples = self._config.evaluation.bootstrap_samples
-        return score(self.texts(answers), self._examples, samples, self._config.seed)
-
-    def headline(self, answers: Answers) -> dict[str, float]:
-        """F1 and EM alone."""
-        scores = self.scores(answers)
-        return {"f1": round(scores.f1, 4), "em": round(scores.em, 4)}
-
-    def untuned_baseline(self) -> Scores | None:
+    def _untuned_baseline(self) -> Scores | None:
         """The base itself with the whole context, by the same code; None where it is switched off."""
         if not self._config.evaluation.baseline:
             return None
         config = untuned_full_context(self._config)
         graphdef, trainable, frozen = split_model(model_on(config, self._foundation))
         answerer = make_answerer(config, self._foundation, graphdef)
-        return self.scores(answerer(trainable, frozen, self._rows, "untuned full context"))
+        return self._score(answerer(trainable, frozen, self._rows, "untuned full context"))
 
-    def metrics(self, answers: Answers, baseline: Scores | None) -> dict[str, Any]:
-        """Scores, ratios, parameters and times, as in `metrics.json`."""
-        config = self._config
-        scores = self.scores(answers)
+    def _scores(self, scores: Scores, baseline: Scores | None) -> dict[str, Any]:
         return {
-            "architecture": config.architecture,
-            "target_length": config.target_length if compresses(config) else None,
+            "architecture": self._config.architecture,
+            "target_length": self._config.target_length if compresses(self._config) else None,
             "final_f1": scores.f1,
             "final_f1_interval": list(scores.f1_interval),
             "final_em": scores.em,
@@ -147,45 +213,65 @@ class Scorer:
             "baseline_f1": baseline and baseline.f1,
             "baseline_f1_interval": baseline and list(baseline.f1_interval),
             "baseline_em": baseline and baseline.em,
-            "compression_ratio": nominal_ratio(config),
-            "effective_compression_ratio": self._effective_ratio(answers),
-            **self._parameters(),
-            "wall_time_per_sample_s": {
-                "compress": answers.compress_s / scores.n,
-                "answer": answers.answer_s / scores.n,
-            },
-            "n_examples": scores.n,
-            "seed": config.seed,
-            "base_model": config.model.name,
-            "device": device_name(),
-            "packages": versions(),
         }
 
-    def write(
-        self, rundir: Path, state: TrainState, answers: Answers, baseline: Scores | None
-    ) -> dict[str, Any]:
-        """Writes `metrics.json` and `sample_predictions.json`; returns the metrics."""
-        metrics = {**self.metrics(answers, baseline), "steps": int(state.step)}
-        limit = self._config.evaluation.sample_predictions
-        write_json(rundir / "metrics.json", metrics)
-        write_json(
-            rundir / "sample_predictions.json",
-            prediction_rows(self.texts(answers), self._examples, limit),
-        )
-        return metrics
-
-    def _effective_ratio(self, answers: Answers) -> float | None:
-        """Real context tokens over slots used, over all rows; None where nothing is read."""
-        tokens = sum(len(row.context_ids) for row in self._rows)
-        slots = int(np.sum(answers.slots))
-        return tokens / slots if slots else None
-
-    def _parameters(self) -> dict[str, int]:
+    def _costs(self, answers: Answers, n: int) -> dict[str, Any]:
         counts = parameter_counts(abstract_model(self._config, self._foundation.source.config))
+        tokens, slots = sum(len(row.context_ids) for row in self._rows), int(np.sum(answers.slots))
         return {
+            "compression_ratio": nominal_ratio(self._config),
+            "effective_compression_ratio": tokens / slots if slots else None,
             "compressor_parameters": counts["compressor"],
             "trainable_parameters": counts["trainable"],
+            "wall_time_per_sample_s": {
+                "compress": answers.compress_s / n,
+                "answer": answers.answer_s / n,
+            },
         }
+
+    def _contexts(self, trainable: Any, frozen: Any, scores: Scores) -> dict[str, Any]:
+        """Whether slots depend on their context: how alike they are, and the score with those of another one."""
+        slots_BxMxD, slots_B = self._answerer.slots(trainable, frozen, self._read)
+        alike = {"slot_similarity": slot_similarity(slots_BxMxD, slots_B)}
+        if not self._config.evaluation.shuffled:
+            return alike
+        wrong = self._score(
+            self._answerer(trainable, frozen, shuffle_contexts(self._read), "wrong contexts")
+        )
+        gap = paired_difference(
+            scores.f1_N, wrong.f1_N, scores.clusters_N,
+            self._config.evaluation.bootstrap_samples, self._config.seed,
+        )  # fmt: skip
+        shuffled = {
+            "shuffled_f1": wrong.f1,
+            "shuffled_gap": gap.mean,
+            "shuffled_gap_interval": list(gap.interval),
+        }
+        return {**alike, **shuffled}
+
+    def _breakdown(self, scores: Scores, groups: Sequence[Any]) -> dict[str, Any]:
+        samples = self._config.evaluation.bootstrap_samples
+        return breakdown(scores.f1_N, groups, scores.clusters_N, samples, self._config.seed)
+
+    def _predictions(self, answers: Answers, scores: Scores) -> list[dict[str, Any]]:
+        decode = self._foundation.tokenizer.decode
+        contexts = {row.context_id: str(decode(row.context_ids)) for row in self._rows}
+        return [
+            {
+                "id": example.id,
+                "context_id": example.context_id,
+                "question": example.question,
+                "prediction": text,
+                "answers": list(example.answers),
+                "type": answer_type(example.answers[0]),
+                "place": answer_place(contexts[example.context_id], example.answers[0]),
+                "f1": round(float(f1), 4),
+                "em": float(em),
+            }
+            for example, text, f1, em in zip(
+                self._examples, self._texts(answers), scores.f1_N, scores.em_N, strict=True
+            )
+        ]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from gistjax import cli
 from gistjax.config import CompressionConfig, validate
+
+if TYPE_CHECKING:
+    from gistjax.assembly import Foundation
 
 flags.DEFINE_string(
     "workdir", "", "Run directory; by default runs/compression_ablations/M<slots>_<architecture>."
@@ -25,9 +28,15 @@ log = logging.getLogger(__name__)
 
 
 def run_single_ablation(
-    config: CompressionConfig, workdir: str | Path | None = None
+    config: CompressionConfig,
+    workdir: str | Path | None = None,
+    foundation: Foundation | None = None,
 ) -> dict[str, Any]:
     """Trains one configuration, evaluates it and writes its results; resumes where an earlier run ended.
+
+    Args:
+        workdir: the run directory, by default named after architecture and slots.
+        foundation: the base and what belongs to it, where several runs of a process share it.
 
     Returns:
         What `metrics.json` holds: `final_f1`, `final_em`, `compression_ratio`, …
@@ -35,13 +44,11 @@ def run_single_ablation(
     Raises:
         GistjaxError: for anything that is the user's to mend.
     """
-    import jax
-
     from gistjax import assembly, results
     from gistjax.data.batches import TrainPlan
     from gistjax.data.prompts import encode_splits
     from gistjax.data.squad import load_squad
-    from gistjax.training.checkpoint import Checkpointer, export_trainable
+    from gistjax.training.checkpoint import Checkpointer, export_trainable, start_from
     from gistjax.training.context_views import context_views
     from gistjax.training.loop import MetricsLog, train
     from gistjax.training.losses import LossSettings
@@ -54,7 +61,7 @@ def run_single_ablation(
     results.claim(rundir, config)
 
     # Base, tokenizer, prompt
-    foundation = assembly.lay_foundation(config)
+    foundation = foundation or assembly.lay_foundation(config)
     mesh = foundation.mesh
     results.check_base(rundir, foundation)
 
@@ -63,7 +70,9 @@ def run_single_ablation(
     train_rows, validation_rows, report = encode_splits(
         squad, foundation.prompt, config.data, config.seed
     )
+    train_rows += assembly.encode_text(config, foundation.prompt, train_rows, report)
     log.info("%s", report)
+    train_rows = assembly.select(config, foundation, train_rows)
     views = None
     if config.loss_weights.get("contrastive"):
         views = context_views(
@@ -82,29 +91,34 @@ def run_single_ablation(
         seed=config.seed,
         context_buckets=config.data.context_buckets,
         question_buckets=config.data.question_buckets,
+        questions=config.data.questions_per_context,
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+        ratios=config.ratios,
+        ratio_growth=config.ratio_growth,
         views=views,
     )
-    total_steps = int(config.epochs * plan.steps_per_epoch)
-    if config.max_steps >= 0:
-        total_steps = min(total_steps, config.max_steps)
 
     # Model, optimizer, train step
     graphdef, trainable, frozen = split_model(assembly.model_on(config, foundation))
-    optimizer = make_optimizer(config.optimizer, total_steps, trainable)
+    if config.init_from:
+        trainable = start_from(Path(config.init_from), trainable, config.architecture)
+    optimizer = make_optimizer(config.optimizer, plan.total_steps, trainable)
     state = init_state(trainable, optimizer, mesh)
     settings = LossSettings(
         weights=config.loss_weights,
-        answer_tokens=config.data.answer_tokens,
+        answer_tokens=max(len(row.answer_ids) for row in train_rows),
         end_id=foundation.prompt.end_id,
     )
     train_step = make_train_step(graphdef, optimizer, settings, state_shardings(state, mesh))
 
-    # Evaluation
-    scorer = results.Scorer(config, foundation, validation_rows, squad.validation)
-    answerer = assembly.make_answerer(config, foundation, graphdef)
+    # Evaluation, where there are questions to answer
+    scorer = None
+    if validation_rows:
+        scorer = results.Scorer(config, foundation, validation_rows, squad.validation, graphdef)
 
     def evaluate(state: Any) -> dict[str, float]:
-        return scorer.headline(answerer(state.trainable, frozen, validation_rows, "validating"))
+        return scorer.headline(state.trainable, frozen) if scorer else {}
 
     # Training, from the last checkpoint on
     results.write_config(rundir, config, foundation)
@@ -117,7 +131,7 @@ def run_single_ablation(
             frozen,
             train_step,
             plan,
-            total_steps,
+            plan.total_steps,
             checkpointer,
             metrics,
             config,
@@ -127,15 +141,17 @@ def run_single_ablation(
     export_trainable(state.trainable, rundir / "compressor.safetensors", results.provenance(config))
 
     # Results
-    answers = answerer(state.trainable, frozen, validation_rows, "answering")
-    jax.block_until_ready(state.trainable)
-    return scorer.write(rundir, state, answers, baseline=scorer.untuned_baseline())
+    if scorer is None:
+        return results.write_untested(rundir, config, int(state.step))
+    measured = scorer.measure(state.trainable, frozen)
+    return measured.write(rundir, int(state.step), config.evaluation.sample_predictions)
 
 
 def default_workdir(config: CompressionConfig) -> Path:
     """`runs/compression_ablations/M64_gist`; controls without slots have no M."""
     compresses = config.architecture not in ("none", "closed_book")
-    slots = f"M{config.target_length}_" if compresses else ""
+    slots = f"R{config.ratio:g}_" if config.ratio else f"M{config.target_length}_"
+    slots = slots if compresses else ""
     return Path("runs/compression_ablations") / f"{slots}{config.architecture}"
 
 

@@ -66,6 +66,6 @@ def _matrices(base):
 
 def test_rows_are_full():
     batch = benchmark.full_batch(benchmark.defaults(), 3, 64, 16)
-    assert batch.tokens_BxS.shape == (3, 64) and batch.context_ids_BxC.shape == (3, 512)
+    assert batch.tokens_BxS.shape == (3, 64) and batch.context_ids_ExC.shape == (3, 512)
     assert (batch.question_length_B + batch.answer_length_B == 64).all()
-    assert (batch.context_length_B == 512).all()
+    assert (batch.context_length_E == 512).all()

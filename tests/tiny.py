@@ -89,13 +89,14 @@ def tiny_batch(rng: np.random.Generator, B: int = 4, C: int = 16, S: int = 9) ->
     context_ids, context_length = rng.integers(0, 61, (B, C)), rng.integers(5, C + 1, B)
     context_ids[1], context_length[1] = context_ids[0], context_length[0]
     batch = Batch(
-        context_ids_BxC=context_ids,
-        context_length_B=context_length,
+        context_ids_ExC=context_ids,
+        context_length_E=context_length,
         tokens_BxS=rng.integers(0, 61, (B, S)),
         question_length_B=question_length,
         answer_length_B=rng.integers(1, 5, B),
-        context_id_B=np.array([0, *range(B - 1)]),
+        context_id_E=np.array([0, *range(B - 1)]),
+        task_B=np.zeros(B),
     )
     batch = jax.tree.map(lambda x: x.astype(np.int32), batch)
-    views = _view(tiny_base(), batch.context_ids_BxC, batch.context_length_B, 2)
-    return dataclasses.replace(batch, context_view_BxD=np.asarray(views))
+    views = _view(tiny_base(), batch.context_ids_ExC, batch.context_length_E, 2)
+    return dataclasses.replace(batch, context_view_ExD=np.asarray(views))

@@ -1,28 +1,29 @@
 """Batches of static shapes: which rows stand together, and the arrays that they become.
 
-A row's shape is the smallest context bucket and the smallest question bucket that hold it. Batches
-hold rows of one shape; what is left over of a shape moves up to a larger one, so that few rows are
-padded far and few shapes compile.
+A unit is a context and up to Q of its questions: compressed once, answered Q times. A unit's shape is the smallest context
+bucket and the smallest question bucket that hold it. Batches hold units of one shape; what is left over of a shape moves
+up to a larger one, so that few rows are padded far and few shapes compile.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from gistjax.data.prompts import Row
+from gistjax.data.prompts import TASKS, Row
 from gistjax.errors import DataError
 
 Ints = Any  # int32 arrays: of numpy on the host, of JAX once on the devices
 Shape = tuple[int, int]  # context bucket C, question + answer bucket S
 RARE = 1 / 24
-"""A shape with a smaller share of the rows is not worth a compilation: its rows move up."""
+"""A shape with a smaller share of the units is not worth a compilation: they move up."""
 
 
 @jax.tree_util.register_dataclass
@@ -30,36 +31,47 @@ RARE = 1 / 24
 class Batch:
     """int32 arrays, right padded with 0; for training with a leading micro-batch axis K.
 
-    Padding rows have lengths 1, 1 and 0 and `context_id` -1: there is always something to attend
-    to, and nothing to learn.
+    Rows stand by context, `B = E·Q`. Padding contexts have length 1 and id -1, padding rows lengths 1 and 0: there is
+    always something to attend to, and nothing to learn.
     """
 
-    context_ids_BxC: Ints
-    context_length_B: Ints
+    context_ids_ExC: Ints
+    context_length_E: Ints
+    context_id_E: Ints
     tokens_BxS: Ints  # question, then answer
     question_length_B: Ints
     answer_length_B: Ints  # end token included; 0 in padding rows and in evaluation
-    context_id_B: Ints
-    context_view_BxD: Any = None  # fp32, of the frozen base; where the contrastive loss asks for it
+    task_B: Ints  # index into TASKS
+    context_view_ExD: Any = None  # fp32, of the frozen base; where the contrastive loss asks for it
+    ratio_E: Any = None  # fp32, context tokens a slot, where training draws them
+
+    @property
+    def questions(self) -> int:
+        """Q, questions on each context."""
+        return self.question_length_B.shape[-1] // self.context_length_E.shape[-1]
 
 
 class TrainPlan:
     """Which rows a training step sees: a pure function of (rows, seed, step).
 
-    Each epoch is a new permutation of all rows, of which the last, fewer than one step takes, are
-    left out.
+    In each epoch the rows of a context are dealt anew into units of up to Q, and the units are permuted; the last,
+    fewer than one step takes, are left out.
 
     Args:
         rows: training rows.
-        batch_size: rows of a micro-batch, B.
+        batch_size: contexts of a micro-batch, E.
         accumulation: micro-batches of a step, K; all have one shape.
+        questions: rows of a unit, Q.
+        epochs, max_steps: how long to train, as in `CompressionConfig`.
+        ratios: context tokens a slot, ascending, one drawn for each context; empty leaves it to the model.
+        ratio_growth: share of the training over which they come into use one after the other.
         views: of each context by its id, `[contexts, D]`, to go with the batches.
         seed: gives the order.
         context_buckets: context lengths C to pad to.
         question_buckets: lengths S of question + answer to pad to.
 
     Raises:
-        DataError: if there are fewer rows than one step takes, or a row fits no bucket.
+        DataError: if there are fewer units than one step takes, or a row fits no bucket.
     """
 
     def __init__(
@@ -70,20 +82,33 @@ class TrainPlan:
         context_buckets: Sequence[int],
         question_buckets: Sequence[int],
         accumulation: int = 1,
+        questions: int = 1,
+        epochs: float = 1.0,
+        max_steps: int = -1,
+        ratios: Sequence[float] = (),
+        ratio_growth: float = 0.0,
         views: np.ndarray | None = None,
     ):
         self._rows, self._seed, self._views = rows, seed, views
-        self._micro = (accumulation, batch_size)
-        self._shapes = [_shape(row, context_buckets, question_buckets) for row in rows]
+        self._ratios, self._ratio_growth = tuple(ratios), ratio_growth
+        self._micro, self._questions = (accumulation, batch_size), questions
+        by_context: dict[int, list[int]] = {}
+        for i, row in enumerate(rows):
+            by_context.setdefault(row.context_id, []).append(i)
+        self._contexts = [np.array(members) for members in by_context.values()]
+        self._shapes = self._unit_shapes(context_buckets, question_buckets)
         self._common = _common_shapes(self._shapes)
         self._epoch, self._groups = -1, list[tuple[Shape, np.ndarray]]()
-        if len(rows) < batch_size * accumulation:
+        self.steps_per_epoch = len(self._shapes) // (batch_size * accumulation)
+        if not self.steps_per_epoch:
+            kind = "rows" if questions == 1 else f"units of up to {questions} rows on a context"
             raise DataError(
-                f"{len(rows)} training rows are fewer than the {batch_size * accumulation} of one "
+                f"{len(self._shapes)} training {kind} are fewer than the {batch_size * accumulation} of one "
                 f"step ({accumulation} x {batch_size} over all devices): lower --config.batch_size "
                 "or --config.accumulation."
             )
-        self.steps_per_epoch = len(rows) // (batch_size * accumulation)
+        steps = int(epochs * self.steps_per_epoch)
+        self.total_steps = steps if max_steps < 0 else min(steps, max_steps)
 
     @property
     def shapes(self) -> dict[Shape, int]:
@@ -93,16 +118,22 @@ class TrainPlan:
     @property
     def real_token_share(self) -> float:
         """The share of an epoch's tokens that is not padding."""
-        return real_token_share(self._rows, self._plan(0))
+        real = padded = 0
+        for (C, S), units in self._plan(0):
+            padded += len(units) * (C + S * self._questions)
+            for unit in units:
+                rows = [self._rows[i] for i in unit if i >= 0]
+                real += _context_length(rows[0]) + sum(map(_tokens_length, rows))
+        return real / padded
 
     def real_decoder_share(self, prefix: int, slots: int | None) -> float:
         """The share of an epoch's decoder positions that is not padding: a prefix, slots (or, for None, the context
         itself), question and answer.
         """
         real = padded = 0
-        for (C, S), indices in self._plan(0):
-            padded += len(indices) * (prefix + (C if slots is None else slots) + S)
-            for row in (self._rows[i] for i in indices):
+        for (C, S), units in self._plan(0):
+            padded += units.size * (prefix + (C if slots is None else slots) + S)
+            for row in (self._rows[i] for i in units.flat if i >= 0):
                 memory = _context_length(row)
                 real += (
                     prefix + (memory if slots is None else min(memory, slots)) + _tokens_length(row)
@@ -110,16 +141,41 @@ class TrainPlan:
         return real / padded
 
     def rows(self, step: int) -> np.ndarray:
-        """Indices `[K·B]` of the rows of a step."""
+        """Indices `[K·E, Q]` of the rows of a step; -1 where a context has no more."""
         return self._step(step)[1]
 
     def batch(self, step: int) -> Batch:
-        """The arrays of a step, `[K, B, …]`."""
-        shape, indices = self._step(step)
-        flat = make_batch([self._rows[i] for i in indices], shape)
+        """The arrays of a step, `[K, …]`."""
+        shape, units = self._step(step)
+        flat = make_batch(
+            [[self._rows[i] for i in u if i >= 0] for u in units], shape, self._questions
+        )
         if self._views is not None:
-            flat = dataclasses.replace(flat, context_view_BxD=self._views[flat.context_id_B])
-        return jax.tree.map(lambda x: x.reshape(*self._micro, *x.shape[1:]), flat)
+            flat = dataclasses.replace(flat, context_view_ExD=self._views[flat.context_id_E])
+        if self._ratios:
+            flat = dataclasses.replace(flat, ratio_E=self._draw_ratios(step, len(units)))
+        K = self._micro[0]
+        return jax.tree.map(lambda x: x.reshape(K, -1, *x.shape[1:]), flat)
+
+    def _draw_ratios(self, step: int, units: int) -> np.ndarray:
+        """One for each context, of those that are in use at this step."""
+        share = (step + 1) / max(self._ratio_growth * self.total_steps, 1)
+        in_use = self._ratios[: max(math.ceil(min(share, 1) * len(self._ratios)), 1)]
+        rng = np.random.default_rng([self._seed, step, 1])
+        return rng.choice(np.asarray(in_use, np.float32), units)
+
+    def _unit_shapes(
+        self, context_buckets: Sequence[int], question_buckets: Sequence[int]
+    ) -> list[Shape]:
+        """The shape of every unit, whatever rows an epoch deals into it: that of the context's longest."""
+        of_rows = [_shape(row, context_buckets, question_buckets) for row in self._rows]
+        if self._questions == 1:
+            return of_rows
+        shapes = []
+        for members in self._contexts:
+            longest = max(of_rows[i] for i in members)
+            shapes += [longest] * -(-len(members) // self._questions)
+        return shapes
 
     def _step(self, step: int) -> tuple[Shape, np.ndarray]:
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -129,11 +185,26 @@ class TrainPlan:
         if epoch != self._epoch:
             rng = np.random.default_rng([self._seed, epoch])
             size = self._micro[0] * self._micro[1]
-            order = rng.permutation(len(self._rows))[: len(self._rows) // size * size]
+            units = self._deal(rng)
+            order = rng.permutation(len(units))[: len(units) // size * size]
             groups = _group(order, self._shapes, self._common, size)
-            self._groups = [groups[i] for i in rng.permutation(len(groups))]
+            self._groups = [
+                (groups[i][0], units[groups[i][1]]) for i in rng.permutation(len(groups))
+            ]
             self._epoch = epoch
         return self._groups
+
+    def _deal(self, rng: np.random.Generator) -> np.ndarray:
+        """Units `[units, Q]` of row indices, context by context; -1 where there are no more rows."""
+        Q = self._questions
+        if Q == 1:
+            return np.arange(len(self._rows))[:, None]
+        dealt = []
+        for members in self._contexts:
+            unit = np.full(-(-len(members) // Q) * Q, -1)
+            unit[: len(members)] = rng.permutation(members)
+            dealt.append(unit.reshape(-1, Q, order="F"))  # even shares, so that no unit is empty
+        return np.concatenate(dealt)
 
 
 def evaluation_batches(
@@ -152,38 +223,36 @@ def evaluation_batches(
     questions = [dataclasses.replace(row, answer_ids=row.answer_ids[:0]) for row in rows]
     shapes = [_shape(row, context_buckets, question_buckets) for row in questions]
     for shape, indices in _group(np.arange(len(rows)), shapes, _common_shapes(shapes), batch_size):
-        yield indices, make_batch([questions[i] for i in indices], shape, batch_size)
+        yield indices, make_batch([[questions[i]] for i in indices], shape, 1, batch_size)
 
 
-def make_batch(rows: Sequence[Row], shape: Shape, batch_size: int | None = None) -> Batch:
-    """Pads rows to a shape, and the batch to `batch_size` rows."""
-    B, (C, S) = batch_size or len(rows), shape
+def make_batch(
+    units: Sequence[Sequence[Row]], shape: Shape, questions: int = 1, size: int | None = None
+) -> Batch:
+    """Pads each context's rows to `questions`, all to a shape, and the batch to `size` contexts."""
+    E, (C, S) = size or len(units), shape
+    B = E * questions
     batch = Batch(
-        context_ids_BxC=np.zeros((B, C), np.int32),
-        context_length_B=np.ones(B, np.int32),
+        context_ids_ExC=np.zeros((E, C), np.int32),
+        context_length_E=np.ones(E, np.int32),
+        context_id_E=np.full(E, -1, np.int32),
         tokens_BxS=np.zeros((B, S), np.int32),
         question_length_B=np.ones(B, np.int32),
         answer_length_B=np.zeros(B, np.int32),
-        context_id_B=np.full(B, -1, np.int32),
+        task_B=np.zeros(B, np.int32),
     )
-    for b, row in enumerate(rows):
-        q, a = len(row.question_ids), len(row.answer_ids)
-        batch.context_ids_BxC[b, : len(row.context_ids)] = row.context_ids
-        batch.tokens_BxS[b, :q] = row.question_ids
-        batch.tokens_BxS[b, q : q + a] = row.answer_ids
-        batch.context_length_B[b] = _context_length(row)
-        batch.question_length_B[b], batch.answer_length_B[b] = q, a
-        batch.context_id_B[b] = row.context_id
+    for e, rows in enumerate(units):
+        context_ids = rows[0].context_ids
+        batch.context_ids_ExC[e, : len(context_ids)] = context_ids
+        batch.context_length_E[e] = _context_length(rows[0])
+        batch.context_id_E[e] = rows[0].context_id
+        for b, row in enumerate(rows, e * questions):
+            q, a = len(row.question_ids), len(row.answer_ids)
+            batch.tokens_BxS[b, :q] = row.question_ids
+            batch.tokens_BxS[b, q : q + a] = row.answer_ids
+            batch.question_length_B[b], batch.answer_length_B[b] = q, a
+            batch.task_B[b] = TASKS.index(row.task)
     return batch
-
-
-def real_token_share(rows: Sequence[Row], groups: Iterable[tuple[Shape, np.ndarray]]) -> float:
-    """Real tokens over all tokens of padded batches, given as (shape, row indices)."""
-    real = padded = 0
-    for shape, indices in groups:
-        real += sum(_context_length(rows[i]) + _tokens_length(rows[i]) for i in indices)
-        padded += len(indices) * sum(shape)
-    return real / padded if padded else 1.0
 
 
 def _group(

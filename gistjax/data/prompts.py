@@ -29,6 +29,10 @@ PLAIN = f"{INSTRUCTION}\n\n{USER}\nAnswer:"
 DATE = "26 Jul 2024"  # templates that name today's date get this one, so that prompts never change
 
 
+TASKS = ("answer", "reconstruction", "continuation", "cloze")
+"""What a row asks for: an answer to a question, or one of the tasks on plain text (`data.text`)."""
+
+
 @dataclass(frozen=True)
 class Row:
     """An example as int32 ids. Rows that share a context share its array."""
@@ -38,6 +42,7 @@ class Row:
     answer_ids: np.ndarray  # [answer tokens], end token included; empty if only to be answered
     context_id: int
     example_index: int
+    task: str = "answer"  # one of TASKS
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,38 @@ class Prompt:
 
     def encode_context(self, text: str) -> np.ndarray:
         """Context ids `[C]`, not cut."""
-        return _int32(self._encode([text])[0].ids)
+        return _int32(self.encode_texts([text])[0].ids)
+
+    def encode_texts(self, texts: Sequence[str]) -> list[Any]:
+        """Encodings by the fast tokenizer: `ids`, and where each token stands in its text.
+
+        A special token that is spelled out in a user's text stays plain text.
+        """
+        if not texts:
+            return []
+        batch = self.tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
+        return batch.encodings
+
+    def encode_questions(self, questions: Sequence[str]) -> list[np.ndarray]:
+        """Question ids `[S]` of each, with the template around them."""
+        encodings = self.encode_texts([self.question_lead + text.strip() for text in questions])
+        return [
+            _int32([*self.question_open_ids, *encoding.ids, *self.question_close_ids])
+            for encoding in encodings
+        ]
+
+    def encode_answers(self, answers: Sequence[str]) -> list[np.ndarray]:
+        """Answer ids `[A]` of each, end token included."""
+        encodings = self.encode_texts([self.answer_lead + text.strip() for text in answers])
+        return [_int32([*encoding.ids, self.end_id]) for encoding in encodings]
 
     def encode_question(self, question: str, limit: int | None = None) -> np.ndarray:
         """Question ids `[S]` with the template around them; with a limit, the question is cut at
         its end to fit.
         """
-        ids = self._encode([self.question_lead + question.strip()])[0].ids
+        ids = self.encode_texts([self.question_lead + question.strip()])[0].ids
         if limit is not None:
             around = len(self.question_open_ids) + len(self.question_close_ids)
             ids = ids[: max(limit - around, 0)]
@@ -69,7 +99,7 @@ class Prompt:
 
     def encode_answer(self, answer: str) -> np.ndarray:
         """Answer ids `[A]`, end token included."""
-        return _int32([*self._encode([self.answer_lead + answer.strip()])[0].ids, self.end_id])
+        return self.encode_answers([answer])[0]
 
     def encode(self, example: Example, index: int = 0) -> Row:
         """A whole example with its first gold answer, nothing cut."""
@@ -83,30 +113,19 @@ class Prompt:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text alone."""
-        return [len(encoding.ids) for encoding in self._encode(texts)]
+        return [len(encoding.ids) for encoding in self.encode_texts(texts)]
 
     def encode_contexts(self, texts: Sequence[str], limit: int) -> list[tuple[np.ndarray, int]]:
         """For each text its first `limit` ids `[C]`, and how many characters of the text they
         cover.
         """
         result = []
-        for text, encoding in zip(texts, self._encode(texts), strict=True):
+        for text, encoding in zip(texts, self.encode_texts(texts), strict=True):
             ids, kept = encoding.ids, len(text)
             if len(ids) > limit:
                 ids, kept = ids[:limit], (encoding.token_to_chars(limit - 1) or (0, 0))[1]
             result.append((_int32(ids), kept))
         return result
-
-    def _encode(self, texts: Sequence[str]) -> list[Any]:
-        """Encodings by the fast tokenizer. A special token that is spelled out in a user's text
-        stays plain text.
-        """
-        if not texts:
-            return []
-        batch = self.tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
-        )
-        return batch.encodings
 
 
 def make_prompt(tokenizer: PreTrainedTokenizerFast) -> Prompt:

@@ -53,23 +53,58 @@ def load_squad(data: DataConfig, seed: int) -> Squad:
         DataError: if the files or the hub data set cannot be read, or a split has no usable row.
     """
     report = DataReport()
-    splits: dict[str, tuple[list[Example], Articles]] = {}
-    for split, wanted in zip(SPLITS, (data.train_examples, data.validation_examples), strict=True):
-        rows, source = _open_split(data, split)
-        examples = usable_examples(rows, split, report)
-        if not examples:
-            raise DataError(
-                f"{source} has no usable question, so there is nothing to {_purpose(split)}: "
-                f"give another --config.data.path. {report}"
-            )
-        drawn = draw(examples, wanted, seed, split)
-        if wanted > len(examples):
+    train = _usable_split(data, "train", report)
+    if data.holdout:
+        train, validation = hold_out(train, data.holdout)
+    else:
+        validation = _usable_split(data, "validation", report)
+    drawn = {}
+    wanted = {"train": data.train_examples, "validation": data.validation_examples}
+    for split, examples in (("train", train), ("validation", validation)):
+        drawn[split] = draw(examples, wanted[split], seed, split)
+        if wanted[split] > len(examples):
             report.note(
-                f"{split}: {wanted} questions asked for, all {len(examples)} there are used"
+                f"{split}: {wanted[split]} questions asked for, all {len(examples)} there are used"
             )
-        splits[split] = drawn, group_articles(examples)
-    (train, train_articles), (validation, validation_articles) = splits.values()
-    return Squad(train, validation, report, train_articles, validation_articles)
+    return Squad(
+        drawn["train"],
+        drawn["validation"],
+        report,
+        group_articles(train),
+        group_articles(validation),
+    )
+
+
+def hold_out(examples: list[Example], share: float) -> tuple[list[Example], list[Example]]:
+    """Examples to train on, and those of a share of the paragraphs to choose settings by, the same for every seed.
+
+    Raises:
+        DataError: if one of the two would be empty.
+    """
+    contexts = sorted({example.context_id for example in examples})
+    held = set(
+        np.random.default_rng(0).permutation(contexts)[: round(share * len(contexts))].tolist()
+    )
+    parts = (
+        [e for e in examples if e.context_id not in held],
+        [e for e in examples if e.context_id in held],
+    )
+    if not all(parts):
+        raise DataError(
+            f"--config.data.holdout={share} of {len(contexts)} paragraphs leaves nothing on one side: change it."
+        )
+    return parts
+
+
+def _usable_split(data: DataConfig, split: str, report: DataReport) -> list[Example]:
+    rows, source = _open_split(data, split)
+    examples = usable_examples(rows, split, report)
+    if not examples:
+        raise DataError(
+            f"{source} has no usable question, so there is nothing to {_purpose(split)}: "
+            f"give another --config.data.path. {report}"
+        )
+    return examples
 
 
 def _purpose(split: str) -> str:

@@ -70,7 +70,7 @@ class Answerer:
             for indices, host_batch in batches:
                 batch: Batch = put_batch(host_batch, self._mesh)
                 weights = (trainable, frozen)
-                context = (*weights, batch.context_ids_BxC, batch.context_length_B)
+                context = (*weights, batch.context_ids_ExC, batch.context_length_E)
                 compress = self._compile("compress", self._compress, context)
                 memory, seconds = _timed(compress, context)
                 answers.compress_s += seconds
@@ -79,9 +79,22 @@ class Answerer:
                 ids_BxA, seconds = _timed(answer, question)
                 answers.answer_s += seconds
                 self._collect(answers, indices, jax.device_get((ids_BxA, memory.slots_B)))
-                answers.shapes.add((batch.context_ids_BxC.shape[1], batch.tokens_BxS.shape[1]))
+                answers.shapes.add((batch.context_ids_ExC.shape[1], batch.tokens_BxS.shape[1]))
                 bar.update(len(indices))
         return answers
+
+    def slots(
+        self, trainable: Any, frozen: Any, rows: Sequence[Row]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One batch of distinct contexts as slots `[B, M, …]`, and how many of them each uses."""
+        distinct = list({row.context_id: row for row in rows}.values())[: self._batch_size]
+        _, host_batch = next(iter(evaluation_batches(distinct, self._batch_size, *self._buckets)))
+        batch: Batch = put_batch(host_batch, self._mesh)
+        arguments = (trainable, frozen, batch.context_ids_ExC, batch.context_length_E)
+        memory = self._compile("compress", self._compress, arguments)(*arguments)
+        real = host_batch.context_id_E >= 0
+        vectors, slots_B = jax.device_get((memory.vectors, memory.slots_B))
+        return vectors[real], slots_B[real]
 
     def _compile(self, name: str, function: Any, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         """Compiled ahead, so that the first batch of a shape is timed like the others."""

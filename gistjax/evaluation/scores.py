@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,14 @@ class Scores:
     f1_interval: tuple[float, float]
     em: float
     em_interval: tuple[float, float]
-    n: int
+    f1_N: np.ndarray
+    em_N: np.ndarray
+    clusters_N: np.ndarray  # the context of each question
+
+    @property
+    def n(self) -> int:
+        """Questions."""
+        return len(self.f1_N)
 
 
 def score(
@@ -37,21 +43,7 @@ def score(
         f1_interval=clustered_bootstrap(f1_N, clusters_N, samples, seed),
         em=float(em_N.mean()),
         em_interval=clustered_bootstrap(em_N, clusters_N, samples, seed),
-        n=len(pairs),
+        f1_N=f1_N,
+        em_N=em_N,
+        clusters_N=clusters_N,
     )
-
-
-def prediction_rows(
-    predictions: Sequence[str], examples: Sequence[Example], limit: int
-) -> list[dict[str, Any]]:
-    """What `sample_predictions.json` holds: question, prediction, golds and F1 of the first rows."""
-    return [
-        {
-            "id": example.id,
-            "question": example.question,
-            "prediction": text,
-            "answers": list(example.answers),
-            "f1": round(float(f1(text, example.answers)), 4),
-        }
-        for text, example in list(zip(predictions, examples, strict=True))[:limit]
-    ]

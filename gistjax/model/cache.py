@@ -88,6 +88,20 @@ class Cache:
             other,
         )
 
-    def part(self, start: int, length: int) -> Cache:
-        """The `length` positions from index `start` on."""
-        return jax.tree.map(lambda x: x[..., start : start + length, :], self)
+    def take(self, index_BxM: Array) -> Cache:
+        """Some positions of each row.
+
+        As a product with a one-hot matrix: its gradient is a product too, not a scatter, which on a GPU is slow and adds
+        in an order of its own.
+        """
+        U = self.length
+
+        def gather(x: Array) -> Array:
+            chosen_BxMxU = jax.nn.one_hot(index_BxM, U, dtype=x.dtype)
+            return jnp.einsum("bmu,...bkuh->...bkmh", chosen_BxMxU, x)
+
+        return jax.tree.map(gather, self)
+
+    def repeat(self, n: int) -> Cache:
+        """Each row n times in a row."""
+        return jax.tree.map(lambda x: jnp.repeat(x, n, axis=-4), self)

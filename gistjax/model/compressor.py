@@ -8,6 +8,9 @@ whole context (architecture `none`) or nothing (`closed_book`). All of them go t
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
@@ -15,37 +18,65 @@ from jax import Array
 
 from gistjax.config import CompressionConfig, EncoderConfig
 from gistjax.model.cache import Cache
-from gistjax.model.heads import HEADS, matrix, rms_norm
-from gistjax.model.llama import Frozen, Llama, LlamaConfig
-from gistjax.model.lora import LoRA
-from gistjax.model.masks import (
-    bidirectional_mask,
-    gist_mask,
-    lengths_to_valid,
-    positions_of,
+from gistjax.model.heads import (
+    HEADS,
+    matrix,
+    rms_norm,
+    standardize,
+    window_centres,
+    window_ends,
+    window_means,
 )
+from gistjax.model.llama import Frozen, Llama, LlamaConfig, take_positions
+from gistjax.model.lora import LoRA
+from gistjax.model.masks import bidirectional_mask, gist_mask, lengths_to_valid
 
 
 @struct.dataclass
 class Memory:
-    """What stands between prefix and question: X positions of soft tokens, or of keys and values.
+    """What stands between prefix and question: X positions of soft tokens, or of keys and values."""
 
-    Exactly one of `x_BxXxD` and `kv` is set.
-    """
-
-    x_BxXxD: Array | None
+    x_BxXxD: Array  # what the decoder reads, or what went in where keys and values came out
     kv: Cache | None
     valid_BxX: Array  # real positions
     cut_BxX: Array  # read by the slots only, hidden from question and answer
+    position_BxX: Array  # rotary, from the memory's start; fractions where slots are spread
     length_B: Array  # rotary positions that the memory takes up
-    slots_B: (
-        Array  # slots used, for the effective ratio (context tokens where nothing is compressed)
-    )
+    slots_B: Array  # slots used (context tokens where nothing is compressed)
 
     @property
     def size(self) -> int:
         """X, the positions that this memory takes in the decoder's sequence."""
         return self.valid_BxX.shape[1]
+
+    @property
+    def vectors(self) -> Array:
+        """The slots as vectors `[B, X, …]`: soft tokens, or the values of the middle layer."""
+        if self.kv is None:
+            return self.x_BxXxD
+        v_BxKxXxH = self.kv.v[len(self.kv.v) // 2]
+        return jnp.swapaxes(v_BxKxXxH, 1, 2).reshape(*self.x_BxXxD.shape[:2], -1)
+
+    def take(self, index_BxM: Array) -> Memory:
+        """Some positions of each row, the first `slots` of them in use and read by all."""
+        valid_BxM = lengths_to_valid(self.slots_B, index_BxM.shape[1])
+        x_BxMxD, position_BxM = (
+            take_positions(x, index_BxM) for x in (self.x_BxXxD, self.position_BxX)
+        )
+        return self.replace(  # type: ignore[attr-defined, no-any-return]
+            x_BxXxD=x_BxMxD,
+            valid_BxX=valid_BxM,
+            cut_BxX=jnp.zeros_like(valid_BxM),
+            position_BxX=position_BxM,
+        )
+
+    def repeat(self, n: int) -> Memory:
+        """Each row n times in a row, for n questions on each context."""
+        if n == 1:
+            return self
+        kv = None if self.kv is None else self.kv.repeat(n)
+        rest = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), self.replace(kv=None))  # type: ignore[attr-defined]
+        return rest.replace(kv=kv)  # type: ignore[no-any-return]
 
 
 @struct.dataclass
@@ -56,11 +87,7 @@ class Sequence:
     valid_BxT: Array  # real positions
     cut_BxT: Array  # hidden from those after the cut
     after_BxT: Array
-
-    @property
-    def positions_1xT(self) -> Array:
-        """Rotary positions, once the sequence is compact."""
-        return jnp.arange(self.valid_BxT.shape[1])[None]
+    position_BxT: Array  # rotary
 
     def compact(self) -> Sequence:
         """Real positions first, in their order, padding last: where nothing is cut, causality is then mask enough."""
@@ -73,10 +100,14 @@ def _permute(x_Tx: Array, order_T: Array) -> Array:
 
 
 class Encoder(nnx.Module):
-    """Context tokens to the states that a head reads, `[B, C, D]`."""
+    """Context tokens to the states that a head reads, `[B, C, D]`.
 
-    def __init__(self, base: LlamaConfig, config: EncoderConfig, key: Array):
-        self.kind = config.kind
+    Where slots are kept as keys and values, the pass that makes them is the encoder: its LoRA goes there, and the head
+    reads the embeddings.
+    """
+
+    def __init__(self, base: LlamaConfig, config: EncoderConfig, slot_form: str, key: Array):
+        self.kind = "embeddings" if slot_form == "key_values" else config.kind
         self.bidirectional = config.bidirectional
         self.n_layers = base.n_layers if config.layers < 0 else config.layers
         self.lora = LoRA(base, config.lora, key) if config.kind == "lora" else None
@@ -117,21 +148,63 @@ class Compressor(nnx.Module):
 
     def __init__(self, base: LlamaConfig, config: CompressionConfig, key: Array):
         key_e, key_h, key_c = jax.random.split(key, 3)
-        self.M = config.target_length
-        ratio = max(config.data.context_tokens // config.target_length, 1)
-        self.encoder = Encoder(base, config.encoder, key_e)
+        self.M, self.ratio = config.target_length, config.ratio
+        self.least_ratio = min(config.ratios, default=config.ratio)
+        ratio = int(config.ratio) or max(config.data.context_tokens // config.target_length, 1)
+        self.encoder = Encoder(base, config.encoder, config.slot_form, key_e)
         self.head = HEADS[config.architecture](base, self.M, ratio, key_h)
         self.connector = Connector(base, config.connector, key_c)
+        self.start = config.slot_start
+        self.gate = None if self.start == "head" else nnx.Param(jnp.zeros(base.d_model))
 
-    def slots_used(self, length_B: Array) -> Array:
-        """M, or one a token where the context is shorter than that."""
-        return jnp.minimum(length_B, self.M)
+    def n_slots(self, C: int, ratio_B: Array | None = None) -> int:
+        """Slots that contexts of up to C tokens need, at most M; room for the least ratio where each row has its own."""
+        ratio = self.ratio if ratio_B is None else self.least_ratio
+        return min(math.ceil(C / (ratio or 1)), self.M)
 
-    def __call__(self, base: Llama, ids_BxC: Array, length_B: Array) -> tuple[Array, Array]:
-        """Slots `[B, M, D]` in the base's dtype, and how many of them each row uses."""
-        slots_B = self.slots_used(length_B)
+    def slots_used(self, length_B: Array, ratio_B: Array | None = None) -> Array:
+        """⌈tokens / ratio⌉ of each row, at most M."""
+        ratio = (self.ratio or 1) if ratio_B is None else ratio_B
+        return jnp.minimum(jnp.ceil(length_B / ratio).astype(jnp.int32), self.M)
+
+    def __call__(
+        self, base: Llama, ids_BxC: Array, length_B: Array, ratio_B: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Slots `[B, M, D]` in the base's dtype, and how many of them each row uses.
+
+        Args:
+            ratio_B: context tokens a slot, one of `config.ratios` each; by default `config.ratio` for all, and where
+                that is 0, M slots or one a token.
+        """
+        M, slots_B = self.n_slots(ids_BxC.shape[1], ratio_B), self.slots_used(length_B, ratio_B)
         states_BxCxD = self.encoder(base, ids_BxC, length_B)
-        return self.connector(self.head(states_BxCxD, length_B, slots_B)), slots_B
+        slots_BxMxD = self.head(states_BxCxD, length_B, slots_B, M)
+        if self.gate is not None:
+            slots_BxMxD = self._from_tokens(slots_BxMxD, base.embed(ids_BxC), length_B, slots_B)
+        return self.connector(slots_BxMxD), slots_B
+
+    def _from_tokens(
+        self, slots_BxMxD: Array, x_BxCxD: Array, length_B: Array, slots_B: Array
+    ) -> Array:
+        """What the head found, added to each window's mean or last embedding behind a gate that starts at zero
+        (ReZero, arXiv:2003.04887): with a slot a token, training starts at the uncompressed model.
+        """
+        assert self.gate is not None
+        M = slots_BxMxD.shape[1]
+        if self.start == "window_means":
+            start_BxMxD = window_means(x_BxCxD, length_B, slots_B, M)
+        else:
+            start_BxMxD = take_positions(x_BxCxD, window_ends(length_B, slots_B, M))
+        size = self.gate[...] * self.connector.embedding_rms[...]
+        return start_BxMxD + size.astype(x_BxCxD.dtype) * standardize(slots_BxMxD)
+
+    def positions(self, length_B: Array, slots_B: Array, M: int) -> Array:
+        """Where slots stand that are spread over the context's positions: at the end of their window if they start from
+        there, else in its middle (Zhao et al. 2024, arXiv:2409.14364, spread them evenly).
+        """
+        if self.start == "window_ends":
+            return window_ends(length_B, slots_B, M)
+        return window_centres(length_B, slots_B, M)
 
 
 @struct.dataclass
@@ -161,55 +234,93 @@ class CompressedLM(nnx.Module):
         self.base = base
         self.architecture = config.architecture
         self.slot_form = config.slot_form
+        self.inside = config.slot_place == "inside"
+        self.spread = config.slot_positions == "spread"
         self.prefix_ids = tuple(prefix_ids)
         self.lora = LoRA(base.config, config.lora, key_l) if config.lora.rank else None
         compresses = config.architecture in HEADS
         self.compressor = Compressor(base.config, config, key_c) if compresses else None
 
-    def memory(self, ids_BxC: Array, length_B: Array) -> Memory:
-        """The memory as soft tokens in the decoder's sequence: the form that is trained.
+    def memory(self, ids_BxC: Array, length_B: Array, ratio_B: Array | None = None) -> Memory:
+        """The memory as soft tokens in the decoder's sequence.
 
-        With `slot_form = key_values` the context stays in the sequence before the slots and is cut off after them.
+        With `slot_form = key_values` the context stays in the sequence, before the slots or around them, and is cut off
+        after them: the plain form of what `compress` does.
+
+        Args:
+            ratio_B: context tokens a slot in each row; by default the configured ratio.
         """
         if self.compressor is None:
             if self.architecture == "closed_book":
                 ids_BxC, length_B = ids_BxC[:, :0], jnp.zeros_like(length_B)
             return _soft_memory(self.base.embed(ids_BxC), length_B)
-        slots_BxMxD, slots_B = self.compressor(self.base, ids_BxC, length_B)
+        slots_BxMxD, slots_B = self.compressor(self.base, ids_BxC, length_B, ratio_B)
+        if self._cuts and self.inside:
+            return self._slots_inside(ids_BxC, length_B, slots_BxMxD, slots_B)
         slots = _soft_memory(slots_BxMxD, slots_B)
-        if self.slot_form == "soft_tokens":
-            return slots
-        context_BxCxD = self.base.embed(ids_BxC)
-        valid_BxC = lengths_to_valid(length_B, ids_BxC.shape[1])
-        return Memory(
-            x_BxXxD=jnp.concatenate([context_BxCxD, slots_BxMxD], axis=1),
-            kv=None,
-            valid_BxX=jnp.concatenate([valid_BxC, slots.valid_BxX], axis=1),
-            cut_BxX=jnp.concatenate([valid_BxC, jnp.zeros_like(slots.valid_BxX)], axis=1),
-            length_B=length_B + slots_B,
+        if self.spread:
+            places_BxM = self.compressor.positions(length_B, slots_B, slots_BxMxD.shape[1])
+            slots = slots.replace(position_BxX=places_BxM, length_B=length_B)  # type: ignore[attr-defined]
+        elif self._cuts:
+            slots = slots.replace(  # type: ignore[attr-defined]
+                position_BxX=slots.position_BxX + length_B[:, None], length_B=length_B + slots_B
+            )
+        return self._slots_behind(ids_BxC, length_B, slots) if self._cuts else slots
+
+    def _slots_behind(self, ids_BxC: Array, length_B: Array, slots: Memory) -> Memory:
+        """The context, then the slots."""
+        context = _soft_memory(self.base.embed(ids_BxC), length_B)
+        return slots.replace(  # type: ignore[attr-defined, no-any-return]
+            x_BxXxD=jnp.concatenate([context.x_BxXxD, slots.x_BxXxD], axis=1),
+            valid_BxX=jnp.concatenate([context.valid_BxX, slots.valid_BxX], axis=1),
+            cut_BxX=jnp.concatenate([context.valid_BxX, slots.cut_BxX], axis=1),
+            position_BxX=jnp.concatenate([context.position_BxX, slots.position_BxX], axis=1),
+        )
+
+    def _slots_inside(
+        self, ids_BxC: Array, length_B: Array, slots_BxMxD: Array, slots_B: Array
+    ) -> Memory:
+        """The context, each slot in the place of its window's last token."""
+        context = _soft_memory(self.base.embed(ids_BxC), length_B)
+        ends_BxMxC = _one_hot_ends(length_B, slots_B, slots_BxMxD.shape[1], ids_BxC.shape[1])
+        is_slot_BxC = jnp.any(ends_BxMxC, axis=1)
+        placed_BxCxD = jnp.einsum("bmc,bmd->bcd", ends_BxMxC.astype(slots_BxMxD.dtype), slots_BxMxD)
+        return context.replace(  # type: ignore[attr-defined, no-any-return]
+            x_BxXxD=jnp.where(is_slot_BxC[:, :, None], placed_BxCxD, context.x_BxXxD),
+            cut_BxX=context.valid_BxX & ~is_slot_BxC,
             slots_B=slots_B,
         )
 
-    def compress(self, ids_BxC: Array, length_B: Array) -> Memory:
-        """The memory in the form that is kept: M soft tokens, or M keys and values a layer.
+    def compress(self, ids_BxC: Array, length_B: Array, ratio_B: Array | None = None) -> Memory:
+        """The memory in the form that is trained and kept: M soft tokens, or M keys and values a layer.
 
-        Answers from it equal those from `memory`; the context is not needed any more.
+        Answers from it equal those from `memory`; the context is not needed any more. Up to the slots the gist mask
+        hides nothing, so that one causal pass makes their keys and values.
         """
-        memory = self.memory(ids_BxC, length_B)
+        memory = self.memory(ids_BxC, length_B, ratio_B)
         if not self._cuts:
             return memory
-        P, C = len(self.prefix_ids), ids_BxC.shape[1]
-        sequence = self._sequence(memory)
+        assert self.compressor is not None
+        sequence = self._sequence(memory).compact()
         B, T = sequence.valid_BxT.shape
-        cache = self.base.empty_cache(B, T)
-        _, cache = self._extend(sequence, positions_of(sequence.valid_BxT), cache, 0, T)
-        valid_BxM = memory.valid_BxX[:, C:]
-        return memory.replace(  # type: ignore[attr-defined]
-            x_BxXxD=None,
-            kv=cache.part(P + C, memory.size - C),
-            valid_BxX=valid_BxM,
-            cut_BxX=jnp.zeros_like(valid_BxM),
+        _, cache = self.base(
+            sequence.x_BxTxD,
+            self._positions(sequence),
+            lora=self.compressor.encoder.lora or self.lora,
+            cache=self.base.empty_cache(B, T),
+            wanted_BxW=jnp.zeros((B, 1), jnp.int32),  # of the last layer only keys and values count
         )
+        assert cache is not None
+        P, C = len(self.prefix_ids), ids_BxC.shape[1]
+        if self.inside:
+            M = self.compressor.n_slots(C, ratio_B)
+            ends_BxM = window_ends(length_B, memory.slots_B, M)
+            kept: Any = memory.take(ends_BxM)
+            return kept.replace(kv=cache.take(P + ends_BxM))  # type: ignore[no-any-return]
+        M = memory.size - C
+        places_BxM = jnp.minimum(P + length_B[:, None] + jnp.arange(M), T - 1)
+        slots = jax.tree.map(lambda x: x if x.ndim < 2 else x[:, C:], memory)
+        return slots.replace(kv=cache.take(places_BxM))  # type: ignore[no-any-return]
 
     def states(
         self, memory: Memory, tokens_BxS: Array, length_B: Array, wanted_BxW: Array | None = None
@@ -222,10 +333,15 @@ class CompressedLM(nnx.Module):
         Returns:
             `[B, W, D]`.
         """
+        if memory.kv is not None:
+            if wanted_BxW is None:
+                shape = tokens_BxS.shape
+                wanted_BxW = jnp.broadcast_to(jnp.arange(shape[1]), shape)
+            return self.read(memory, tokens_BxS, length_B, 0, wanted_BxW)[0]
         sequence = self._sequence(memory, tokens_BxS, length_B).compact()
         h_BxWxD, _ = self.base(
             sequence.x_BxTxD,
-            sequence.positions_1xT,
+            self._positions(sequence),
             self._mask(sequence),
             self.lora,
             wanted_BxW=self._places(memory, tokens_BxS, wanted_BxW),
@@ -256,8 +372,10 @@ class CompressedLM(nnx.Module):
         else:
             sequence = sequence.compact()
             places_BxW = self._places(memory, tokens_BxS, wanted_BxW)
-            h_BxWxD, cache = self._extend(sequence, sequence.positions_1xT, cache, 0, T, places_BxW)
-            end_B = first_B + seen_B
+            h_BxWxD, cache = self._extend(
+                sequence, self._positions(sequence), cache, 0, T, places_BxW
+            )
+            end_B = self._first_place(memory) + seen_B
         visible_BxT = sequence.valid_BxT & ~sequence.cut_BxT & (jnp.arange(T) < end_B[:, None])
         visible_BxU = jnp.pad(visible_BxT, ((0, 0), (0, room)))
         return h_BxWxD, Reading(cache, visible_BxU, first_B + seen_B, T)
@@ -291,36 +409,52 @@ class CompressedLM(nnx.Module):
         return self.compressor is not None and self.slot_form == "key_values"
 
     def _first_token(self, memory: Memory) -> Array:
-        """The position of the first token after the memory, `[B]`."""
+        """The rotary position of the first token after the memory, `[B]`."""
         return len(self.prefix_ids) + memory.length_B
+
+    def _first_place(self, memory: Memory) -> Array:
+        """Its place in the compact sequence."""
+        return len(self.prefix_ids) + jnp.sum(memory.valid_BxX, axis=1)
 
     def _places(self, memory: Memory, tokens_BxS: Array, wanted_BxW: Array | None) -> Array:
         """Where tokens, given by number, stand in the compact sequence; past its end, its last position."""
         if wanted_BxW is None:
             wanted_BxW = jnp.arange(tokens_BxS.shape[1])[None]
         last = len(self.prefix_ids) + memory.size + tokens_BxS.shape[1] - 1
-        return jnp.minimum(self._first_token(memory)[:, None] + wanted_BxW, last)
+        return jnp.minimum(self._first_place(memory)[:, None] + wanted_BxW, last)
 
     def _sequence(
         self, memory: Memory, tokens_BxS: Array | None = None, length_B: Array | None = None
     ) -> Sequence:
-        """prefix · memory · tokens. Slots kept as keys and values have no embeddings: zeros hold their place."""
+        """prefix · memory · tokens. Where slots are kept as keys and values, what went in only holds their place."""
         B, X = memory.valid_BxX.shape
         D, P = self.base.config.d_model, len(self.prefix_ids)
         prefix_PxD = self.base.embed(jnp.asarray(self.prefix_ids, jnp.int32))
-        x_BxXxD = memory.x_BxXxD
-        if x_BxXxD is None:
-            x_BxXxD = jnp.zeros((B, X, D), self.base.dtype)
         real_BxP, nobody_BxX = jnp.ones((B, P), bool), jnp.zeros((B, X), bool)
+        place_BxP = jnp.broadcast_to(jnp.arange(P, dtype=jnp.float32), (B, P))
         parts = [
-            Sequence(jnp.broadcast_to(prefix_PxD, (B, P, D)), real_BxP, ~real_BxP, ~real_BxP),
-            Sequence(x_BxXxD, memory.valid_BxX, memory.cut_BxX, nobody_BxX),
-        ]
+            Sequence(
+                jnp.broadcast_to(prefix_PxD, (B, P, D)), real_BxP, ~real_BxP, ~real_BxP, place_BxP
+            ),
+            Sequence(
+                memory.x_BxXxD, memory.valid_BxX, memory.cut_BxX, nobody_BxX,
+                P + memory.position_BxX.astype(jnp.float32),
+            ),
+        ]  # fmt: skip
         if tokens_BxS is not None and length_B is not None:
-            valid_BxS = lengths_to_valid(length_B, tokens_BxS.shape[1])
+            S = tokens_BxS.shape[1]
+            valid_BxS = lengths_to_valid(length_B, S)
             nobody_BxS = jnp.zeros_like(valid_BxS)
-            parts.append(Sequence(self.base.embed(tokens_BxS), valid_BxS, nobody_BxS, ~nobody_BxS))
+            place_BxS = (self._first_token(memory)[:, None] + jnp.arange(S)).astype(jnp.float32)
+            x_BxSxD = self.base.embed(tokens_BxS)
+            parts.append(Sequence(x_BxSxD, valid_BxS, nobody_BxS, ~nobody_BxS, place_BxS))
         return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
+
+    def _positions(self, sequence: Sequence) -> Array:
+        """Rotary positions of a compact sequence; the same in every row but where slots are spread."""
+        if self.spread:
+            return sequence.position_BxT
+        return jnp.arange(sequence.valid_BxT.shape[1])[None]
 
     def _mask(self, sequence: Sequence) -> Array | None:
         """None where causality alone is right: nothing is cut, and padding stands last."""
@@ -333,13 +467,17 @@ class CompressedLM(nnx.Module):
     ) -> tuple[Array, Cache]:
         """The slots are in a cache already: run the prefix, put them behind it, run the tokens: `[B, W, D]`."""
         B, P = memory.valid_BxX.shape[0], len(self.prefix_ids)
-        prefix_BxP = jnp.broadcast_to(jnp.arange(P), (B, P))
-        unused_BxX = jnp.zeros((B, memory.size), jnp.int32)
-        tokens_BxS = self._first_token(memory)[:, None] + jnp.arange(S)
-        positions_BxT = jnp.concatenate([prefix_BxP, unused_BxX, tokens_BxS], axis=1)
-        _, cache = self._extend(sequence, positions_BxT, cache, 0, P)
+        if P:  # the same in every row
+            one = jnp.zeros((1, 1), jnp.int32)
+            _, prefix = self.base(
+                sequence.x_BxTxD[:1, :P], jnp.arange(P)[None], lora=self.lora,
+                cache=self.base.empty_cache(1, P), wanted_BxW=one,
+            )  # fmt: skip
+            assert prefix is not None
+            cache = cache.insert(0, prefix.repeat(B))
         cache = cache.insert(P, kv)
-        return self._extend(sequence, positions_BxT, cache, P + memory.size, S, wanted_BxW)
+        at = P + memory.size
+        return self._extend(sequence, sequence.position_BxT, cache, at, S, wanted_BxW)
 
     def _extend(
         self, sequence: Sequence, positions_BxT: Array, cache: Cache, at: int, n: int,
@@ -362,7 +500,16 @@ class CompressedLM(nnx.Module):
 
 def _soft_memory(x_BxXxD: Array, length_B: Array) -> Memory:
     valid_BxX = lengths_to_valid(length_B, x_BxXxD.shape[1])
-    return Memory(x_BxXxD, None, valid_BxX, jnp.zeros_like(valid_BxX), length_B, length_B)
+    place_BxX = jnp.broadcast_to(jnp.arange(valid_BxX.shape[1]), valid_BxX.shape)
+    return Memory(
+        x_BxXxD, None, valid_BxX, jnp.zeros_like(valid_BxX), place_BxX, length_B, length_B
+    )
+
+
+def _one_hot_ends(length_B: Array, slots_B: Array, M: int, C: int) -> Array:
+    """`[B, M, C]`: True where token c is the last of used slot m's window."""
+    ends_BxM = window_ends(length_B, slots_B, M)
+    return (jnp.arange(C) == ends_BxM[:, :, None]) & lengths_to_valid(slots_B, M)[:, :, None]
 
 
 def answer_positions(question_length_B: Array, n: int, size: int) -> Array:

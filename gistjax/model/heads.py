@@ -1,7 +1,8 @@
 """The architectures under test: states `[B, C, D]` of the context in, slots `[B, M, D]` out.
 
-A head is called as `head(states_BxCxD, length_B, slots_B)`: how many context tokens are real in each row, and how many
-slots the row is to use. It returns `[B, M, D]` in the states' dtype; slots past `slots_B` hold values without meaning,
+A head is called as `head(states_BxCxD, length_B, slots_B, M)`: how many context tokens are real in each row, how many slots
+the row is to use, and how many there are room for, at most as many as it was built for. It returns `[B, M, D]` in the
+states' dtype; slots past `slots_B` hold values without meaning,
 which the decoder does not see. What stands in a padded state changes no slot. Parameters are fp32, compute follows the
 states.
 
@@ -79,6 +80,12 @@ def window_centres(length_B: Array, slots_B: Array, M: int) -> Array:
     return (jnp.arange(M) + 0.5) * (length_B / jnp.maximum(slots_B, 1))[:, None] - 0.5
 
 
+def window_ends(length_B: Array, slots_B: Array, M: int) -> Array:
+    """The last token of each slot's window, `[B, M]`; of unused slots, the row's last."""
+    end_BxM = -(-(jnp.arange(M) + 1) * length_B[:, None] // jnp.maximum(slots_B[:, None], 1))
+    return jnp.clip(end_BxM, 1, length_B[:, None]) - 1
+
+
 class Attention(nnx.Module):
     """Multi-head attention with rotary positions: 4·D² parameters."""
 
@@ -131,12 +138,11 @@ class CrossAttention(nnx.Module):
         self.query_norm, self.ffn_norm = nnx.Param(jnp.ones(D)), nnx.Param(jnp.ones(D))
         self.feed_forward = FeedForward(D, D, key_f)
 
-    def read(self, states_BxCxD: Array, length_B: Array, slots_B: Array) -> Array:
+    def read(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
         """The queries after they have attended to the states."""
         B, C, _ = states_BxCxD.shape
-        queries_MxD = self.queries[...].astype(states_BxCxD.dtype)
+        queries_MxD = self.queries[:M].astype(states_BxCxD.dtype)
         x_BxMxD = jnp.broadcast_to(queries_MxD, (B, *queries_MxD.shape))
-        M = queries_MxD.shape[0]
         centres_BxM = window_centres(length_B, slots_B, M)
         places_BxC = jnp.broadcast_to(jnp.arange(C), (B, C))
         mask_BxMxC = jnp.broadcast_to(lengths_to_valid(length_B, C)[:, None], (B, M, C))
@@ -145,8 +151,8 @@ class CrossAttention(nnx.Module):
             standardize(states_BxCxD), places_BxC, mask_BxMxC,
         )  # fmt: skip
 
-    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array) -> Array:
-        x_BxMxD = self.read(states_BxCxD, length_B, slots_B)
+    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
+        x_BxMxD = self.read(states_BxCxD, length_B, slots_B, M)
         return x_BxMxD + self.feed_forward(norm(x_BxMxD, self.ffn_norm))
 
 
@@ -165,9 +171,9 @@ class Gist(CrossAttention):
         self.self_norm = nnx.Param(jnp.ones(D))
         self.feed_forward = FeedForward(D, max(D // 16, 1), key_f)
 
-    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array) -> Array:
-        x_BxMxD = self.read(states_BxCxD, length_B, slots_B)
-        B, M, _ = x_BxMxD.shape
+    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
+        x_BxMxD = self.read(states_BxCxD, length_B, slots_B, M)
+        B = x_BxMxD.shape[0]
         centres_BxM = window_centres(length_B, slots_B, M)
         mask_BxMxM = jnp.broadcast_to(lengths_to_valid(slots_B, M)[:, None], (B, M, M))
         h_BxMxD = norm(x_BxMxD, self.self_norm)
@@ -185,7 +191,6 @@ class Conv(nnx.Module):
     def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
         D = base.d_model
         key_in, key_out = jax.random.split(key)
-        self.M = M
         self.stride = max(ratio // 2, 1)
         self.kernel = nnx.Param(jnp.full((2 * self.stride - 1, D), 1.0 / (2 * self.stride - 1)))
         self.mix_norm = nnx.Param(jnp.ones(D))
@@ -200,12 +205,12 @@ class Conv(nnx.Module):
         taps = [padded[:, w : w + C : self.stride] * kernel_WxD[w] for w in range(width)]
         return jnp.sum(jnp.stack(taps), axis=0)
 
-    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array) -> Array:
+    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
         real_BxCx1 = lengths_to_valid(length_B, states_BxCxD.shape[1])[:, :, None]
         x_BxCxD = self.convolve(jnp.where(real_BxCx1, standardize(states_BxCxD), 0))
         h_BxCxD = jax.nn.gelu(apply(norm(x_BxCxD, self.mix_norm), self.mix_in))
         x_BxCxD = x_BxCxD + apply(h_BxCxD, self.mix_out)
-        return window_means(x_BxCxD, -(-length_B // self.stride), slots_B, self.M)
+        return window_means(x_BxCxD, -(-length_B // self.stride), slots_B, M)
 
 
 class Pooling(nnx.Module):
@@ -216,18 +221,17 @@ class Pooling(nnx.Module):
 
     def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
         D = base.d_model
-        self.M = M
         self.score = nnx.Param(jnp.zeros(D))
         self.projection = nnx.Param(jnp.eye(D))
 
-    def weights(self, states_BxCxD: Array, length_B: Array, slots_B: Array) -> Array:
+    def weights(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
         """What part each token has in each slot, `[B, M, C]` in fp32."""
         score_BxC = standardize(states_BxCxD) @ self.score[...].astype(states_BxCxD.dtype)
-        inside_BxMxC = windows(length_B, slots_B, self.M, states_BxCxD.shape[1])
+        inside_BxMxC = windows(length_B, slots_B, M, states_BxCxD.shape[1])
         return masked_softmax(score_BxC[:, None, :], inside_BxMxC)
 
-    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array) -> Array:
-        weights_BxMxC = self.weights(states_BxCxD, length_B, slots_B)
+    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
+        weights_BxMxC = self.weights(states_BxCxD, length_B, slots_B, M)
         x_BxMxD = weights_BxMxC.astype(states_BxCxD.dtype) @ states_BxCxD
         return apply(x_BxMxD, self.projection)
 
@@ -236,10 +240,10 @@ class MeanPool(nnx.Module):
     """Window means, no parameters: the control."""
 
     def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
-        self.M = M
+        pass
 
-    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array) -> Array:
-        return window_means(states_BxCxD, length_B, slots_B, self.M)
+    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
+        return window_means(states_BxCxD, length_B, slots_B, M)
 
 
 HEADS: dict[str, Any] = {

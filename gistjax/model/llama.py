@@ -9,6 +9,7 @@ Shapes are suffixes of names, one letter an axis. The letters, for the whole pro
     S question + answer   K key/value heads                X memory positions (slots or context)
     A answer tokens       G query heads per K (N = K·G)    H head width
     I, O width in, out    J heads of a K: G, key, value     W positions wanted
+    E contexts of a batch (B = E·Q, Q questions on each)
 
 Architecture: Touvron et al. 2023 (arXiv:2307.09288) and Grattafiori et al. 2024 (arXiv:2407.21783).
 """

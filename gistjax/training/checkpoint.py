@@ -6,7 +6,9 @@ hash stands in `config.json`.
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from gistjax.errors import CheckpointError
@@ -101,10 +103,7 @@ def import_trainable(path: Path, trainable: Any) -> Any:
     Raises:
         CheckpointError: if the file is missing or damaged, or its parameters are not those of `trainable`.
     """
-    try:
-        arrays = load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {_first_line(error)}") from error
+    arrays = _load(path)
 
     def find(key: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         name = path_name(key)
@@ -118,6 +117,58 @@ def import_trainable(path: Path, trainable: Any) -> Any:
         return jax.device_put(found.astype(leaf.dtype), leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(find, trainable)
+
+
+def start_from(path: Path, trainable: Any, architecture: str) -> Any:
+    """The leaves of an earlier stage: of `compressor.safetensors`, or of the run directory that holds it.
+
+    What the earlier stage did not have stays as it is in `trainable`, and so do head, gate and connector if it was of
+    another architecture; what is taken must fit. Of parameters of which only the first axis differs, such as the queries
+    of fewer slots, the first rows are taken over.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or of other shapes, or has nothing in common with `trainable`.
+    """
+    file = path / "compressor.safetensors" if path.is_dir() else path
+    arrays, taken = _load(file), []
+    same_head = _architecture(file) in (architecture, None)
+
+    def find(key: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        name = path_name(key)
+        of_head = re.match(r"compressor/(head/|gate|connector/)", name)
+        found = arrays.get(name)
+        if found is None or (of_head and not same_head):
+            return leaf
+        if found.ndim and found.shape[1:] == leaf.shape[1:] and len(found) > len(leaf):
+            found = found[: len(leaf)]
+        if found.shape != leaf.shape:
+            raise CheckpointError(
+                f"{file} does not fit this configuration: {name} has shape {found.shape}, expected {leaf.shape}."
+            )
+        taken.append(name)
+        return jax.device_put(found.astype(leaf.dtype), leaf.sharding)
+
+    result = jax.tree_util.tree_map_with_path(find, trainable)
+    if not taken:
+        raise CheckpointError(f"{file} holds no parameter of this configuration.")
+    log.info("%d of %d parameter arrays from %s", len(taken), len(jax.tree.leaves(trainable)), file)
+    return result
+
+
+def _architecture(file: Path) -> str | None:
+    """That an exported compressor was trained with; None where the file does not say."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return json.loads((opened.metadata() or {})["config"])["architecture"]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {_first_line(error)}") from error
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

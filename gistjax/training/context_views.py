@@ -49,8 +49,8 @@ def context_views(
     )
     for indices, host_batch in batches:
         batch: Any = put_batch(host_batch, mesh)
-        means_BxD = view(state, batch.context_ids_BxC, batch.context_length_B)
-        ids = host_batch.context_id_B[: len(indices)]
+        means_BxD = view(state, batch.context_ids_ExC, batch.context_length_E)
+        ids = host_batch.context_id_E[: len(indices)]
         views[ids] = jax.device_get(means_BxD)[: len(indices)]
     return views
 

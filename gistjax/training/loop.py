@@ -112,7 +112,7 @@ class Meter:
     def count(self, batch: Batch) -> None:
         """Adds a step's examples and real tokens."""
         self._examples += int((batch.answer_length_B > 0).sum())
-        lengths = (batch.context_length_B, batch.question_length_B, batch.answer_length_B)
+        lengths = (batch.context_length_E, batch.question_length_B, batch.answer_length_B)
         self._tokens += int(sum(length.sum() for length in lengths))
 
     def read(self, step: int) -> dict[str, float]:

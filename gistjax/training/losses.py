@@ -1,7 +1,11 @@
 """What a compressor is trained on: a dictionary of named losses, each a scalar in fp32.
 
-Every loss is a mean over the batch's rows (padding rows apart), so that accumulating micro-batches of equal size gives
-exactly the gradient of one large batch; only `contrastive` depends on which rows stand together.
+Every loss is a mean over the batch's rows of its task (padding rows apart), so that accumulating micro-batches of equal
+size gives exactly the gradient of one large batch; only `contrastive` depends on which rows stand together.
+
+    teacher_forcing, generation                answers to questions
+    reconstruction, continuation, cloze        tasks on plain text (`data.text`), by teacher forcing
+    contrastive                                contexts
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from flax import nnx
 from jax import Array
 
 from gistjax.data.batches import Batch
+from gistjax.data.prompts import TASKS
 from gistjax.model.compressor import CompressedLM, Memory, Reading, answer_positions
 from gistjax.model.decoding import continue_greedily
 from gistjax.model.masks import lengths_to_valid
@@ -44,8 +49,9 @@ class Forward:
 
     @cached_property
     def memory(self) -> Memory:
-        """The compressed contexts."""
-        return self.model.memory(self.batch.context_ids_BxC, self.batch.context_length_B)
+        """The compressed contexts, `[E, …]`."""
+        batch = self.batch
+        return self.model.compress(batch.context_ids_ExC, batch.context_length_E, batch.ratio_E)
 
     @cached_property
     def n_answer(self) -> int:
@@ -58,13 +64,24 @@ class Forward:
         before the answer.
         """
         tokens_BxS, question_length_B = self.batch.tokens_BxS, self.batch.question_length_B
+        memory = self.memory.repeat(self.batch.questions)
         length_B = question_length_B + self.batch.answer_length_B
         wanted_BxA = answer_positions(question_length_B, self.n_answer, tokens_BxS.shape[1])
         if not self.settings.weights.get("generation"):
-            return self.model.states(self.memory, tokens_BxS, length_B, wanted_BxA), None
+            return self.model.states(memory, tokens_BxS, length_B, wanted_BxA), None
         return self.model.read(
-            self.memory, tokens_BxS, length_B, self.n_answer, wanted_BxA, seen_B=question_length_B
+            memory, tokens_BxS, length_B, self.n_answer, wanted_BxA, seen_B=question_length_B
         )
+
+    @cached_property
+    def gold_loss_B(self) -> Array:
+        """Cross-entropy of each row's gold tokens, given those before, `[B]`."""
+        return _cross_entropy(self, self.gold[0])
+
+    def mean(self, loss_B: Array, task: str) -> Array:
+        """Of the rows of a task; 0 where there are none."""
+        of_task_B = self.batch.task_B == TASKS.index(task)
+        return _mean_over(loss_B, of_task_B & (self.batch.answer_length_B > 0))
 
 
 def total_loss(
@@ -82,8 +99,22 @@ def total_loss(
 
 def teacher_forcing(forward: Forward) -> Array:
     """Cross-entropy of the gold answer and the end token, given the gold tokens before."""
-    h_BxAxD, _ = forward.gold
-    return _answer_cross_entropy(forward, h_BxAxD)
+    return forward.mean(forward.gold_loss_B, "answer")
+
+
+def reconstruction(forward: Forward) -> Array:
+    """Of a piece of the context, given its beginning."""
+    return forward.mean(forward.gold_loss_B, "reconstruction")
+
+
+def continuation(forward: Forward) -> Array:
+    """Of what follows the context."""
+    return forward.mean(forward.gold_loss_B, "continuation")
+
+
+def cloze(forward: Forward) -> Array:
+    """Of what is left out of a sentence of the context."""
+    return forward.mean(forward.gold_loss_B, "cloze")
 
 
 def generation(forward: Forward) -> Array:
@@ -98,7 +129,8 @@ def generation(forward: Forward) -> Array:
     first_Bx1xD = h_BxAxD[:, :1]
     own_BxA = _own_answers(forward, first_Bx1xD[:, 0], reading)
     rest_BxAxD, _ = forward.model.extend(own_BxA[:, :-1], reading, 0)
-    return _answer_cross_entropy(forward, jnp.concatenate([first_Bx1xD, rest_BxAxD], axis=1))
+    loss_B = _cross_entropy(forward, jnp.concatenate([first_Bx1xD, rest_BxAxD], axis=1))
+    return forward.mean(loss_B, "answer")
 
 
 def _own_answers(forward: Forward, last_BxD: Array, reading: Reading) -> Array:
@@ -117,24 +149,27 @@ def contrastive(forward: Forward) -> Array:
     other contexts, over all devices; rows with the same context are left out.
     """
     batch = forward.batch
-    cosine_BxB = _unit(_first_slot(forward)) @ _unit(batch.context_view_BxD).T
-    same_BxB = batch.context_id_B[:, None] == batch.context_id_B[None, :]
-    real_B = batch.answer_length_B > 0
-    keep_BxB = (~same_BxB & real_B[None, :]) | jnp.eye(len(real_B), dtype=bool)
-    logits_BxB = jnp.where(keep_BxB, cosine_BxB / TEMPERATURE, -jnp.inf)
-    loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BxB, jnp.arange(len(real_B)))
-    return _mean_over_rows(loss_B, real_B)
+    cosine_ExE = _unit(forward.memory.x_BxXxD[:, 0]) @ _unit(batch.context_view_ExD).T
+    same_ExE = batch.context_id_E[:, None] == batch.context_id_E[None, :]
+    real_E = batch.context_id_E >= 0
+    keep_ExE = (~same_ExE & real_E[None, :]) | jnp.eye(len(real_E), dtype=bool)
+    logits_ExE = jnp.where(keep_ExE, cosine_ExE / TEMPERATURE, -jnp.inf)
+    loss_E = optax.softmax_cross_entropy_with_integer_labels(logits_ExE, jnp.arange(len(real_E)))
+    return _mean_over(loss_E, real_E)
 
 
 LOSSES: dict[str, Callable[[Forward], Array]] = {
     "teacher_forcing": teacher_forcing,
     "generation": generation,
     "contrastive": contrastive,
+    "reconstruction": reconstruction,
+    "continuation": continuation,
+    "cloze": cloze,
 }
 
 
-def _answer_cross_entropy(forward: Forward, h_BxAxD: Array) -> Array:
-    """Mean over rows of the mean over each gold answer's tokens, A states `[B, A, D]` predicting them."""
+def _cross_entropy(forward: Forward, h_BxAxD: Array) -> Array:
+    """Mean over each row's gold tokens, `[B]`, A states `[B, A, D]` predicting them."""
     batch, A = forward.batch, forward.n_answer
     S = batch.tokens_BxS.shape[1]
     gold_BxA = jnp.take_along_axis(
@@ -144,18 +179,11 @@ def _answer_cross_entropy(forward: Forward, h_BxAxD: Array) -> Array:
     loss_BxA = optax.softmax_cross_entropy_with_integer_labels(scores_BxAxV, gold_BxA)
     real_BxA = lengths_to_valid(batch.answer_length_B, A)
     length_B = jnp.maximum(batch.answer_length_B, 1)
-    loss_B = jnp.sum(jnp.where(real_BxA, loss_BxA, 0.0), axis=1) / length_B
-    return _mean_over_rows(loss_B, batch.answer_length_B > 0)
+    return jnp.sum(jnp.where(real_BxA, loss_BxA, 0.0), axis=1) / length_B
 
 
-def _mean_over_rows(loss_B: Array, real_B: Array) -> Array:
+def _mean_over(loss_B: Array, real_B: Array) -> Array:
     return jnp.sum(jnp.where(real_B, loss_B, 0.0)) / jnp.maximum(jnp.sum(real_B), 1)
-
-
-def _first_slot(forward: Forward) -> Array:
-    memory, cut = forward.memory, forward.model.slot_form == "key_values"
-    assert memory.x_BxXxD is not None
-    return memory.x_BxXxD[:, forward.batch.context_ids_BxC.shape[1] if cut else 0]
 
 
 def _unit(x_BxD: Array) -> Array:

@@ -18,7 +18,7 @@ from gistjax.sharding import path_name
 GROUPS: tuple[tuple[str, str], ...] = (
     (r"lora/adapters/.*", "lora"),
     (r"compressor/encoder/lora/adapters/.*", "lora"),
-    (r"compressor/(head|connector)/.*", "compressor"),
+    (r"compressor/(gate|(head|connector)/.*)", "compressor"),
 )
 """Parameter name to learning-rate group. Every trainable leaf must match exactly one."""
 

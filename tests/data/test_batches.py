@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gistjax.data.batches import TrainPlan, evaluation_batches, make_batch, real_token_share
+from gistjax.data.batches import TrainPlan, evaluation_batches, make_batch
 from gistjax.data.prompts import Row
 from gistjax.errors import DataError
 
@@ -47,19 +47,19 @@ def test_arrays_of_a_batch():
         Row(np.array([1, 2], np.int32), np.array([3], np.int32), np.array([4, 5], np.int32), 7, 0),
         Row(np.array([6], np.int32), np.array([7, 8], np.int32), np.array([9], np.int32), 8, 1),
     ]
-    batch = make_batch(rows, (3, 4), batch_size=3)
-    np.testing.assert_array_equal(batch.context_ids_BxC, [[1, 2, 0], [6, 0, 0], [0, 0, 0]])
+    batch = make_batch([[row] for row in rows], (3, 4), size=3)
+    np.testing.assert_array_equal(batch.context_ids_ExC, [[1, 2, 0], [6, 0, 0], [0, 0, 0]])
     np.testing.assert_array_equal(batch.tokens_BxS, [[3, 4, 5, 0], [7, 8, 9, 0], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(batch.context_length_B, [2, 1, 1])
+    np.testing.assert_array_equal(batch.context_length_E, [2, 1, 1])
     np.testing.assert_array_equal(batch.question_length_B, [1, 2, 1])
     np.testing.assert_array_equal(batch.answer_length_B, [2, 1, 0])
-    np.testing.assert_array_equal(batch.context_id_B, [7, 8, -1])
+    np.testing.assert_array_equal(batch.context_id_E, [7, 8, -1])
     chex.assert_type(jax.tree.leaves(batch), np.int32)
 
 
 def test_a_batch_is_a_pytree():
-    batch = make_batch(random_rows(2), (32, 12))
-    assert len(jax.tree.leaves(batch)) == 6
+    batch = make_batch([[row] for row in random_rows(2)], (32, 12))
+    assert len(jax.tree.leaves(batch)) == 7
     doubled = jax.jit(lambda b: jax.tree.map(lambda x: 2 * x, b))(batch)
     np.testing.assert_array_equal(doubled.tokens_BxS, 2 * batch.tokens_BxS)
 
@@ -76,7 +76,7 @@ def test_an_epoch_has_every_row_once_but_less_than_a_step(lengths, batch_size, a
     plan = plan_of(rows, batch_size, accumulation, seed)
     for epoch in range(3):
         steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
-        seen = np.concatenate([plan.rows(step) for step in steps])
+        seen = np.concatenate([plan.rows(step).ravel() for step in steps])
         assert (
             len(set(seen.tolist()))
             == len(seen)
@@ -124,7 +124,7 @@ def test_no_row_is_left_out_for_ever():
     # One row alone in the largest shape: were the left-over rows dropped there, it never came.
     rows = make_rows([(1, 1, 1)] * 30 + [(32, 8, 4)])
     plan = plan_of(rows)
-    seen = {int(i) for step in range(20 * plan.steps_per_epoch) for i in plan.rows(step)}
+    seen = {int(i) for step in range(20 * plan.steps_per_epoch) for i in plan.rows(step).flat}
     assert seen == set(range(31))
 
 
@@ -135,22 +135,22 @@ def test_training_rows_fit_and_keep_their_ids(lengths):
     plan = plan_of(rows)
     for step in range(plan.steps_per_epoch):
         batch = jax.tree.map(lambda x: x[0], plan.batch(step))
-        assert batch.context_ids_BxC.shape[1] in CONTEXTS and batch.tokens_BxS.shape[1] in QUESTIONS
-        for b, i in enumerate(plan.rows(step)):
+        assert batch.context_ids_ExC.shape[1] in CONTEXTS and batch.tokens_BxS.shape[1] in QUESTIONS
+        for b, i in enumerate(plan.rows(step).ravel()):
             check_row(batch, b, rows[i], len(rows[i].answer_ids))
 
 
 def check_row(batch, b: int, row: Row, answer_length: int) -> None:
     c, q = len(row.context_ids), len(row.question_ids)
-    lengths = (batch.context_length_B[b], batch.question_length_B[b], batch.answer_length_B[b])
+    lengths = (batch.context_length_E[b], batch.question_length_B[b], batch.answer_length_B[b])
     assert lengths == (c, q, answer_length)
-    assert batch.context_id_B[b] == row.context_id
-    np.testing.assert_array_equal(batch.context_ids_BxC[b, :c], row.context_ids)
+    assert batch.context_id_E[b] == row.context_id
+    np.testing.assert_array_equal(batch.context_ids_ExC[b, :c], row.context_ids)
     np.testing.assert_array_equal(batch.tokens_BxS[b, :q], row.question_ids)
     np.testing.assert_array_equal(
         batch.tokens_BxS[b, q : q + answer_length], row.answer_ids[:answer_length]
     )
-    assert not batch.context_ids_BxC[b, c:].any()
+    assert not batch.context_ids_ExC[b, c:].any()
     assert not batch.tokens_BxS[b, q + answer_length :].any()
 
 
@@ -164,8 +164,8 @@ def test_evaluation_has_every_row_once(lengths, batch_size):
         for b, i in enumerate(indices):
             check_row(batch, b, rows[i], 0)
         n = len(indices)
-        assert (batch.context_id_B[n:] == -1).all()
-        assert (batch.context_length_B >= 1).all() and (batch.question_length_B >= 1).all()
+        assert (batch.context_id_E[n:] == -1).all()
+        assert (batch.context_length_E >= 1).all() and (batch.question_length_B >= 1).all()
         seen += list(indices)
     assert sorted(seen) == list(range(len(rows)))
 
@@ -186,9 +186,74 @@ def test_rare_shapes_are_not_compiled():
 
 
 def test_real_token_share():
-    rows = make_rows([(4, 2, 1), (8, 3, 3)])
-    assert real_token_share(rows, [((8, 6), np.array([0, 1]))]) == (7 + 14) / 28
-    assert real_token_share([], []) == 1.0
+    rows = make_rows([(4, 2, 1), (4, 3, 3)])
+    assert plan_of(rows, 2).real_token_share == (7 + 10) / (2 * (8 + 6))
+    shared = TrainPlan(rows, 1, 0, CONTEXTS, QUESTIONS, questions=3)
+    assert shared.real_token_share == (4 + 3 + 6) / (8 + 3 * 6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    of_context=st.lists(st.integers(1, 7), min_size=4, max_size=20),
+    questions=st.integers(2, 4),
+    seed=st.integers(0, 5),
+)
+def test_questions_on_a_context_share_its_compression(of_context, questions, seed):
+    rng = np.random.default_rng(seed)
+    rows = [
+        Row(np.full(1 + c % 32, c, np.int32), np.full(rng.integers(1, 9), i), np.full(2, -i), c, i)
+        for c, n in enumerate(of_context)
+        for i in range(n)
+    ]
+    plan = TrainPlan(rows, 2, seed, CONTEXTS, QUESTIONS, accumulation=2, questions=questions)
+    units = sum(-(-n // questions) for n in of_context)
+    assert plan.steps_per_epoch == units // 4
+    seen = []
+    for step in range(plan.steps_per_epoch):
+        batch, indices_UxQ = plan.batch(step), plan.rows(step)
+        assert batch.questions == questions
+        chex.assert_shape(batch.context_length_E, (2, 2))
+        chex.assert_shape(batch.tokens_BxS, (2, 2 * questions, None))
+        contexts = batch.context_id_E.ravel()
+        lengths = batch.answer_length_B.reshape(4, questions)
+        tokens = batch.tokens_BxS.reshape(4, questions, -1)
+        for u, unit in enumerate(indices_UxQ):
+            assert unit[0] >= 0, "no unit is empty"
+            for q, i in enumerate(unit):
+                assert lengths[u, q] == (2 if i >= 0 else 0)
+                if i >= 0:
+                    assert rows[i].context_id == contexts[u]
+                    n = len(rows[i].question_ids)
+                    np.testing.assert_array_equal(tokens[u, q, :n], rows[i].question_ids)
+        seen += [i for i in indices_UxQ.flat if i >= 0]
+    assert len(seen) == len(set(seen))
+    if units % 4 == 0:
+        assert len(seen) == len(rows)
+
+
+def test_ratios_come_in_one_after_the_other():
+    def drawn(growth, step):
+        plan = TrainPlan(
+            random_rows(60), 8, 0, CONTEXTS, QUESTIONS,
+            epochs=20, ratios=(1.0, 2.0, 4.0, 8.0), ratio_growth=growth,
+        )  # fmt: skip
+        return plan.total_steps, set(plan.batch(step).ratio_E.ravel().tolist())
+
+    total, first = drawn(0.5, 0)
+    assert first == {1.0}
+    assert drawn(0.5, total // 4 - 1)[1] == {1.0, 2.0}
+    assert drawn(0.5, total - 1)[1] == {1.0, 2.0, 4.0, 8.0}
+    assert drawn(0.0, 0)[1] == {1.0, 2.0, 4.0, 8.0}
+    plan = TrainPlan(random_rows(60), 4, 0, CONTEXTS, QUESTIONS, accumulation=2, ratios=(2.0,))
+    chex.assert_shape(plan.batch(0).ratio_E, (2, 4))
+
+
+def test_total_steps():
+    def total(**how_long):
+        return TrainPlan(random_rows(60), 8, 0, CONTEXTS, QUESTIONS, **how_long).total_steps
+
+    assert total(epochs=2.5) == 17 and total(epochs=2.5, max_steps=4) == 4
+    assert total(epochs=1, max_steps=100) == 7
 
 
 def test_real_decoder_share_counts_prefix_memory_and_tokens():
@@ -207,7 +272,7 @@ def test_views_go_with_their_contexts():
     views = np.arange(size, dtype=np.float32)[:, None] * np.ones(3, np.float32)
     plan = TrainPlan(rows, 2, 0, CONTEXTS, QUESTIONS, views=views)
     batch = plan.batch(0)
-    np.testing.assert_array_equal(batch.context_view_BxD[0, :, 0], batch.context_id_B[0])
+    np.testing.assert_array_equal(batch.context_view_ExD[0, :, 0], batch.context_id_E[0])
 
 
 def test_too_few_rows_for_a_step():

@@ -1,4 +1,4 @@
-"""Bootstrap intervals."""
+"""Bootstrap intervals, of means and of paired differences."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gistjax.evaluation import statistics
-from gistjax.evaluation.statistics import clustered_bootstrap
+from gistjax.evaluation.statistics import clustered_bootstrap, paired_difference
 
 
 def test_independent_values_give_the_normal_interval(rng):
@@ -59,3 +59,43 @@ def test_stays_within_the_values(rows, samples):
 def test_wrong_arguments(values, clusters, samples):
     with pytest.raises(ValueError, match="must be"):
         clustered_bootstrap(values, clusters, samples, 0)
+
+
+def test_a_difference_of_normal_values(rng):
+    hard_N = rng.normal(0, 0.3, 4_000)  # shared by both, so that it cancels
+    a_N, b_N = hard_N + rng.normal(0.6, 0.05, 4_000), hard_N + rng.normal(0.5, 0.05, 4_000)
+    found = paired_difference(a_N, b_N, np.arange(4_000), samples=2_000, seed=0)
+    half = 1.96 * np.hypot(0.05, 0.05) / np.sqrt(4_000)
+    assert found.mean == pytest.approx(0.1, abs=2 * half)
+    assert found.interval[0] == pytest.approx(found.mean - half, abs=half / 8)
+    assert found.interval[1] == pytest.approx(found.mean + half, abs=half / 8)
+
+
+def test_a_known_difference():
+    # By cluster, the differences are 1 and -1, so that a resample's is 1, 0 or -1.
+    found = paired_difference([1, 1, 0, 0], [0, 0, 1, 1], ["a", "a", "b", "b"], 1_000, 0)
+    assert found.mean == 0 and found.interval == (-1, 1)
+    assert paired_difference([0.75, 0.5], [0.5, 0.25], [0, 1], 100, 0).interval == (0.25, 0.25)
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(0, 5)), min_size=1, max_size=40
+    )
+)
+def test_a_difference_is_of_pairs_and_changes_its_sign(rows):
+    a, b, clusters = zip(*rows, strict=True)
+    one, other = (paired_difference(x, y, clusters, 50, 0) for x, y in ((a, b), (b, a)))
+    assert one.mean == pytest.approx(np.mean(a) - np.mean(b), abs=1e-9)
+    assert one.mean == pytest.approx(-other.mean, abs=1e-9)
+    assert one.interval == pytest.approx((-other.interval[1], -other.interval[0]), abs=1e-9)
+    same = paired_difference(a, a, clusters, 50, 0)
+    assert same.mean == 0 and same.interval == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "clusters"), [([1, 2], [1], [1, 2]), ([1, 2], [1, 2], [1]), ([], [], [])]
+)
+def test_a_difference_of_other_lengths(a, b, clusters):
+    with pytest.raises(ValueError, match="must be"):
+        paired_difference(a, b, clusters, 10, 0)

@@ -23,8 +23,14 @@ ENCODERS = {
     "bidirectional": EncoderConfig(kind="lora", bidirectional=True, lora=LoraConfig(rank=2)),
 }
 FORMS = [(name, "soft_tokens") for name in (*HEADS, "none", "closed_book")] + [
-    ("gist", "key_values")
+    ("gist", "key_values"), ("pooling", "key_values")
+]  # fmt: skip
+SLOTS = [
+    {},
+    {"slot_start": "window_means", "slot_positions": "spread", "ratio": 3.0},
+    {"slot_start": "window_ends", "slot_positions": "spread", "ratio": 3.0},
 ]
+INSIDE = {"slot_place": "inside", "slot_start": "window_ends", "ratio": 3.0}
 
 
 def inputs(rng, B=3, C=16, S=7):
@@ -46,7 +52,8 @@ def test_every_head_with_every_encoder(name, encoder, rng):
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_padding_tokens_change_nothing(name, form, rng):
-    model = tiny_model(name, slot_form=form, encoder=ENCODERS["bidirectional"])
+    encoder = ENCODERS["embeddings" if form == "key_values" else "bidirectional"]
+    model = tiny_model(name, slot_form=form, encoder=encoder)
     ids, length, tokens, tokens_length = inputs(rng)
 
     def states(ids, tokens):
@@ -72,8 +79,9 @@ def test_wider_padding_changes_nothing(name, form, rng):
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
-def test_cached_answers_equal_uncached_ones(name, form, rng):
-    model = tiny_model(name, slot_form=form)
+@pytest.mark.parametrize("slots", [*SLOTS, INSIDE], ids=["packed", "means", "ends", "inside"])
+def test_cached_answers_equal_uncached_ones(name, form, slots, rng):
+    model = tiny_model(name, slot_form=form, **slots)
     ids, length, tokens, tokens_length = inputs(rng)
     answers = np.asarray(greedy(model, model.compress(ids, length), tokens, tokens_length, 5, -1))
     sequence = np.concatenate([np.asarray(tokens), np.zeros((3, 5), int)], axis=1)
@@ -113,7 +121,7 @@ def test_key_values_have_m_positions_and_no_context(rng):
     model = tiny_model("gist", slot_form="key_values")
     ids, length, *_ = inputs(rng)
     memory = model.compress(ids, length)
-    assert memory.x_BxXxD is None
+    assert memory.size == 4
     chex.assert_shape(memory.kv.k, (3, 3, 2, 4, 8))
     chex.assert_shape(memory.kv.v, (3, 3, 2, 4, 8))
 
@@ -202,6 +210,112 @@ def test_mean_pool_of_one_token_a_slot_is_the_uncompressed_model(rng):
         whole.states(whole.memory(ids, length), tokens, tokens_length)[real],
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("slots", SLOTS[1:])
+def test_training_starts_at_the_uncompressed_model(name, slots, rng):
+    """A slot a token: window means are the embeddings, and the head's gate is shut."""
+    ids, length, tokens, tokens_length = inputs(rng)
+    changes = {**slots, "ratio": 1.0, "target_length": 16, "connector": "none"}
+    slotted, whole = tiny_model(name, **changes), tiny_model("none")
+    real = lengths_to_valid(tokens_length, tokens.shape[1])
+    chex.assert_trees_all_close(
+        slotted.states(slotted.memory(ids, length), tokens, tokens_length)[real],
+        whole.states(whole.memory(ids, length), tokens, tokens_length)[real],
+        atol=1e-5,
+    )
+
+
+def test_slots_of_a_ratio_and_their_positions(rng):
+    ids, length, tokens, tokens_length = inputs(rng)
+    model = tiny_model("pooling", target_length=16, ratio=4.0, slot_positions="spread")
+    memory = model.memory(ids, length)
+    np.testing.assert_array_equal(memory.slots_B, [4, 3, 1])  # of 16, 9 and 3 tokens
+    np.testing.assert_allclose(memory.position_BxX[0], [1.5, 5.5, 9.5, 13.5])
+    np.testing.assert_allclose(memory.position_BxX[1, :3], [1.0, 4.0, 7.0])
+    np.testing.assert_array_equal(memory.length_B, length)
+    chex.assert_shape(memory.x_BxXxD, (3, 4, 32))
+
+
+def test_each_row_may_have_its_own_ratio(rng):
+    ids, length, tokens, tokens_length = inputs(rng)
+    model = tiny_model("pooling", target_length=16, ratio=4.0, ratios=(2.0, 4.0))
+    ratio = jnp.array([2.0, 4.0, 2.0])
+    memory = model.memory(ids, length, ratio)
+    np.testing.assert_array_equal(memory.slots_B, [8, 3, 2])
+    chex.assert_shape(memory.x_BxXxD, (3, 8, 32))  # room for the least ratio
+    h = model.states(memory, tokens, tokens_length)
+    for b in range(3):
+        alone = tiny_model("pooling", target_length=16, ratio=float(ratio[b]))
+        expected = alone.states(alone.memory(ids, length), tokens, tokens_length)
+        n = tokens_length[b]
+        chex.assert_trees_all_close(h[b, :n], expected[b, :n], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_slots_inside_the_context_start_at_the_uncompressed_model(name, rng):
+    ids, length, tokens, tokens_length = inputs(rng)
+    changes = {**INSIDE, "ratio": 1.0, "target_length": 16, "connector": "none"}
+    slotted = tiny_model(name, slot_form="key_values", **changes)
+    whole = tiny_model("none")
+    real = lengths_to_valid(tokens_length, tokens.shape[1])
+    chex.assert_trees_all_close(
+        slotted.states(slotted.compress(ids, length), tokens, tokens_length)[real],
+        whole.states(whole.memory(ids, length), tokens, tokens_length)[real],
+        atol=1e-4,
+    )
+
+
+def test_slots_inside_the_context_are_its_windows_last_tokens(rng):
+    ids, length, *_ = inputs(rng)
+    model = tiny_model("gist", slot_form="key_values", target_length=16, **INSIDE)
+    memory = model.memory(ids, length)
+    np.testing.assert_array_equal(memory.slots_B, [6, 3, 1])  # of 16, 9 and 3 tokens
+    seen = np.asarray(memory.valid_BxX & ~memory.cut_BxX)
+    np.testing.assert_array_equal(np.flatnonzero(seen[1]), [2, 5, 8])
+    np.testing.assert_array_equal(np.flatnonzero(seen[2]), [2])
+    kept = model.compress(ids, length)
+    chex.assert_shape(kept.x_BxXxD, (3, 6, 32))
+    np.testing.assert_array_equal(kept.valid_BxX.sum(1), [6, 3, 1])
+
+
+@pytest.mark.parametrize("slots", [*SLOTS, INSIDE], ids=["packed", "means", "ends", "inside"])
+def test_slots_as_keys_and_values_are_those_under_the_gist_mask(slots, rng):
+    model = tiny_model("gist", slot_form="key_values", base=tiny_base(scan=False), **slots)
+    ids, length, tokens, tokens_length = inputs(rng)
+    kept, plain = model.compress(ids, length), model.memory(ids, length)
+    real = lengths_to_valid(tokens_length, tokens.shape[1])
+    chex.assert_trees_all_close(
+        *(model.states(m, tokens, tokens_length)[real] for m in (kept, plain)), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("form", ["soft_tokens", "key_values"])
+def test_a_repeated_memory_answers_each_question_as_if_alone(form, rng):
+    model = tiny_model("gist", slot_form=form)
+    ids, length, tokens, tokens_length = inputs(rng, B=3)
+    twice = model.compress(ids, length).repeat(2)
+    tokens6, length6 = jnp.repeat(tokens, 2, 0)[::-1], jnp.repeat(tokens_length, 2)[::-1]
+    h = model.states(twice, tokens6, length6)
+    alone = model.compress(jnp.repeat(ids, 2, 0), jnp.repeat(length, 2))
+    chex.assert_trees_all_close(h, model.states(alone, tokens6, length6), atol=1e-5)
+
+
+def test_an_encoder_of_its_own_makes_the_keys_and_values(rng):
+    model = tiny_model("mean_pool", slot_form="key_values", encoder=ENCODERS["lora"])
+    graphdef, trainable, frozen = nnx.split(model, Trainable, ...)
+    ids, length, tokens, tokens_length = inputs(rng)
+
+    def total(trainable):
+        model = nnx.merge(graphdef, trainable, frozen)
+        h = model.states(model.compress(ids, length), tokens, tokens_length)
+        return jnp.sum(jnp.sin(h))
+
+    grad = jax.grad(total)(trainable)
+    for lora in (grad.lora, grad.compressor.encoder.lora):
+        moved = [name for name in lora.adapters if float(jnp.abs(lora.adapters[name].a[...]).max())]
+        assert set(moved) == set(lora.adapters)
 
 
 def test_closed_book_sees_no_context(rng):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TINY
 
-from gistjax.model.heads import HEADS, Attention, masked_softmax, window_means, windows
+from gistjax.model.heads import HEADS, Attention, masked_softmax, window_ends, window_means, windows
 from gistjax.model.llama import LlamaConfig
 
 LLAMA_8B = LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128)
@@ -36,7 +36,7 @@ def test_parameter_budget_at_8b(name, slots):
 @pytest.mark.parametrize("name", HEADS)
 def test_shapes_and_dtypes(name, rng):
     states = jnp.array(rng.normal(size=(2, C, 32)), jnp.bfloat16)
-    slots = make(name)(states, jnp.array([16, 9]), jnp.array([4, 4]))
+    slots = make(name)(states, jnp.array([16, 9]), jnp.array([4, 4]), M)
     chex.assert_shape(slots, (2, M, 32))
     chex.assert_type(slots, jnp.bfloat16)
     assert bool(jnp.isfinite(slots.astype(jnp.float32)).all())
@@ -50,10 +50,10 @@ def test_padding_changes_no_slot_and_receives_no_gradient(name, rng):
     padded = np.arange(C) >= np.asarray(length)[:, None]
     poisoned = jnp.where(padded[:, :, None], 1e9, states)
     real = np.arange(M) < np.asarray(used)[:, None]
-    before, after = head(states, length, used), head(poisoned, length, used)
+    before, after = (head(x, length, used, M) for x in (states, poisoned))
     np.testing.assert_array_equal(np.asarray(before)[real], np.asarray(after)[real])
     weigh = jnp.array(rng.normal(size=(3, M, 32))) * real[:, :, None]
-    grad = jax.grad(lambda x: jnp.sum(weigh * head(x, length, used)))(states)
+    grad = jax.grad(lambda x: jnp.sum(weigh * head(x, length, used, M)))(states)
     influence = np.abs(np.asarray(grad)).sum(-1)
     assert (influence[padded] == 0).all()
     assert (influence[~padded] > 0).all(), "every real token reaches some slot"
@@ -63,7 +63,7 @@ def test_padding_changes_no_slot_and_receives_no_gradient(name, rng):
 def test_local_heads_keep_the_order(name, rng):
     head = make(name)
     states = jnp.array(rng.normal(size=(1, C, 32)), jnp.float32)
-    jacobian = jax.jacobian(lambda x: head(x, jnp.array([C]), jnp.array([M]))[0].sum(-1))(states)
+    jacobian = jax.jacobian(lambda x: head(x, jnp.array([C]), jnp.array([M]), M)[0].sum(-1))(states)
     influence = np.abs(np.asarray(jacobian))[:, 0].sum(-1)  # [M, C]
     centre = (influence * np.arange(C)).sum(1) / influence.sum(1)
     assert (np.diff(centre) > 2).all()
@@ -75,15 +75,27 @@ def test_windows_are_those_of_adaptive_pooling(n, slots):
     assert inside[:slots].any(axis=1).all(), "no window is empty"
     assert not inside[slots:].any() and not inside[:, n:].any()
     assert inside[:, :n].any(axis=0).all(), "no token is left out"
+    ends = np.asarray(window_ends(jnp.array([n]), jnp.array([slots]), 12))[0]
+    last = [np.flatnonzero(row)[-1] for row in inside[:slots]]
+    np.testing.assert_array_equal(ends[:slots], last)
     tokens = np.random.default_rng(n).normal(size=(1, 40, 3)).astype(np.float32)
     means = window_means(jnp.array(tokens), jnp.array([n]), jnp.array([slots]), 12)
     expected = torch.nn.functional.adaptive_avg_pool1d(torch.tensor(tokens[:, :n]).mT, slots).mT
     np.testing.assert_allclose(means[:, :slots], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_fewer_slots_are_those_of_a_row_that_uses_fewer(name, rng):
+    head, states = make(name), jnp.array(rng.normal(size=(2, C, 32)), jnp.float32)
+    length, used = jnp.array([16, 9]), jnp.array([3, 2])
+    few, many = (head(states, length, used, n) for n in (3, M))
+    for b in range(2):
+        np.testing.assert_allclose(few[b, : used[b]], many[b, : used[b]], atol=1e-5)
+
+
 def test_pooling_starts_as_mean_pool(rng):
     states = jnp.array(rng.normal(size=(2, C, 32)), jnp.float32)
-    args = (states, jnp.array([16, 9]), jnp.array([4, 4]))
+    args = (states, jnp.array([16, 9]), jnp.array([4, 4]), M)
     chex.assert_trees_all_close(make("pooling")(*args), make("mean_pool")(*args), atol=1e-6)
 
 
@@ -91,7 +103,7 @@ def test_pooling_prefers_what_its_score_prefers(rng):
     head = make("pooling")
     head.score[...] = jnp.zeros(32).at[0].set(50.0)
     states = jnp.array(rng.normal(size=(1, C, 32)), jnp.float32)
-    weights = np.asarray(head.weights(states, jnp.array([C]), jnp.array([M])))[0]
+    weights = np.asarray(head.weights(states, jnp.array([C]), jnp.array([M]), M))[0]
     np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-5)
     x = np.asarray(states)[0]
     score = x[:, 0] / np.sqrt((x * x).mean(-1))

@@ -1,3 +1,5 @@
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,7 @@ def test_teacher_forcing_token_by_token(architecture, weights, rng):
         row = batch.tokens_BxS[b]
         terms = [
             log_probability(
-                model, row[: q + i], batch.context_length_B[b], batch.context_ids_BxC[b], row[q + i]
+                model, row[: q + i], batch.context_length_E[b], batch.context_ids_ExC[b], row[q + i]
             )
             for i in range(a)
         ]
@@ -49,7 +51,7 @@ def test_teacher_forcing_token_by_token(architecture, weights, rng):
 @pytest.mark.parametrize("slot_form", ["soft_tokens", "key_values"])
 def test_generation_scores_gold_given_the_models_own_prefix(slot_form, rng):
     model, batch = tiny_model("gist", slot_form=slot_form), tiny_batch(rng)
-    memory = model.memory(batch.context_ids_BxC, batch.context_length_B)
+    memory = model.memory(batch.context_ids_ExC, batch.context_length_E)
     own = np.asarray(greedy(model, memory, batch.tokens_BxS, batch.question_length_B, 5, 7))
     expected = []
     for b in range(4):
@@ -57,8 +59,8 @@ def test_generation_scores_gold_given_the_models_own_prefix(slot_form, rng):
         row = batch.tokens_BxS[b]
         terms = [
             log_probability(
-                model, [*row[:q], *own[b, :i]], batch.context_length_B[b],
-                batch.context_ids_BxC[b], row[q + i],
+                model, [*row[:q], *own[b, :i]], batch.context_length_E[b],
+                batch.context_ids_ExC[b], row[q + i],
             )
             for i in range(a)
         ]  # fmt: skip
@@ -81,19 +83,58 @@ def test_every_loss_reaches_the_compressor(name, rng):
 
 def test_contrastive_against_a_plain_loop(rng):
     model, batch = tiny_model("conv"), tiny_batch(rng)
-    batch.answer_length_B[3] = 0  # row 3 is padding
-    memory = model.memory(batch.context_ids_BxC, batch.context_length_B)
+    batch.answer_length_B[3], batch.context_id_E[3] = 0, -1  # row 3 is padding
+    memory = model.memory(batch.context_ids_ExC, batch.context_length_E)
     slot = np.asarray(memory.x_BxXxD[:, 0], np.float64)
-    target = np.asarray(batch.context_view_BxD, np.float64)
+    target = np.asarray(batch.context_view_ExD, np.float64)
     slot /= np.linalg.norm(slot, axis=1, keepdims=True)
     target /= np.linalg.norm(target, axis=1, keepdims=True)
     expected = []
     for i in range(3):
-        rivals = [j for j in range(3) if batch.context_id_B[j] != batch.context_id_B[i]]
+        rivals = [j for j in range(3) if batch.context_id_E[j] != batch.context_id_E[i]]
         scores = np.array([slot[i] @ target[j] / losses.TEMPERATURE for j in [i, *rivals]])
         expected.append(np.log(np.exp(scores).sum()) - scores[0])
     loss = losses.contrastive(Forward(model, batch, settings()))
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize("slot_form", ["soft_tokens", "key_values"])
+def test_questions_that_share_a_compression_have_the_loss_of_those_that_do_not(slot_form, rng):
+    model, batch = tiny_model("gist", slot_form=slot_form), tiny_batch(rng, B=6)
+    alone = jax.tree.map(lambda x: x, batch)
+    first = jnp.array([0, 0, 2, 2, 4, 4])  # rows by context, two on each
+    alone = dataclasses.replace(
+        alone,
+        context_ids_ExC=batch.context_ids_ExC[first],
+        context_length_E=batch.context_length_E[first],
+    )
+    shared = dataclasses.replace(
+        batch,
+        context_ids_ExC=batch.context_ids_ExC[::2],
+        context_length_E=batch.context_length_E[::2],
+        context_id_E=batch.context_id_E[::2],
+        context_view_ExD=batch.context_view_ExD[::2],
+    )
+    weights = {"teacher_forcing": 0.6, "generation": 0.4}
+    one, other = (total_loss(model, b, settings(weights))[0] for b in (alone, shared))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_text_tasks_are_means_over_their_own_rows(rng):
+    model, batch = tiny_model("pooling"), tiny_batch(rng)
+    batch.task_B[:] = [0, 1, 3, 1]  # answer, reconstruction, cloze, reconstruction
+    names = ("teacher_forcing", "reconstruction", "continuation", "cloze")
+    _, parts = total_loss(model, batch, settings(dict.fromkeys(names, 1.0)))
+    loss_B = np.asarray(Forward(model, batch, settings({"cloze": 1.0})).gold_loss_B)
+    expected = [loss_B[0], loss_B[[1, 3]].mean(), 0.0, loss_B[2]]
+    np.testing.assert_allclose([parts[name] for name in names], expected, rtol=1e-5)
+
+
+def test_the_batchs_ratios_decide_the_slots(rng):
+    model, batch = tiny_model("pooling", target_length=16, ratios=(2.0, 4.0)), tiny_batch(rng)
+    ratio = np.array([2, 4, 4, 2], np.float32)
+    memory = Forward(model, dataclasses.replace(batch, ratio_E=ratio), settings()).memory
+    np.testing.assert_array_equal(memory.slots_B, np.ceil(batch.context_length_E / ratio))
 
 
 def test_total_is_the_weighted_sum_and_zero_weights_cost_nothing(rng, monkeypatch):
@@ -113,11 +154,11 @@ def test_total_is_the_weighted_sum_and_zero_weights_cost_nothing(rng, monkeypatc
 def test_padding_rows_do_not_count(rng):
     model, batch = tiny_model("gist"), tiny_batch(rng)
     padded = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:2])]), batch)
-    lengths = {"context_length_B": 1, "question_length_B": 1, "answer_length_B": 0}
+    lengths = {"context_length_E": 1, "question_length_B": 1, "answer_length_B": 0}
     for name, value in lengths.items():
         array = getattr(padded, name)
         array[4:] = value
-    padded.context_id_B[4:] = -1
+    padded.context_id_E[4:] = -1
     for name in ALL:
         one, _ = total_loss(model, batch, settings({name: 1.0}))
         other, _ = total_loss(model, padded, settings({name: 1.0}))
@@ -128,7 +169,7 @@ def test_generation_gradient_is_that_of_its_own_prefix_read_at_once(rng):
     """The shared pass, cache and all, must give the gradient of reading question and own answer in one go."""
     model, batch = tiny_model("gist"), tiny_batch(rng)
     graphdef, trainable, frozen = nnx.split(model, Trainable, ...)
-    memory = model.memory(batch.context_ids_BxC, batch.context_length_B)
+    memory = model.memory(batch.context_ids_ExC, batch.context_length_E)
     own = np.asarray(greedy(model, memory, batch.tokens_BxS, batch.question_length_B, 5, 7))
     tokens = batch.tokens_BxS.copy()
     for b, q in enumerate(batch.question_length_B):
@@ -140,7 +181,7 @@ def test_generation_gradient_is_that_of_its_own_prefix_read_at_once(rng):
         length = batch.question_length_B + batch.answer_length_B
         wanted = answer_positions(batch.question_length_B, 5, 9)
         h = model.states(forward.memory, tokens, length, wanted)
-        return losses._answer_cross_entropy(forward, h)
+        return forward.mean(losses._cross_entropy(forward, h), "answer")
 
     def shared(t):
         return losses.generation(Forward(nnx.merge(graphdef, t, frozen), batch, settings()))

@@ -1,0 +1,231 @@
+"""Tasks on plain text, to learn compression from before there are questions.
+
+A chunk of an article is the context. Its rows ask for what only the chunk can tell:
+
+    reconstruction   repeat the text behind a given beginning (Ge et al. 2024, arXiv:2307.06945)
+    continuation     go on behind the chunk (Chevalier et al. 2023, arXiv:2305.14788)
+    cloze            say what stands at a place of one of its sentences (Taylor 1953), asked like a question
+
+The first two are cut by tokens and have no end token; a cloze ends like an answer.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from gistjax.config import TextConfig
+from gistjax.data.filling import join
+from gistjax.data.prompts import Prompt, Row
+from gistjax.data.report import DataReport
+from gistjax.errors import DataError
+
+REPEAT = "Repeat the text behind:"
+CONTINUE = "Continue the text."
+BLANK = "what"
+CLOZE_WORDS = 14
+"""Words of the sentence that are kept on each side of what is asked for."""
+BEGINNING = 6
+"""Tokens that say where a reconstruction starts."""
+NO_EXAMPLE = -1
+READ_TOGETHER = 256
+"""Articles that are tokenised at once."""
+
+_SENTENCE = re.compile(r"[^.!?\n]{25,}[.!?]?")
+_TARGETS = (
+    re.compile(r"(?<=\s)(?:[A-Z][\w'’-]+)(?: (?:of |the |de |and )?[A-Z][\w'’-]+)*"),  # names
+    re.compile(
+        r"(?<=\s)[$£€]?\d[\d,.]*\d?%?(?!\w)(?: (?:million|billion|percent|[A-Z][a-z]+ \d{4}))?"
+    ),
+    re.compile(r"(?<=\s)[a-z][\w'’-]{4,}(?: [a-z][\w'’-]{4,}){0,2}"),  # other words
+)
+_SHARES = (0.4, 0.25, 0.35)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an article: its tokens, its text, and the tokens behind it."""
+
+    ids: np.ndarray  # int32 [context tokens]
+    text: str
+    following_ids: np.ndarray  # int32, fewer at the article's end
+
+
+def load_articles(folder: str, report: DataReport) -> Iterator[str]:
+    """The text of every article in a folder of `*.jsonl` or `*.jsonl.gz` files, in the order of file names.
+
+    Lines that are no `{"paragraphs": [text, …]}` are counted in the report and skipped.
+
+    Raises:
+        DataError: if there are no such files, or one cannot be read.
+    """
+    path = Path(folder).expanduser()
+    files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
+    if not files:
+        raise DataError(
+            f"{path} has no *.jsonl or *.jsonl.gz files: --config.text.path takes a folder of them, "
+            'each line {"title": …, "paragraphs": ["…", …]}.'
+        )
+    for file in files:
+        try:
+            with (
+                gzip.open(file, "rt", encoding="utf-8")
+                if file.suffix == ".gz"
+                else file.open(encoding="utf-8") as lines
+            ):
+                yield from _articles(lines, file.name, report)
+        except (OSError, EOFError, ValueError) as error:
+            raise DataError(
+                f"{file} cannot be read ({error}): is it damaged or cut short?"
+            ) from error
+
+
+def _articles(lines: Iterable[str], name: str, report: DataReport) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        try:
+            paragraphs = json.loads(line)["paragraphs"]
+            text = join([paragraph for paragraph in paragraphs if paragraph.strip()])
+            text.encode()  # a lone surrogate is no text
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            report.count("text: skipped, not an article", f"{name}:{number}")
+            continue
+        if text:
+            yield text
+
+
+def text_rows(
+    articles: Iterable[str],
+    prompt: Prompt,
+    text: TextConfig,
+    context_tokens: int,
+    limit: int,
+    seed: int,
+    first_id: int,
+    report: DataReport,
+) -> list[Row]:
+    """Rows of the tasks that `text` asks for, chunk by chunk.
+
+    Args:
+        context_tokens: longest chunk.
+        limit: longest question and answer together, in tokens.
+        first_id: context id of the first chunk; the others follow.
+
+    Raises:
+        DataError: if no chunk is long enough, or no task fits the limit.
+    """
+    chunks = cut_chunks(articles, prompt, text, context_tokens, seed)
+    chunks = islice(chunks, text.chunks) if text.chunks >= 0 else chunks
+    rows: list[Row] = []
+    count = 0
+    while group := list(islice(chunks, READ_TOGETHER * 8)):
+        rows += _rows_of(group, prompt, text, limit, seed, first_id + count)
+        count += len(group)
+    if not rows:
+        raise DataError(
+            f"the text of --config.text.path gives no row: {count} chunks of {text.min_tokens} to {context_tokens} "
+            f"tokens, with room for {limit} tokens of task. Lower --config.text.min_tokens, or add a larger bucket to "
+            "--config.data.question_buckets."
+        )
+    tokens = sum(len(row.context_ids) for row in {row.context_id: row for row in rows}.values())
+    report.note(f"text: {len(rows)} rows on {count} chunks, {tokens} tokens")
+    return rows
+
+
+def cut_chunks(
+    articles: Iterable[str], prompt: Prompt, text: TextConfig, context_tokens: int, seed: int
+) -> Iterator[Chunk]:
+    """Each article from its beginning on, in chunks of `min_tokens` to `context_tokens`, their lengths drawn by seed."""
+    articles, rng = iter(articles), np.random.default_rng([seed, 2])
+    while group := list(islice(articles, READ_TOGETHER)):
+        for article, encoding in zip(group, prompt.encode_texts(group), strict=True):
+            ids = np.asarray(encoding.ids, np.int32)
+            start = 0
+            while len(ids) - start >= text.min_tokens:
+                end = min(start + int(rng.integers(text.min_tokens, context_tokens + 1)), len(ids))
+                first, last = encoding.token_to_chars(start), encoding.token_to_chars(end - 1)
+                words = article[first[0] : last[1]] if first and last else ""
+                yield Chunk(ids[start:end], words, ids[end : end + text.target_tokens])
+                start = end
+
+
+def _rows_of(
+    chunks: Sequence[Chunk], prompt: Prompt, text: TextConfig, limit: int, seed: int, first_id: int
+) -> list[Row]:
+    """The rows of some chunks; whatever is written out as text is tokenised in one go."""
+    repeat_ids, continue_ids = prompt.encode_question(REPEAT), prompt.encode_question(CONTINUE)
+    n_repeat = min(text.target_tokens, limit - len(repeat_ids) - BEGINNING)
+    n_continue = min(text.target_tokens, limit - len(continue_ids))
+    rows: list[Row] = []
+    asked: list[tuple[Chunk, int, str, str]] = []
+    for context_id, chunk in enumerate(chunks, first_id):
+        rng = np.random.default_rng([seed, 3, context_id])
+        if n_repeat > 0 and len(chunk.ids) > BEGINNING:
+            for _ in range(text.reconstruction):
+                question_ids, answer_ids = _repeat(chunk, prompt, repeat_ids, n_repeat, rng)
+                rows.append(_row(chunk, context_id, question_ids, answer_ids, "reconstruction"))
+        if n_continue > 0 and len(chunk.following_ids):
+            following_ids = chunk.following_ids[:n_continue]
+            row = _row(chunk, context_id, continue_ids, following_ids, "continuation")
+            rows += [row] * text.continuation
+        asked += [(chunk, context_id, *c) for c in cloze_questions(chunk.text, text.cloze, rng)]
+    questions = prompt.encode_questions([question for *_, question, _ in asked])
+    answers = prompt.encode_answers([answer for *_, answer in asked])
+    for (chunk, context_id, *_), question_ids, answer_ids in zip(
+        asked, questions, answers, strict=True
+    ):
+        if len(question_ids) + len(answer_ids) <= limit:
+            rows.append(_row(chunk, context_id, question_ids, answer_ids, "cloze"))
+    return rows
+
+
+def _row(
+    chunk: Chunk, context_id: int, question_ids: np.ndarray, answer_ids: np.ndarray, task: str
+) -> Row:
+    return Row(chunk.ids, question_ids, answer_ids, context_id, NO_EXAMPLE, task)
+
+
+def _repeat(
+    chunk: Chunk, prompt: Prompt, repeat_ids: np.ndarray, n: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The question that names a beginning, in the chunk's own tokens, and up to n tokens that follow it."""
+    n = min(n, len(chunk.ids) - BEGINNING)
+    start = int(rng.integers(len(chunk.ids) - BEGINNING - n + 1))
+    middle = start + BEGINNING
+    split = len(repeat_ids) - len(prompt.question_close_ids)
+    question_ids = [repeat_ids[:split], chunk.ids[start:middle], repeat_ids[split:]]
+    return np.concatenate(question_ids), chunk.ids[middle : middle + n]
+
+
+def cloze_questions(text: str, n: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Up to n pairs of a sentence with a name, number or other words left out, and what is left out.
+
+    The sentence reads like a question (`… was signed in what?`) and is shortened to the words around the place.
+    """
+    sentences = _SENTENCE.findall(text)
+    if not sentences:
+        return
+    for _ in range(n):
+        sentence = sentences[int(rng.integers(len(sentences)))].strip()
+        for kind in _prefer(rng):
+            found = list(_TARGETS[kind].finditer(sentence))
+            if found:
+                target = found[int(rng.integers(len(found)))]
+                before = sentence[: target.start()].split()[-CLOZE_WORDS:]
+                after = sentence[target.end() :].rstrip(" .!?")
+                space = " " if after.startswith(" ") else ""
+                after = space + " ".join(after.split()[:CLOZE_WORDS])
+                yield " ".join([*before, BLANK]) + after + "?", target[0].rstrip(",.")
+                break
+
+
+def _prefer(rng: np.random.Generator) -> list[int]:
+    """The kinds of target, a drawn one first."""
+    first = int(rng.choice(len(_TARGETS), p=_SHARES))
+    return [first, *(kind for kind in range(len(_TARGETS)) if kind != first)]

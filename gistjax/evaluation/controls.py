@@ -1,0 +1,110 @@
+"""What a compressor has to beat: the tokens of a context that fit the same budget, and the slots of the wrong context.
+
+A selection keeps real tokens, as many as a compressor would have slots, and the uncompressed model reads them in order:
+the first, the last, random ones, or those that surprise the base most (Li et al. 2023, arXiv:2310.06201, by token).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+from gistjax.config import CompressionConfig
+from gistjax.data.batches import evaluation_batches
+from gistjax.data.prompts import Row
+from gistjax.model.llama import Llama
+from gistjax.sharding import put_batch, rows_per_step
+
+Scores = Callable[[Row], np.ndarray]
+"""How much each token of a row's context, `[context tokens]`, deserves to stay."""
+
+
+def select_tokens(rows: Sequence[Row], config: CompressionConfig, surprisal: Scores) -> list[Row]:
+    """Rows whose contexts keep the tokens that `config.data.select` prefers, in their order.
+
+    Args:
+        surprisal: scores each context's tokens, where the selection asks for it.
+    """
+    by_place: dict[str, Scores] = {
+        "first": lambda row: -np.arange(len(row.context_ids)),
+        "last": lambda row: np.arange(len(row.context_ids)),
+        "random": lambda row: np.random.default_rng([config.seed, row.context_id]).random(
+            len(row.context_ids)
+        ),
+        "surprisal": surprisal,
+    }
+    score = by_place[config.data.select]
+    kept: dict[int, np.ndarray] = {}
+    for row in rows:
+        if row.context_id not in kept:
+            n = budget(len(row.context_ids), config)
+            best = np.argsort(-score(row), kind="stable")[:n]
+            kept[row.context_id] = row.context_ids[np.sort(best)]
+    return [dataclasses.replace(row, context_ids=kept[row.context_id]) for row in rows]
+
+
+def budget(tokens: int, config: CompressionConfig) -> int:
+    """Slots that a compressor would use for so many tokens."""
+    return min(math.ceil(tokens / (config.ratio or 1)), config.target_length)
+
+
+def token_surprisal(
+    base: Llama,
+    rows: Sequence[Row],
+    prefix_ids: Sequence[int],
+    mesh: Mesh,
+    batch_size: int,
+    context_buckets: Sequence[int],
+    question_buckets: Sequence[int],
+) -> Scores:
+    """-log p of every context token under the untuned base, after the prompt's prefix and the tokens before it."""
+    distinct = list({row.context_id: row for row in rows}.values())
+    graphdef, state = nnx.split(base)
+    prefix_P = jnp.asarray(prefix_ids, jnp.int32)
+    score = jax.jit(lambda state, ids: _surprisal(nnx.merge(graphdef, state), prefix_P, ids))
+    surprisal: dict[int, np.ndarray] = {}
+    batches = evaluation_batches(
+        distinct, batch_size * rows_per_step(mesh), context_buckets, question_buckets
+    )
+    for indices, host_batch in batches:
+        batch: Any = put_batch(host_batch, mesh)
+        scores_BxC = jax.device_get(score(state, batch.context_ids_ExC))
+        for i, scores_C in zip(indices, scores_BxC, strict=False):
+            row = distinct[i]
+            surprisal[row.context_id] = scores_C[: len(row.context_ids)]
+    return lambda row: surprisal[row.context_id]
+
+
+def _surprisal(base: Llama, prefix_P: Array, ids_BxC: Array) -> Array:
+    P = max(len(prefix_P), 1)
+    if not len(prefix_P):  # the first token has nothing before it: any state will do
+        prefix_P = ids_BxC[0, :1]
+    prefix_BxP = jnp.broadcast_to(prefix_P, (ids_BxC.shape[0], P))
+    tokens_BxT = jnp.concatenate([prefix_BxP, ids_BxC], axis=1)
+    h_BxTxD, _ = base(base.embed(tokens_BxT), jnp.arange(tokens_BxT.shape[1])[None])
+    scores_BxCxV = base.logits(h_BxTxD[:, P - 1 : -1])
+    right_BxC = jnp.take_along_axis(scores_BxCxV, ids_BxC[:, :, None], axis=2)[:, :, 0]
+    return jax.nn.logsumexp(scores_BxCxV, axis=2) - right_BxC
+
+
+def shuffle_contexts(rows: Sequence[Row]) -> list[Row]:
+    """Rows that each get the next other context: what a model scores that ignores its slots."""
+    distinct = {row.context_id: row.context_ids for row in rows}
+    following = dict(zip(distinct, [*list(distinct)[1:], *list(distinct)[:1]], strict=True))
+    return [
+        dataclasses.replace(
+            row,
+            context_ids=distinct[following[row.context_id]],
+            context_id=following[row.context_id],
+        )
+        for row in rows
+    ]

@@ -1,0 +1,124 @@
+"""The comparison of runs, on predictions with known scores."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gistjax.compare import compare, read_predictions
+from gistjax.errors import DataError
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_run(folder: Path, f1: list[float], em: list[float], order: list[int] | None = None):
+    """A run directory whose questions 2i and 2i + 1 stand on context i."""
+    rows = [
+        {"id": f"q{i}", "context_id": i // 2, "f1": f1[i], "em": em[i], "question": "?"}
+        for i in order or range(len(f1))
+    ]
+    folder.mkdir()
+    (folder / "predictions.json").write_text(json.dumps(rows))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    of = write_run(tmp_path / "of", [0.5, 0.5, 0.25, 0.75], [0, 0, 0, 1])
+    full = write_run(tmp_path / "full", [1, 1, 0.5, 0.5], [1, 1, 0, 0], order=[3, 0, 2, 1])
+    return of, full, write_run(tmp_path / "zero", [0.0] * 4, [0.0] * 4)
+
+
+def test_rows_are_matched_by_their_ids(runs):
+    of, full, zero = runs
+    found = compare(of, [full, zero], samples=500, seed=0)
+    assert (found["of"], found["f1"], found["em"], found["n_examples"]) == (str(of), 0.5, 0.25, 4)
+    # By context, F1 differs by -0.5 and 0, EM by -1 and 0.5; a resample is one of them, or their mean.
+    assert found["with"][str(full)] == {
+        "f1": 0.75,
+        "f1_difference": -0.25,
+        "f1_difference_interval": [-0.5, 0.0],
+        "em": 0.5,
+        "em_difference": -0.25,
+        "em_difference_interval": [-1.0, 0.5],
+        "f1_retained": pytest.approx(2 / 3),
+    }
+    assert found["with"][str(zero)]["f1_retained"] is None
+    assert found["with"][str(zero)]["f1_difference_interval"] == [0.5, 0.5]
+
+
+def test_the_order_of_rows_does_not_matter(tmp_path, rng):
+    f1, em = rng.random((2, 20)).tolist()
+    of = write_run(tmp_path / "of", f1, em)
+    other = rng.random(20).tolist()
+    runs = [
+        write_run(tmp_path / name, other, other, order)
+        for name, order in (("sorted", None), ("shuffled", rng.permutation(20).tolist()))
+    ]
+    by_order = list(compare(of, runs, 200, 0)["with"].values())
+    assert by_order[0] == by_order[1]
+    assert by_order[0]["f1_difference"] == pytest.approx(np.mean(f1) - np.mean(other))
+
+
+def test_another_set_of_questions_is_refused(runs, tmp_path):
+    fewer = write_run(tmp_path / "fewer", [1.0] * 3, [1.0] * 3)
+    for pair in ((runs[0], fewer), (fewer, runs[0])):
+        with pytest.raises(DataError, match=r"predictions\.json differ in 1 questions.*'q3'.*seed"):
+            compare(pair[0], [pair[1]], 10, 0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "",
+        "[{",
+        "{}",
+        "[]",
+        "3",
+        "[3]",
+        '{"id": "q0"}',
+        '[{"id": "q0", "f1": 1, "em": 1}]',
+        '[{"id": "q0", "context_id": 0, "f1": "1", "em": 1}]',
+        '[{"id": ["q0"], "context_id": 0, "f1": 1, "em": 1}]',
+        json.dumps([{"id": "q0", "context_id": 0, "f1": 1, "em": 1}] * 2),
+        b"\xff",
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(content, tmp_path):
+    if content is not None:
+        data = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / "predictions.json").write_bytes(data)
+    with pytest.raises(DataError, match=r"predictions\.json cannot be read .*finished run"):
+        read_predictions(tmp_path)
+
+
+def command(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "gistjax.compare", *map(str, words)],
+        capture_output=True, text=True, cwd=ROOT, timeout=120,
+    )  # fmt: skip
+
+
+def test_the_command_prints_one_json_line(runs):
+    of, full, zero = runs
+    done = command("--of", of, "--with", full, f"--with={zero}", "--config.seed=0")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    expected = compare(of, [full, zero], samples=2_000, seed=0)
+    assert json.loads(done.stdout) == expected
+
+
+def test_mistakes_exit_with_2_and_no_traceback(runs):
+    for words, says in (
+        (["--of", runs[0]], "which runs"),
+        (["--with", runs[0]], "which runs"),
+        (["--of", runs[0], "--with", runs[0].parent / "nowhere"], "nowhere/predictions.json"),
+    ):
+        done = command(*words)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.startswith("error: ") and says in done.stderr
+        assert "Traceback" not in done.stderr
