@@ -87,14 +87,14 @@ def _check_length(config: CompressionConfig, prefix: int, max_positions: int) ->
 def encode_text(
     config: CompressionConfig, prompt: Prompt, questions: Sequence[Row], report: DataReport
 ) -> list[Row]:
-    """Rows of the text tasks that have a weight, their context ids behind those of the questions; none without a text.
+    """Rows of the text tasks that have a weight, their context ids behind those of the questions.
 
     Raises:
         DataError: if the text cannot be read, or gives no row.
     """
-    if not config.text.path:
-        return []
     unused: dict[str, Any] = {task: 0 for task in TEXT_LOSSES if not config.loss_weights.get(task)}
+    if len(unused) == len(TEXT_LOSSES):
+        return []
     return text_rows(
         load_articles(config.text.path, report),
         prompt,

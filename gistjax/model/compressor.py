@@ -70,14 +70,6 @@ class Memory:
             position_BxX=position_BxM,
         )
 
-    def repeat(self, n: int) -> Memory:
-        """Each row n times in a row, for n questions on each context."""
-        if n == 1:
-            return self
-        kv = None if self.kv is None else self.kv.repeat(n)
-        rest = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), self.replace(kv=None))  # type: ignore[attr-defined]
-        return rest.replace(kv=kv)  # type: ignore[no-any-return]
-
 
 @struct.dataclass
 class Sequence:
@@ -217,6 +209,16 @@ class Reading:
     first_free: int = struct.field(
         pytree_node=False
     )  # its index in the cache, the same in every row
+
+    def repeat(self, n: int) -> Reading:
+        """Each row n times in a row, for n questions on each context."""
+        if n == 1:
+            return self
+        return self.replace(  # type: ignore[attr-defined, no-any-return]
+            cache=self.cache.repeat(n),
+            visible_BxU=jnp.repeat(self.visible_BxU, n, axis=0),
+            position_B=jnp.repeat(self.position_B, n),
+        )
 
 
 class CompressedLM(nnx.Module):
@@ -361,27 +363,75 @@ class CompressedLM(nnx.Module):
 
         Those follow the row's first `seen` tokens, by default all, and see no others.
         """
+        S = tokens_BxS.shape[1]
         seen_B = length_B if seen_B is None else seen_B
-        S, first_B = tokens_BxS.shape[1], self._first_token(memory)
-        sequence = self._sequence(memory, tokens_BxS, length_B)
-        B, T = sequence.valid_BxT.shape
-        cache = self.base.empty_cache(B, T + room)
         if memory.kv is not None:
-            h_BxWxD, cache = self._read_around(memory, memory.kv, sequence, cache, S, wanted_BxW)
-            end_B = T - S + seen_B
-        else:
-            sequence = sequence.compact()
-            places_BxW = self._places(memory, tokens_BxS, wanted_BxW)
-            h_BxWxD, cache = self._extend(
-                sequence, self._positions(sequence), cache, 0, T, places_BxW
-            )
-            end_B = self._first_place(memory) + seen_B
+            return self.ask(tokens_BxS, self.prefill(memory, S + room), wanted_BxW, seen_B)
+        sequence = self._sequence(memory, tokens_BxS, length_B).compact()
+        B, T = sequence.valid_BxT.shape
+        mask_BxTxT = self._mask(sequence)
+        h_BxWxD, cache = self.base(
+            sequence.x_BxTxD,
+            self._positions(sequence),
+            None if mask_BxTxT is None else jnp.pad(mask_BxTxT, ((0, 0), (0, 0), (0, room))),
+            self.lora,
+            self.base.empty_cache(B, T + room),
+            wanted_BxW=self._places(memory, tokens_BxS, wanted_BxW),
+        )
+        assert cache is not None
+        end_B = self._first_place(memory) + seen_B
         visible_BxT = sequence.valid_BxT & ~sequence.cut_BxT & (jnp.arange(T) < end_B[:, None])
         visible_BxU = jnp.pad(visible_BxT, ((0, 0), (0, room)))
-        return h_BxWxD, Reading(cache, visible_BxU, first_B + seen_B, T)
+        return h_BxWxD, Reading(cache, visible_BxU, self._first_token(memory) + seen_B, T)
 
-    def extend(self, ids_BxA: Array, reading: Reading, done: Array | int) -> tuple[Array, Reading]:
-        """A more tokens a row after the `done` ones that were added already: states `[B, A, D]`, and the new reading."""
+    def prefill(self, memory: Memory, room: int) -> Reading:
+        """Reads prefix and memory, as `compress` gives it, once for all that is asked about it.
+
+        Args:
+            room: for how many tokens.
+        """
+        B, X = memory.valid_BxX.shape
+        P, size = len(self.prefix_ids), len(self.prefix_ids) + X + room
+        visible_BxX = memory.valid_BxX & ~memory.cut_BxX
+        visible_BxU = jnp.pad(
+            jnp.pad(visible_BxX, ((0, 0), (P, 0)), constant_values=True), ((0, 0), (0, room))
+        )
+        cache: Cache | None
+        if memory.kv is not None:
+            cache = self._around(memory.kv, size)
+        else:  # causal: unused slots stand last, where no other slot sees them
+            sequence = self._sequence(memory)
+            _, cache = self.base(
+                sequence.x_BxTxD,
+                sequence.position_BxT,
+                lora=self.lora,
+                cache=self.base.empty_cache(B, size),
+                wanted_BxW=jnp.zeros((B, 1), jnp.int32),
+            )
+        assert cache is not None
+        return Reading(cache, visible_BxU, self._first_token(memory), P + X)
+
+    def ask(
+        self, tokens_BxS: Array, reading: Reading, wanted_BxW: Array, seen_B: Array
+    ) -> tuple[Array, Reading]:
+        """Tokens behind what was read, right padded: states `[B, W, D]` of those wanted, and the new reading.
+
+        What follows comes behind the row's first `seen` tokens, and sees no others.
+        """
+        S, U = tokens_BxS.shape[1], reading.visible_BxU.shape[1]
+        h_BxWxD, new = self.extend(tokens_BxS, reading, 0, wanted_BxW)
+        number_U = jnp.arange(U) - reading.first_free
+        own_BxU = (number_U >= 0) & (number_U < seen_B[:, None])
+        return h_BxWxD, Reading(
+            new.cache, reading.visible_BxU | own_BxU, reading.position_B + seen_B, reading.first_free + S
+        )  # fmt: skip
+
+    def extend(
+        self, ids_BxA: Array, reading: Reading, done: Array | int, wanted_BxW: Array | None = None
+    ) -> tuple[Array, Reading]:
+        """A more tokens a row after the `done` ones that were added already: states `[B, A, D]`, or `[B, W, D]` of those
+        wanted, and the new reading.
+        """
         A, U = ids_BxA.shape[1], reading.visible_BxU.shape[1]
         index = reading.first_free + done
         own_AxU = jnp.arange(U) - index <= jnp.arange(A)[:, None]
@@ -394,6 +444,7 @@ class CompressedLM(nnx.Module):
             self.lora,
             reading.cache,
             index,
+            wanted_BxW=wanted_BxW,
         )
         visible_BxU = reading.visible_BxU | own_AxU[-1]
         return h_BxAxD, reading.replace(cache=cache, visible_BxU=visible_BxU)  # type: ignore[attr-defined]
@@ -462,40 +513,19 @@ class CompressedLM(nnx.Module):
             return None
         return gist_mask(sequence.valid_BxT, sequence.cut_BxT, sequence.after_BxT)
 
-    def _read_around(
-        self, memory: Memory, kv: Cache, sequence: Sequence, cache: Cache, S: int, wanted_BxW: Array
-    ) -> tuple[Array, Cache]:
-        """The slots are in a cache already: run the prefix, put them behind it, run the tokens: `[B, W, D]`."""
-        B, P = memory.valid_BxX.shape[0], len(self.prefix_ids)
-        if P:  # the same in every row
-            one = jnp.zeros((1, 1), jnp.int32)
+    def _around(self, kv: Cache, size: int) -> Cache:
+        """The prefix, the same in every row, and behind it what is there already, in a cache of `size` positions."""
+        B, P = jax.tree.leaves(kv.k)[0].shape[-4], len(self.prefix_ids)
+        cache = self.base.empty_cache(B, size)
+        if P:
+            prefix_PxD = self.base.embed(jnp.asarray(self.prefix_ids, jnp.int32))
             _, prefix = self.base(
-                sequence.x_BxTxD[:1, :P], jnp.arange(P)[None], lora=self.lora,
-                cache=self.base.empty_cache(1, P), wanted_BxW=one,
+                prefix_PxD[None], jnp.arange(P)[None], lora=self.lora,
+                cache=self.base.empty_cache(1, P), wanted_BxW=jnp.zeros((1, 1), jnp.int32),
             )  # fmt: skip
             assert prefix is not None
             cache = cache.insert(0, prefix.repeat(B))
-        cache = cache.insert(P, kv)
-        at = P + memory.size
-        return self._extend(sequence, sequence.position_BxT, cache, at, S, wanted_BxW)
-
-    def _extend(
-        self, sequence: Sequence, positions_BxT: Array, cache: Cache, at: int, n: int,
-        wanted_BxW: Array | None = None,
-    ) -> tuple[Array, Cache]:  # fmt: skip
-        """Runs n positions of the sequence from index `at` on, into the cache at the same index."""
-        part = slice(at, at + n)
-        mask_BxnxU = None
-        if self._cuts:
-            room = cache.length - sequence.valid_BxT.shape[1]
-            mask_BxTxT = gist_mask(sequence.valid_BxT, sequence.cut_BxT, sequence.after_BxT)
-            mask_BxnxU = jnp.pad(mask_BxTxT[:, part], ((0, 0), (0, 0), (0, room)))
-        h_BxnxD, new_cache = self.base(
-            sequence.x_BxTxD[:, part], positions_BxT[:, part], mask_BxnxU, self.lora, cache, at,
-            wanted_BxW=wanted_BxW,
-        )  # fmt: skip
-        assert new_cache is not None
-        return h_BxnxD, new_cache
+        return cache.insert(P, kv)
 
 
 def _soft_memory(x_BxXxD: Array, length_B: Array) -> Memory:

@@ -63,15 +63,17 @@ class Forward:
         """The states that predict the gold answer, `[B, A, D]`, and, if the model is to answer itself, what it has read
         before the answer.
         """
-        tokens_BxS, question_length_B = self.batch.tokens_BxS, self.batch.question_length_B
-        memory = self.memory.repeat(self.batch.questions)
-        length_B = question_length_B + self.batch.answer_length_B
-        wanted_BxA = answer_positions(question_length_B, self.n_answer, tokens_BxS.shape[1])
-        if not self.settings.weights.get("generation"):
-            return self.model.states(memory, tokens_BxS, length_B, wanted_BxA), None
-        return self.model.read(
-            memory, tokens_BxS, length_B, self.n_answer, wanted_BxA, seen_B=question_length_B
-        )
+        model, batch, A = self.model, self.batch, self.n_answer
+        tokens_BxS, question_length_B = batch.tokens_BxS, batch.question_length_B
+        wanted_BxA = answer_positions(question_length_B, A, tokens_BxS.shape[1])
+        room = A if self.settings.weights.get("generation") else 0
+        if batch.questions > 1:
+            reading = model.prefill(self.memory, tokens_BxS.shape[1] + room).repeat(batch.questions)
+            return model.ask(tokens_BxS, reading, wanted_BxA, question_length_B)
+        length_B = question_length_B + batch.answer_length_B
+        if not room:
+            return model.states(self.memory, tokens_BxS, length_B, wanted_BxA), None
+        return model.read(self.memory, tokens_BxS, length_B, room, wanted_BxA, question_length_B)
 
     @cached_property
     def gold_loss_B(self) -> Array:

@@ -291,15 +291,30 @@ def test_slots_as_keys_and_values_are_those_under_the_gist_mask(slots, rng):
     )
 
 
-@pytest.mark.parametrize("form", ["soft_tokens", "key_values"])
-def test_a_repeated_memory_answers_each_question_as_if_alone(form, rng):
-    model = tiny_model("gist", slot_form=form)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("none", {}),
+        ("gist", {}),
+        ("gist", {"slot_form": "key_values"}),
+        ("pooling", {"slot_start": "window_means", "slot_positions": "spread"}),
+        ("pooling", {"slot_form": "key_values", **INSIDE}),
+    ],
+)
+def test_a_memory_that_is_read_once_answers_each_question_as_if_alone(name, changes, rng):
+    model = tiny_model(name, base=tiny_base(scan=False), **changes)
     ids, length, tokens, tokens_length = inputs(rng, B=3)
-    twice = model.compress(ids, length).repeat(2)
     tokens6, length6 = jnp.repeat(tokens, 2, 0)[::-1], jnp.repeat(tokens_length, 2)[::-1]
-    h = model.states(twice, tokens6, length6)
-    alone = model.compress(jnp.repeat(ids, 2, 0), jnp.repeat(length, 2))
-    chex.assert_trees_all_close(h, model.states(alone, tokens6, length6), atol=1e-5)
+    alone = model.memory(jnp.repeat(ids, 2, 0), jnp.repeat(length, 2))
+    wanted = jnp.stack([length6 - 1, length6 - 2], axis=1)
+    expected, one = model.read(alone, tokens6, length6, 3, wanted, seen_B=length6 - 1)
+    reading = model.prefill(model.compress(ids, length), 7 + 3).repeat(2)
+    h, other = model.ask(tokens6, reading, wanted, length6 - 1)
+    chex.assert_trees_all_close(h, expected, atol=1e-4)
+    more = tokens6[:, :3]
+    chex.assert_trees_all_close(
+        *(model.extend(more, reading, 0)[0] for reading in (one, other)), atol=1e-4
+    )
 
 
 def test_an_encoder_of_its_own_makes_the_keys_and_values(rng):
