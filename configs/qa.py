@@ -22,7 +22,7 @@ def get_config():
         slot_start="window_means",
         slot_positions="spread",
         epochs=3.0,
-        batch_size=8,
+        batch_size=16,
         accumulation=1,
         loss_weights={"teacher_forcing": 1.0, "generation": 0.0, "contrastive": 0.0},
         model=ModelConfig(name="smollm2-135m-instruct"),
@@ -39,7 +39,7 @@ def get_config():
             questions_per_context=8,
             answer_tokens=24,
         ),
-        optimizer=OptimizerConfig(compressor_lr=3e-4, lora_lr=3e-4),
+        optimizer=OptimizerConfig(compressor_lr=4e-4, lora_lr=4e-4),
         evaluation=EvaluationConfig(
             batch_size=128, max_answer_tokens=24, baseline=False, shuffled=True
         ),
