@@ -22,7 +22,7 @@ def get_config():
         slot_start="window_means",
         slot_positions="spread",
         epochs=3.0,
-        batch_size=16,
+        batch_size=8,
         accumulation=1,
         loss_weights={"teacher_forcing": 1.0, "generation": 0.0, "contrastive": 0.0},
         model=ModelConfig(name="smollm2-135m-instruct"),
