@@ -66,7 +66,11 @@ def token_surprisal(
     context_buckets: Sequence[int],
     question_buckets: Sequence[int],
 ) -> Scores:
-    """-log p of every context token under the untuned base, after the prompt's prefix and the tokens before it."""
+    """-log p of every context token under the untuned base, after the prompt's prefix and the tokens before it.
+
+    Args:
+        prefix_ids: at least one, for the first token to be predicted from.
+    """
     distinct = list({row.context_id: row for row in rows}.values())
     graphdef, state = nnx.split(base)
     prefix_P = jnp.asarray(prefix_ids, jnp.int32)
@@ -85,9 +89,7 @@ def token_surprisal(
 
 
 def _surprisal(base: Llama, prefix_P: Array, ids_BxC: Array) -> Array:
-    P = max(len(prefix_P), 1)
-    if not len(prefix_P):  # the first token has nothing before it: any state will do
-        prefix_P = ids_BxC[0, :1]
+    P = len(prefix_P)
     prefix_BxP = jnp.broadcast_to(prefix_P, (ids_BxC.shape[0], P))
     tokens_BxT = jnp.concatenate([prefix_BxP, ids_BxC], axis=1)
     h_BxTxD, _ = base(base.embed(tokens_BxT), jnp.arange(tokens_BxT.shape[1])[None])

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import jax
@@ -5,10 +6,15 @@ import numpy as np
 import pytest
 from tiny import tiny_model
 
-from gistjax.config import MeshConfig, OptimizerConfig
+from gistjax.config import LoraConfig, MeshConfig, OptimizerConfig
 from gistjax.errors import CheckpointError
 from gistjax.sharding import make_mesh, shardings_of
-from gistjax.training.checkpoint import Checkpointer, export_trainable, import_trainable
+from gistjax.training.checkpoint import (
+    Checkpointer,
+    export_trainable,
+    import_trainable,
+    start_from,
+)
 from gistjax.training.optimizer import make_optimizer
 from gistjax.training.step import init_state, split_model
 
@@ -96,3 +102,65 @@ def test_an_export_of_another_architecture_names_what_does_not_fit(tmp_path):
 def test_a_missing_export(tmp_path):
     with pytest.raises(CheckpointError, match="cannot read"):
         import_trainable(tmp_path / "none.safetensors", state_of().trainable)
+
+
+def exported(folder, name, **changes):
+    _, trainable, _ = split_model(tiny_model(name, seed=5, **changes))
+    metadata = {"config": json.dumps({"architecture": name})}
+    export_trainable(trainable, folder / "compressor.safetensors", metadata)
+    return trainable
+
+
+def test_a_stage_starts_from_the_one_before(tmp_path):
+    earlier = exported(tmp_path, "pooling")
+    _, fresh, _ = split_model(tiny_model("pooling", seed=6))
+    assert_equal(start_from(tmp_path, fresh, "pooling"), earlier)
+    assert_equal(start_from(tmp_path / "compressor.safetensors", fresh, "pooling"), earlier)
+
+
+def test_another_head_starts_fresh_behind_its_gate(tmp_path):
+    gated = {"slot_start": "window_means"}
+    earlier = exported(tmp_path, "pooling", **gated)
+    earlier.compressor.gate[...] = earlier.compressor.gate[...] + 1
+    export_trainable(
+        earlier, tmp_path / "compressor.safetensors", {"config": '{"architecture": "pooling"}'}
+    )
+    _, fresh, _ = split_model(tiny_model("conv", seed=6, **gated))
+    started = start_from(tmp_path, fresh, "conv")
+    assert_equal(started.lora, earlier.lora)
+    assert_equal(started.compressor, fresh.compressor)
+    _, same, _ = split_model(tiny_model("pooling", seed=6, **gated))
+    assert_equal(start_from(tmp_path, same, "pooling").compressor, earlier.compressor)
+
+
+def test_fewer_slots_take_the_first_queries(tmp_path):
+    earlier = exported(tmp_path, "gist", target_length=8)
+    _, fresh, _ = split_model(tiny_model("gist", seed=6))
+    started = start_from(tmp_path, fresh, "gist")
+    np.testing.assert_array_equal(
+        started.compressor.head.queries[...], earlier.compressor.head.queries[:4]
+    )
+
+
+def test_half_precision_is_read_as_single(tmp_path):
+    earlier = exported(tmp_path, "pooling")
+    half = jax.tree.map(lambda x: x.astype(np.float16), earlier)
+    export_trainable(half, tmp_path / "compressor.safetensors", {})
+    _, fresh, _ = split_model(tiny_model("pooling", seed=6))
+    for read in (
+        start_from(tmp_path, fresh, "pooling"),
+        import_trainable(tmp_path / "compressor.safetensors", fresh),
+    ):
+        assert_equal(read, jax.tree.map(lambda x: x.astype(np.float32), half))
+
+
+def test_a_stage_that_does_not_fit_or_is_not_there_is_refused(tmp_path):
+    exported(tmp_path, "pooling", lora=LoraConfig(rank=3))
+    _, fresh, _ = split_model(tiny_model("pooling"))
+    with pytest.raises(CheckpointError, match="lora/adapters/.* has shape"):
+        start_from(tmp_path, fresh, "pooling")
+    with pytest.raises(CheckpointError, match="nowhere"):
+        start_from(tmp_path / "nowhere", fresh, "pooling")
+    export_trainable({"other": np.zeros(3)}, tmp_path / "compressor.safetensors", {})
+    with pytest.raises(CheckpointError, match="no parameter of this configuration"):
+        start_from(tmp_path, fresh, "pooling")

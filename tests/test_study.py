@@ -1,0 +1,109 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from gistjax.config import ModelConfig
+from gistjax.errors import ConfigError
+from gistjax.study import read_study, run_study
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "model.name": "tiny-random", "model.dtype": "float32", "lora.rank": 2, "max_steps": 1, "accumulation": 1,
+    "batch_size": 8, "contrastive_layers": 1, "data.path": "sample", "data.context": "paragraph",
+    "data.context_buckets": [512], "data.question_buckets": [256], "data.validation_examples": 9,
+    "evaluation.batch_size": 1, "evaluation.max_answer_tokens": 2, "evaluation.bootstrap_samples": 20,
+    "evaluation.baseline": False, "loss_weights.generation": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["study"])
+
+
+def write(folder, study):
+    path = folder / "study.json"
+    path.write_text(json.dumps(study))
+    return path
+
+
+def test_settings_of_study_run_and_command_line_in_this_order(tmp_path):
+    study = {
+        "set": {"epochs": 2, "target_length": 32, "seed": 1},
+        "runs": [
+            {"name": "a", "config": "configs/gist_m64.py", "set": {"epochs": 3, "ratios": [2, 4]}},
+            {
+                "name": "b",
+                "config": "configs/gist_m64.py",
+                "set": {"init_from": "@a"},
+                "seeds": [7, 8],
+            },
+        ],
+    }
+    runs = read_study(write(tmp_path, study), Path("out"), ["--config.target_length=16"])
+    assert [run.name for run in runs] == ["a", "b_s7", "b_s8"]
+    configs = [run.config() for run in runs]
+    assert [(c.epochs, c.target_length, c.seed) for c in configs] == [
+        (3, 16, 1),
+        (2, 16, 7),
+        (2, 16, 8),
+    ]
+    assert configs[0].ratios == (2.0, 4.0) and configs[1].init_from == "out/a"
+    assert runs[0].command.startswith("python -m gistjax.train --config configs/gist_m64.py ")
+
+
+@pytest.mark.parametrize(
+    ("study", "says"),
+    [
+        ([], "is not a study"),
+        ({}, "is not a study"),
+        ({"runs": [{"config": "configs/gist_m64.py"}]}, "KeyError: 'name'"),
+        ({"runs": [{"name": "a", "config": "x", "set": 3}]}, "is not a study"),
+        ({"runs": [{"name": "a", "config": "x"}] * 2}, "two runs of one name"),
+    ],
+)
+def test_what_is_no_study_is_refused(study, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        read_study(write(tmp_path, study), tmp_path, [])
+
+
+def test_a_mistake_is_found_before_the_first_run(tmp_path):
+    runs = [
+        {"name": "a", "config": "configs/gist_m64.py", "set": TINY},
+        {"name": "b", "config": "configs/gist_m64.py", "set": {**TINY, "slot_startt": "head"}},
+    ]
+    with pytest.raises(ConfigError, match="slot_start"):
+        run_study(read_study(write(tmp_path, {"runs": runs}), tmp_path / "out", []))
+    assert not (tmp_path / "out").exists()
+
+
+def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_none(tmp_path):
+    runs = [
+        {"name": "first", "config": "configs/pooling_m64.py"},
+        {"name": "broken", "config": "configs/pooling_m64.py", "set": {"init_from": "nowhere"}},
+        {"name": "second", "config": "configs/conv_m64.py", "set": {"init_from": "@first"}},
+    ]
+    path = write(tmp_path, {"set": TINY, "runs": runs})
+    found = run_study(read_study(path, tmp_path, []))
+    assert found["first"]["steps"] == found["second"]["steps"] == 1
+    assert "nowhere" in found["broken"]["error"]
+    times = {
+        name: (tmp_path / name / "metrics.json").stat().st_mtime_ns for name in ("first", "second")
+    }
+    again = run_study(read_study(path, tmp_path, []))
+    assert again["first"] == found["first"]
+    for name, time in times.items():
+        assert (tmp_path / name / "metrics.json").stat().st_mtime_ns == time
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "launch/studies").glob("*.json")), ids=lambda p: p.stem
+)
+def test_the_studies_are_valid(path):
+    for run in read_study(path, Path("out"), ["--config.text.path=text"]):
+        assert run.config().model == ModelConfig(
+            name="smollm2-135m-instruct", scan_layers=run.config().model.scan_layers
+        )
