@@ -23,7 +23,7 @@ from gistjax.data.text import load_articles, text_rows
 from gistjax.errors import ConfigError
 from gistjax.evaluation.controls import select_tokens, token_surprisal
 from gistjax.evaluation.generation import Answerer
-from gistjax.model.compressor import CompressedLM
+from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.heads import HEADS
 from gistjax.model.llama import Llama
 from gistjax.sharding import make_mesh, rows_per_step, shardings_of

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gistjax.config import CompressionConfig
-from gistjax.model.compressor import CompressedLM
+from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.llama import Llama, LlamaConfig, random_initializer
 from gistjax.sharding import path_name
 from gistjax.training.step import split_model

@@ -8,7 +8,7 @@ import numpy as np
 
 from gistjax.config import CompressionConfig, DataConfig, EncoderConfig, LoraConfig
 from gistjax.data.batches import Batch
-from gistjax.model.compressor import CompressedLM
+from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.llama import (
     Llama,
     LlamaConfig,

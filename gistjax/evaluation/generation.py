@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from gistjax.data.batches import Batch, evaluation_batches
 from gistjax.data.prompts import Row
-from gistjax.model.compressor import CompressedLM, Memory
+from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.decoding import greedy
+from gistjax.model.memory import Memory
 from gistjax.sharding import put_batch
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gistjax.model.compressor import CompressedLM, Memory, Reading
+from gistjax.model.compressed_lm import CompressedLM
+from gistjax.model.memory import Memory, Reading
 
 
 class _Loop(NamedTuple):

@@ -22,9 +22,10 @@ from jax import Array
 
 from gistjax.data.batches import Batch
 from gistjax.data.prompts import TASKS
-from gistjax.model.compressor import CompressedLM, Memory, Reading, answer_positions
+from gistjax.model.compressed_lm import CompressedLM, answer_positions
 from gistjax.model.decoding import continue_greedily
 from gistjax.model.masks import lengths_to_valid
+from gistjax.model.memory import Memory, Reading
 
 TEMPERATURE = 0.1
 """Of the contrastive softmax over cosines."""

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gistjax.data.batches import Batch
-from gistjax.model.compressor import CompressedLM
+from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.lora import Trainable
 from gistjax.sharding import path_name, replicated, shardings_of, spec_of
 from gistjax.training.losses import LossSettings, total_loss

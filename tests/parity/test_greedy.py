@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from gistjax.config import CompressionConfig, LoraConfig
-from gistjax.model.compressor import CompressedLM
+from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.decoding import greedy
 
 SUBJECTS = ["the tides", "a steam engine", "Mount Fuji", "bread", "the violin", "chess", "glass",

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from tiny import tiny_batch, tiny_model
 
-from gistjax.model.compressor import answer_positions
+from gistjax.model.compressed_lm import answer_positions
 from gistjax.model.decoding import greedy
 from gistjax.model.lora import Trainable
 from gistjax.training import losses

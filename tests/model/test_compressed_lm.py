@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import TINY, tiny_base, tiny_model
 
 from gistjax.config import EncoderConfig, LoraConfig
-from gistjax.model.compressor import answer_positions
+from gistjax.model.compressed_lm import answer_positions
 from gistjax.model.decoding import greedy
 from gistjax.model.heads import HEADS
 from gistjax.model.llama import Frozen, LlamaConfig
