@@ -25,7 +25,9 @@ def get_config():
         batch_size=8,
         accumulation=1,
         loss_weights={"teacher_forcing": 1.0, "generation": 0.0, "contrastive": 0.0},
-        model=ModelConfig(name="smollm2-135m-instruct"),
+        model=ModelConfig(
+            name="smollm2-135m-instruct", scan_layers=True
+        ),  # short: compiling counts
         lora=LoraConfig(rank=32, alpha=64.0),
         encoder=EncoderConfig(
             kind="lora", bidirectional=True, lora=LoraConfig(rank=32, alpha=64.0)

@@ -268,6 +268,10 @@ def validate(config: CompressionConfig) -> None:
             "encoder.bidirectional=True needs encoder.kind='lora': the untuned base is causal.",
         ),
         (
+            not any(map(config.loss_weights.get, TEXT_LOSSES)) or config.text.min_tokens <= context,
+            f"text.min_tokens={config.text.min_tokens} is more than data.context_tokens={context}: lower it.",
+        ),
+        (
             config.encoder.kind != "lora" or config.encoder.lora.rank > 0,
             "encoder.kind='lora' needs encoder.lora.rank above 0.",
         ),

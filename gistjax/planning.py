@@ -55,7 +55,8 @@ def memory_estimate(
 
     Activations are those that the backward pass keeps: inputs and outputs of every projection, in the compute dtype, and
     fp32 logits with their gradient. Measured peaks were 2 to 20 % above the total (launch/results/speed.md), and 28 % below
-    it with a trained encoder.
+    it with a trained encoder. Attention weights under an explicit mask are not counted: a bidirectional encoder of 16 rows of
+    512 tokens asked for more than 60 GiB (launch/results/quality.md).
     """
     size = jnp.dtype(config.model.dtype).itemsize
     rows = config.batch_size
@@ -63,9 +64,12 @@ def memory_estimate(
     tokens = max(config.data.question_buckets)
     memory = memory_positions(config, context)
     questions = config.data.questions_per_context
-    passes = [(memory + tokens) * questions] * (1 + (config.loss_weights.get("generation", 0) > 0))
+    passes = [memory + tokens if questions == 1 else tokens * questions]
+    passes *= 1 + (config.loss_weights.get("generation", 0) > 0)
+    if questions > 1 and config.slot_form == "soft_tokens":
+        passes.append(memory)  # read once for all of its questions
     if config.slot_form == "key_values":
-        passes.append(context + memory)
+        passes.append(context + (memory if config.slot_place == "behind" else 0))
     elif config.encoder.kind == "lora":
         passes.append(context)
     kept = sum(_kept_activations(base, length, config.model.remat) for length in passes)

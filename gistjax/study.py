@@ -101,6 +101,8 @@ def _words(settings: Mapping[str, Any], out: Path) -> Iterator[str]:
 
 def run_study(runs: list[Run]) -> dict[str, dict[str, Any]]:
     """Makes the runs that are not finished; returns each run's metrics, or its error."""
+    import jax
+
     from gistjax.assembly import lay_foundation
     from gistjax.train import run_single_ablation
 
@@ -120,7 +122,10 @@ def run_study(runs: list[Run]) -> dict[str, dict[str, Any]]:
                 foundations.clear()  # one base in memory at a time
                 foundations[key] = lay_foundation(config)
             found[run.name] = run_single_ablation(config, run.workdir, foundations[key])
-        except GistjaxError as error:
+        except (
+            GistjaxError,
+            jax.errors.JaxRuntimeError,
+        ) as error:  # the latter where memory is out
             log.error("%s failed: %s", run.name, error)
             found[run.name] = {"error": str(error)}
         log.info("%s", _line(run.name, found[run.name]))

@@ -17,6 +17,7 @@ from gistjax.config import (
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
+    TextConfig,
     validate,
 )
 from gistjax.errors import ConfigError
@@ -127,6 +128,10 @@ WRONG = [
     ({"slot_start": "mean"}, "window_means"),
     ({"loss_weights": {"cloze": 1.0}}, "config.text.path"),
     ({"data": DataConfig(holdout=1.0)}, "holdout"),
+    (
+        {"loss_weights": {"cloze": 1.0}, "text": TextConfig(path="text", min_tokens=600)},
+        "text.min_tokens=600 is more than data.context_tokens=512",
+    ),
     ({"epochs": -1.0}, "epochs"),
     ({"epochs": float("inf")}, "epochs"),
     ({"batch_size": 0}, "batch_size"),

@@ -2,6 +2,7 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from gistjax.config import ModelConfig
@@ -107,3 +108,13 @@ def test_the_studies_are_valid(path):
         assert run.config().model == ModelConfig(
             name="smollm2-135m-instruct", scan_layers=run.config().model.scan_layers
         )
+
+
+def test_a_run_that_does_not_fit_the_device_is_reported(tmp_path, monkeypatch):
+    def out_of_memory(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr("gistjax.train.run_single_ablation", out_of_memory)
+    runs = [{"name": "a", "config": "configs/gist_m64.py"}]
+    found = run_study(read_study(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path, []))
+    assert "Out of memory" in found["a"]["error"]

@@ -1,5 +1,6 @@
 """The whole run on a tiny random base and the questions that come with the package."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,7 +13,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from gistjax import run_single_ablation
-from gistjax.config import CompressionConfig, DataConfig, EvaluationConfig, LoraConfig, ModelConfig
+from gistjax.config import (
+    CompressionConfig,
+    DataConfig,
+    EvaluationConfig,
+    LoraConfig,
+    ModelConfig,
+    TextConfig,
+)
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.evaluate import evaluate_run, load_config
 
@@ -168,3 +176,29 @@ def test_a_damaged_export_is_refused(finished, tmp_path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(CheckpointError, match=r"compressor\.safetensors"):
         evaluate_run(rundir)
+
+
+def test_text_alone_is_trained_on_and_the_next_stage_starts_there(tmp_path):
+    paragraphs = [
+        f"In {year} the people of town {year % 7} built a bridge." for year in range(1900, 1990)
+    ]
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "a.jsonl").write_text(json.dumps({"title": "t", "paragraphs": paragraphs}) + "\n")
+    losses = {"teacher_forcing": 0.0, "reconstruction": 1.0, "continuation": 0.5, "cloze": 1.0}
+    data = dataclasses.replace(
+        CONFIG.data, train_examples=0, validation_examples=0, questions_per_context=4
+    )
+    config = CONFIG.replace(
+        max_steps=2, ratios=(4.0, 64.0), slot_start="window_means", loss_weights=losses, data=data,
+        text=TextConfig(path=str(text)),
+    )  # fmt: skip
+    metrics = run_single_ablation(config, tmp_path / "pretrain")
+    assert metrics == json.loads((tmp_path / "pretrain" / "metrics.json").read_text())
+    assert metrics["steps"] == 2 and {"reconstruction", "cloze"} <= set(metrics["losses"])
+    following = CONFIG.replace(
+        max_steps=0, slot_start="window_means", init_from=str(tmp_path / "pretrain")
+    )
+    scored = run_single_ablation(following, tmp_path / "questions")
+    assert scored["steps"] == 0 and scored["n_examples"] == 9
+    assert_same_trainables(tmp_path / "pretrain", tmp_path / "questions")

@@ -100,3 +100,8 @@ def tiny_batch(rng: np.random.Generator, B: int = 4, C: int = 16, S: int = 9) ->
     batch = jax.tree.map(lambda x: x.astype(np.int32), batch)
     views = _view(tiny_base(), batch.context_ids_ExC, batch.context_length_E, 2)
     return dataclasses.replace(batch, context_view_ExD=np.asarray(views))
+
+
+def positions_of(valid_BxT: jax.Array) -> jax.Array:
+    """Rotary positions: each real token counts the real ones before it; padding repeats."""
+    return jnp.maximum(jnp.cumsum(valid_BxT, axis=1) - 1, 0)

@@ -91,11 +91,13 @@ class Prompt:
         """Question ids `[S]` with the template around them; with a limit, the question is cut at
         its end to fit.
         """
-        ids = self.encode_texts([self.question_lead + question.strip()])[0].ids
-        if limit is not None:
-            around = len(self.question_open_ids) + len(self.question_close_ids)
-            ids = ids[: max(limit - around, 0)]
-        return _int32([*self.question_open_ids, *ids, *self.question_close_ids])
+        ids = self.encode_questions([question])[0]
+        excess = len(ids) - limit if limit is not None else 0
+        if excess <= 0:
+            return ids
+        close = len(ids) - len(self.question_close_ids)
+        cut = max(close - excess, len(self.question_open_ids))
+        return np.concatenate([ids[:cut], ids[close:]])
 
     def encode_answer(self, answer: str) -> np.ndarray:
         """Answer ids `[A]`, end token included."""

@@ -35,8 +35,9 @@ CLOZE_WORDS = 14
 BEGINNING = 6
 """Tokens that say where a reconstruction starts."""
 NO_EXAMPLE = -1
-READ_TOGETHER = 256
-"""Articles that are tokenised at once."""
+"""The example index of a row that comes from no question."""
+ARTICLES_TOGETHER, CHUNKS_TOGETHER = 256, 2048
+"""How many are tokenised at once."""
 
 _SENTENCE = re.compile(r"[^.!?\n]{25,}[.!?]?")
 _TARGETS = (
@@ -124,7 +125,7 @@ def text_rows(
     chunks = islice(chunks, text.chunks) if text.chunks >= 0 else chunks
     rows: list[Row] = []
     count = 0
-    while group := list(islice(chunks, READ_TOGETHER * 8)):
+    while group := list(islice(chunks, CHUNKS_TOGETHER)):
         rows += _rows_of(group, prompt, text, limit, seed, first_id + count)
         count += len(group)
     if not rows:
@@ -143,7 +144,7 @@ def cut_chunks(
 ) -> Iterator[Chunk]:
     """Each article from its beginning on, in chunks of `min_tokens` to `context_tokens`, their lengths drawn by seed."""
     articles, rng = iter(articles), np.random.default_rng([seed, 2])
-    while group := list(islice(articles, READ_TOGETHER)):
+    while group := list(islice(articles, ARTICLES_TOGETHER)):
         for article, encoding in zip(group, prompt.encode_texts(group), strict=True):
             ids = np.asarray(encoding.ids, np.int32)
             start = 0

@@ -1,4 +1,4 @@
-"""Who may look at whom, as boolean arrays, and where everybody sits.
+"""Who may look at whom, as boolean arrays.
 
 A mask `[B, T, U]` is True where query t may look at key u. Padding is never looked at. A padded query looks at itself
 alone, so that no softmax runs over nothing.
@@ -44,8 +44,3 @@ def gist_mask(valid_BxT: Array, cut_BxT: Array, after_BxT: Array) -> Array:
 def _visible(valid_BxT: Array, order_TxT: Array) -> Array:
     real_BxTxT = valid_BxT[:, None, :] & valid_BxT[:, :, None] & order_TxT
     return real_BxTxT | jnp.eye(valid_BxT.shape[1], dtype=bool)
-
-
-def positions_of(valid_BxT: Array) -> Array:
-    """Rotary positions: each real token counts the real ones before it; padding repeats."""
-    return jnp.maximum(jnp.cumsum(valid_BxT, axis=1) - 1, 0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gistjax.config import DataConfig
 from gistjax.data.report import DataReport
-from gistjax.data.squad import Squad, load_squad, usable_examples
+from gistjax.data.squad import Squad, hold_out, load_squad, usable_examples
 from gistjax.errors import DataError
 
 GOOD = ("The cat sat.", [("a", "Who sat?", ["cat", "The cat"]), ("b", "What did it do?", ["sat"])])
@@ -270,3 +270,24 @@ def test_real_set(squad_folder):
     squad = load(squad_folder)
     assert (len(squad.train), len(squad.validation)) == (8895, 6936)
     assert sum(map(len, squad.train_articles.values())) == 1607
+
+
+def test_held_out_paragraphs_are_not_trained_on_and_the_same_for_every_seed():
+    def drawn(seed: int, holdout: float) -> Squad:
+        data = DataConfig(path="sample", train_examples=-1, validation_examples=-1, holdout=holdout)
+        return load_squad(data, seed)
+
+    whole, parts = drawn(0, 0.0), drawn(0, 0.2)
+    train, held = ({e.context_id for e in part} for part in (parts.train, parts.validation))
+    assert not train & held
+    assert train | held == {e.context_id for e in whole.train}
+    assert len(held) == round(0.2 * len(train | held))
+    assert held == {e.context_id for e in drawn(1, 0.2).validation}
+    paragraphs = {p for ps in parts.train_articles.values() for p in ps}
+    assert not paragraphs & {e.context for e in parts.validation}, "nor filled up with"
+
+
+@pytest.mark.parametrize("share", [1e-6, 1 - 1e-6])
+def test_holding_out_nothing_or_all_is_refused(sample: Squad, share: float):
+    with pytest.raises(DataError, match="holdout"):
+        hold_out(sample.train, share)

@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import TINY, projections, put_projections, tiny_base
+from tiny import TINY, positions_of, projections, put_projections, tiny_base
 
 from gistjax.config import PROJECTIONS, LoraConfig
 from gistjax.errors import WeightsError
 from gistjax.model.llama import Frozen, LlamaConfig
 from gistjax.model.lora import LoRA, Trainable, projection_sizes
-from gistjax.model.masks import causal_mask, lengths_to_valid, positions_of
+from gistjax.model.masks import causal_mask, lengths_to_valid
 
 LLAMA_31 = {
     "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,

@@ -2,13 +2,13 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import positions_of
 
 from gistjax.model.masks import (
     bidirectional_mask,
     causal_mask,
     gist_mask,
     lengths_to_valid,
-    positions_of,
 )
 
 rows_of_bools = st.integers(1, 9).flatmap(

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from tiny import positions_of
 from transformers import LlamaConfig as TorchConfig
 from transformers import LlamaForCausalLM
 
 from gistjax.config import MeshConfig, ModelConfig
-from gistjax.model.masks import causal_mask, lengths_to_valid, positions_of
+from gistjax.model.masks import causal_mask, lengths_to_valid
 from gistjax.sharding import make_mesh
 from gistjax.weights.registry import load_base, resolve
 
