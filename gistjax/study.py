@@ -4,7 +4,7 @@
 
 A study is a JSON file: `{"set": {KEY: VALUE}, "runs": [{"name", "config", "set": {KEY: VALUE}, "seeds": [..]}]}`. Each run
 is a config file with settings of the study, of the run and of the command line, in this order; it goes to `OUT/NAME`, with
-seeds to `OUT/NAME_s1` and so on. `@NAME` as the value of `init_from` is another run of the study. Finished runs are
+seeds to `OUT/NAME_s1` and so on. `@NAME` as the value of `init_from` or `teacher` is another run of the study. Finished runs are
 skipped, interrupted ones resume, a failed one does not stop the others.
 """
 
@@ -92,7 +92,7 @@ def read_study(path: Path, out: Path, overrides: list[str]) -> list[Run]:
 
 def _words(settings: Mapping[str, Any], out: Path) -> Iterator[str]:
     for key, value in settings.items():
-        if key == "init_from" and str(value).startswith("@"):
+        if key in ("init_from", "teacher") and str(value).startswith("@"):
             value = out / value[1:]
         if isinstance(value, list):
             value = f"({','.join(map(str, value))},)"
