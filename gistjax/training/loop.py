@@ -84,7 +84,12 @@ def train(
                 state, losses = train_step(state, frozen, put_batch(batch, mesh, leading=1))
             meter.count(batch)
             if step == start + 1 or step % config.log_every == 0 or step == total_steps:
-                row = {"step": step, **_fetch(losses, step), **meter.read(step)}
+                row = {
+                    "step": step,
+                    "total_steps": total_steps,
+                    **_fetch(losses, step),
+                    **meter.read(step),
+                }
                 metrics.write(row)
                 bar.set_postfix_str(
                     f"loss {row['loss']:.3f}, {row['examples_per_s']:.0f} examples/s"
@@ -141,6 +146,8 @@ def _fetch(losses: dict[str, jax.Array], step: int) -> dict[str, float]:
 def _line(row: dict[str, Any], total_steps: int) -> str:
     left = (total_steps - row["step"]) * row["step_s"]
     losses = ", ".join(
-        f"{name} {row[name]:.4f}" for name in row if name not in ("step", "step_s", "tokens_per_s")
+        f"{name} {row[name]:.4f}"
+        for name in row
+        if name not in ("step", "total_steps", "step_s", "tokens_per_s")
     )
     return f"step {row['step']}/{total_steps}: {losses}, {left / 60:.1f} min left"
