@@ -32,6 +32,7 @@ from gistjax.evaluation.generation import Answers
 from gistjax.evaluation.scores import Scores, score
 from gistjax.evaluation.statistics import paired_difference
 from gistjax.planning import abstract_model, nominal_ratio, parameter_counts
+from gistjax.sharding import writes
 from gistjax.training.step import split_model
 from gistjax.weights.registry import base_hash
 
@@ -275,7 +276,9 @@ class Scorer:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON through a temporary file, so that a reader never sees half of it."""
+    """Writes JSON through a temporary file, so that a reader never sees half of it. One process of several does."""
+    if not writes():
+        return
     temporary = path.with_suffix(path.suffix + ".tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     temporary.replace(path)

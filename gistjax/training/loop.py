@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gistjax.config import CompressionConfig
 from gistjax.data.batches import Batch
 from gistjax.errors import TrainingError
-from gistjax.sharding import put_batch
+from gistjax.sharding import fetch, put_batch, writes
 from gistjax.training.checkpoint import Checkpointer
 from gistjax.training.step import TrainState, TrainStep
 
@@ -45,13 +45,15 @@ class MetricsLog:
                     continue  # a line cut short by a kill: its step will be run and written again
                 if row["step"] <= first_step:
                     kept.append(line)
-        path.write_text("".join(line + "\n" for line in kept))
         self._path = path
+        if writes():
+            path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a line."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if writes():
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
 
 def train(
@@ -134,7 +136,7 @@ class Meter:
 
 
 def _fetch(losses: dict[str, jax.Array], step: int) -> dict[str, float]:
-    values = {name: float(value) for name, value in jax.device_get(losses).items()}
+    values = {name: float(value) for name, value in fetch(losses).items()}
     if not all(math.isfinite(value) for value in values.values()):
         raise TrainingError(
             f"the loss is not finite at step {step}: {values}. Lower --config.optimizer.lora_lr and "
