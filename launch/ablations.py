@@ -17,6 +17,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def run_sweep(
     with sole_sweep(out):
         start_ray(address)
         try:
-            resources = resources_of_a_run(gpus, cpus)
+            machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            resources = resources_of_a_run(machines, gpus, cpus)
             with Board(jobs) as board:
                 _work(jobs, resources, board)
         finally:
@@ -99,15 +101,17 @@ def start_ray(address: str) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own would not wait for runs
 
 
-def resources_of_a_run(gpus: float, cpus: float) -> dict[str, float]:
+def resources_of_a_run(
+    machines: Sequence[Mapping[str, float]], gpus: float, cpus: float
+) -> dict[str, float]:
     """`num_gpus` and `num_cpus` of a task.
+
+    Args:
+        machines: `GPU` and `CPU` of each.
 
     Raises:
         ConfigError: if no machine has so many.
     """
-    import ray
-
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     most = {key: max(machine.get(key, 0) for machine in machines) for key in ("GPU", "CPU")}
     gpus = min(most["GPU"], 1) if gpus < 0 else gpus
     wanted = {"GPU": gpus, "CPU": cpus if cpus >= 0 else 1 if gpus else most["CPU"]}
