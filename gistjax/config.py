@@ -121,6 +121,9 @@ class EvaluationConfig:
     bootstrap_samples: int = 2_000
     baseline: bool = True  # also score the untuned base with the full context
     shuffled: bool = False  # also score answers from the slots of the wrong context
+    slot_contexts: int = (
+        2  # contexts of which slot_attention.json shows what each slot reads; 0 is none
+    )
 
 
 @dataclass(frozen=True)
@@ -363,6 +366,7 @@ def _check_numbers(config: CompressionConfig) -> None:
         ("evaluation.batch_size", e.batch_size, 1),
         ("evaluation.max_answer_tokens", e.max_answer_tokens, 1),
         ("evaluation.bootstrap_samples", e.bootstrap_samples, 1),
+        ("evaluation.slot_contexts", e.slot_contexts, 0),
     ]
     for key, value, least in at_least:
         if not least <= value < math.inf:
