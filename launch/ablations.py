@@ -1,11 +1,12 @@
 """The runs of a study side by side, over the GPUs of one machine or of a Ray cluster.
 
     python -m launch.ablations --study launch/sweeps/seed.json --out runs/compression_ablations [--config.KEY=VALUE …]
-        [--gpus_per_run 4] [--address auto] [--only NAME,…] [--dry_run | --list]
+        [--gpus_per_run 4] [--address auto] [--only NAME,…] [--list | --dry_run --plan_gpus 1,4,64]
 
 Each run is one Ray task with its own devices, which executes the command line that `--list` prints. Finished runs are
 skipped, interrupted ones resume; start the command again after whatever happened. A run that fails is reported and does not
-stop the others. The last line of output says what became of each run.
+stop the others. In the end `gistjax.report` writes table and page into `--out`; the last line of output says what became of
+each run. `--dry_run` prints the plan: runs, devices, expected hours, disk.
 
 Take it from the repository's root. On a cluster (`--address`), `--out` and the data must be on a file system that all
 machines see, and gistjax must be installed on each.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,8 +28,8 @@ from absl import flags
 from gistjax import cli
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
-from gistjax.study import Run, check, choose, read_study
-from launch import worker
+from gistjax.study import Run, check, choose, plan, read_study
+from launch import costs, worker
 from launch.board import Board, progress
 from launch.schedule import FAILED, FINISHED, Ended, Job, ready, sole_sweep
 
@@ -38,6 +40,7 @@ flags.DEFINE_float(
 flags.DEFINE_string(
     "address", "", "A running Ray cluster, such as `auto`; by default this machine alone."
 )
+flags.DEFINE_list("plan_gpus", ["1"], "With --dry_run: numbers of GPUs to plan for.")
 
 log = logging.getLogger(__name__)
 
@@ -178,12 +181,61 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     if args.list:
         print("\n".join(run.command for run in runs))
         return
-    check(runs)
+    configs = check(runs)
+    if args.dry_run:
+        cli.print_result(dry_run(configs, args.plan_gpus, args.gpus_per_run))
+        return
     log.info("%s", "\n".join(run.command for run in runs))
     jobs = run_sweep(runs, out, args.address, args.gpus_per_run, args.cpus_per_run)
+    if any(job.finished for job in jobs.values()):
+        command = [sys.executable, "-m", "gistjax.report", f"--of={out}"]
+        subprocess.run(
+            command, stdout=subprocess.DEVNULL, check=False
+        )  # it says itself what it lacks
     cli.print_result({name: _summary(job) for name, job in jobs.items()})
     if any(job.state != FINISHED for job in jobs.values()):
         sys.exit(1)
+
+
+def dry_run(
+    configs: Mapping[str, CompressionConfig], plan_gpus: Sequence[str], gpus_per_run: float
+) -> dict[str, Any]:
+    """Prints the plan as tables; returns it.
+
+    Raises:
+        ConfigError: if `plan_gpus` are not numbers.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"  # shapes alone are looked at
+    needs, measured = plan(configs), costs.measurements()
+    each = {
+        name: costs.cost_of(config, needs[name]["trainable_parameters"], measured)
+        for name, config in configs.items()
+    }
+    gpus_per_run = 1 if gpus_per_run < 0 else gpus_per_run
+    runs = {
+        name: {
+            "trainable_parameters": needs[name]["trainable_parameters"],
+            "memory_estimate_gib": needs[name]["memory_estimate_gib"],
+            "steps": cost.steps,
+            "hours": cost.hours(gpus_per_run),
+            "disk_gib": cost.disk_gib,
+        }
+        for name, cost in each.items()
+    }
+    for name, run in runs.items():
+        hours = "hours not known" if run["hours"] is None else f"{run['hours']:6.2f} h"
+        log.info(
+            "%-28s %6d steps  %s  %6.1f GiB of memory  %5.1f GiB on disk",
+            name, run["steps"], hours, run["memory_estimate_gib"]["total"], run["disk_gib"],
+        )  # fmt: skip
+    if not all(gpus.isdecimal() and int(gpus) >= max(gpus_per_run, 1) for gpus in plan_gpus):
+        raise ConfigError(
+            f"--plan_gpus={','.join(plan_gpus)} must be numbers, at least --gpus_per_run={gpus_per_run:g} each."
+        )
+    totals = [costs.project(each, int(gpus), gpus_per_run) for gpus in plan_gpus]
+    for total in totals:
+        log.info("%s", ", ".join(f"{key} {value}" for key, value in total.items()))
+    return {"runs": runs, "totals": totals}
 
 
 def _summary(job: Job) -> dict[str, Any]:
