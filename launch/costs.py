@@ -1,13 +1,15 @@
 """What a sweep will take, from measured step times: steps, hours and disk, before anything starts.
 
-`results/step_times.json` holds what `gistjax.benchmark` measured; see results/speed.md. Times of other shapes are scaled by
-the positions that go through the base, and runs on several GPUs take their share of the time: both are assumptions.
+`results/step_times.json` holds what was measured, a line each: `positions` are those of a row that go through the base, of
+encoder and decoder. A config is compared with the line nearest in positions and scaled by them, and runs on several GPUs take
+their share of the time: both are assumptions.
 """
 
 from __future__ import annotations
 
 import heapq
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +63,7 @@ def cost_of(config: CompressionConfig, trainable: int, measured: Sequence[Mappin
     own = [m for m in measured if m["base_model"] == config.model.name]
     if not own:
         return Cost(steps, None, None, disk_gib)
-    near = min(own, key=lambda m: abs(m["rows"] - config.batch_size))
+    near = nearest(config, own)
     train_s = steps * config.accumulation * _micro_step_s(config, near) + _views_s(config, near)
     questions = max(config.data.validation_examples, 0)
     answer = near["answer_32_s"] if config.architecture != "none" else near["answer_32_full_context_s"]  # fmt: skip
@@ -70,19 +72,36 @@ def cost_of(config: CompressionConfig, trainable: int, measured: Sequence[Mappin
     return Cost(steps, train_s, questions / 32 * answer, disk_gib)
 
 
+def nearest(config: CompressionConfig, measured: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The measurement whose micro-step is nearest in size."""
+
+    def distance(m: Mapping[str, Any]) -> float:
+        ours = config.batch_size * positions_of(config, m["layers"])
+        return abs(math.log(ours / (m["rows"] * m["positions"])))
+
+    return min(measured, key=distance)
+
+
+def positions_of(config: CompressionConfig, layers: int) -> float:
+    """Positions of a row that go through the base forward and backward; what passes a part of it counts in part."""
+    context, tokens = config.data.context_tokens, max(config.data.question_buckets)
+    positions = float(
+        memory_positions(config, context) + tokens * config.data.questions_per_context
+    )
+    if config.encoder.kind != "embeddings":
+        share = 1.0 if config.encoder.layers < 0 else config.encoder.layers / layers
+        backward = 1.0 if config.encoder.kind == "lora" else 0.5  # of frozen states no gradient
+        positions += backward * context * share
+    return positions
+
+
 def _position_s(near: Mapping[str, Any]) -> float:
     """Seconds of one position, forward and backward."""
     return float(near["step_s"]) / (near["rows"] * near["positions"])
 
 
 def _micro_step_s(config: CompressionConfig, near: Mapping[str, Any]) -> float:
-    context, tokens = config.data.context_tokens, max(config.data.question_buckets)
-    positions = float(memory_positions(config, context) + tokens * config.data.questions_per_context)  # fmt: skip
-    if config.encoder.kind != "embeddings":
-        layers = near["layers"] if config.encoder.layers < 0 else config.encoder.layers
-        backward = 1.0 if config.encoder.kind == "lora" else 0.5  # of frozen states no gradient
-        positions += backward * context * layers / near["layers"]
-    seconds = config.batch_size * positions * _position_s(near)
+    seconds = config.batch_size * positions_of(config, near["layers"]) * _position_s(near)
     if config.loss_weights.get("generation"):
         rows = config.batch_size * config.data.questions_per_context
         seconds += DECODED * (near["decode_token_s"] + rows * _position_s(near))
