@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -159,6 +160,7 @@ class CompressionConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     eval_every: int = -1  # validation F1 on the way, in steps; -1 only at the end
+    tensorboard: bool = False  # also write events for TensorBoard
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -269,6 +271,10 @@ def validate(config: CompressionConfig) -> None:
         (
             not config.encoder.bidirectional or config.encoder.kind == "lora",
             "encoder.bidirectional=True needs encoder.kind='lora': the untuned base is causal.",
+        ),
+        (
+            not config.tensorboard or importlib.util.find_spec("tensorboardX") is not None,
+            "tensorboard=True needs a package: pip install 'gistjax[tensorboard]'.",
         ),
         (
             not any(map(config.loss_weights.get, TEXT_LOSSES)) or config.text.min_tokens <= context,

@@ -40,7 +40,7 @@ from gistjax.weights.registry import base_hash
 log = logging.getLogger(__name__)
 
 PACKAGES = ("gistjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-RESUMABLE = ("log_every", "checkpoint_every", "eval_every", "evaluation")
+RESUMABLE = ("log_every", "checkpoint_every", "eval_every", "tensorboard", "evaluation")
 """Fields that may change between a run and its resumption: they do not touch what is trained."""
 
 

@@ -134,7 +134,7 @@ def run_single_ablation(
     with Checkpointer(rundir / "checkpoint") as checkpointer:
         if checkpointer.latest_step is not None:
             state = checkpointer.restore(state)
-        metrics = MetricsLog(rundir / "metrics.jsonl", int(state.step))
+        metrics = MetricsLog(rundir / "metrics.jsonl", int(state.step), config.tensorboard)
         state = train(
             state,
             frozen,
@@ -147,6 +147,7 @@ def run_single_ablation(
             mesh,
             evaluate,
         )
+        metrics.close()
     export_trainable(state.trainable, rundir / "compressor.safetensors", results.provenance(config))
 
     # Results

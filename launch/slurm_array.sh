@@ -7,7 +7,7 @@
 # job of their own behind them: --only NAME,… among the last arguments, and sbatch --dependency=afterok:JOB.
 #SBATCH --job-name=gistjax
 #SBATCH --requeue
-#SBATCH --signal=TERM@120
+#SBATCH --signal=B:TERM@120
 set -euo pipefail
 
 study=$1 out=$2

@@ -11,7 +11,7 @@ from gistjax.reporting.runs import Result
 
 ALWAYS_SHOWN = ("architecture", "target_length", "seed")
 NOT_SHOWN = (
-    "model.path", "data.path", "text.path", "init_from", "log_every", "checkpoint_every", "eval_every",
+    "model.path", "data.path", "text.path", "init_from", "log_every", "checkpoint_every", "eval_every", "tensorboard", "tensorboard",
     "evaluation.", "mesh.", "ratio_growth", "model.scan_layers", "model.attention", "model.remat",
 )  # fmt: skip
 MOST_SETTINGS = 8

@@ -20,6 +20,7 @@ from gistjax.data.batches import Batch
 from gistjax.errors import TrainingError
 from gistjax.sharding import fetch, put_batch, writes
 from gistjax.training.checkpoint import Checkpointer
+from gistjax.training.events import Events
 from gistjax.training.step import TrainState, TrainStep
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,9 @@ class Plan(Protocol):
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one line a logged step, each step once, also after a resume."""
+    """`metrics.jsonl`: one line a logged step, each step once, also after a resume; and TensorBoard's events."""
 
-    def __init__(self, path: Path, first_step: int):
+    def __init__(self, path: Path, first_step: int, tensorboard: bool = False):
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
@@ -46,6 +47,7 @@ class MetricsLog:
                 if row["step"] <= first_step:
                     kept.append(line)
         self._path = path
+        self._events = Events(path.parent, first_step) if tensorboard and writes() else None
         if writes():
             path.write_text("".join(line + "\n" for line in kept))
 
@@ -54,6 +56,13 @@ class MetricsLog:
         if writes():
             with self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+        if self._events:
+            self._events.write(row)
+
+    def close(self) -> None:
+        """No line will follow."""
+        if self._events:
+            self._events.close()
 
 
 def train(
