@@ -27,7 +27,7 @@ from gistjax.evaluation.generation import Answerer
 from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.heads import HEADS
 from gistjax.model.llama import Llama
-from gistjax.sharding import make_mesh, rows_per_step, shardings_of
+from gistjax.sharding import make_mesh, place, replicated, rows_per_step, shardings_of
 from gistjax.training.checkpoint import import_trainable
 from gistjax.training.step import split_model
 from gistjax.training.teacher import teacher_targets
@@ -171,13 +171,13 @@ def build_model(
     """The model of one ablation on a base, its trainable leaves seeded and on the mesh."""
     model = CompressedLM(base, config, prefix_ids, jax.random.key(config.seed))
     if model.compressor is not None:
-        rms = jax.jit(_embedding_rms)(base.embedding[...])
-        model.compressor.connector.embedding_rms[...] = jax.device_put(rms, jax.devices()[0])
+        rms = jax.jit(_embedding_rms, out_shardings=replicated(mesh))(base.embedding[...])
+        model.compressor.connector.embedding_rms[...] = rms
     graphdef, trainable, frozen = split_model(model)
     return nnx.merge(
         graphdef,
-        jax.device_put(trainable, shardings_of(trainable, mesh)),
-        jax.device_put(frozen, shardings_of(frozen, mesh)),
+        place(trainable, shardings_of(trainable, mesh)),
+        place(frozen, shardings_of(frozen, mesh)),
     )
 
 

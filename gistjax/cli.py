@@ -98,6 +98,19 @@ def option(argv: list[str], name: str) -> str:
     raise ConfigError(f"--{name} is missing (see --help).")
 
 
+def overrides() -> list[str]:
+    """The `--config.KEY=VALUE` of this process's command line.
+
+    Raises:
+        ConfigError: if one has its value in the next word.
+    """
+    words = [word for word in sys.argv[1:] if re.match(r"--?config\.", word)]
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"{word} needs its value in the same word: {word}=VALUE.")
+    return words
+
+
 def _config_first(argv: list[str]) -> list[str]:
     """The command line with its config file in front, where ml_collections wants it, and checked to be there."""
     for i, word in enumerate(argv[1:], 1):

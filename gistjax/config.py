@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -122,6 +123,9 @@ class EvaluationConfig:
     bootstrap_samples: int = 2_000
     baseline: bool = True  # also score the untuned base with the full context
     shuffled: bool = False  # also score answers from the slots of the wrong context
+    slot_contexts: int = (
+        2  # contexts of which slot_attention.json shows what each slot reads; 0 is none
+    )
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ class CompressionConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     eval_every: int = -1  # validation F1 on the way, in steps; -1 only at the end
+    tensorboard: bool = False  # also write events for TensorBoard
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -290,6 +295,10 @@ def validate(config: CompressionConfig) -> None:
             "encoder.bidirectional=True needs encoder.kind='lora': the untuned base is causal.",
         ),
         (
+            not config.tensorboard or importlib.util.find_spec("tensorboardX") is not None,
+            "tensorboard=True needs a package: pip install 'gistjax[tensorboard]'.",
+        ),
+        (
             not any(map(config.loss_weights.get, TEXT_LOSSES)) or config.text.min_tokens <= context,
             f"text.min_tokens={config.text.min_tokens} is more than data.context_tokens={context}: lower it.",
         ),
@@ -390,6 +399,7 @@ def _check_numbers(config: CompressionConfig) -> None:
         ("evaluation.batch_size", e.batch_size, 1),
         ("evaluation.max_answer_tokens", e.max_answer_tokens, 1),
         ("evaluation.bootstrap_samples", e.bootstrap_samples, 1),
+        ("evaluation.slot_contexts", e.slot_contexts, 0),
     ]
     for key, value, least in at_least:
         if not least <= value < math.inf:

@@ -19,12 +19,16 @@ from gistjax.config import CompressionConfig, load_config, validate
 
 flags.DEFINE_string("run", "", "Directory of a finished run.")
 flags.DEFINE_string("output", "", "Also write the predictions of every question to this JSON file.")
+flags.DEFINE_string("slot_attention", "", "Also write what each slot reads to this JSON file.")
 
 log = logging.getLogger(__name__)
 
 
 def evaluate_run(
-    rundir: str | Path, config: CompressionConfig | None = None, output: str | Path | None = None
+    rundir: str | Path,
+    config: CompressionConfig | None = None,
+    output: str | Path | None = None,
+    slot_attention: str | Path | None = None,
 ) -> dict[str, Any]:
     """Scores a run's exported compressor on the validation split of its data.
 
@@ -32,6 +36,7 @@ def evaluate_run(
         rundir: the run's directory.
         config: the run's configuration with other data or evaluation settings; by default as trained.
         output: a JSON file for all predictions.
+        slot_attention: a JSON file for what each slot reads.
 
     Raises:
         GistjaxError: for anything that is the user's to mend.
@@ -56,12 +61,16 @@ def evaluate_run(
     measured = scorer.measure(trainable, frozen)
     if output:
         results.write_json(Path(output), measured.predictions)
+    if slot_attention:
+        results.write_json(Path(slot_attention), measured.slot_attention, indent=None)
     return measured.metrics
 
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command."""
-    cli.print_result(evaluate_run(args.run, config, args.output or None))
+    cli.print_result(
+        evaluate_run(args.run, config, args.output or None, args.slot_attention or None)
+    )
 
 
 if __name__ == "__main__":

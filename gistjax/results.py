@@ -30,15 +30,17 @@ from gistjax.evaluation.controls import shuffle_contexts
 from gistjax.evaluation.diagnostics import answer_diversity, slot_similarity
 from gistjax.evaluation.generation import Answers
 from gistjax.evaluation.scores import Scores, score
+from gistjax.evaluation.slot_attention import slot_attention
 from gistjax.evaluation.statistics import paired_difference
 from gistjax.planning import abstract_model, nominal_ratio, parameter_counts
+from gistjax.sharding import writes
 from gistjax.training.step import split_model
 from gistjax.weights.registry import base_hash
 
 log = logging.getLogger(__name__)
 
 PACKAGES = ("gistjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-RESUMABLE = ("log_every", "checkpoint_every", "eval_every", "evaluation")
+RESUMABLE = ("log_every", "checkpoint_every", "eval_every", "tensorboard", "evaluation")
 """Fields that may change between a run and its resumption: they do not touch what is trained."""
 
 
@@ -104,14 +106,17 @@ def provenance(config: CompressionConfig) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Measured:
-    """What `metrics.json` and `predictions.json` hold."""
+    """What `metrics.json`, `predictions.json` and `slot_attention.json` hold."""
 
     metrics: dict[str, Any]
     predictions: list[dict[str, Any]]  # one for every question
+    slot_attention: list[dict[str, Any]]  # of some contexts; empty without slots
 
     def write(self, rundir: Path, steps: int, samples: int) -> dict[str, Any]:
-        """Writes both files, and some of the predictions to look at; returns the metrics."""
+        """Writes the files, and some of the predictions to look at; returns the metrics."""
         metrics = {**self.metrics, "steps": steps}
+        if self.slot_attention:
+            write_json(rundir / "slot_attention.json", self.slot_attention, indent=None)
         write_json(rundir / "metrics.json", metrics)
         write_json(rundir / "predictions.json", self.predictions)
         write_json(rundir / "sample_predictions.json", self.predictions[:samples])
@@ -183,7 +188,17 @@ class Scorer:
             "device": device_name(),
             "packages": versions(),
         }
-        return Measured(metrics, predictions)
+        return Measured(metrics, predictions, self._slot_attention(trainable, frozen))
+
+    def _slot_attention(self, trainable: Any, frozen: Any) -> list[dict[str, Any]]:
+        contexts = self._config.evaluation.slot_contexts
+        if not contexts or not compresses(self._config):
+            return []
+        return slot_attention(
+            self._graphdef, trainable, frozen, self._read, self._foundation.tokenizer,
+            self._foundation.mesh, contexts,
+            self._config.data.context_buckets, self._config.data.question_buckets,
+        )  # fmt: skip
 
     def _score(self, answers: Answers) -> Scores:
         samples = self._config.evaluation.bootstrap_samples
@@ -274,10 +289,12 @@ class Scorer:
         ]
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON through a temporary file, so that a reader never sees half of it."""
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Writes JSON through a temporary file, so that a reader never sees half of it. One process of several does."""
+    if not writes():
+        return
     temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    temporary.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
     temporary.replace(path)
 
 

@@ -11,6 +11,8 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import GetAttrKey
@@ -104,7 +106,41 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def put_batch(batch: Any, mesh: Mesh, leading: int = 0) -> Any:
     """Places host arrays on the mesh, rows split over `ROWS`; `leading` axes before the rows stay whole."""
     sharding = NamedSharding(mesh, P(*([None] * leading), ROWS))
-    return jax.device_put(batch, sharding)
+    return place(batch, jax.tree.map(lambda _: sharding, batch))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Puts arrays, of which every process has the same, where they belong; of several processes each puts its own part."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, sharding)  # it is spread over the processes already
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+    with jax.transfer_guard("allow"):  # it is asked for
+        return jax.tree.map(put, tree, shardings)
+
+
+def fetch(tree: Any) -> Any:
+    """Whole arrays on the host of every process, wherever their parts are. All processes must call it in the same order."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(
+        lambda x: (
+            np.asarray(x)
+            if x.is_fully_addressable or x.is_fully_replicated
+            else multihost_utils.process_allgather(x, tiled=True)
+        ),
+        tree,
+    )
+
+
+def writes() -> bool:
+    """Whether this process is the one that writes results."""
+    return jax.process_index() == 0
 
 
 def rows_per_step(mesh: Mesh) -> int:

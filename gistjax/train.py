@@ -6,6 +6,7 @@ python -m gistjax.train --config configs/gist_m64.py [--config.KEY=VALUE …] [-
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from absl import flags
 
 from gistjax import cli
 from gistjax.config import CompressionConfig, validate
+from gistjax.errors import ConfigError
 
 if TYPE_CHECKING:
     from gistjax.assembly import Foundation
@@ -22,6 +24,13 @@ flags.DEFINE_string(
 )
 flags.DEFINE_bool(
     "dry_run", False, "Print config, parameters and memory, touch no weights, and stop."
+)
+
+flags.DEFINE_string(
+    "distributed",
+    "",
+    "One run over the devices of several processes, each of which is given the same command: `auto` under SLURM, MPI or "
+    "Kubernetes, else ADDRESS:PORT,PROCESSES,ID of this process. --workdir must be a folder that all see.",
 )
 
 log = logging.getLogger(__name__)
@@ -127,7 +136,7 @@ def run_single_ablation(
     with Checkpointer(rundir / "checkpoint") as checkpointer:
         if checkpointer.latest_step is not None:
             state = checkpointer.restore(state)
-        metrics = MetricsLog(rundir / "metrics.jsonl", int(state.step))
+        metrics = MetricsLog(rundir / "metrics.jsonl", int(state.step), config.tensorboard)
         state = train(
             state,
             frozen,
@@ -140,6 +149,7 @@ def run_single_ablation(
             mesh,
             evaluate,
         )
+        metrics.close()
     export_trainable(state.trainable, rundir / "compressor.safetensors", results.provenance(config))
 
     # Results
@@ -169,7 +179,37 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
             {"config": config.to_json(), **dry_run(config, source.config, source.describe())}
         )
         return
-    cli.print_result(run_single_ablation(config, args.workdir or None))
+    if args.distributed:
+        join(args.distributed)
+    found = run_single_ablation(config, args.workdir or None)
+    from gistjax.sharding import writes
+
+    if writes():
+        cli.print_result(found)
+
+
+def join(word: str) -> None:
+    """Meets the other processes of this run; from then on all their devices are one mesh.
+
+    Raises:
+        ConfigError: if they cannot be met.
+    """
+    import jax
+
+    match = re.fullmatch(r"(.+:\d+),(\d+),(\d+)", word)
+    if not match and word != "auto":
+        raise ConfigError(
+            f"--distributed={word} must be auto, or ADDRESS:PORT,PROCESSES,ID as in 10.0.0.1:8476,2,0."
+        )
+    try:
+        if match:
+            jax.distributed.initialize(match[1], int(match[2]), int(match[3]))
+        else:
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"--distributed={word} does not come together: {error}") from error
+    if jax.process_index():
+        logging.getLogger().setLevel(logging.WARNING)  # one voice
 
 
 if __name__ == "__main__":

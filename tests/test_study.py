@@ -5,9 +5,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from gistjax.config import ModelConfig
-from gistjax.errors import ConfigError
-from gistjax.study import read_study, run_study
+from gistjax.errors import CheckpointError, ConfigError
+from gistjax.study import Run, choose, read_study, run_study
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -56,6 +55,30 @@ def test_settings_of_study_run_and_command_line_in_this_order(tmp_path):
     assert runs[0].command.startswith("python -m gistjax.train --config configs/gist_m64.py ")
 
 
+def test_a_grid_is_a_run_for_each_combination(tmp_path):
+    entries = [
+        {
+            "name": "pretrain_{architecture}",
+            "config": "configs/base.py",
+            "grid": {"architecture": ["gist", "conv"]},
+        },
+        {
+            "name": "M{target_length}_{architecture}",
+            "config": "configs/base.py",
+            "grid": {"architecture": ["gist", "conv"], "target_length": [32, 64]},
+            "set": {"init_from": "@pretrain_{architecture}", "epochs": 2},
+            "seeds": [1, 2],
+        },
+    ]
+    runs = read_study(write(tmp_path, {"runs": entries}), Path("out"), [])
+    assert (
+        len(runs) == 10 and runs[-1].name == "M64_conv_s2" and runs[-1].after == ("pretrain_conv",)
+    )
+    config = runs[-1].config()
+    assert (config.architecture, config.target_length, config.seed) == ("conv", 64, 2)
+    assert config.epochs == 2 and config.init_from == "out/pretrain_conv"
+
+
 @pytest.mark.parametrize(
     ("study", "says"),
     [
@@ -63,7 +86,21 @@ def test_settings_of_study_run_and_command_line_in_this_order(tmp_path):
         ({}, "is not a study"),
         ({"runs": [{"config": "configs/gist_m64.py"}]}, "KeyError: 'name'"),
         ({"runs": [{"name": "a", "config": "x", "set": 3}]}, "is not a study"),
-        ({"runs": [{"name": "a", "config": "x"}] * 2}, "two runs of one name"),
+        ({"runs": [{"name": "a", "config": "x"}] * 2}, "two runs of one name: a"),
+        (
+            {"runs": [{"name": "a", "config": "x", "grid": {"seed": [1, 2]}}]},
+            "holds each of its keys",
+        ),
+        ({"runs": [{"name": "a", "config": "x", "grid": {"seed": 1}}]}, "is not a study"),
+        (
+            {
+                "runs": [
+                    {"name": "a", "config": "x"},
+                    {"name": "b", "config": "x", "set": {"init_from": "@aa"}},
+                ]
+            },
+            "'@aa' is none of the runs before it; did you mean 'a'",
+        ),
     ],
 )
 def test_what_is_no_study_is_refused(study, says, tmp_path):
@@ -100,14 +137,31 @@ def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_non
         assert (tmp_path / name / "metrics.json").stat().st_mtime_ns == time
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "launch/studies").glob("*.json")), ids=lambda p: p.stem
-)
+def test_a_directory_with_another_configuration_is_refused_before_the_first_run(tmp_path):
+    runs = [{"name": name, "config": "configs/gist_m64.py", "set": TINY} for name in "ab"]
+    path = write(tmp_path, {"runs": runs})
+    theirs = read_study(path, tmp_path, ["--config.seed=1"])[1].config()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.json").write_text(json.dumps({"config": theirs.to_json()}))
+    with pytest.raises(CheckpointError, match="seed was 1 and is 42"):
+        run_study(read_study(path, tmp_path, []))
+    assert not (tmp_path / "a").exists()
+
+
+def test_chosen_runs_and_a_mistyped_one():
+    runs = [Run(name, "x", (), Path(name)) for name in ("M32_gist", "M64_gist")]
+    assert choose(runs, []) == runs and choose(runs, ["M64_gist"]) == runs[1:]
+    with pytest.raises(ConfigError, match="did you mean 'M32_gist'"):
+        choose(runs, ["M32_gits"])
+
+
+STUDIES = [*(ROOT / "launch/studies").glob("*.json"), *(ROOT / "launch/sweeps").glob("*.json")]
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES), ids=lambda path: path.stem)
 def test_the_studies_are_valid(path):
     for run in read_study(path, Path("out"), ["--config.text.path=text"]):
-        assert run.config().model == ModelConfig(
-            name="smollm2-135m-instruct", scan_layers=run.config().model.scan_layers
-        )
+        assert run.config().model.path == "", "weights are the user's to give"
 
 
 def test_a_run_that_does_not_fit_the_device_is_reported(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from gistjax.errors import CheckpointError
-from gistjax.sharding import path_name
+from gistjax.sharding import fetch, path_name, place, writes
 from gistjax.training.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -91,10 +91,11 @@ def _name(path: tuple[Any, ...]) -> str:
 def export_trainable(trainable: Any, path: Path, metadata: dict[str, str]) -> None:
     """Writes the trainable leaves as one safetensors file, for sharing."""
     arrays = {
-        path_name(key): np.ascontiguousarray(jax.device_get(leaf))
+        path_name(key): np.ascontiguousarray(fetch(leaf))
         for key, leaf in jax.tree_util.tree_leaves_with_path(trainable)
     }
-    save_file(arrays, path, metadata=metadata)
+    if writes():
+        save_file(arrays, path, metadata=metadata)
 
 
 def import_trainable(path: Path, trainable: Any) -> Any:
@@ -114,7 +115,7 @@ def import_trainable(path: Path, trainable: Any) -> Any:
                 f"{path} does not fit this configuration: {name} {state}, expected {leaf.shape}. "
                 "Use the config.json that lies beside it."
             )
-        return jax.device_put(found.astype(leaf.dtype), leaf.sharding)
+        return place(found.astype(leaf.dtype), leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(find, trainable)
 
@@ -146,7 +147,7 @@ def start_from(path: Path, trainable: Any, architecture: str) -> Any:
                 f"{file} does not fit this configuration: {name} has shape {found.shape}, expected {leaf.shape}."
             )
         taken.append(name)
-        return jax.device_put(found.astype(leaf.dtype), leaf.sharding)
+        return place(found.astype(leaf.dtype), leaf.sharding)
 
     result = jax.tree_util.tree_map_with_path(find, trainable)
     if not taken:

@@ -18,8 +18,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gistjax.config import CompressionConfig
 from gistjax.data.batches import Batch
 from gistjax.errors import TrainingError
-from gistjax.sharding import put_batch
+from gistjax.sharding import fetch, put_batch, writes
 from gistjax.training.checkpoint import Checkpointer
+from gistjax.training.events import Events
 from gistjax.training.step import TrainState, TrainStep
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,9 @@ class Plan(Protocol):
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one line a logged step, each step once, also after a resume."""
+    """`metrics.jsonl`: one line a logged step, each step once, also after a resume; and TensorBoard's events."""
 
-    def __init__(self, path: Path, first_step: int):
+    def __init__(self, path: Path, first_step: int, tensorboard: bool = False):
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
@@ -45,13 +46,23 @@ class MetricsLog:
                     continue  # a line cut short by a kill: its step will be run and written again
                 if row["step"] <= first_step:
                     kept.append(line)
-        path.write_text("".join(line + "\n" for line in kept))
         self._path = path
+        self._events = Events(path.parent, first_step) if tensorboard and writes() else None
+        if writes():
+            path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a line."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if writes():
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if self._events:
+            self._events.write(row)
+
+    def close(self) -> None:
+        """No line will follow."""
+        if self._events:
+            self._events.close()
 
 
 def train(
@@ -84,7 +95,12 @@ def train(
                 state, losses = train_step(state, frozen, put_batch(batch, mesh, leading=1))
             meter.count(batch)
             if step == start + 1 or step % config.log_every == 0 or step == total_steps:
-                row = {"step": step, **_fetch(losses, step), **meter.read(step)}
+                row = {
+                    "step": step,
+                    "total_steps": total_steps,
+                    **_fetch(losses, step),
+                    **meter.read(step),
+                }
                 metrics.write(row)
                 bar.set_postfix_str(
                     f"loss {row['loss']:.3f}, {row['examples_per_s']:.0f} examples/s"
@@ -129,7 +145,7 @@ class Meter:
 
 
 def _fetch(losses: dict[str, jax.Array], step: int) -> dict[str, float]:
-    values = {name: float(value) for name, value in jax.device_get(losses).items()}
+    values = {name: float(value) for name, value in fetch(losses).items()}
     if not all(math.isfinite(value) for value in values.values()):
         raise TrainingError(
             f"the loss is not finite at step {step}: {values}. Lower --config.optimizer.lora_lr and "
@@ -141,6 +157,8 @@ def _fetch(losses: dict[str, jax.Array], step: int) -> dict[str, float]:
 def _line(row: dict[str, Any], total_steps: int) -> str:
     left = (total_steps - row["step"]) * row["step_s"]
     losses = ", ".join(
-        f"{name} {row[name]:.4f}" for name in row if name not in ("step", "step_s", "tokens_per_s")
+        f"{name} {row[name]:.4f}"
+        for name in row
+        if name not in ("step", "total_steps", "step_s", "tokens_per_s")
     )
     return f"step {row['step']}/{total_steps}: {losses}, {left / 60:.1f} min left"

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from gistjax.data.batches import Batch
 from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.lora import Trainable
-from gistjax.sharding import path_name, replicated, shardings_of, spec_of
+from gistjax.sharding import path_name, place, replicated, shardings_of, spec_of
 from gistjax.training.losses import LossSettings, total_loss
 
 
@@ -43,7 +43,7 @@ def init_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Me
     )
     shardings = state_shardings(state, mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
-    return jax.device_put(state.replace(opt_state=opt_state), shardings)  # type: ignore[attr-defined]
+    return place(state.replace(opt_state=opt_state), shardings)  # type: ignore[attr-defined, no-any-return]
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:

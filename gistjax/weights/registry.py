@@ -22,7 +22,7 @@ from gistjax.config import ModelConfig, did_you_mean
 from gistjax.errors import WeightsError
 from gistjax.model.attention import choose_kernel
 from gistjax.model.llama import Layer, Llama, LlamaConfig, RopeScaling
-from gistjax.sharding import path_name
+from gistjax.sharding import fetch, path_name
 from gistjax.weights.gguf import open_gguf
 from gistjax.weights.loading import READERS, load_llama, random_llama
 from gistjax.weights.safetensors import SafetensorsReader, read_config
@@ -249,14 +249,14 @@ def base_hash(llama: Llama) -> str:
     """SHA-256 over all names and bytes, whether the layers are stacked or not; a few leaves on the host at a time."""
 
     def digests(item: tuple[Any, Any]) -> list[tuple[str, str]]:
-        name, array = path_name(item[0]), np.asarray(jax.device_get(item[1]))
+        name, array = path_name(item[0]), fetch(item[1])
         parts = {name: array}
         if isinstance(llama.layers, Layer) and name.startswith("layers/"):
             parts = {name.replace("/", f"/{i}/"): layer for i, layer in enumerate(array)}
         return [(part, _sha256(values)) for part, values in parts.items()]
 
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(llama))
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READERS if jax.process_count() == 1 else 1) as pool:  # fetch in order
         found = [digest for group in pool.map(digests, leaves) for digest in group]
     return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
 
