@@ -32,6 +32,7 @@ def attempt(command: str, folder: str, workdir: str) -> tuple[int, str]:
         folder: the working directory, from which `workdir` is seen.
     """
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # how Ray cancels; ignored under nohup
     rundir = Path(workdir)
     rundir.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, *shlex.split(command)[1:]]
