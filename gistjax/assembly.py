@@ -16,7 +16,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from gistjax.config import TEXT_LOSSES, CompressionConfig
+from gistjax.config import TEXT_LOSSES, CompressionConfig, load_config
+from gistjax.data.batches import Targets
 from gistjax.data.prompts import Prompt, Row, make_prompt
 from gistjax.data.report import DataReport
 from gistjax.data.text import load_articles, text_rows
@@ -27,7 +28,9 @@ from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.heads import HEADS
 from gistjax.model.llama import Llama
 from gistjax.sharding import make_mesh, place, replicated, rows_per_step, shardings_of
+from gistjax.training.checkpoint import import_trainable
 from gistjax.training.step import split_model
+from gistjax.training.teacher import teacher_targets
 from gistjax.weights.registry import Source, load_base, load_tokenizer, resolve
 
 log = logging.getLogger(__name__)
@@ -123,6 +126,37 @@ def select(config: CompressionConfig, foundation: Foundation, rows: list[Row]) -
             config.data.question_buckets,
         )
     return select_tokens(rows, config, scores)
+
+
+def teach(
+    config: CompressionConfig, foundation: Foundation, questions: list[Row], answer_tokens: int
+) -> Targets | None:
+    """What the teacher makes of the training questions; None where the distillation loss is off.
+
+    Raises:
+        CheckpointError: if the teacher's run cannot be read.
+        ConfigError: if it has another base.
+    """
+    if not config.loss_weights.get("distillation"):
+        return None
+    rundir = Path(config.teacher)
+    theirs = load_config(rundir)
+    if theirs.model.name != config.model.name:
+        raise ConfigError(
+            f"the teacher {rundir} was trained on {theirs.model.name}, not on {config.model.name}: take one of the same base."
+        )
+    graphdef, fresh, frozen = split_model(model_on(theirs, foundation))
+    trainable = import_trainable(rundir / "compressor.safetensors", fresh)
+    return teacher_targets(
+        nnx.merge(graphdef, trainable, frozen),
+        select(theirs, foundation, questions),
+        answer_tokens,
+        config.teacher_tokens,
+        foundation.mesh,
+        config.evaluation.batch_size,
+        config.data.context_buckets,
+        config.data.question_buckets,
+    )
 
 
 def model_on(config: CompressionConfig, foundation: Foundation) -> CompressedLM:

@@ -13,11 +13,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from gistjax.errors import ConfigError
+from gistjax.errors import CheckpointError, ConfigError
 
 ARCHITECTURES = ("cross_attention", "conv", "pooling", "gist", "mean_pool", "none", "closed_book")
 UNCOMPRESSED = ("none", "closed_book")
@@ -25,7 +26,7 @@ SELECTIONS = ("all", "first", "last", "random", "surprisal")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 TEXT_LOSSES = ("reconstruction", "continuation", "cloze")
 DEFAULT_LOSS_WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
-DEFAULT_LOSS_WEIGHTS |= dict.fromkeys(TEXT_LOSSES, 0.0)
+DEFAULT_LOSS_WEIGHTS |= dict.fromkeys(("distillation", *TEXT_LOSSES), 0.0)
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,8 @@ class CompressionConfig:
     accumulation: int = 4  # micro-steps per optimizer step
     loss_weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_LOSS_WEIGHTS))
     contrastive_layers: int = 8  # base layers behind the contrastive target
+    teacher: str = ""  # directory of a finished run, best of architecture none, that the distillation loss learns from
+    teacher_tokens: int = 16  # of its most probable ones at each place, that are learned from
     seed: int = 42
     log_every: int = 10
     checkpoint_every: int = 500
@@ -188,8 +191,27 @@ class CompressionConfig:
         return _from_dict(cls, values, "")
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
-        """A locked, typed ConfigDict, for config files."""
-        return ml_collections.ConfigDict(dataclasses.asdict(self)).lock()
+        """A locked, typed ConfigDict, for config files; losses that are not named have weight 0, and can be overridden."""
+        values = dataclasses.asdict(self)
+        values["loss_weights"] = dict.fromkeys(DEFAULT_LOSS_WEIGHTS, 0.0) | self.loss_weights
+        return ml_collections.ConfigDict(values).lock()
+
+
+def load_config(rundir: Path) -> CompressionConfig:
+    """The configuration that a run was trained with.
+
+    Raises:
+        CheckpointError: if the directory holds no run.
+    """
+    path = rundir / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}): give the directory of a run of "
+            "gistjax.train."
+        ) from error
+    return CompressionConfig.from_dict(values)
 
 
 def _from_dict(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
@@ -334,6 +356,11 @@ def _check_losses(config: CompressionConfig) -> None:
                 f"loss_weights.{name} needs rows of that task: give --config.text.path, a folder of text, and "
                 f"--config.text.{name} above 0."
             )
+    if config.loss_weights.get("distillation") and not config.teacher:
+        raise ConfigError(
+            "loss_weights.distillation needs a model to learn from: give --config.teacher, the directory of a finished run "
+            "such as that of configs/full_context.py."
+        )
     if config.architecture in UNCOMPRESSED and config.loss_weights.get("contrastive"):
         raise ConfigError(
             f"architecture={config.architecture!r} has no slots for the contrastive loss: set "

@@ -4,7 +4,7 @@
 
 A study is a JSON file: `{"set": {KEY: VALUE}, "runs": [{"name", "config", "set": {KEY: VALUE}, "seeds": [..]}]}`. Each run
 is a config file with settings of the study, of the run and of the command line, in this order; it goes to `OUT/NAME`, with
-seeds to `OUT/NAME_s1` and so on. `@NAME` as the value of `init_from` is an earlier run of the study. Finished runs are
+seeds to `OUT/NAME_s1` and so on. `@NAME` as the value of `init_from` or `teacher` is an earlier run of the study. Finished runs are
 skipped, interrupted ones resume, a failed one does not stop the others.
 
 An entry with `"grid": {KEY: [VALUE, …]}` is a run for each combination of the values; `{KEY}` in its name and its settings is
@@ -35,6 +35,9 @@ flags.DEFINE_bool("list", False, "Print the command line of every run, and stop.
 
 log = logging.getLogger(__name__)
 
+LINKS = ("init_from", "teacher")
+"""Settings that can name another run of the study."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -44,7 +47,7 @@ class Run:
     file: str  # config file
     overrides: tuple[str, ...]  # --config.KEY=VALUE
     workdir: Path
-    after: str | None = None  # the run that this one starts from
+    after: tuple[str, ...] = ()  # the runs that this one needs
 
     @property
     def command(self) -> str:
@@ -80,7 +83,7 @@ def read_study(path: Path, out: Path, overrides: list[str]) -> list[Run]:
             for name, settings in _expand(entry):
                 settings = {**study.get("set", {}), **settings}
                 words = (*_words(settings, out), *overrides)
-                after = _earlier(settings, runs)
+                after = tuple(_earlier(settings, runs))
                 runs.append(Run(name, entry["config"], words, out / name, after))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
@@ -117,26 +120,26 @@ def _fill(text: Any, chosen: Mapping[str, Any]) -> Any:
     return text
 
 
-def _earlier(settings: Mapping[str, Any], runs: list[Run]) -> str | None:
-    """The run that `init_from` names as `@NAME`.
+def _earlier(settings: Mapping[str, Any], runs: list[Run]) -> Iterator[str]:
+    """The runs that settings name as `@NAME`.
 
     Raises:
-        ConfigError: if no run before this one has that name.
+        ConfigError: if no run before this one has such a name.
     """
-    start = str(settings.get("init_from", ""))
-    if not start.startswith("@"):
-        return None
     names = [run.name for run in runs]
-    if start[1:] not in names:
-        raise ConfigError(
-            f"init_from={start!r} is none of the runs before it{did_you_mean(start[1:], names)}"
-        )
-    return start[1:]
+    for key in LINKS:
+        value = str(settings.get(key, ""))
+        if value.startswith("@"):
+            if value[1:] not in names:
+                raise ConfigError(
+                    f"{key}={value!r} is none of the runs before it{did_you_mean(value[1:], names)}"
+                )
+            yield value[1:]
 
 
 def _words(settings: Mapping[str, Any], out: Path) -> Iterator[str]:
     for key, value in settings.items():
-        if key == "init_from" and str(value).startswith("@"):
+        if key in LINKS and str(value).startswith("@"):
             value = out / value[1:]
         if isinstance(value, list):
             value = f"({','.join(map(str, value))},)"

@@ -76,12 +76,13 @@ def run_single_ablation(
 
     # Data
     squad = load_squad(config.data, config.seed)
-    train_rows, validation_rows, report = encode_splits(
+    questions, validation_rows, report = encode_splits(
         squad, foundation.prompt, config.data, config.seed
     )
-    train_rows += assembly.encode_text(config, foundation.prompt, train_rows, report)
+    texts = assembly.encode_text(config, foundation.prompt, questions, report)
     log.info("%s", report)
-    train_rows = assembly.select(config, foundation, train_rows)
+    train_rows = assembly.select(config, foundation, questions + texts)
+    answer_tokens = max(len(row.answer_ids) for row in train_rows)
     views = None
     if config.loss_weights.get("contrastive"):
         views = context_views(
@@ -106,6 +107,7 @@ def run_single_ablation(
         ratios=config.ratios,
         ratio_growth=config.ratio_growth,
         views=views,
+        teacher=assembly.teach(config, foundation, questions, answer_tokens),
     )
 
     # Model, optimizer, train step
@@ -116,7 +118,7 @@ def run_single_ablation(
     state = init_state(trainable, optimizer, mesh)
     settings = LossSettings(
         weights=config.loss_weights,
-        answer_tokens=max(len(row.answer_ids) for row in train_rows),
+        answer_tokens=answer_tokens,
         end_id=foundation.prompt.end_id,
     )
     train_step = make_train_step(graphdef, optimizer, settings, state_shardings(state, mesh))

@@ -91,12 +91,13 @@ def newest_checkpoint(workdir: Path) -> int:
 def ready(jobs: Mapping[str, Job]) -> Iterator[Job]:
     """The jobs that can start now. Those whose first stage failed are blocked."""
     for job in jobs.values():
-        first = jobs.get(job.run.after or "")
+        first = [jobs[name] for name in job.run.after if name in jobs]
         if job.state == WAITING and job.finished:
             job.state = FINISHED
-        elif job.state == WAITING and first is not None and first.state in (FAILED, BLOCKED):
-            job.state, job.why = BLOCKED, f"it starts from {first.run.name}, which failed"
-        elif job.state == WAITING and (first is None or first.state == FINISHED):
+        elif job.state == WAITING and any(it.state in (FAILED, BLOCKED) for it in first):
+            failed = ", ".join(it.run.name for it in first if it.state in (FAILED, BLOCKED))
+            job.state, job.why = BLOCKED, f"it needs {failed}, which failed"
+        elif job.state == WAITING and all(it.state == FINISHED for it in first):
             yield job
 
 

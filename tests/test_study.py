@@ -71,7 +71,9 @@ def test_a_grid_is_a_run_for_each_combination(tmp_path):
         },
     ]
     runs = read_study(write(tmp_path, {"runs": entries}), Path("out"), [])
-    assert len(runs) == 10 and runs[-1].name == "M64_conv_s2" and runs[-1].after == "pretrain_conv"
+    assert (
+        len(runs) == 10 and runs[-1].name == "M64_conv_s2" and runs[-1].after == ("pretrain_conv",)
+    )
     config = runs[-1].config()
     assert (config.architecture, config.target_length, config.seed) == ("conv", 64, 2)
     assert config.epochs == 2 and config.init_from == "out/pretrain_conv"

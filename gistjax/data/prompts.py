@@ -258,11 +258,13 @@ def _encode_train(
     report: DataReport,
 ) -> list[Row]:
     contexts = _encode_contexts(examples, articles, prompt, data, seed)
+    questions = prompt.encode_questions([example.question for example in examples])
+    answers = prompt.encode_answers([example.answers[0] for example in examples])
     rows = []
-    for index, example in enumerate(examples):
+    for index, (example, question_ids, answer_ids) in enumerate(
+        zip(examples, questions, answers, strict=True)
+    ):
         context = contexts[example.context_id]
-        question_ids = prompt.encode_question(example.question)
-        answer_ids = prompt.encode_answer(example.answers[0])
         if context.gold_cut:
             report.count("train: truncated contexts", example.id)
         if example.answers[0] not in context.kept_text:
@@ -287,10 +289,10 @@ def _encode_validation(
     contexts = _encode_contexts(examples, articles, prompt, data, seed)
     limit = max(data.question_buckets)
     no_answer = np.zeros(0, np.int32)
+    questions = prompt.encode_questions([example.question for example in examples])
     rows = []
-    for index, example in enumerate(examples):
+    for index, (example, question_ids) in enumerate(zip(examples, questions, strict=True)):
         context = contexts[example.context_id]
-        question_ids = prompt.encode_question(example.question)
         if context.gold_cut:
             report.count("validation: truncated contexts", example.id)
         if not any(answer in context.kept_text for answer in example.answers):

@@ -45,7 +45,7 @@ class Squad:
 
 
 def load_squad(data: DataConfig, seed: int) -> Squad:
-    """Reads both splits and draws `train_examples` and `validation_examples` rows by seed.
+    """Reads both splits and draws `train_examples` and `validation_examples` rows by seed; nothing where both are 0.
 
     Rows that cannot be used are skipped and counted in the report.
 
@@ -53,6 +53,8 @@ def load_squad(data: DataConfig, seed: int) -> Squad:
         DataError: if the files or the hub data set cannot be read, or a split has no usable row.
     """
     report = DataReport()
+    if not data.train_examples and not data.validation_examples:
+        return Squad([], [], report, {}, {})
     train = _usable_split(data, "train", report)
     if data.holdout:
         train, validation = hold_out(train, data.holdout)

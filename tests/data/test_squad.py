@@ -291,3 +291,9 @@ def test_held_out_paragraphs_are_not_trained_on_and_the_same_for_every_seed():
 def test_holding_out_nothing_or_all_is_refused(sample: Squad, share: float):
     with pytest.raises(DataError, match="holdout"):
         hold_out(sample.train, share)
+
+
+def test_where_no_question_is_asked_for_no_file_is_opened():
+    data = DataConfig(path="/nowhere", train_examples=0, validation_examples=0)
+    squad = load_squad(data, 0)
+    assert squad.train == squad.validation == []

@@ -25,7 +25,7 @@ def job(tmp_path):
     return new_job(tmp_path, "a")
 
 
-def new_job(folder, name, after=None):
+def new_job(folder, name, *after):
     (folder / name).mkdir()
     return Job(Run(name, "configs/base.py", (), folder / name, after))
 
@@ -94,7 +94,7 @@ def test_a_worker_lost_after_the_results_were_written_costs_nothing(job):
 
 
 def test_a_stage_waits_for_the_one_that_it_starts_from(tmp_path):
-    jobs = {"a": new_job(tmp_path, "a"), "b": new_job(tmp_path, "b", after="a")}
+    jobs = {"a": new_job(tmp_path, "a"), "b": new_job(tmp_path, "b", "a")}
     assert [job.run.name for job in ready(jobs)] == ["a"]
     finish(jobs["a"])
     jobs["a"].end(Ended(0))
@@ -102,15 +102,15 @@ def test_a_stage_waits_for_the_one_that_it_starts_from(tmp_path):
 
 
 def test_stages_behind_a_failed_one_are_blocked_with_the_cause(tmp_path):
-    jobs = {name: new_job(tmp_path, name, after) for name, after in (("a", None), ("b", "a"), ("c", "b"))}  # fmt: skip
+    jobs = {name: new_job(tmp_path, name, *after) for name, after in (("a", ()), ("b", ("a",)), ("c", ("b",)))}  # fmt: skip
     jobs["a"].end(Ended(2))
     assert not list(ready(jobs))
     assert [job.state for job in jobs.values()] == [FAILED, BLOCKED, BLOCKED]
-    assert jobs["b"].why == "it starts from a, which failed"
+    assert jobs["b"].why == "it needs a, which failed"
 
 
 def test_a_stage_whose_first_is_not_in_the_sweep_starts(tmp_path):
-    jobs = {"b": new_job(tmp_path, "b", after="a")}
+    jobs = {"b": new_job(tmp_path, "b", "a")}
     assert [job.run.name for job in ready(jobs)] == ["b"]
 
 
