@@ -163,9 +163,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
         validate(config)
         source = resolve(config.model, offline=True)
-        cli.print_result(
-            {"config": config.to_json(), **dry_run(config, source.config, source.describe())}
-        )
+        cli.print_result({"config": config.to_json(), **dry_run(config, source)})
         return
     cli.print_result(run_single_ablation(config, args.workdir or None))
 
