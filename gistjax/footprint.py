@@ -99,7 +99,9 @@ def _inline(jaxpr: Jaxpr, arguments: Sequence[Value], values: list[Value]) -> li
             workspace = max((_body_peak(body) for body in _bodies(eqn)), default=0)
             outputs = []
             for v in eqn.outvars:
-                value = Value(_size(v.aval), kind, len(values), tuple(inputs), workspace, name in IN_PLACE)
+                value = Value(
+                    _size(v.aval), kind, len(values), tuple(inputs), workspace, name in IN_PLACE
+                )
                 workspace = 0
                 outputs.append(value)
                 values.append(value)
@@ -193,9 +195,12 @@ def _sweep(values: Sequence[Value], results: Sequence[Value], spare: list[int]) 
     for place in places:
         for value in at[place]:
             reusable = [
-                source for source in value.sources
-                if source.kind != "argument" and source not in freed
-                and last.get(source, -1) <= place and source.size >= value.size
+                source
+                for source in value.sources
+                if source.kind != "argument"
+                and source not in freed
+                and last.get(source, -1) <= place
+                and source.size >= value.size
             ]
             if value in final and value.size in spare:
                 spare.remove(value.size)

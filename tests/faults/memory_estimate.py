@@ -1,4 +1,4 @@
-"""The memory estimate of `--dry_run` beside the measured peak: one process a configuration, random rows, on a GPU.
+"""The memory estimate of `--dry_run` beside the measured peak: one process a configuration, on a GPU.
 
     python tests/faults/memory_estimate.py [NAME …] [--reports FOLDER]
 
@@ -43,7 +43,7 @@ TOLERANCE = 0.10
 
 def measure(flags: tuple[str, ...], reports: Path | None) -> dict[str, object]:
     """One configuration in a process of its own; its last lines of error output if it fails."""
-    environment = dict(os.environ)
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95", **os.environ}
     if reports is not None:
         environment["XLA_FLAGS"] = (
             f"{environment.get('XLA_FLAGS', '')} --xla_dump_to={reports} --xla_dump_hlo_as_text "
