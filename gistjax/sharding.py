@@ -63,6 +63,16 @@ def make_mesh(config: MeshConfig) -> Mesh:
     )
 
 
+def one_device() -> Mesh:
+    """A mesh of the first device alone."""
+    return jax.make_mesh(
+        (1, 1, 1),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=jax.devices()[:1],
+    )
+
+
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The first matching rule's PartitionSpec; axes that do not divide a dimension are left out.
 

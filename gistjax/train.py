@@ -175,9 +175,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
         validate(config)
         source = resolve(config.model, offline=True)
-        cli.print_result(
-            {"config": config.to_json(), **dry_run(config, source.config, source.describe())}
-        )
+        cli.print_result({"config": config.to_json(), **dry_run(config, source)})
         return
     if args.distributed:
         join(args.distributed)
