@@ -32,6 +32,8 @@ from gistjax.weights.registry import Source, load_base, load_tokenizer, resolve
 
 log = logging.getLogger(__name__)
 
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
 
 @dataclass(frozen=True)
 class Foundation:
@@ -51,6 +53,8 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
         ConfigError: if the mesh does not fit the devices, or the longest sequence does not fit the base.
         WeightsError: if weights or tokenizer cannot be had.
     """
+    if config.deterministic:
+        choose_deterministic_kernels()
     keep_compiled_programs()
     mesh = make_mesh(config.mesh)
     source = resolve(config.model)
@@ -59,6 +63,25 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
     _check_length(config, len(prompt.prefix_ids), source.config.max_positions)
     base = load_base(source, config.model, mesh)
     return Foundation(mesh, source, base, tokenizer, prompt)
+
+
+def choose_deterministic_kernels() -> None:
+    """Keeps XLA from kernels that add in no fixed order, and from choosing kernels by a race.
+
+    Raises:
+        ConfigError: if JAX runs already, so that it is too late.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if DETERMINISTIC in given:
+        return
+    try:  # JAX refuses to set this once it runs, and does not say so otherwise
+        jax.config.update("jax_num_cpu_devices", jax.config.values["jax_num_cpu_devices"])
+    except RuntimeError as error:
+        raise ConfigError(
+            "deterministic=True comes too late, since JAX runs already in this process: start it with "
+            f"XLA_FLAGS={DETERMINISTIC} in the environment."
+        ) from error
+    os.environ["XLA_FLAGS"] = f"{given} {DETERMINISTIC}".strip()
 
 
 def keep_compiled_programs() -> None:

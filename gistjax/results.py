@@ -31,6 +31,7 @@ from gistjax.evaluation.diagnostics import answer_diversity, slot_similarity
 from gistjax.evaluation.generation import Answers
 from gistjax.evaluation.scores import Scores, score
 from gistjax.evaluation.statistics import paired_difference
+from gistjax.files import write_json
 from gistjax.planning import abstract_model, nominal_ratio, parameter_counts
 from gistjax.training.step import split_model
 from gistjax.weights.registry import base_hash
@@ -38,26 +39,35 @@ from gistjax.weights.registry import base_hash
 log = logging.getLogger(__name__)
 
 PACKAGES = ("gistjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-RESUMABLE = ("log_every", "checkpoint_every", "eval_every", "evaluation")
+RESUMABLE = ("log_every", "checkpoint_every", "eval_every", "evaluation", "on_bad_step")
 """Fields that may change between a run and its resumption: they do not touch what is trained."""
 
 
 def claim(rundir: Path, config: CompressionConfig) -> None:
-    """Makes the run directory, or checks that the run in it is this one.
+    """Checks that the run in a directory, if there is one, is this one and can go on.
 
     Raises:
-        CheckpointError: if another configuration was trained there.
+        CheckpointError: if another configuration was trained there, or if what it takes to go on is gone.
     """
-    rundir.mkdir(parents=True, exist_ok=True)
-    path = rundir / "config.json"
-    if not path.exists():
+    checkpoint = rundir / "checkpoint"
+    if not (rundir / "config.json").exists():
+        if checkpoint.exists():
+            raise CheckpointError(
+                f"{checkpoint} belongs to a run whose {rundir / 'config.json'} is missing: restore it, or move "
+                "the folder away to train anew."
+            )
         return
-    theirs = json.loads(path.read_text())["config"]
+    if (rundir / "compressor.safetensors").exists() and not checkpoint.exists():
+        raise CheckpointError(
+            f"{rundir} holds a finished run without its {checkpoint}: restore it, or choose another --workdir to "
+            "train anew."
+        )
+    theirs = CompressionConfig().to_json() | read_config(rundir)["config"]
     ours = json.loads(json.dumps(config.to_json()))
     changed = [
-        f"{key} was {theirs.get(key)!r} and is {value!r}"
+        f"{key} was {theirs[key]!r} and is {value!r}"
         for key, value in ours.items()
-        if key not in RESUMABLE and theirs.get(key) != value
+        if key not in RESUMABLE and theirs[key] != value
     ]
     if changed:
         raise CheckpointError(
@@ -66,14 +76,33 @@ def claim(rundir: Path, config: CompressionConfig) -> None:
         )
 
 
+def read_config(rundir: Path) -> dict[str, Any]:
+    """What `write_config` wrote.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    path = rundir / "config.json"
+    try:
+        stored = json.loads(path.read_bytes())
+        if isinstance(stored["config"], dict) and isinstance(stored["base_sha256"], str):
+            return stored
+        error: Exception | str = "no configuration is in it"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as caught:
+        error = caught
+    raise CheckpointError(
+        f"{path} is damaged ({error}): restore it from a copy, or move {rundir} away to train anew."
+    )
+
+
 def check_base(rundir: Path, foundation: Foundation) -> None:
     """Makes sure that a run goes on with, or is evaluated on, the base that it was trained on.
 
     Raises:
         CheckpointError: if the base's bytes are others.
     """
-    path = rundir / "config.json"
-    theirs = json.loads(path.read_text())["base_sha256"] if path.exists() else None
+    exists = (rundir / "config.json").exists()
+    theirs = read_config(rundir)["base_sha256"] if exists else None
     ours = base_hash(foundation.base)
     if theirs not in (None, ours):
         raise CheckpointError(
@@ -272,13 +301,6 @@ class Scorer:
                 self._examples, self._texts(answers), scores.f1_N, scores.em_N, strict=True
             )
         ]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON through a temporary file, so that a reader never sees half of it."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    temporary.replace(path)
 
 
 def versions() -> dict[str, str]:

@@ -116,7 +116,7 @@ def run_study(runs: list[Run]) -> dict[str, dict[str, Any]]:
             found[run.name] = json.loads(finished.read_text(encoding="utf-8"))
             continue
         log.info("\n%s", run.command)
-        key = (config.model, config.mesh)
+        key = (config.model, config.mesh, config.deterministic)
         try:
             if key not in foundations:
                 foundations.clear()  # one base in memory at a time

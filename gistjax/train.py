@@ -43,11 +43,22 @@ def run_single_ablation(
 
     Raises:
         GistjaxError: for anything that is the user's to mend.
+        Stopped: if SIGTERM or CTRL-C asked to stop while training; the state is saved.
     """
+    from gistjax.lock import RunLock
+
+    validate(config)
+    rundir = Path(workdir) if workdir else default_workdir(config)
+    with RunLock(rundir):
+        return _run(config, rundir, foundation)
+
+
+def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None) -> dict[str, Any]:
     from gistjax import assembly, results
     from gistjax.data.batches import TrainPlan
     from gistjax.data.prompts import encode_splits
     from gistjax.data.squad import load_squad
+    from gistjax.stopping import StopSignals
     from gistjax.training.checkpoint import Checkpointer, export_trainable, start_from
     from gistjax.training.context_views import context_views
     from gistjax.training.loop import MetricsLog, train
@@ -55,9 +66,7 @@ def run_single_ablation(
     from gistjax.training.optimizer import make_optimizer
     from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
 
-    # Config and run directory
-    validate(config)
-    rundir = Path(workdir) if workdir else default_workdir(config)
+    # Run directory
     results.claim(rundir, config)
 
     # Base, tokenizer, prompt
@@ -110,7 +119,9 @@ def run_single_ablation(
         answer_tokens=max(len(row.answer_ids) for row in train_rows),
         end_id=foundation.prompt.end_id,
     )
-    train_step = make_train_step(graphdef, optimizer, settings, state_shardings(state, mesh))
+    train_step = make_train_step(
+        graphdef, optimizer, settings, state_shardings(state, mesh), config.spike_factor
+    )
 
     # Evaluation, where there are questions to answer
     scorer = None
@@ -122,7 +133,7 @@ def run_single_ablation(
 
     # Training, from the last checkpoint on
     results.write_config(rundir, config, foundation)
-    with Checkpointer(rundir / "checkpoint") as checkpointer:
+    with StopSignals() as stop, Checkpointer(rundir / "checkpoint") as checkpointer:
         if checkpointer.latest_step is not None:
             state = checkpointer.restore(state)
         metrics = MetricsLog(rundir / "metrics.jsonl", int(state.step))
@@ -136,6 +147,7 @@ def run_single_ablation(
             metrics,
             config,
             mesh,
+            stop,
             evaluate,
         )
     export_trainable(state.trainable, rundir / "compressor.safetensors", results.provenance(config))
