@@ -53,9 +53,7 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
         ConfigError: if the mesh does not fit the devices, or the longest sequence does not fit the base.
         WeightsError: if weights or tokenizer cannot be had.
     """
-    if config.deterministic:
-        choose_deterministic_kernels()
-    keep_compiled_programs()
+    start_jax(config)
     mesh = make_mesh(config.mesh)
     source = resolve(config.model)
     tokenizer = load_tokenizer(source)
@@ -65,12 +63,19 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
     return Foundation(mesh, source, base, tokenizer, prompt)
 
 
-def choose_deterministic_kernels() -> None:
-    """Keeps XLA from kernels that add in no fixed order, and from choosing kernels by a race.
+def start_jax(config: CompressionConfig) -> None:
+    """Settings of XLA that must stand before JAX looks for devices.
 
     Raises:
-        ConfigError: if JAX runs already, so that it is too late.
+        ConfigError: if `config.deterministic` comes too late, because JAX runs already.
     """
+    if config.deterministic:
+        _choose_deterministic_kernels()
+    _keep_compiled_programs()
+
+
+def _choose_deterministic_kernels() -> None:
+    """No kernels that add in no fixed order, and none chosen by a race."""
     given = os.environ.get("XLA_FLAGS", "")
     if DETERMINISTIC in given:
         return
@@ -84,7 +89,7 @@ def choose_deterministic_kernels() -> None:
     os.environ["XLA_FLAGS"] = f"{given} {DETERMINISTIC}".strip()
 
 
-def keep_compiled_programs() -> None:
+def _keep_compiled_programs() -> None:
     """Lets a second start of the same run find its programs in `JAX_COMPILATION_CACHE_DIR`, by default the user's cache.
 
     Not on CPUs, where XLA warns about programs that another machine's features went into.

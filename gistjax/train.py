@@ -136,7 +136,7 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
     with StopSignals() as stop, Checkpointer(rundir / "checkpoint") as checkpointer:
         if checkpointer.latest_step is not None:
             state = checkpointer.restore(state)
-        metrics = MetricsLog(rundir / "metrics.jsonl", int(state.step))
+        metrics = MetricsLog(rundir / "metrics.jsonl", int(state.step), config.log_every)
         state = train(
             state,
             frozen,

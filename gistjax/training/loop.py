@@ -45,17 +45,23 @@ class MetricsLog:
     """`metrics.jsonl`: one line a logged step, each step once, also after a resume.
 
     But for the rates (`RATES`), a run that was interrupted leaves the same bytes as one that was not.
+
+    Args:
+        path: the file.
+        first_step: the step that the run goes on from; later ones are left out, since they are run again.
+        every: how many steps lie between two lines.
     """
 
-    def __init__(self, path: Path, first_step: int):
+    def __init__(self, path: Path, first_step: int, every: int = 1):
         self._path = path
-        if path.exists():
-            self._cut(first_step)
+        steps = self._cut(first_step) if path.exists() else []
+        if first_step and (1 not in steps or steps[-1] <= first_step - every):
+            log.warning("%s lacks lines of steps that were trained", path)
 
-    def _cut(self, first_step: int) -> None:
-        """Leaves out the steps behind the last checkpoint, which are run and logged again."""
+    def _cut(self, first_step: int) -> list[int]:
+        """Leaves out the steps behind the last checkpoint, which are run and logged again; returns the others."""
         content = self._path.read_bytes()
-        kept, again = [], []
+        kept, steps, again = [], [], []
         for number, line in enumerate(content.splitlines(keepends=True), 1):
             try:
                 step = json.loads(line)["step"]
@@ -66,6 +72,7 @@ class MetricsLog:
                 continue
             if step <= first_step:
                 kept.append(line)
+                steps.append(step)
             else:
                 again.append(step)
         if again:
@@ -74,6 +81,7 @@ class MetricsLog:
             )
         if b"".join(kept) != content:
             write_atomically(self._path, b"".join(kept))
+        return steps
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a line.
@@ -133,7 +141,8 @@ def train(
             with jax.transfer_guard("disallow"):
                 state, losses = train_step(state, frozen, put_batch(batch, mesh, leading=1))
             meter.count(batch)
-            saves = step % config.checkpoint_every == 0 or step == total_steps or stop.requested
+            stops = stop.requested  # read once: what comes later is for the next step
+            saves = step % config.checkpoint_every == 0 or step == total_steps or stops
             logs = step == 1 or step % config.log_every == 0 or step == total_steps
             if logs or saves:
                 check_health(state.health, config)
@@ -153,7 +162,7 @@ def train(
             if saves:
                 metrics.sync()
                 checkpointer.save(step, state)
-            if stop.requested:
+            if stops:
                 break
     return state
 

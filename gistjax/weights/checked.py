@@ -69,7 +69,8 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         )
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata()
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"cannot read {path}: {error}.") from error
 
