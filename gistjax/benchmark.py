@@ -296,11 +296,11 @@ def measure_answer(config: CompressionConfig, args: flags.FlagValues) -> dict[st
 
 def bare_model(config: CompressionConfig) -> tuple[Any, Any]:
     """The model without a prompt around its slots, and its mesh."""
-    from gistjax.assembly import build_model, keep_compiled_programs
+    from gistjax.assembly import build_model, start_jax
     from gistjax.sharding import make_mesh
     from gistjax.weights.registry import load_base, resolve
 
-    keep_compiled_programs()
+    start_jax(config)
     mesh = make_mesh(config.mesh)
     base = load_base(resolve(config.model), config.model, mesh)
     return build_model(config, base, (), mesh), mesh

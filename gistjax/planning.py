@@ -24,6 +24,7 @@ from gistjax.training.step import (
     TrainState,
     TrainStep,
     make_train_step,
+    no_bad_step,
     split_model,
     state_shardings,
 )
@@ -104,7 +105,10 @@ def train_program(
     graphdef, trainable, frozen = split_model(model)
     optimizer = make_optimizer(config.optimizer, 1000, trainable)
     state = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), trainable, jax.eval_shape(optimizer.init, trainable)
+        jax.ShapeDtypeStruct((), jnp.int32),
+        trainable,
+        jax.eval_shape(optimizer.init, trainable),
+        jax.eval_shape(no_bad_step),
     )
     settings = LossSettings(config.loss_weights, _answer_tokens(config), end_id=-1)
     shardings = state_shardings(state, one_device())

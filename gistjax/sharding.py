@@ -148,6 +148,19 @@ def fetch(tree: Any) -> Any:
     )
 
 
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process. All must ask at the same time."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def together(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
 def writes() -> bool:
     """Whether this process is the one that writes results."""
     return jax.process_index() == 0
