@@ -35,6 +35,8 @@ from gistjax.weights.registry import Source, load_base, load_tokenizer, resolve
 
 log = logging.getLogger(__name__)
 
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
 
 @dataclass(frozen=True)
 class Foundation:
@@ -54,7 +56,7 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
         ConfigError: if the mesh does not fit the devices, or the longest sequence does not fit the base.
         WeightsError: if weights or tokenizer cannot be had.
     """
-    keep_compiled_programs()
+    start_jax(config)
     mesh = make_mesh(config.mesh)
     source = resolve(config.model)
     tokenizer = load_tokenizer(source)
@@ -64,7 +66,33 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
     return Foundation(mesh, source, base, tokenizer, prompt)
 
 
-def keep_compiled_programs() -> None:
+def start_jax(config: CompressionConfig) -> None:
+    """Settings of XLA that must stand before JAX looks for devices.
+
+    Raises:
+        ConfigError: if `config.deterministic` comes too late, because JAX runs already.
+    """
+    if config.deterministic:
+        _choose_deterministic_kernels()
+    _keep_compiled_programs()
+
+
+def _choose_deterministic_kernels() -> None:
+    """No kernels that add in no fixed order, and none chosen by a race."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if DETERMINISTIC in given:
+        return
+    try:  # JAX refuses to set this once it runs, and does not say so otherwise
+        jax.config.update("jax_num_cpu_devices", jax.config.values["jax_num_cpu_devices"])
+    except RuntimeError as error:
+        raise ConfigError(
+            "deterministic=True comes too late, since JAX runs already in this process: start it with "
+            f"XLA_FLAGS={DETERMINISTIC} in the environment."
+        ) from error
+    os.environ["XLA_FLAGS"] = f"{given} {DETERMINISTIC}".strip()
+
+
+def _keep_compiled_programs() -> None:
     """Lets a second start of the same run find its programs in `JAX_COMPILATION_CACHE_DIR`, by default the user's cache.
 
     Not on CPUs, where XLA warns about programs that another machine's features went into.

@@ -1,7 +1,8 @@
 """What the commands share: typed overrides of a config file, errors without tracebacks, JSON as the last line.
 
 A command defines its own absl flags, writes `main(config, args)`, and ends in `cli.run(main)`. Exit codes: 0 done,
-2 a mistake that is the user's to mend, 130 interrupted.
+2 a mistake that is the user's to mend, 75 stopped by SIGTERM or CTRL-C with the training saved (run the same command again
+to go on), 130 interrupted at once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from ml_collections import config_flags
 
 from gistjax.config import CompressionConfig, did_you_mean
 from gistjax.errors import ConfigError, GistjaxError
+from gistjax.stopping import Stopped
 
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 HELP = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
 
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
@@ -49,6 +52,9 @@ def run(main: Main, defaults: Defaults | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(STOPPED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

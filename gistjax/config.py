@@ -164,6 +164,13 @@ class CompressionConfig:
     checkpoint_every: int = 500
     eval_every: int = -1  # validation F1 on the way, in steps; -1 only at the end
     tensorboard: bool = False  # also write events for TensorBoard
+    on_bad_step: str = (
+        "stop"  # stop | skip a step whose loss or gradient is not finite, or whose loss is a spike
+    )
+    spike_factor: float = (
+        0.0  # a loss of more than so many times its recent mean is a spike; 0: none is
+    )
+    deterministic: bool = False  # on GPUs: the same bytes in every run, at some cost in speed
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -303,6 +310,10 @@ def validate(config: CompressionConfig) -> None:
             f"text.min_tokens={config.text.min_tokens} is more than data.context_tokens={context}: lower it.",
         ),
         (
+            config.spike_factor == 0 or config.spike_factor > 1,
+            f"spike_factor={config.spike_factor} must be 0 (no loss is a spike) or above 1.",
+        ),
+        (
             config.encoder.kind != "lora" or config.encoder.lora.rank > 0,
             "encoder.kind='lora' needs encoder.lora.rank above 0.",
         ),
@@ -328,6 +339,7 @@ def _check_choices(config: CompressionConfig) -> None:
         ("slot_start", config.slot_start, ("head", "window_means", "window_ends")),
         ("slot_positions", config.slot_positions, ("packed", "spread")),
         ("connector", config.connector, ("rms", "linear", "none")),
+        ("on_bad_step", config.on_bad_step, ("stop", "skip")),
         ("encoder.kind", config.encoder.kind, ("embeddings", "hidden", "lora")),
         ("data.context", config.data.context, ("paragraph", "filled")),
         ("data.select", config.data.select, SELECTIONS),
@@ -379,6 +391,7 @@ def _check_numbers(config: CompressionConfig) -> None:
         ("log_every", config.log_every, 1),
         ("checkpoint_every", config.checkpoint_every, 1),
         ("epochs", config.epochs, 0),
+        ("spike_factor", config.spike_factor, 0),
         ("seed", config.seed, 0),
         ("lora.rank", config.lora.rank, 0),
         ("data.train_examples", d.train_examples, -1),

@@ -32,6 +32,7 @@ from gistjax.evaluation.generation import Answers
 from gistjax.evaluation.scores import Scores, score
 from gistjax.evaluation.slot_attention import slot_attention
 from gistjax.evaluation.statistics import paired_difference
+from gistjax.files import write_json
 from gistjax.planning import abstract_model, nominal_ratio, parameter_counts
 from gistjax.sharding import writes
 from gistjax.training.step import split_model
@@ -40,26 +41,37 @@ from gistjax.weights.registry import base_hash
 log = logging.getLogger(__name__)
 
 PACKAGES = ("gistjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-RESUMABLE = ("log_every", "checkpoint_every", "eval_every", "tensorboard", "evaluation")
+RESUMABLE = (
+    "log_every", "checkpoint_every", "eval_every", "tensorboard", "evaluation", "on_bad_step",
+)  # fmt: skip
 """Fields that may change between a run and its resumption: they do not touch what is trained."""
 
 
 def claim(rundir: Path, config: CompressionConfig) -> None:
-    """Makes the run directory, or checks that the run in it is this one.
+    """Checks that the run in a directory, if there is one, is this one and can go on.
 
     Raises:
-        CheckpointError: if another configuration was trained there.
+        CheckpointError: if another configuration was trained there, or if what it takes to go on is gone.
     """
-    rundir.mkdir(parents=True, exist_ok=True)
-    path = rundir / "config.json"
-    if not path.exists():
+    checkpoint = rundir / "checkpoint"
+    if not (rundir / "config.json").exists():
+        if checkpoint.exists():
+            raise CheckpointError(
+                f"{checkpoint} belongs to a run whose {rundir / 'config.json'} is missing: restore it, or move "
+                "the folder away to train anew."
+            )
         return
-    theirs = json.loads(path.read_text())["config"]
+    if (rundir / "compressor.safetensors").exists() and not checkpoint.exists():
+        raise CheckpointError(
+            f"{rundir} holds a finished run without its {checkpoint}: restore it, or choose another --workdir to "
+            "train anew."
+        )
+    theirs = CompressionConfig().to_json() | read_config(rundir)["config"]
     ours = json.loads(json.dumps(config.to_json()))
     changed = [
-        f"{key} was {theirs.get(key)!r} and is {value!r}"
+        f"{key} was {theirs[key]!r} and is {value!r}"
         for key, value in ours.items()
-        if key not in RESUMABLE and theirs.get(key) != value
+        if key not in RESUMABLE and theirs[key] != value
     ]
     if changed:
         raise CheckpointError(
@@ -68,14 +80,33 @@ def claim(rundir: Path, config: CompressionConfig) -> None:
         )
 
 
+def read_config(rundir: Path) -> dict[str, Any]:
+    """What `write_config` wrote.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    path = rundir / "config.json"
+    try:
+        stored = json.loads(path.read_bytes())
+        if isinstance(stored["config"], dict) and isinstance(stored["base_sha256"], str):
+            return stored
+        error: Exception | str = "no configuration is in it"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as caught:
+        error = caught
+    raise CheckpointError(
+        f"{path} is damaged ({error}): restore it from a copy, or move {rundir} away to train anew."
+    )
+
+
 def check_base(rundir: Path, foundation: Foundation) -> None:
     """Makes sure that a run goes on with, or is evaluated on, the base that it was trained on.
 
     Raises:
         CheckpointError: if the base's bytes are others.
     """
-    path = rundir / "config.json"
-    theirs = json.loads(path.read_text())["base_sha256"] if path.exists() else None
+    exists = (rundir / "config.json").exists()
+    theirs = read_config(rundir)["base_sha256"] if exists else None
     ours = base_hash(foundation.base)
     if theirs not in (None, ours):
         raise CheckpointError(
@@ -86,17 +117,16 @@ def check_base(rundir: Path, foundation: Foundation) -> None:
 
 def write_config(rundir: Path, config: CompressionConfig, foundation: Foundation) -> None:
     """Writes `config.json`: the resolved config, and all that is needed to get the same numbers."""
-    write_json(
-        rundir / "config.json",
-        {
-            "config": config.to_json(),
-            "base_weights": foundation.source.describe(),
-            "base_sha256": base_hash(foundation.base),
-            "packages": versions(),
-            "device": device_name(),
-            "mesh": dict(foundation.mesh.shape),
-        },
-    )
+    found = {
+        "config": config.to_json(),
+        "base_weights": foundation.source.describe(),
+        "base_sha256": base_hash(foundation.base),
+        "packages": versions(),
+        "device": device_name(),
+        "mesh": dict(foundation.mesh.shape),
+    }
+    if writes():
+        write_json(rundir / "config.json", found)
 
 
 def provenance(config: CompressionConfig) -> dict[str, str]:
@@ -115,6 +145,8 @@ class Measured:
     def write(self, rundir: Path, steps: int, samples: int) -> dict[str, Any]:
         """Writes the files, and some of the predictions to look at; returns the metrics."""
         metrics = {**self.metrics, "steps": steps}
+        if not writes():
+            return metrics
         if self.slot_attention:
             write_json(rundir / "slot_attention.json", self.slot_attention, indent=None)
         write_json(rundir / "metrics.json", metrics)
@@ -287,15 +319,6 @@ class Scorer:
                 self._examples, self._texts(answers), scores.f1_N, scores.em_N, strict=True
             )
         ]
-
-
-def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Writes JSON through a temporary file, so that a reader never sees half of it. One process of several does."""
-    if not writes():
-        return
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
-    temporary.replace(path)
 
 
 def versions() -> dict[str, str]:

@@ -63,6 +63,16 @@ def make_mesh(config: MeshConfig) -> Mesh:
     )
 
 
+def one_device() -> Mesh:
+    """A mesh of the first device alone."""
+    return jax.make_mesh(
+        (1, 1, 1),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=jax.devices()[:1],
+    )
+
+
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The first matching rule's PartitionSpec; axes that do not divide a dimension are left out.
 
@@ -136,6 +146,19 @@ def fetch(tree: Any) -> Any:
         ),
         tree,
     )
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process. All must ask at the same time."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def together(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def writes() -> bool:

@@ -170,21 +170,17 @@ def check(runs: list[Run]) -> dict[str, CompressionConfig]:
 
     configs = {run.name: run.config() for run in runs}
     for run in runs:
-        if run.workdir.exists():
+        if (run.workdir / "checkpoint").exists():
             claim(run.workdir, configs[run.name])
     return configs
 
 
-def plan(configs: Mapping[str, CompressionConfig]) -> dict[str, dict[str, Any]]:
-    """What each run will need, as `gistjax.train --dry_run` says it."""
+def plan(config: CompressionConfig) -> dict[str, Any]:
+    """What a run will need, as `gistjax.train --dry_run` says it."""
     from gistjax.planning import dry_run
     from gistjax.weights.registry import resolve
 
-    sources = {name: resolve(config.model, offline=True) for name, config in configs.items()}
-    return {
-        name: dry_run(configs[name], source.config, source.describe())
-        for name, source in sources.items()
-    }
+    return dry_run(config, resolve(config.model, offline=True))
 
 
 def run_study(runs: list[Run]) -> dict[str, dict[str, Any]]:
@@ -203,7 +199,7 @@ def run_study(runs: list[Run]) -> dict[str, dict[str, Any]]:
             found[run.name] = json.loads(finished.read_text(encoding="utf-8"))
             continue
         log.info("\n%s", run.command)
-        key = (config.model, config.mesh)
+        key = (config.model, config.mesh, config.deterministic)
         try:
             if key not in foundations:
                 foundations.clear()  # one base in memory at a time
@@ -239,7 +235,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         print("\n".join(run.command for run in runs))
         return
     if args.dry_run:
-        cli.print_result(plan(check(runs)))
+        cli.print_result({name: plan(config) for name, config in check(runs).items()})
         return
     found = run_study(runs)
     for name, metrics in found.items():

@@ -5,6 +5,7 @@ python -m gistjax.train --config configs/gist_m64.py [--config.KEY=VALUE …] [-
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from pathlib import Path
@@ -52,11 +53,23 @@ def run_single_ablation(
 
     Raises:
         GistjaxError: for anything that is the user's to mend.
+        Stopped: if SIGTERM or CTRL-C asked to stop while training; the state is saved.
     """
+    from gistjax.lock import RunLock
+    from gistjax.sharding import writes
+
+    validate(config)
+    rundir = Path(workdir) if workdir else default_workdir(config)
+    with RunLock(rundir) if writes() else contextlib.nullcontext():
+        return _run(config, rundir, foundation)
+
+
+def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None) -> dict[str, Any]:
     from gistjax import assembly, results
     from gistjax.data.batches import TrainPlan
     from gistjax.data.prompts import encode_splits
     from gistjax.data.squad import load_squad
+    from gistjax.stopping import StopSignals
     from gistjax.training.checkpoint import Checkpointer, export_trainable, start_from
     from gistjax.training.context_views import context_views
     from gistjax.training.loop import MetricsLog, train
@@ -64,9 +77,7 @@ def run_single_ablation(
     from gistjax.training.optimizer import make_optimizer
     from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
 
-    # Config and run directory
-    validate(config)
-    rundir = Path(workdir) if workdir else default_workdir(config)
+    # Run directory
     results.claim(rundir, config)
 
     # Base, tokenizer, prompt
@@ -121,7 +132,9 @@ def run_single_ablation(
         answer_tokens=answer_tokens,
         end_id=foundation.prompt.end_id,
     )
-    train_step = make_train_step(graphdef, optimizer, settings, state_shardings(state, mesh))
+    train_step = make_train_step(
+        graphdef, optimizer, settings, state_shardings(state, mesh), config.spike_factor
+    )
 
     # Evaluation, where there are questions to answer
     scorer = None
@@ -133,10 +146,12 @@ def run_single_ablation(
 
     # Training, from the last checkpoint on
     results.write_config(rundir, config, foundation)
-    with Checkpointer(rundir / "checkpoint") as checkpointer:
+    with StopSignals() as stop, Checkpointer(rundir / "checkpoint") as checkpointer:
         if checkpointer.latest_step is not None:
             state = checkpointer.restore(state)
-        metrics = MetricsLog(rundir / "metrics.jsonl", int(state.step), config.tensorboard)
+        metrics = MetricsLog(
+            rundir / "metrics.jsonl", int(state.step), config.log_every, config.tensorboard
+        )
         state = train(
             state,
             frozen,
@@ -147,6 +162,7 @@ def run_single_ablation(
             metrics,
             config,
             mesh,
+            stop,
             evaluate,
         )
         metrics.close()
@@ -175,9 +191,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
         validate(config)
         source = resolve(config.model, offline=True)
-        cli.print_result(
-            {"config": config.to_json(), **dry_run(config, source.config, source.describe())}
-        )
+        cli.print_result({"config": config.to_json(), **dry_run(config, source)})
         return
     if args.distributed:
         join(args.distributed)

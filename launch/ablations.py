@@ -205,33 +205,29 @@ def dry_run(
     Raises:
         ConfigError: if `plan_gpus` are not numbers.
     """
-    os.environ["JAX_PLATFORMS"] = "cpu"  # shapes alone are looked at
-    needs, measured = plan(configs), costs.measurements()
-    each = {
-        name: costs.cost_of(config, needs[name]["trainable_parameters"], measured)
-        for name, config in configs.items()
-    }
     gpus_per_run = 1 if gpus_per_run < 0 else gpus_per_run
-    runs = {
-        name: {
-            "trainable_parameters": needs[name]["trainable_parameters"],
-            "memory_estimate_gib": needs[name]["memory_estimate_gib"],
-            "steps": cost.steps,
-            "hours": cost.hours(gpus_per_run),
-            "disk_gib": cost.disk_gib,
-        }
-        for name, cost in each.items()
-    }
-    for name, run in runs.items():
-        hours = "hours not known" if run["hours"] is None else f"{run['hours']:6.2f} h"
-        log.info(
-            "%-28s %6d steps  %s  %6.1f GiB of memory  %5.1f GiB on disk",
-            name, run["steps"], hours, run["memory_estimate_gib"]["total"], run["disk_gib"],
-        )  # fmt: skip
     if not all(gpus.isdecimal() and int(gpus) >= max(gpus_per_run, 1) for gpus in plan_gpus):
         raise ConfigError(
             f"--plan_gpus={','.join(plan_gpus)} must be numbers, at least --gpus_per_run={gpus_per_run:g} each."
         )
+    os.environ["JAX_PLATFORMS"] = "cpu"  # shapes alone are looked at
+    measured, runs, each = costs.measurements(), {}, {}
+    for name, config in configs.items():
+        needs = plan(config)
+        cost = each[name] = costs.cost_of(config, needs["trainable_parameters"], measured)
+        hours = cost.hours(gpus_per_run)
+        runs[name] = {
+            "trainable_parameters": needs["trainable_parameters"],
+            "memory_estimate_gib": needs["memory_estimate_gib"],
+            "steps": cost.steps,
+            "hours": hours,
+            "disk_gib": cost.disk_gib,
+        }
+        log.info(
+            "%-28s %6d steps  %s  %6.1f GiB of memory  %5.1f GiB on disk",
+            name, cost.steps, "hours not known" if hours is None else f"{hours:6.2f} h",
+            needs["memory_estimate_gib"]["total"], cost.disk_gib,
+        )  # fmt: skip
     totals = [costs.project(each, int(gpus), gpus_per_run) for gpus in plan_gpus]
     for total in totals:
         log.info("%s", ", ".join(f"{key} {value}" for key, value in total.items()))

@@ -18,6 +18,7 @@ from gistjax.errors import ConfigError
 from gistjax.study import Run
 
 USERS_MISTAKE = 2  # exit code of a command that cannot go on until the user mends something
+STOPPED = 75  # of one that was asked to stop and has saved its training
 FAILURES = 2  # in a row, without a checkpoint between them: set aside
 LOSSES = 20  # the same of workers that were lost under a run
 
@@ -73,8 +74,9 @@ class Job:
             self.state = FINISHED
             return
         self.tail = ended.tail
-        self.failures += ended.code is not None
-        self.losses += ended.code is None
+        lost = ended.code in (None, STOPPED)
+        self.failures += not lost
+        self.losses += lost
         self.why = "its worker was lost" if ended.code is None else f"exit code {ended.code}"
         if ended.code == USERS_MISTAKE or self.failures >= FAILURES or self.losses >= LOSSES:
             self.state = FAILED

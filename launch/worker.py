@@ -23,7 +23,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def attempt(command: str, folder: str, workdir: str) -> tuple[int, str]:
-    """Runs a command line; what it prints goes to `log.txt` of the run directory. Returns exit code and end of the log.
+    """Runs a command line; what it prints goes to `log.txt` of the run directory, what it was to `started.json`. Returns
+    exit code and end of the log.
 
     The command dies with this process, by the kernel's hand. An earlier attempt may still be dying on its own: its lock,
     which the command inherits, is waited for.
@@ -32,6 +33,7 @@ def attempt(command: str, folder: str, workdir: str) -> tuple[int, str]:
         folder: the working directory, from which `workdir` is seen.
     """
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # how Ray cancels; ignored under nohup
     rundir = Path(workdir)
     rundir.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, *shlex.split(command)[1:]]
@@ -40,7 +42,7 @@ def attempt(command: str, folder: str, workdir: str) -> tuple[int, str]:
         host, devices = socket.gethostname(), _devices()
         started = {"command": command, "host": host, "devices": devices, "time": time.time()}
         (rundir / "started.json").write_text(json.dumps(started), encoding="utf-8")
-        log.write(f"{time.strftime('%F %T')} {host} {devices}\n{command}\n".encode())
+        log.write(f"--- {time.strftime('%F %T')} {host} {devices}\n".encode())
         log.flush()
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=log, stderr=log,

@@ -141,8 +141,9 @@ def test_a_directory_with_another_configuration_is_refused_before_the_first_run(
     runs = [{"name": name, "config": "configs/gist_m64.py", "set": TINY} for name in "ab"]
     path = write(tmp_path, {"runs": runs})
     theirs = read_study(path, tmp_path, ["--config.seed=1"])[1].config()
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "config.json").write_text(json.dumps({"config": theirs.to_json()}))
+    (tmp_path / "b" / "checkpoint").mkdir(parents=True)
+    stored = {"config": theirs.to_json(), "base_sha256": "0" * 64}
+    (tmp_path / "b" / "config.json").write_text(json.dumps(stored))
     with pytest.raises(CheckpointError, match="seed was 1 and is 42"):
         run_study(read_study(path, tmp_path, []))
     assert not (tmp_path / "a").exists()

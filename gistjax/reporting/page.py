@@ -34,7 +34,11 @@ def render(
         loader=jinja2.PackageLoader("gistjax.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
+    order = [row["run"] for row in rows]
     scored = [result for result in results if result.scored]
+    scored.sort(
+        key=lambda result: (result.compresses, not result.full_context, order.index(result.name))
+    )
     return environment.get_template("report.html.j2").render(
         title=title,
         today=date.today().isoformat(),

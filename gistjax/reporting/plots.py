@@ -68,8 +68,11 @@ def f1_against_ratio(rows: Rows, series: Series) -> str | None:
     points = _points(rows, series, "effective_ratio")
     if not points:
         return None
-    title = "effective ratio: context tokens a slot"
-    return to_svg(_scatter(points, title, _log([point["x"] for point in points]), _controls(rows)))
+    scale = _log([point["x"] for point in points])
+    spec = _scatter(points, "effective ratio: context tokens a slot", scale, _controls(rows))
+    for mark in spec["layer"][0]["layer"]:
+        mark["encoding"]["x"]["axis"] = {"values": [2**n for n in range(12)]}
+    return to_svg(spec)
 
 
 def f1_against_parameters(rows: Rows, series: Series) -> str | None:

@@ -50,11 +50,11 @@ COLUMNS = (
 
 
 def table(results: Sequence[Result]) -> tuple[list[Column], list[dict[str, Any]]]:
-    """Columns and rows of the scored runs: compressors first, controls behind them.
+    """Columns and rows of the scored runs: compressors by head and size, controls behind them.
 
     What the runs of the sweep differ in is a column, whatever it is; empty columns are left out.
     """
-    scored = sorted((r for r in results if r.scored), key=lambda r: (not r.compresses, r.name))
+    scored = sorted((result for result in results if result.scored), key=_place)
     settings = varied([result for result in scored if result.compresses])
     full = next((result for result in scored if result.full_context), None)
     rows = [_row(result, settings, full) for result in scored]
@@ -62,6 +62,11 @@ def table(results: Sequence[Result]) -> tuple[list[Column], list[dict[str, Any]]
     columns = list(COLUMNS)
     columns[3:3] = [Column(key, key.split(".")[-1].replace("_", " ")) for key in settings]
     return [c for c in columns if any(row.get(c.key) is not None for row in rows)], rows
+
+
+def _place(result: Result) -> tuple[Any, ...]:
+    slots = result.settings.get("target_length", 0)
+    return not result.compresses, result.architecture, slots, result.name
 
 
 def varied(results: Sequence[Result]) -> list[str]:
@@ -92,7 +97,9 @@ def _row(result: Result, settings: Sequence[str], full: Result | None) -> dict[s
         "control": not result.compresses,
         "slots": slots,
         **{key: _setting(result.settings.get(key)) for key in settings if result.compresses},
-        "nominal_ratio": m.get("compression_ratio"),
+        "nominal_ratio": m.get("compression_ratio")
+        if m.get("effective_compression_ratio")
+        else None,
         "effective_ratio": m.get("effective_compression_ratio"),
         "f1": m["final_f1"],
         "f1_interval": m.get("final_f1_interval"),

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from gistjax.data.batches import Batch, Targets, evaluation_batches
 from gistjax.data.prompts import Row
 from gistjax.model.compressed_lm import CompressedLM, answer_positions
-from gistjax.sharding import put_batch, rows_per_step
+from gistjax.sharding import fetch, put_batch, rows_per_step
 
 
 def teacher_targets(
@@ -58,7 +58,7 @@ def teacher_targets(
     for indices, batch in evaluation_batches(
         rows, size, context_buckets, question_buckets, answers=True
     ):
-        ids, p = jax.device_get(most_probable(state, put_batch(batch, mesh)))
+        ids, p = fetch(most_probable(state, put_batch(batch, mesh)))
         targets.ids_NxAxY[indices, : ids.shape[1]] = ids[: len(indices)]
         targets.probabilities_NxAxY[indices, : p.shape[1]] = p[: len(indices)]
     return targets

@@ -141,7 +141,7 @@ def examine(out: Path, runs: int, steps: int) -> dict[str, int]:
         for folder in folders
     ]
     return {
-        "attempts": sum(log.count("\npython -m gistjax.train ") for log in logs),
+        "attempts": sum(log.count("--- 20") for log in logs),
         "results": sum((folder / "metrics.json").exists() for folder in folders),
         "results_missing": runs - sum((folder / "metrics.json").exists() for folder in folders),
         "results_twice": sum(log.count('\n{"architecture"') > 1 for log in logs),

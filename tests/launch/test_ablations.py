@@ -11,8 +11,9 @@ pytest.importorskip("ray", reason="needs the extra `launch`")
 
 from kills import BAD, ENVIRONMENT, ROOT, soak
 
+from gistjax.config import CompressionConfig, ModelConfig
 from gistjax.errors import ConfigError
-from launch.ablations import resources_of_a_run
+from launch.ablations import dry_run, resources_of_a_run
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a run dies with its worker by Linux's means")
@@ -57,6 +58,17 @@ def test_devices_of_a_run():
     for gpus, cpus in ((8, -1), (0, 65), (1, 65)):
         with pytest.raises(ConfigError, match=rf"no machine has {gpus} GPUs"):
             resources_of_a_run([laptop, server], gpus, cpus)
+
+
+def test_the_plan_says_what_is_known():
+    tiny = CompressionConfig(model=ModelConfig(name="tiny-random"), max_steps=50)
+    found = dry_run({"a": tiny, "b": tiny.replace(target_length=32)}, ["1", "4"], -1)
+    assert found["runs"]["a"]["steps"] == 50 and found["runs"]["a"]["hours"] is None
+    assert found["runs"]["a"]["memory_estimate_gib"]["total"] > 0
+    assert [total["runs_at_a_time"] for total in found["totals"]] == [1, 2]
+    for gpus in ("x", "0"):
+        with pytest.raises(ConfigError, match="must be numbers"):
+            dry_run({"a": tiny}, [gpus], -1)
 
 
 def sweep(*flags):

@@ -79,6 +79,12 @@ def test_a_mistake_of_the_users_is_not_tried_again(job):
     assert job.state == FAILED
 
 
+def test_a_run_that_was_asked_to_stop_has_not_failed(job):
+    for _ in range(3):
+        job.end(Ended(75))
+    assert job.state == WAITING and job.failures == 0
+
+
 def test_lost_workers_are_not_the_runs_failures_but_have_an_end(job):
     for _ in range(LOSSES - 1):
         job.end(Ended(None))

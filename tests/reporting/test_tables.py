@@ -13,7 +13,7 @@ from gistjax.reporting.tables import same_questions, table, to_csv, to_markdown,
 
 def test_compressors_stand_before_controls_and_the_untuned_base_is_last(sweep):
     columns, rows = table(find_runs([sweep]))
-    assert [row["run"] for row in rows[:2]] == ["M32_conv", "M32_gist"]
+    assert [row["run"] for row in rows[:2]] == ["M32_conv", "M64_conv"]
     assert [row["architecture"] for row in rows[-3:]] == [
         "closed book",
         "full context",

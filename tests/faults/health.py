@@ -1,0 +1,93 @@
+"""NaN, Inf and spikes in loss and gradient: the step is skipped or the run stops, and nothing bad is ever saved."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+
+from .outcome import Outcome, differences, outcome
+from .process import call, train
+from .signals import latest_checkpoint
+
+KINDS = ("nan loss", "inf loss", "nan gradient", "spike")
+MARK = 2e9
+
+
+def poison(kind: str, bad_step: int, rundir: Path) -> None:
+    """A fault: the loss of one step is not finite, or its gradient, or it is a thousand times too large."""
+    import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from gistjax.data.batches import TrainPlan
+    from gistjax.model.lora import Trainable
+    from gistjax.training import step as steps
+
+    batch, total_loss = TrainPlan.batch, steps.total_loss
+
+    def marked_batch(self: Any, step: int) -> Any:
+        made = batch(self, step)
+        if step + 1 != bad_step:
+            return made
+        view = made.context_view_ExD.copy()
+        view[..., 0] = MARK
+        return dataclasses.replace(made, context_view_ExD=view)
+
+    def poisoned(model: Any, batch: Any, settings: Any) -> Any:
+        loss, losses = total_loss(model, batch, settings)
+        is_bad = batch.context_view_ExD[0, 0] == MARK
+        if kind == "nan gradient":  # of a square root at 0, whose value is 0
+            zero = 0 * jnp.sum(jax.tree.leaves(nnx.state(model, Trainable))[0])
+            return loss + jnp.sqrt(jnp.where(is_bad, zero, 1.0)) - jnp.where(is_bad, 0, 1), losses
+        factor = {"nan loss": jnp.nan, "inf loss": jnp.inf, "spike": 1000.0}[kind]
+        return loss * jnp.where(is_bad, factor, 1.0), losses
+
+    TrainPlan.batch, steps.total_loss = marked_batch, poisoned  # type: ignore[method-assign]
+
+
+def trial(seed: int, folder: Path, undisturbed: Outcome) -> dict[str, Any]:
+    """One run with one bad step."""
+    kind, policy = KINDS[seed % 4], ("stop", "skip")[seed // 4 % 2]
+    bad_step = 3 + seed % 9
+    rundir = folder / f"health{seed}"
+    overrides = [f"--config.on_bad_step={policy}", "--config.spike_factor=10.0"]
+    ended = train(rundir, overrides, functools.partial(poison, kind, bad_step))
+    finite = call(all_finite, rundir / "checkpoint")
+    failure = "" if finite else "a state that is not finite was saved"
+    if policy == "stop":
+        if ended.code != 2 or f"bad step {bad_step}" not in ended.output:
+            failure = failure or f"exit code {ended.code}"
+        elif latest_checkpoint(rundir) >= bad_step:
+            failure = failure or "saved behind the bad step"
+        else:  # and on, without the fault
+            again = train(rundir, overrides)
+            same = again.code == 0 and differences(outcome(rundir), undisturbed) in (
+                [],
+                ["exported"],
+            )
+            failure = failure or ("" if same else f"afterwards: {again.output[-1500:]}")
+    elif ended.code or '"skipped_steps": 1' not in (rundir / "metrics.jsonl").read_text():
+        failure = failure or f"exit code {ended.code}"
+    shutil.rmtree(rundir)
+    came = f"{kind}: {'stopped' if policy == 'stop' else 'skipped'}"
+    return {
+        "came": came,
+        "failure": failure and f"{kind} at {bad_step}, {policy}: {failure}: {ended.output[-1500:]}",
+    }
+
+
+def all_finite(checkpoint: Path) -> bool:
+    """Whether every number of every saved step is finite."""
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    folders = [path for path in checkpoint.glob("*") if path.name.isdecimal()]
+    return all(
+        np.all(np.isfinite(np.asarray(leaf)))
+        for folder in folders
+        for leaf in ocp.StandardCheckpointer().restore(folder).values()
+    )
