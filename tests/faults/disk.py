@@ -31,6 +31,11 @@ def preload(folder: Path) -> bool:
     return True
 
 
+def is_preloaded() -> bool:
+    """Whether `preload` succeeded."""
+    return "fail_io" in os.environ.get("LD_PRELOAD", "")
+
+
 def fail_at(number: int, error: int, rundir: Path) -> None:
     """A fault: a full disk (ENOSPC) from this call on; any other error at this call alone."""
     ctypes.CDLL(None).fail_io_arm(
@@ -74,15 +79,15 @@ def trial(item: tuple[int, int], folder: Path, undisturbed: Outcome) -> dict[str
     again = train(rundir)
     resumed = re.search(r"resumed from step (\d+)", again.output)
     if again.code:
-        failure = failure or f"the second start: {again.output[-1500:]}"
+        failure = failure or f"the second start: {again.end}"
     elif saved and (not resumed or int(resumed[1]) != saved[-1]):
-        failure = failure or f"saved {saved}, but {again.output[-1500:]}"
+        failure = failure or f"saved {saved}, but {again.end}"
     else:
         found = differences(outcome(rundir), undisturbed)
         failure = failure or (f"differs: {found}" if found else "")
     shutil.rmtree(rundir, ignore_errors=True)
     if failure:
-        failure = f"call {number} {name}: {failure}: {ended.output[-1500:]}"
+        failure = f"call {number} {name}: {failure}: {ended.end}"
     return {"code": f"{name}: exit code {ended.code}", "failure": failure}
 
 

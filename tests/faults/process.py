@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import multiprocessing
 import os
 import sys
@@ -28,6 +29,12 @@ class Ended:
     output: str  # standard output and standard error
     seconds: float
     pid: int
+
+    @property
+    def end(self) -> str:
+        """The last lines of the output, results left out."""
+        lines = [line for line in self.output.splitlines() if not line.startswith("{")]
+        return "\n".join(lines)[-600:]
 
 
 @functools.cache
@@ -78,6 +85,7 @@ def _train(rundir: Path, overrides: Sequence[str], fault: Fault | None, log: Pat
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
+    logging.root.handlers.clear()  # the command sets up its own, as in a fresh process
     from gistjax import cli
     from gistjax import train as command
 
