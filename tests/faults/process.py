@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = Path(__file__).parent / "config.py"
+CPU_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
+"""Tiny programs: compile fast, and leave the other cores to other trials."""
+
 PATIENCE_S = 600.0
 """A process that lives longer hangs."""
 
@@ -41,7 +44,7 @@ class Ended:
 def _context() -> Any:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
-        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        os.environ.setdefault("XLA_FLAGS", CPU_FLAGS)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{__package__}.preload"])
     return context
