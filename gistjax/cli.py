@@ -42,8 +42,10 @@ def run(main: Main, defaults: Defaults | None = None) -> None:
     argv = sys.argv
     show_traceback = "--traceback" in argv
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("absl", "jax", "orbax", "httpx"):
+    for chatty in ("jax", "httpx"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    for raises in ("absl", "orbax"):  # they log tracebacks of what they raise
+        logging.getLogger(raises).setLevel(logging.CRITICAL)
     try:
         config = parse(argv, defaults)
         main(config, flags.FLAGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -35,7 +36,9 @@ class RunLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+")
         except OSError as error:
-            raise StorageError(f"cannot write {self.path}: {error.strerror}.") from error
+            raise StorageError(
+                f"cannot write {self.path}: {error.strerror}. Make room, or choose another --workdir."
+            ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -46,10 +49,7 @@ class RunLock:
             ) from None
         if left := self._holder():
             log.warning("%s was left by %s, which has ended: recovered", self.path, left)
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._write(
-            json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": started})
-        )
+        self._sign()
         return self
 
     def __exit__(
@@ -58,7 +58,10 @@ class RunLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._write("")  # the file itself stays: removing it could hand the directory to two
+        with contextlib.suppress(OSError):
+            self._file.truncate(
+                0
+            )  # the file itself stays: removing it could hand the directory to two
         self._file.close()
 
     def _holder(self) -> str:
@@ -69,10 +72,15 @@ class RunLock:
         except (ValueError, KeyError, TypeError):
             return ""
 
-    def _write(self, text: str) -> None:
+    def _sign(self) -> None:
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
         try:
             self._file.truncate(0)
-            self._file.write(text)
+            self._file.write(json.dumps(holder))
             self._file.flush()
-        except OSError:
-            log.warning("%s cannot be written: it does not say who holds it", self.path)
+        except OSError as error:
+            log.warning("%s cannot be written (%s): it does not name its holder", self.path, error)

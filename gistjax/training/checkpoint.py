@@ -6,6 +6,7 @@ hash stands in `config.json`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -65,7 +66,8 @@ class Checkpointer:
             log.error("%s", failure)
         finally:
             self._thread.shutdown()
-            self._orbax.close()
+            with contextlib.suppress(Exception):  # it repeats what went wrong in a save
+                self._orbax.close()
             if writes():
                 shutil.rmtree(self._unfinished, ignore_errors=True)
 
@@ -139,7 +141,7 @@ class Checkpointer:
     def _failed(self, step: int, error: Exception) -> StorageError:
         intact = f"step {self.latest_step} is intact" if self.steps else "no step was saved yet"
         return StorageError(
-            f"cannot save step {step} to {self.directory}: {_first_line(error)}. There, {intact}: make room "
+            f"cannot save step {step} to {self.directory}: {_cause(error)}. There, {intact}: make room "
             "and run the same command again."
         )
 
@@ -279,5 +281,17 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def _first_line(error: Exception) -> str:
+def _cause(error: BaseException | None) -> str:
+    """What the operating system said, out of the many words of those who passed it on."""
+    first = _first_line(error) if error else ""
+    while error:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        if found := re.search(r"([^:]+) \[os_error_code=", str(error)):
+            return found[1].strip()
+        error = error.__cause__ or error.__context__
+    return first
+
+
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -2,7 +2,7 @@
 
 The full form of the trials, of which `test_faults.py` is a short one. Progress goes to standard error; the last line of
 standard output is one JSON object: trials, failures, and what came of them. `--share 0.1` makes a tenth of the trials.
-`gpu` is not among the default ones: it kills runs of a larger random model on the GPU, one after another.
+`gpu` is not among the default ones, and goes alone: it kills runs of a larger random model on the GPU.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import platform
+import random
 import sys
 import tempfile
 import time
@@ -26,16 +27,17 @@ from .pool import side_by_side
 from .process import call, train
 
 GPU = (
-    "--config.model.name=smollm2-135m-instruct", "--config.model.path=random", "--config.model.dtype=bfloat16",
-    "--config.lora.rank=16", "--config.deterministic=True", "--config.epochs=6.0",
+    "--config.model.path=random", "--config.model.dtype=bfloat16", "--config.lora.rank=16",
+    "--config.deterministic=True", "--config.epochs=3.0",
 )  # fmt: skip
 
 
 class Trials:
     """Trials of this command: how many, how many at a time, and where."""
 
-    def __init__(self, folder: Path, jobs: int, share: float):
+    def __init__(self, folder: Path, jobs: int, share: float, gpu_model: str):
         self.folder, self.jobs, self.share = folder, jobs, share
+        self.gpu_overrides = (*GPU, f"--config.model.name={gpu_model}")
 
     def number(self, full: int) -> range:
         """So many of the full number."""
@@ -60,14 +62,15 @@ class Trials:
 
     def kill(self) -> dict[str, Any]:
         """Row by row: 300 kills over 60 runs."""
-        return self._kills(self.number(60), kills=5, jobs=self.jobs)
+        return self._kills(self.number(60), 5, self.jobs)
 
     def gpu(self) -> dict[str, Any]:
-        """24 kills over 6 runs of a larger model on the GPU, and twice the undisturbed run."""
-        self.undisturbed = self.reference("gpu", *GPU)
-        again = self.reference("gpu2", *GPU)
-        self.seconds = train(self.folder / "gpu3", GPU).seconds
-        found = self._kills(self.number(6), kills=4, jobs=1, overrides=GPU)
+        """30 kills over 6 runs of a larger model on the GPU, four at a time, and twice the undisturbed run."""
+        overrides = self.gpu_overrides
+        self.undisturbed = self.reference("gpu", *overrides)
+        again = self.reference("gpu2", *overrides)
+        self.seconds = train(self.folder / "gpu3", overrides).seconds
+        found = self._kills(self.number(6), 5, min(self.jobs, 4), overrides)
         return {**found, "same_without_kills": again == self.undisturbed}
 
     def _kills(self, seeds: range, kills: int, jobs: int, overrides: tuple[str, ...] = ()) -> Any:
@@ -116,14 +119,13 @@ class Trials:
         return self._seen(side_by_side(self.jobs, trial, self.number(500)), "came")
 
     def disk(self) -> dict[str, Any]:
-        """A full disk (ENOSPC) from each writing call on, and an I/O error (EIO) at each."""
-        if "LD_PRELOAD" not in os.environ:
+        """At each writing call: a full disk from there on (ENOSPC), or an I/O error there (EIO), in turn."""
+        if not disk.is_preloaded():
             return {"trials": 0, "failures": 0, "skipped": "no C compiler"}
-        _ = self.undisturbed
+        undisturbed = self.reference("repaired", *disk.SAVES)
         calls = disk.writing_calls(self.folder / "counted")
-        points = [(number, error) for number in range(calls) for error in disk.ERRORS]
-        points = points[:: round(1 / self.share)]
-        trial = functools.partial(disk.trial, folder=self.folder, undisturbed=self.undisturbed)
+        points = random.Random(0).sample(range(calls), len(self.number(calls)))
+        trial = functools.partial(disk.trial, folder=self.folder, undisturbed=undisturbed)
         found = self._seen(side_by_side(self.jobs, trial, points), "code")
         return {"writing_calls": calls, **found}
 
@@ -159,6 +161,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", default=",".join(ALL), help="some of these, or gpu")
     parser.add_argument("--share", type=float, default=1.0, help="of the full number of trials")
+    parser.add_argument("--gpu_model", default="smollm2-135m-instruct", help="its sizes, random")
     arguments = parser.parse_args()
     names = arguments.only.split(",")
     found: dict[str, Any] = {}
@@ -166,9 +169,10 @@ def main() -> None:
         folder = Path(name)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "xla"))
         os.environ.setdefault("JAX_PLATFORMS", "cuda" if names == ["gpu"] else "cpu")
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several share the GPU
         if "disk" in names:
             disk.preload(folder)
-        trials = Trials(folder, arguments.jobs, arguments.share)
+        trials = Trials(folder, arguments.jobs, arguments.share, arguments.gpu_model)
         for name in names:
             begin = time.monotonic()
             found[name] = {**(ALL | {"gpu": Trials.gpu})[name](trials)}

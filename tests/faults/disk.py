@@ -17,6 +17,8 @@ from .outcome import Outcome, differences, outcome
 from .process import call, train
 
 ERRORS = (errno.ENOSPC, errno.EIO)
+SAVES = ("--config.checkpoint_every=4",)
+"""Three saves, the last of which also removes a step."""
 
 
 def preload(folder: Path) -> bool:
@@ -29,6 +31,11 @@ def preload(folder: Path) -> bool:
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
     os.environ["LD_PRELOAD"] = str(library)
     return True
+
+
+def is_preloaded() -> bool:
+    """Whether `preload` succeeded."""
+    return "fail_io" in os.environ.get("LD_PRELOAD", "")
 
 
 def fail_at(number: int, error: int, rundir: Path) -> None:
@@ -51,16 +58,15 @@ def count(rundir: Path) -> None:
 
 def writing_calls(rundir: Path) -> int:
     """How many a whole run makes."""
-    ended = train(rundir, fault=count)
+    ended = train(rundir, SAVES, count)
     assert ended.code == 0, ended.output
     return int(rundir.with_suffix(".calls").read_text())
 
 
-def trial(item: tuple[int, int], folder: Path, undisturbed: Outcome) -> dict[str, Any]:
+def trial(number: int, folder: Path, undisturbed: Outcome) -> dict[str, Any]:
     """A run whose disk fails at one call, and then starts again with the disk repaired."""
-    number, error = item
-    rundir = folder / f"disk{number}_{error}"
-    ended = train(rundir, fault=functools.partial(fail_at, number, error))
+    rundir, error = folder / f"disk{number}", ERRORS[number % 2]
+    ended = train(rundir, SAVES, functools.partial(fail_at, number, error))
     name = errno.errorcode[error]
     cause = os.strerror(error)
     failure = ""
@@ -71,18 +77,18 @@ def trial(item: tuple[int, int], folder: Path, undisturbed: Outcome) -> dict[str
     elif "Traceback" in ended.output:
         failure = "traceback"
     saved = call(checked_steps, rundir / "checkpoint") if not failure else []
-    again = train(rundir)
+    again = train(rundir, SAVES)
     resumed = re.search(r"resumed from step (\d+)", again.output)
     if again.code:
-        failure = failure or f"the second start: {again.output[-1500:]}"
+        failure = failure or f"the second start: {again.end}"
     elif saved and (not resumed or int(resumed[1]) != saved[-1]):
-        failure = failure or f"saved {saved}, but {again.output[-1500:]}"
+        failure = failure or f"saved {saved}, but {again.end}"
     else:
         found = differences(outcome(rundir), undisturbed)
         failure = failure or (f"differs: {found}" if found else "")
     shutil.rmtree(rundir, ignore_errors=True)
     if failure:
-        failure = f"call {number} {name}: {failure}: {ended.output[-1500:]}"
+        failure = f"call {number} {name}: {failure}: {ended.end}"
     return {"code": f"{name}: exit code {ended.code}", "failure": failure}
 
 

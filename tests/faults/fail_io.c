@@ -26,7 +26,8 @@ void fail_io_arm(const char *directory, long number, int error, int all_later_to
 long fail_io_calls(void) { return calls; }
 
 static int fails(const char *path) {
-    if (!below[0] || !path || strncmp(path, below, strlen(below))) return 0;
+    size_t length = strlen(below);
+    if (!length || !path || strncmp(path, below, length) || (path[length] && path[length] != '/')) return 0;
     long number = __atomic_fetch_add(&calls, 1, __ATOMIC_SEQ_CST);
     if (first < 0 || number < first || (number > first && !for_ever)) return 0;
     errno = error_number;

@@ -89,5 +89,5 @@ def trial(seed: int, source: Path, folder: Path, undisturbed: Outcome) -> dict[s
             failure = "started from scratch without a word"
     shutil.rmtree(rundir)
     if failure:
-        failure += f" ({kind} {damaged}): {ended.output[-1500:]}"
+        failure += f" ({kind} {damaged}): {ended.end}"
     return {"came": f"{kind}: {came}", "failure": failure}

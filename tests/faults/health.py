@@ -69,14 +69,14 @@ def trial(seed: int, folder: Path, undisturbed: Outcome) -> dict[str, Any]:
                 [],
                 ["exported"],
             )
-            failure = failure or ("" if same else f"afterwards: {again.output[-1500:]}")
+            failure = failure or ("" if same else f"afterwards: {again.end}")
     elif ended.code or '"skipped_steps": 1' not in (rundir / "metrics.jsonl").read_text():
         failure = failure or f"exit code {ended.code}"
     shutil.rmtree(rundir)
     came = f"{kind}: {'stopped' if policy == 'stop' else 'skipped'}"
     return {
         "came": came,
-        "failure": failure and f"{kind} at {bad_step}, {policy}: {failure}: {ended.output[-1500:]}",
+        "failure": failure and f"{kind} at {bad_step}, {policy}: {failure}: {ended.end}",
     }
 
 

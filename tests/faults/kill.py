@@ -121,11 +121,11 @@ def trial(
         if ended.code == -signal.SIGKILL:
             killed[place] += 1
         elif ended.code:
-            return {"killed": killed, "failure": f"exit code {ended.code}: {ended.output[-2000:]}"}
+            return {"killed": killed, "failure": f"exit code {ended.code}: {ended.end}"}
         else:
             break  # it got to its end before its moment came
     ended = train(rundir, overrides)
-    found = differences(outcome(rundir), undisturbed) if ended.code == 0 else [ended.output[-2000:]]
+    found = differences(outcome(rundir), undisturbed) if ended.code == 0 else [ended.end]
     shutil.rmtree(rundir)
     return {"killed": killed, "failure": f"differs: {found}" if found else ""}
 

@@ -28,11 +28,11 @@ def trial(seed: int, folder: Path, undisturbed: Outcome) -> dict[str, Any]:
     holder = f"in use by process {first.pid} on {socket.gethostname()}"
     failure = ""
     if second[0].code != 2 or holder not in second[0].output:
-        failure = f"second: exit code {second[0].code}: {second[0].output[-1500:]}"
+        failure = f"second: exit code {second[0].code}: {second[0].end}"
     last = train(rundir) if kills else first
     recovered = f"left by process {first.pid}" in last.output
     if last.code or differences(outcome(rundir), undisturbed) or recovered != kills:
-        failure = failure or f"exit code {last.code}, recovered {recovered}: {last.output[-1500:]}"
+        failure = failure or f"exit code {last.code}, recovered {recovered}: {last.end}"
     shutil.rmtree(rundir)
     return {
         "came": "second refused, lock recovered" if kills else "second refused",

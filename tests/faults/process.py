@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import multiprocessing
 import os
 import sys
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = Path(__file__).parent / "config.py"
+CPU_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
+"""Tiny programs: compile fast, and leave the other cores to other trials."""
+
 PATIENCE_S = 600.0
 """A process that lives longer hangs."""
 
@@ -29,12 +33,18 @@ class Ended:
     seconds: float
     pid: int
 
+    @property
+    def end(self) -> str:
+        """The last lines of the output, results left out."""
+        lines = [line for line in self.output.splitlines() if not line.startswith("{")]
+        return "\n".join(lines)[-600:]
+
 
 @functools.cache
 def _context() -> Any:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
-        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        os.environ.setdefault("XLA_FLAGS", CPU_FLAGS)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{__package__}.preload"])
     return context
@@ -78,6 +88,7 @@ def _train(rundir: Path, overrides: Sequence[str], fault: Fault | None, log: Pat
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
+    logging.root.handlers.clear()  # the command sets up its own, as in a fresh process
     from gistjax import cli
     from gistjax import train as command
 

@@ -30,11 +30,11 @@ def trial(seed: int, folder: Path, undisturbed: Outcome, seconds: float) -> dict
     ended = train(rundir, OFTEN, watch=send)
     row: dict[str, Any] = {"signal": number.name, "code": ended.code, "failure": ""}
     if ended.code not in (STOPPED, AT_ONCE[number]):
-        return {**row, "failure": f"exit code {ended.code}: {ended.output[-2000:]}"}
+        return {**row, "failure": f"exit code {ended.code}: {ended.end}"}
     row["lost"] = steps_logged(rundir) - latest_checkpoint(rundir)
     row["left_running"] = is_group_alive(ended.pid)
     again = train(rundir, OFTEN)
-    found = differences(outcome(rundir), undisturbed) if again.code == 0 else [again.output[-2000:]]
+    found = differences(outcome(rundir), undisturbed) if again.code == 0 else [again.end]
     if row["lost"] > 1 or row["left_running"] or found:
         row["failure"] = f"lost {row['lost']}, running {row['left_running']}, differs: {found}"
     shutil.rmtree(rundir)

@@ -1,0 +1,81 @@
+"""The short form of the trials: each kind once or a few times. `python -m tests.faults` makes all of them."""
+
+import json
+import signal
+
+import pytest
+
+from . import disk, files, flips, health, kill, locks, signals
+from .outcome import outcome
+from .process import call, train
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    disk.preload(folder)  # before the first process
+    ended = train(folder / "undisturbed")
+    assert ended.code == 0, ended.output
+    found = outcome(folder / "undisturbed")
+    assert [json.loads(row)["step"] for row in found["log"] if "loss" in row] == [
+        1,
+        2,
+        4,
+        6,
+        8,
+        10,
+        12,
+    ]
+    return found
+
+
+def test_a_run_killed_again_and_again_ends_as_if_it_was_not(folder, undisturbed):
+    found = kill.trial(0, 3, folder, undisturbed, 3.0, [])
+    assert not found["failure"] and found["killed"].total() == 3
+
+
+def test_a_signal_saves_and_stops(folder):
+    rundir = folder / "signalled"
+    ended = train(
+        rundir,
+        signals.OFTEN,
+        watch=lambda process: signals.send_while_training(rundir, signal.SIGTERM, 0, process),
+    )
+    assert ended.code == signals.STOPPED and "same command again" in ended.output
+    assert signals.latest_checkpoint(rundir) == signals.steps_logged(rundir) > 0
+    assert not signals.is_group_alive(ended.pid)
+
+
+def test_no_flipped_bit_goes_unseen(folder, undisturbed):
+    source = folder / "flipped"
+    source.mkdir()
+    call(flips.prepare, folder / "undisturbed", source)
+    found = call(flips.trials, list(range(40)), source, folder)
+    assert not found["failures"] and found["seen"].total() == 40
+
+
+def test_damaged_files_are_survived_or_named(folder, undisturbed):
+    files.prepare(folder / "interrupted")
+    for seed in (0, 4):
+        assert not files.trial(seed, folder / "interrupted", folder, undisturbed)["failure"]
+
+
+def test_a_full_disk_leaves_what_was_saved(folder, undisturbed):
+    if not disk.is_preloaded():
+        pytest.skip("no C compiler")
+    train(folder / "repaired", disk.SAVES)
+    half = disk.writing_calls(folder / "counted") // 4 * 2
+    assert not disk.trial(half, folder, outcome(folder / "repaired"))["failure"]
+
+
+@pytest.mark.parametrize("seed", [2, 7])  # a gradient that is not finite stops; a spike is skipped
+def test_a_bad_step_is_never_saved(seed, folder, undisturbed):
+    assert not health.trial(seed, folder, undisturbed)["failure"]
+
+
+def test_a_second_run_is_refused_and_a_killed_one_lets_go(folder, undisturbed):
+    assert not locks.trial(0, folder, undisturbed)["failure"]
