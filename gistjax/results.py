@@ -48,11 +48,20 @@ def claim(rundir: Path, config: CompressionConfig) -> None:
     Raises:
         CheckpointError: if another configuration was trained there.
     """
-    rundir.mkdir(parents=True, exist_ok=True)
     path = rundir / "config.json"
-    if not path.exists():
+    try:
+        rundir.mkdir(parents=True, exist_ok=True)
+        theirs = json.loads(path.read_text(encoding="utf-8"))["config"]
+    except FileNotFoundError:
         return
-    theirs = json.loads(path.read_text())["config"]
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise CheckpointError(
+            f"{rundir} cannot be the run directory ({error.strerror}): choose another --workdir."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): restore it, or choose another --workdir."
+        ) from error
     ours = json.loads(json.dumps(config.to_json()))
     changed = [
         f"{key} was {theirs.get(key)!r} and is {value!r}"

@@ -44,6 +44,12 @@ def run_single_ablation(
     Raises:
         GistjaxError: for anything that is the user's to mend.
     """
+    validate(config)
+    rundir = Path(workdir) if workdir else default_workdir(config)
+    return _run(config, rundir, foundation)
+
+
+def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None) -> dict[str, Any]:
     from gistjax import assembly, results
     from gistjax.data.batches import TrainPlan
     from gistjax.data.prompts import encode_splits
@@ -55,9 +61,9 @@ def run_single_ablation(
     from gistjax.training.optimizer import make_optimizer
     from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
 
-    # Config and run directory
-    validate(config)
-    rundir = Path(workdir) if workdir else default_workdir(config)
+    # What is read and where it is written: refused, if at all, before weights are loaded
+    assembly.check_sources(config)
+    squad = load_squad(config.data, config.seed)
     results.claim(rundir, config)
 
     # Base, tokenizer, prompt
@@ -66,7 +72,6 @@ def run_single_ablation(
     results.check_base(rundir, foundation)
 
     # Data
-    squad = load_squad(config.data, config.seed)
     train_rows, validation_rows, report = encode_splits(
         squad, foundation.prompt, config.data, config.seed
     )

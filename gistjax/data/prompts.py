@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from gistjax.config import DataConfig
 from gistjax.data.filling import Filler, join
 from gistjax.data.report import DataReport
 from gistjax.data.squad import Articles, Example, Squad
 from gistjax.errors import ConfigError, DataError, WeightsError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 INSTRUCTION = "Answer the question with a short phrase copied from the context."
 CONTEXT, QUESTION, ANSWER = "@CONTEXT@", "@QUESTION@", "@ANSWER@"
@@ -220,7 +222,7 @@ def encode_splits(
         ConfigError: if the buckets cannot hold `context_tokens` or the prompt.
         DataError: if examples were asked for and no training row is left.
     """
-    _check_buckets(prompt, data)
+    check_buckets(prompt, data)
     report = squad.report + DataReport()
     train = _encode_train(squad.train, squad.train_articles, prompt, data, seed, report)
     rows = _encode_validation(
@@ -231,7 +233,12 @@ def encode_splits(
     return train, rows, report
 
 
-def _check_buckets(prompt: Prompt, data: DataConfig) -> None:
+def check_buckets(prompt: Prompt, data: DataConfig) -> None:
+    """Refuses buckets that cannot hold `context_tokens`, or a question in its prompt.
+
+    Raises:
+        ConfigError: naming the buckets.
+    """
     if max(data.context_buckets) < data.context_tokens:
         raise ConfigError(
             f"the largest of --config.data.context_buckets, {max(data.context_buckets)}, is less "

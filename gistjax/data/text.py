@@ -59,13 +59,11 @@ class Chunk:
     following_ids: np.ndarray  # int32, fewer at the article's end
 
 
-def load_articles(folder: str, report: DataReport) -> Iterator[str]:
-    """The text of every article in a folder of `*.jsonl` or `*.jsonl.gz` files, in the order of file names.
-
-    Lines that are no `{"paragraphs": [text, …]}` are counted in the report and skipped.
+def find_text(folder: str) -> list[Path]:
+    """The `*.jsonl` and `*.jsonl.gz` files of a folder, by name.
 
     Raises:
-        DataError: if there are no such files, or one cannot be read.
+        DataError: if there are none.
     """
     path = Path(folder).expanduser()
     files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
@@ -74,7 +72,18 @@ def load_articles(folder: str, report: DataReport) -> Iterator[str]:
             f"{path} has no *.jsonl or *.jsonl.gz files: --config.text.path takes a folder of them, "
             'each line {"title": …, "paragraphs": ["…", …]}.'
         )
-    for file in files:
+    return files
+
+
+def load_articles(folder: str, report: DataReport) -> Iterator[str]:
+    """The text of every article in a folder of `*.jsonl` or `*.jsonl.gz` files, in the order of file names.
+
+    Lines that are no `{"paragraphs": [text, …]}` are counted in the report and skipped.
+
+    Raises:
+        DataError: if there are no such files, or one cannot be read.
+    """
+    for file in find_text(folder):
         try:
             with (
                 gzip.open(file, "rt", encoding="utf-8")

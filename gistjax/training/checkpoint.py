@@ -25,6 +25,8 @@ from gistjax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 
+EXPORTED = "compressor.safetensors"
+
 
 class Checkpointer:
     """Saves and restores a run's train state; the newest two steps are kept.
@@ -129,7 +131,7 @@ def start_from(path: Path, trainable: Any, architecture: str) -> Any:
     Raises:
         CheckpointError: if the file is missing, damaged or of other shapes, or has nothing in common with `trainable`.
     """
-    file = path / "compressor.safetensors" if path.is_dir() else path
+    file = find_exported(path)
     arrays, taken = _load(file), []
     same_head = _architecture(file) in (architecture, None)
 
@@ -153,6 +155,20 @@ def start_from(path: Path, trainable: Any, architecture: str) -> Any:
         raise CheckpointError(f"{file} holds no parameter of this configuration.")
     log.info("%d of %d parameter arrays from %s", len(taken), len(jax.tree.leaves(trainable)), file)
     return result
+
+
+def find_exported(path: Path) -> Path:
+    """The file of an exported compressor, given it or the run directory that holds it.
+
+    Raises:
+        CheckpointError: if it is not there.
+    """
+    file = path / EXPORTED if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(
+            f"there is no {file}: --config.init_from takes the directory of a finished run, or its {EXPORTED}."
+        )
+    return file
 
 
 def _architecture(file: Path) -> str | None:

@@ -1,0 +1,75 @@
+"""python -m tests.faults.inputs [--only commands,rows,hostile,scores,peft] [--share S]
+
+The full form of the trials of bad and hostile inputs and of exports, of which `test_inputs.py` is a short one. Progress goes
+to standard error; the last line of standard output is one JSON object. `--share 0.1` makes a tenth of the drawn trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import commands
+
+PROCESSES = 24
+"""Refusals that are timed by a process each."""
+
+
+def bad_commands(folder: Path, share: float) -> dict[str, Any]:
+    """All cases in this process, and some evenly chosen ones by processes of their own."""
+    os.chdir(folder)
+    cases = commands.all_cases(folder)
+    failed = [failure for case in cases if (failure := commands.refuse(case))]
+    seconds = []
+    for case in cases[:: max(len(cases) // round(PROCESSES * share), 1)]:
+        failure, duration = commands.refuse_in_a_process(case, folder)
+        seconds.append(round(duration, 2))
+        failed += [failure] if failure else []
+    slow = sum(duration >= commands.SECONDS for duration in seconds)
+    return {
+        "trials": len(cases),
+        "processes": len(seconds),
+        "seconds": sorted(seconds),
+        "slower_than_5_s": slow,
+        **failures(failed),
+    }
+
+
+def failures(failed: list[str]) -> dict[str, Any]:
+    """How many trials failed, and the first few."""
+    return {"failures": len(failed), "failed": failed[:5]}
+
+
+ALL: dict[str, Callable[[Path, float], dict[str, Any]]] = {"commands": bad_commands}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.inputs", description=__doc__)
+    parser.add_argument("--only", default=",".join(ALL))
+    parser.add_argument("--share", type=float, default=1.0, help="of the full number of trials")
+    arguments = parser.parse_args()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    found = {}
+    for name in arguments.only.split(","):
+        with tempfile.TemporaryDirectory(prefix=name) as folder:
+            begin = time.monotonic()
+            found[name] = ALL[name](Path(folder), arguments.share)
+            found[name]["minutes"] = round((time.monotonic() - begin) / 60, 2)
+        print(name, found[name], file=sys.stderr, flush=True)
+    machine = {"cpus": os.cpu_count(), "python": platform.python_version()}
+    print(json.dumps({"machine": machine, "trials": found}))
+    sys.exit(any(row["failures"] for row in found.values()))
+
+
+if __name__ == "__main__":
+    main()
