@@ -121,7 +121,7 @@ def encode_text(
     if len(unused) == len(TEXT_LOSSES):
         return []
     return text_rows(
-        load_articles(config.text.path, report),
+        load_articles(config.text.path, report, config.data.max_dropped),
         prompt,
         dataclasses.replace(config.text, **unused),
         config.data.context_tokens,

@@ -73,7 +73,9 @@ class DataConfig:
     question_buckets: tuple[int, ...] = (30, 42, 64)  # question + answer tokens
     answer_tokens: int = 32  # longest gold answer kept in training, end token included
     questions_per_context: int = 1  # in training, so many questions share one compression
-    max_dropped: float = 0.1  # stop if more than this share of a source's rows cannot be used
+    max_dropped: float = (
+        0.1  # stop if a larger share of the rows of a file, or of its lines of text, cannot be used
+    )
     holdout: float = 0.0  # validate on this share of the training paragraphs, which are not trained on; 0: on validation
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import commands
+from . import commands, rows
 
 PROCESSES = 24
 """Refusals that are timed by a process each."""
@@ -43,12 +43,27 @@ def bad_commands(folder: Path, share: float) -> dict[str, Any]:
     }
 
 
+def bad_rows(folder: Path, share: float) -> dict[str, Any]:
+    """10,000 questions and 10,000 lines of text, 1,000 a file."""
+    failed: list[str] = []
+    seeds = range(round(10 * share))
+    for seed in seeds:
+        for fuzz in (rows.fuzz_questions, rows.fuzz_lines):
+            below = folder / f"{fuzz.__name__}{seed}"
+            below.mkdir()
+            failed += fuzz(seed, below, 1000)
+    return {"trials": 2000 * len(seeds), "classes": rows.classes(), **failures(failed)}
+
+
 def failures(failed: list[str]) -> dict[str, Any]:
     """How many trials failed, and the first few."""
     return {"failures": len(failed), "failed": failed[:5]}
 
 
-ALL: dict[str, Callable[[Path, float], dict[str, Any]]] = {"commands": bad_commands}
+ALL: dict[str, Callable[[Path, float], dict[str, Any]]] = {
+    "commands": bad_commands,
+    "rows": bad_rows,
+}
 
 
 def main() -> None:
