@@ -21,5 +21,9 @@ class CheckpointError(GistjaxError):
     """A checkpoint is missing, damaged, or belongs to another configuration."""
 
 
+class DeviceMemoryError(GistjaxError):
+    """A device's memory does not hold what a run needs."""
+
+
 class TrainingError(GistjaxError):
     """Training cannot go on: the loss is not finite."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from gistjax import cli
+from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig, validate
 from gistjax.errors import CheckpointError
 
@@ -72,7 +72,8 @@ def evaluate_run(
     graphdef, fresh, frozen = split_model(assembly.model_on(config, foundation))
     trainable = import_trainable(rundir / "compressor.safetensors", fresh)
     scorer = results.Scorer(config, foundation, rows, squad.validation, graphdef)
-    measured = scorer.measure(trainable, frozen)
+    with device_memory.explained(config, "a forward pass"):
+        measured = scorer.measure(trainable, frozen)
     if output:
         results.write_json(Path(output), measured.predictions)
     return measured.metrics

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gistjax import cli
+from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig, validate
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def run_single_ablation(
     """
     validate(config)
     rundir = Path(workdir) if workdir else default_workdir(config)
-    return _run(config, rundir, foundation)
+    with device_memory.explained(config, "training"):
+        return _run(config, rundir, foundation)
 
 
 def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None) -> dict[str, Any]:
@@ -80,15 +81,16 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
     train_rows = assembly.select(config, foundation, train_rows)
     views = None
     if config.loss_weights.get("contrastive"):
-        views = context_views(
-            foundation.base,
-            train_rows,
-            config.contrastive_layers,
-            mesh,
-            config.evaluation.batch_size,
-            config.data.context_buckets,
-            config.data.question_buckets,
-        )
+        with device_memory.explained(config, "a forward pass"):
+            views = context_views(
+                foundation.base,
+                train_rows,
+                config.contrastive_layers,
+                mesh,
+                config.evaluation.batch_size,
+                config.data.context_buckets,
+                config.data.question_buckets,
+            )
     plan = TrainPlan(
         train_rows,
         batch_size=config.batch_size * assembly.rows_per_step(mesh),
@@ -123,7 +125,10 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
         scorer = results.Scorer(config, foundation, validation_rows, squad.validation, graphdef)
 
     def evaluate(state: Any) -> dict[str, float]:
-        return scorer.headline(state.trainable, frozen) if scorer else {}
+        if scorer is None:
+            return {}
+        with device_memory.explained(config, "a forward pass"):
+            return scorer.headline(state.trainable, frozen)
 
     # Training, from the last checkpoint on
     results.write_config(rundir, config, foundation)
@@ -148,7 +153,8 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
     # Results
     if scorer is None:
         return results.write_untested(rundir, config, int(state.step))
-    measured = scorer.measure(state.trainable, frozen)
+    with device_memory.explained(config, "a forward pass"):
+        measured = scorer.measure(state.trainable, frozen)
     return measured.write(rundir, int(state.step), config.evaluation.sample_predictions)
 
 
