@@ -34,7 +34,7 @@ def load_config(rundir: Path) -> CompressionConfig:
     path = rundir / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}): --run takes the directory of a run, as "
             "printed by gistjax.train."

@@ -79,7 +79,7 @@ def read_study(path: Path, out: Path, overrides: list[str]) -> list[Run]:
                 settings["seed"], name = seed, f"{name}_s{seed}"
             words = (*_words(settings, out), *overrides)
             runs.append(Run(name, entry["config"], words, out / name))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not a study ({type(error).__name__}: {error}): it needs "
             '{"runs": [{"name", "config", "set": {…}}]}.'

@@ -136,10 +136,18 @@ def make_prompt(tokenizer: PreTrainedTokenizerFast) -> Prompt:
     """Cuts the tokenizer's chat template, or a plain one where it has none.
 
     Raises:
-        WeightsError: if the template loses the question or the context, or no end token is known.
+        WeightsError: if the template fails or loses the question or the context, or no end token is known.
     """
     if tokenizer.chat_template:
-        text, answer_lead, end_text = _render_chat(tokenizer)
+        try:
+            text, answer_lead, end_text = _render_chat(tokenizer)
+        except (
+            Exception
+        ) as error:  # a template is a program, in Jinja's sandbox: it may raise anything
+            raise WeightsError(
+                f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} fails "
+                f"({type(error).__name__}: {error}): give it another chat_template, or none."
+            ) from error
     else:
         text, answer_lead, end_text = _bos(tokenizer) + PLAIN, " ", ""
     prefix, found_context, rest = text.partition(CONTEXT)

@@ -37,7 +37,12 @@ class Checkpointer:
     def __init__(self, directory: Path, keep: int = 2):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self.directory = directory
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        try:
+            self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        except Exception as error:  # whatever is in its files
+            raise CheckpointError(
+                f"cannot open {directory}: {_first_line(error)}. Move that folder away to train anew."
+            ) from error
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -176,7 +181,7 @@ def _architecture(file: Path) -> str | None:
     try:
         with safe_open(file, framework="numpy") as opened:
             return json.loads((opened.metadata() or {})["config"])["architecture"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

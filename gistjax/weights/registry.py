@@ -191,7 +191,10 @@ def load_base(source: Source, model: ModelConfig, mesh: Mesh, seed: int = 0) -> 
     else:
         assert source.path is not None
         reader = open_gguf(source.path) if source.kind == "gguf" else SafetensorsReader(source.path)
-        llama = load_llama(reader, source.config, dtype, mesh, model.scan_layers)
+        try:
+            llama = load_llama(reader, source.config, dtype, mesh, model.scan_layers)
+        except WeightsError as error:
+            raise WeightsError(f"{source.path}: {error}") from error
     llama.remat = model.remat
     llama.kernel = choose_kernel(model.attention, source.config.head_dim, dtype)
     return llama
@@ -211,7 +214,9 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer  # slow to import
 
     try:
-        return AutoTokenizer.from_pretrained(source.path)  # type: ignore[return-value]
+        return AutoTokenizer.from_pretrained(  # type: ignore[return-value]
+            source.path, trust_remote_code=False, local_files_only=True
+        )
     except Exception as error:  # transformers raises many kinds for a missing or damaged tokenizer
         raise WeightsError(
             f"{source.path} holds no tokenizer that can be read ({type(error).__name__}): it needs "

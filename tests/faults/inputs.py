@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -55,6 +56,24 @@ def bad_rows(folder: Path, share: float) -> dict[str, Any]:
     return {"trials": 2000 * len(seeds), "classes": rows.classes(), **failures(failed)}
 
 
+def hostile_files(folder: Path, share: float) -> dict[str, Any]:
+    """All cases, and 4,000 fuzzed GGUF and safetensors files."""
+    return hostile(folder, round(4000 * share))
+
+
+def hostile(folder: Path, fuzzed: int) -> dict[str, Any]:
+    """What `tests.faults.hostile` finds, in a process of its own."""
+    command = [sys.executable, "-m", "tests.faults.hostile", str(folder), str(fuzzed), "0"]
+    environment = {**os.environ, "PYTHONPATH": str(commands.ROOT)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=commands.ROOT, env=environment, check=False
+    )
+    if done.returncode:
+        return {"trials": 0, **failures([done.stderr[-2000:]])}
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {"trials": found["cases"] + found["fuzzed"], **found, **failures(found["failed"])}
+
+
 def failures(failed: list[str]) -> dict[str, Any]:
     """How many trials failed, and the first few."""
     return {"failures": len(failed), "failed": failed[:5]}
@@ -63,6 +82,7 @@ def failures(failed: list[str]) -> dict[str, Any]:
 ALL: dict[str, Callable[[Path, float], dict[str, Any]]] = {
     "commands": bad_commands,
     "rows": bad_rows,
+    "hostile": hostile_files,
 }
 
 
