@@ -8,7 +8,6 @@ trained.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,29 +16,12 @@ from absl import flags
 
 from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig, validate
-from gistjax.errors import CheckpointError
+from gistjax.trained import load_config
 
 flags.DEFINE_string("run", "", "Directory of a finished run.")
 flags.DEFINE_string("output", "", "Also write the predictions of every question to this JSON file.")
 
 log = logging.getLogger(__name__)
-
-
-def load_config(rundir: Path) -> CompressionConfig:
-    """The configuration that a run was trained with.
-
-    Raises:
-        CheckpointError: if the directory holds no run.
-    """
-    path = rundir / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}): --run takes the directory of a run, as "
-            "printed by gistjax.train."
-        ) from error
-    return CompressionConfig.from_dict(values)
 
 
 def evaluate_run(

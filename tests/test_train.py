@@ -22,7 +22,8 @@ from gistjax.config import (
     TextConfig,
 )
 from gistjax.errors import CheckpointError, ConfigError
-from gistjax.evaluate import evaluate_run, load_config
+from gistjax.evaluate import evaluate_run
+from gistjax.trained import load_config
 
 CONFIG = CompressionConfig(
     architecture="pooling",

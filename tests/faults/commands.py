@@ -25,6 +25,7 @@ from absl.testing import flagsaver
 
 from gistjax import benchmark, cli, compare, evaluate, study, train
 from gistjax.config import CompressionConfig
+from gistjax.trained import load_config
 
 ROOT = Path(__file__).parents[2]
 GIST = ("--config", "configs/gist_m64.py")
@@ -32,7 +33,7 @@ TINY = (*GIST, "--config.model.name=tiny-random", "--config.data.path=sample")
 COMMANDS: dict[str, tuple[cli.Main, cli.Defaults | None]] = {
     "train": (train.main, None),
     "evaluate": (
-        evaluate.main, lambda argv: evaluate.load_config(Path(cli.option(argv, "run")))
+        evaluate.main, lambda argv: load_config(Path(cli.option(argv, "run")))
     ),
     "benchmark": (benchmark.main, lambda argv: benchmark.defaults()),
     "compare": (compare.main, lambda argv: CompressionConfig()),

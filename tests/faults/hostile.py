@@ -38,9 +38,9 @@ from gistjax.data.report import DataReport
 from gistjax.data.squad import load_squad
 from gistjax.data.text import load_articles
 from gistjax.errors import GistjaxError
-from gistjax.evaluate import load_config
 from gistjax.sharding import one_device
 from gistjax.study import read_study
+from gistjax.trained import load_config
 from gistjax.training.checkpoint import Checkpointer, export_trainable, import_trainable, start_from
 from gistjax.weights.registry import byte_tokenizer, load_base, load_tokenizer, resolve
 

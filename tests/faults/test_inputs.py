@@ -1,6 +1,8 @@
 """The short form of the trials of bad and hostile inputs: `python -m tests.faults.inputs` makes them all."""
 
-from . import commands, rows
+import pytest
+
+from . import commands, inputs, rows
 
 
 def test_bad_command_lines(tmp_path, monkeypatch):
@@ -16,3 +18,17 @@ def test_bad_rows(tmp_path):
         folder = tmp_path / fuzz.__name__
         folder.mkdir()
         assert fuzz(0, folder, 300) == []
+
+
+def test_hostile_files(tmp_path):
+    found = inputs.hostile(tmp_path, fuzzed=40)
+    assert found["failed"] == [] and found["cases"] >= 40
+
+
+def test_adapter_in_peft(tmp_path):
+    pytest.importorskip("peft")
+    from . import peft
+
+    found = peft.tiny(tmp_path)
+    assert found["largest_difference"] <= peft.TOLERANCE
+    assert found["equal_answers"] == found["prompts"] == 12
