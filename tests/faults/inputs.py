@@ -74,6 +74,41 @@ def hostile(folder: Path, fuzzed: int) -> dict[str, Any]:
     return {"trials": found["cases"] + found["fuzzed"], **found, **failures(found["failed"])}
 
 
+def squad_scores(folder: Path, share: float) -> dict[str, Any]:
+    """Thirteen predictions of every validation question; answers of random and of trained weights at three batch sizes."""
+    from . import scores
+
+    examples = scores.questions()
+    number, failed = scores.check_scores(examples, 0)
+    compared, differing = scores.check_torchmetrics(examples, 0)
+    tiny = scores.answers_at(scores.tiny_config(), None)
+    real = scores.answers_at(*scores.trained(round(50 * share)))
+    failed += differing + scores.check_batches(tiny) + scores.check_batches(real)
+    return {
+        "trials": number,
+        "questions": len(examples),
+        "compared_with_torchmetrics": compared,
+        "f1_at_batch": {batch: row["f1"] for batch, row in real.items()},
+        "em_at_batch": {batch: row["em"] for batch, row in real.items()},
+        "answers": len(real[1]["answers"]),
+        **failures(failed),
+    }
+
+
+def adapters(folder: Path, share: float) -> dict[str, Any]:
+    """100 prompts for each of two adapters on the real SmolLM2."""
+    from . import peft
+
+    found = peft.smollm2(folder, round(100 * share))
+    failed = [
+        f"{name}: {row}"
+        for name, row in found.items()
+        if row["largest_difference"] > peft.TOLERANCE or row["equal_answers"] < row["prompts"]
+    ]
+    trials = sum(row["prompts"] for row in found.values())
+    return {"trials": trials, "tolerance": peft.TOLERANCE, **found, **failures(failed)}
+
+
 def failures(failed: list[str]) -> dict[str, Any]:
     """How many trials failed, and the first few."""
     return {"failures": len(failed), "failed": failed[:5]}
@@ -83,6 +118,8 @@ ALL: dict[str, Callable[[Path, float], dict[str, Any]]] = {
     "commands": bad_commands,
     "rows": bad_rows,
     "hostile": hostile_files,
+    "scores": squad_scores,
+    "peft": adapters,
 }
 
 

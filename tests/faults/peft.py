@@ -87,10 +87,12 @@ def compare(
         group = prompts[start : start + ROWS]
         logits, answers = _ours(ours, group)
         for ids, logits_SxV, answer in zip(group, logits, answers, strict=True):
+            tokens = torch.tensor([list(ids)])
             with torch.no_grad():
-                expected = adapted(torch.tensor([list(ids)])).logits[0].numpy()
+                expected = adapted(tokens).logits[0].numpy()
                 written = adapted.generate(
-                    input_ids=torch.tensor([list(ids)]), max_new_tokens=NEW, do_sample=False, pad_token_id=0,
+                    input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW, do_sample=False,
+                    pad_token_id=0,
                 )[0, len(ids) :].tolist()  # fmt: skip
             difference = np.abs(logits_SxV[: len(ids)] - expected).max() / np.abs(expected).max()
             apart, equal = max(apart, float(difference)), equal + (answer == written)

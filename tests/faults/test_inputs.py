@@ -2,7 +2,7 @@
 
 import pytest
 
-from . import commands, inputs, rows
+from . import commands, inputs, rows, scores
 
 
 def test_bad_command_lines(tmp_path, monkeypatch):
@@ -32,3 +32,16 @@ def test_adapter_in_peft(tmp_path):
     found = peft.tiny(tmp_path)
     assert found["largest_difference"] <= peft.TOLERANCE
     assert found["equal_answers"] == found["prompts"] == 12
+
+
+def test_scores_are_the_official_ones():
+    examples = scores.questions()[:600]
+    number, wrong = scores.check_scores(examples, 1)
+    assert wrong == [] and number == 13 * len(examples)
+    assert scores.check_torchmetrics(examples[:100], 1)[1] == []
+
+
+def test_answers_do_not_depend_on_the_batch_size():
+    found = scores.answers_at(scores.tiny_config(), None)
+    assert scores.check_batches(found) == []
+    assert len(set(found[1]["answers"])) > 1  # else nothing is compared
