@@ -71,10 +71,10 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
 
 
 def check_sources(config: CompressionConfig) -> None:
-    """Whether the model, an earlier stage and text, as far as a run reads them, can be found on this machine.
+    """Whether the model, an earlier stage, a teacher and text, as far as a run reads them, can be found on this machine.
 
     Raises:
-        CheckpointError: if there is no compressor at `init_from`.
+        CheckpointError: if there is no compressor at `init_from`, or no run at `teacher`.
         DataError: if there is no text at `text.path`, and a loss needs it.
         WeightsError: if there is no such model, or its file is damaged.
     """
@@ -82,6 +82,8 @@ def check_sources(config: CompressionConfig) -> None:
         resolve(config.model, offline=True)
     if config.init_from:
         find_exported(Path(config.init_from))
+    if config.loss_weights.get("distillation"):
+        load_config(Path(config.teacher))
     if any(map(config.loss_weights.get, TEXT_LOSSES)):
         find_text(config.text.path)
 
