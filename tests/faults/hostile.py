@@ -439,7 +439,7 @@ def fuzzed(rng: random.Random, folder: Path, kind: str) -> None:
     data = bytearray(path.read_bytes())
     header = 8 + int.from_bytes(data[:8], "little") if kind == "weights" else 1_800
     for _ in range(rng.randint(1, 4)):
-        place = rng.randrange(header if rng.random() < 0.9 else len(data))
+        place = rng.randrange(min(header, len(data)) if rng.random() < 0.9 else len(data))
         way = rng.randrange(5)
         if way == 0:
             data[place] = rng.randrange(256)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gistjax import assembly
@@ -130,7 +132,7 @@ def check_torchmetrics(examples: Sequence[Example], seed: int) -> tuple[int, lis
 
 
 def answers_at(config: CompressionConfig, run: Path | None) -> dict[int, dict[str, Any]]:
-    """F1, EM and the answers of a model at each batch size; of fresh leaves where there is no run."""
+    """F1, EM and the answers of a model at each batch size; of drawn leaves where there is no run."""
     source, mesh = resolve(config.model), one_device()
     tokenizer = load_tokenizer(source)
     base = load_base(source, config.model, mesh)
@@ -138,7 +140,12 @@ def answers_at(config: CompressionConfig, run: Path | None) -> dict[int, dict[st
     squad = load_squad(config.data, config.seed)
     _, rows, _ = encode_splits(squad, foundation.prompt, config.data, config.seed)
     graphdef, trainable, frozen = split_model(assembly.model_on(config, foundation))
-    if run is not None:
+    if run is None:
+        rng = np.random.default_rng(0)
+        trainable = jax.tree.map(
+            lambda x: x + jnp.asarray(rng.normal(size=x.shape), x.dtype), trainable
+        )
+    else:
         trainable = import_trainable(run / "compressor.safetensors", trainable)
     found = {}
     for batch in BATCHES:
@@ -161,7 +168,7 @@ def tiny_config() -> CompressionConfig:
         architecture="pooling", target_length=8, seed=3,
         model=ModelConfig(name="tiny-random", dtype="float32", scan_layers=True), lora=LoraConfig(rank=2),
         data=DataConfig(
-            path="sample", context="paragraph", validation_examples=33, context_tokens=512,
+            path="sample", context="paragraph", validation_examples=12, context_tokens=512,
             context_buckets=(512,), question_buckets=(256,),
         ),
         evaluation=EvaluationConfig(max_answer_tokens=4),
