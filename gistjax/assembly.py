@@ -82,13 +82,15 @@ def _choose_deterministic_kernels() -> None:
     given = os.environ.get("XLA_FLAGS", "")
     if DETERMINISTIC in given:
         return
-    try:  # JAX refuses to set this once it runs, and does not say so otherwise
-        jax.config.update("jax_num_cpu_devices", jax.config.values["jax_num_cpu_devices"])
+    devices = jax.config.values["jax_num_cpu_devices"]
+    try:  # JAX refuses to change this once it runs, and does not say so otherwise
+        jax.config.update("jax_num_cpu_devices", devices + 1)
     except RuntimeError as error:
         raise ConfigError(
             "deterministic=True comes too late, since JAX runs already in this process: start it with "
             f"XLA_FLAGS={DETERMINISTIC} in the environment."
         ) from error
+    jax.config.update("jax_num_cpu_devices", devices)
     os.environ["XLA_FLAGS"] = f"{given} {DETERMINISTIC}".strip()
 
 

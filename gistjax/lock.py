@@ -58,10 +58,9 @@ class RunLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # The file itself stays: removing it could hand the directory to two.
         with contextlib.suppress(OSError):
-            self._file.truncate(
-                0
-            )  # the file itself stays: removing it could hand the directory to two
+            self._file.truncate(0)
         self._file.close()
 
     def _holder(self) -> str:
