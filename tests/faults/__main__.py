@@ -85,6 +85,7 @@ class Trials:
     def signals(self) -> dict[str, Any]:
         """50 signals."""
         undisturbed = self.reference("signalled", *signals.OFTEN)
+        # Within a third of a run after the first step: it then still trains.
         trial = functools.partial(
             signals.trial, folder=self.folder, undisturbed=undisturbed, seconds=self.seconds / 3
         )
