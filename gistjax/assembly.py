@@ -89,20 +89,23 @@ def check_sources(config: CompressionConfig) -> None:
 
 
 def start_jax(config: CompressionConfig) -> None:
-    """Settings of XLA that must stand before JAX looks for devices.
+    """Starts JAX, with what must be set before it looks for devices.
 
     Raises:
         ConfigError: if `config.deterministic` comes too late, because JAX runs already.
     """
-    if config.deterministic:
-        _choose_deterministic_kernels()
+    choose_kernels(config)
     _keep_compiled_programs()
 
 
-def _choose_deterministic_kernels() -> None:
-    """No kernels that add in no fixed order, and none chosen by a race."""
+def choose_kernels(config: CompressionConfig) -> None:
+    """With `config.deterministic` no kernels that add in no fixed order, and none chosen by a race.
+
+    Raises:
+        ConfigError: if that comes too late, because JAX runs already.
+    """
     given = os.environ.get("XLA_FLAGS", "")
-    if DETERMINISTIC in given:
+    if not config.deterministic or DETERMINISTIC in given:
         return
     devices = jax.config.values["jax_num_cpu_devices"]
     try:  # JAX refuses to change this once it runs, and does not say so otherwise

@@ -55,10 +55,12 @@ def run_single_ablation(
         GistjaxError: for anything that is the user's to mend.
         Stopped: if SIGTERM or CTRL-C asked to stop while training; the state is saved.
     """
+    from gistjax.assembly import start_jax
     from gistjax.lock import RunLock
     from gistjax.sharding import writes
 
     validate(config)
+    start_jax(config)
     rundir = Path(workdir) if workdir else default_workdir(config)
     lock = RunLock(rundir) if writes() else contextlib.nullcontext()
     with lock, device_memory.explained(config, "training"):
@@ -201,6 +203,9 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         cli.print_result({"config": config.to_json(), **dry_run(config, source)})
         return
     if args.distributed:
+        from gistjax.assembly import choose_kernels
+
+        choose_kernels(config)
         join(args.distributed)
     found = run_single_ablation(config, args.workdir or None)
     from gistjax.sharding import writes

@@ -34,6 +34,7 @@ CONFIG = CompressionConfig(
     log_every=1,
     checkpoint_every=1,
     contrastive_layers=1,
+    deterministic=True,  # to be set before the processes meet
     loss_weights={"teacher_forcing": 0.8, "contrastive": 0.2},
     mesh=MeshConfig(fsdp=2),  # of every large parameter each process has a half
     model=ModelConfig(name="tiny-random", dtype="float32", scan_layers=True),

@@ -1,4 +1,4 @@
-"""python -m tests.faults [--jobs N] [--only NAME,…] [--share S]
+"""python -m tests.faults [--jobs N] [--only NAME,…] [--share S] [--first N]
 
 The full form of the trials, of which `test_faults.py` is a short one. Progress goes to standard error; the last line of
 standard output is one JSON object: trials, failures, and what came of them. `--share 0.1` makes a tenth of the trials.
@@ -28,20 +28,20 @@ from .process import call, train
 
 GPU = (
     "--config.model.path=random", "--config.model.dtype=bfloat16", "--config.lora.rank=16",
-    "--config.deterministic=True", "--config.epochs=3.0",
+    "--config.epochs=3.0",
 )  # fmt: skip
 
 
 class Trials:
     """Trials of this command: how many, how many at a time, and where."""
 
-    def __init__(self, folder: Path, jobs: int, share: float, gpu_model: str):
-        self.folder, self.jobs, self.share = folder, jobs, share
+    def __init__(self, folder: Path, jobs: int, share: float, first: int, gpu_model: str):
+        self.folder, self.jobs, self.share, self.first = folder, jobs, share, first
         self.gpu_overrides = (*GPU, f"--config.model.name={gpu_model}")
 
     def number(self, full: int) -> range:
-        """So many of the full number."""
-        return range(max(round(full * self.share), 1))
+        """So many of the full number, from the first on."""
+        return range(self.first, self.first + max(round(full * self.share), 1))
 
     @functools.cached_property
     def undisturbed(self) -> Outcome:
@@ -85,6 +85,7 @@ class Trials:
     def signals(self) -> dict[str, Any]:
         """50 signals."""
         undisturbed = self.reference("signalled", *signals.OFTEN)
+        # Within a third of a run after the first step: it then still trains.
         trial = functools.partial(
             signals.trial, folder=self.folder, undisturbed=undisturbed, seconds=self.seconds / 3
         )
@@ -122,9 +123,9 @@ class Trials:
         """At each writing call: a full disk from there on (ENOSPC), or an I/O error there (EIO), in turn."""
         if not disk.is_preloaded():
             return {"trials": 0, "failures": 0, "skipped": "no C compiler"}
-        undisturbed = self.reference("repaired", *disk.SAVES)
         calls = disk.writing_calls(self.folder / "counted")
-        points = random.Random(0).sample(range(calls), len(self.number(calls)))
+        undisturbed = outcome(self.folder / "counted")
+        points = random.Random(self.first).sample(range(calls), len(self.number(calls)))
         trial = functools.partial(disk.trial, folder=self.folder, undisturbed=undisturbed)
         found = self._seen(side_by_side(self.jobs, trial, points), "code")
         return {"writing_calls": calls, **found}
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", default=",".join(ALL), help="some of these, or gpu")
     parser.add_argument("--share", type=float, default=1.0, help="of the full number of trials")
+    parser.add_argument("--first", type=int, default=0, help="trial: others than those made before")
     parser.add_argument("--gpu_model", default="smollm2-135m-instruct", help="its sizes, random")
     arguments = parser.parse_args()
     names = arguments.only.split(",")
@@ -172,7 +174,9 @@ def main() -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several share the GPU
         if "disk" in names:
             disk.preload(folder)
-        trials = Trials(folder, arguments.jobs, arguments.share, arguments.gpu_model)
+        trials = Trials(
+            folder, arguments.jobs, arguments.share, arguments.first, arguments.gpu_model
+        )
         for name in names:
             begin = time.monotonic()
             found[name] = {**(ALL | {"gpu": Trials.gpu})[name](trials)}

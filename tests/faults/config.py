@@ -14,6 +14,7 @@ def get_config():
         checkpoint_every=3,
         eval_every=4,
         contrastive_layers=1,
+        deterministic=True,
         loss_weights={"teacher_forcing": 0.7, "contrastive": 0.3},
         model=ModelConfig(name="tiny-random", dtype="float32", scan_layers=True),
         lora=LoraConfig(rank=2),

@@ -83,6 +83,7 @@ def trial(seed: int, source: Path, folder: Path, undisturbed: Outcome) -> dict[s
     else:
         came = f"from step {resumed[1]}" if resumed else "from the start"
         found = differences(outcome(rundir), undisturbed)
+        # A log that was damaged cannot be made whole; the run says so and goes on.
         told = "lacks lines" in ended.output and damaged.name == "metrics.jsonl"
         failure = f"differs: {found}" if found and not (told and found == ["log"]) else ""
         if not resumed and "run again" not in ended.output:

@@ -82,6 +82,7 @@ def _flip_checkpoint(rng: random.Random, source: Path, copy: Path, two: bool) ->
     finally:
         logger.removeHandler(handler)
     if restored is None or not _same(restored, _state(source / newest.name)):
+        # Any flip in the manifest may look like damage of a file that it lists.
         named = str(newest) if file.name == "manifest.json" else str(file)
         if not any(named in line for line in told):
             return f"file not named: {file} in {told}"

@@ -20,6 +20,7 @@ def trial(seed: int, folder: Path, undisturbed: Outcome) -> dict[str, Any]:
     def meanwhile(first: Any) -> None:
         while not (rundir / "run.lock").exists() or not (rundir / "run.lock").read_text():
             time.sleep(0.01)
+        # The log goes beside the folder named first; the run itself is in the second, which overrules it.
         second.append(train(folder / f"second{seed}", [f"--workdir={rundir}"]))
         if kills:
             first.kill()
