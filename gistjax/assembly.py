@@ -8,30 +8,33 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerFast
 
-from gistjax.config import TEXT_LOSSES, CompressionConfig, load_config
+from gistjax.config import TEXT_LOSSES, CompressionConfig
 from gistjax.data.batches import Targets
-from gistjax.data.prompts import Prompt, Row, make_prompt
+from gistjax.data.prompts import Prompt, Row, check_buckets, make_prompt
 from gistjax.data.report import DataReport
-from gistjax.data.text import load_articles, text_rows
+from gistjax.data.text import find_text, load_articles, text_rows
 from gistjax.errors import ConfigError
 from gistjax.evaluation.controls import select_tokens, token_surprisal
 from gistjax.evaluation.generation import Answerer
 from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.heads import HEADS
-from gistjax.model.llama import Llama
+from gistjax.model.llama import Llama, LlamaConfig
 from gistjax.sharding import make_mesh, place, replicated, rows_per_step, shardings_of
-from gistjax.training.checkpoint import import_trainable
+from gistjax.trained import load_config
+from gistjax.training.checkpoint import find_exported, import_trainable
 from gistjax.training.step import split_model
 from gistjax.training.teacher import teacher_targets
 from gistjax.weights.registry import Source, load_base, load_tokenizer, resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
     """Loads the base onto the mesh.
 
     Raises:
-        ConfigError: if the mesh does not fit the devices, or the longest sequence does not fit the base.
+        ConfigError: if mesh and devices, prompt and buckets, or the longest sequence and the base do not fit.
         WeightsError: if weights or tokenizer cannot be had.
     """
     start_jax(config)
@@ -61,9 +64,28 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
     source = resolve(config.model)
     tokenizer = load_tokenizer(source)
     prompt = make_prompt(tokenizer)
-    _check_length(config, len(prompt.prefix_ids), source.config.max_positions)
+    check_buckets(prompt, config.data)
+    _check_fit(config, len(prompt.prefix_ids), source.config)
     base = load_base(source, config.model, mesh)
     return Foundation(mesh, source, base, tokenizer, prompt)
+
+
+def check_sources(config: CompressionConfig) -> None:
+    """Whether the model, an earlier stage, a teacher and text, as far as a run reads them, can be found on this machine.
+
+    Raises:
+        CheckpointError: if there is no compressor at `init_from`, or no run at `teacher`.
+        DataError: if there is no text at `text.path`, and a loss needs it.
+        WeightsError: if there is no such model, or its file is damaged.
+    """
+    if config.model.path or "/" not in config.model.name:
+        resolve(config.model, offline=True)
+    if config.init_from:
+        find_exported(Path(config.init_from))
+    if config.loss_weights.get("distillation"):
+        load_config(Path(config.teacher))
+    if any(map(config.loss_weights.get, TEXT_LOSSES)):
+        find_text(config.text.path)
 
 
 def start_jax(config: CompressionConfig) -> None:
@@ -110,12 +132,17 @@ def _keep_compiled_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _check_length(config: CompressionConfig, prefix: int, max_positions: int) -> None:
+def _check_fit(config: CompressionConfig, prefix: int, base: LlamaConfig) -> None:
+    if config.encoder.layers > base.n_layers:
+        raise ConfigError(
+            f"encoder.layers={config.encoder.layers}, but the base has {base.n_layers} layers: lower it, or "
+            "set it to -1 for all."
+        )
     tokens = max(config.data.question_buckets) + config.evaluation.max_answer_tokens
     longest = prefix + config.data.context_tokens + tokens
-    if longest > max_positions:
+    if longest > base.max_positions:
         raise ConfigError(
-            f"the base reads {max_positions} tokens, but prefix, context and question take up to "
+            f"the base reads {base.max_positions} tokens, but prefix, context and question take up to "
             f"{longest}: lower --config.data.context_tokens."
         )
 
@@ -132,7 +159,7 @@ def encode_text(
     if len(unused) == len(TEXT_LOSSES):
         return []
     return text_rows(
-        load_articles(config.text.path, report),
+        load_articles(config.text.path, report, config.data.max_dropped),
         prompt,
         dataclasses.replace(config.text, **unused),
         config.data.context_tokens,

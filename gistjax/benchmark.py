@@ -26,7 +26,7 @@ from typing import Any
 
 from absl import flags
 
-from gistjax import cli
+from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig, DataConfig, ModelConfig, validate
 from gistjax.errors import ConfigError
 
@@ -52,7 +52,10 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         )
     from gistjax import results
 
-    measured = MEASURES[args.mode](config, args)
+    with device_memory.explained(
+        config, "a forward pass" if args.mode in ("generate", "answer") else "training"
+    ):
+        measured = MEASURES[args.mode](config, args)
     cli.print_result(
         {
             "mode": args.mode,

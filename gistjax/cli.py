@@ -11,13 +11,14 @@ import difflib
 import json
 import logging
 import re
+import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from gistjax.config import CompressionConfig, did_you_mean
 from gistjax.errors import ConfigError, GistjaxError
@@ -73,24 +74,22 @@ def parse(
     about = "Config file; any key is overridden by --config.KEY=VALUE."
     if HELP & set(argv):
         app.define_help_flags()
-    elif defaults is None:
-        argv = sys.argv = _config_first(argv)  # ml_collections reads sys.argv
-    if defaults is None or HELP & set(argv):
-        config_flags.DEFINE_config_file("config", None, about, values, lock_config=True)
+        config_flags.DEFINE_config_file("config", None, about, values)
     else:
-        config_flags.DEFINE_config_dict("config", defaults(argv).to_config_dict(), about, values)
+        argv, config = _from_file(argv) if defaults is None else (argv, defaults(argv))
+        _check_keys(argv)
+        config_flags.DEFINE_config_dict(
+            "config", config.to_config_dict(), about, values, sys_argv=argv
+        )
     try:
         rest = values(argv)
-    except AttributeError as error:  # how ml_collections says that a key is unknown
-        raise ConfigError(_unknown_key(argv, error)) from error
     except (flags.Error, TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"{str(error).strip()} (see --help)") from error
     if len(rest) > 1:
         raise ConfigError(
             f"unexpected argument {rest[1]!r}: options start with --, as in --config.seed=1."
         )
-    config: Any = values["config"].value
-    return CompressionConfig.from_dict(config)
+    return CompressionConfig.from_dict(values["config"].value)  # type: ignore[arg-type]
 
 
 def option(argv: list[str], name: str) -> str:
@@ -119,38 +118,72 @@ def overrides() -> list[str]:
     return words
 
 
-def _config_first(argv: list[str]) -> list[str]:
-    """The command line with its config file in front, where ml_collections wants it, and checked to be there."""
-    for i, word in enumerate(argv[1:], 1):
+def _from_file(argv: list[str]) -> tuple[list[str], CompressionConfig]:
+    """The command line without its config file, and the config of that file."""
+    files, rest, words = [], argv[:1], iter(argv[1:])
+    for word in words:
         match = re.fullmatch(r"--?config(?:=(.*))?", word)
         if match:
-            rest = argv[1:i] + argv[i + 1 :]
-            name = match[1]
-            if name is None:
-                name, rest = " ".join(argv[i + 1 : i + 2]), argv[1:i] + argv[i + 2 :]
-            if Path(name).is_file():
-                return [argv[0], f"--config={name}", *rest]
-            near = difflib.get_close_matches(
-                Path(name).name, [path.name for path in Path("configs").glob("*.py")], 1
-            )
-            hint = f"; did you mean configs/{near[0]}?" if near else "; see configs/."
-            raise ConfigError(f"there is no config file {name!r}{hint}")
-    raise ConfigError("which config? Give one, as in --config configs/gist_m64.py.")
+            files.append(next(words, "") if match[1] is None else match[1])
+        else:
+            rest.append(word)
+    if not files:
+        raise ConfigError("which config? Give one, as in --config configs/gist_m64.py.")
+    if len(files) > 1:
+        raise ConfigError(f"--config is given twice ({' and '.join(files)}): give one file.")
+    return rest, read_config_file(Path(files[0]))
 
 
-def _unknown_key(argv: list[str], error: Exception) -> str:
-    """Names the first override that the default config has no place for, and the nearest key."""
-    defaults = CompressionConfig().to_config_dict()
+def read_config_file(path: Path) -> CompressionConfig:
+    """What `get_config()` of a Python file returns. The file is code, and is run.
+
+    Raises:
+        ConfigError: if it is missing, fails, or returns no config.
+    """
+    if not path.is_file():
+        near = difflib.get_close_matches(
+            path.name, [p.name for p in Path("configs").glob("*.py")], 1
+        )
+        hint = f"; did you mean configs/{near[0]}?" if near else "; see configs/."
+        raise ConfigError(f"there is no config file {str(path if path.name else '')!r}{hint}")
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+    except GistjaxError:
+        raise
+    except Exception as error:  # whatever the code in the file runs into
+        cause = f"{type(error).__name__}: {error}"
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", cause)
+        hint = did_you_mean(unknown[1], _leaves()) if unknown else ""
+        raise ConfigError(
+            f"config file {path} fails ({cause}){hint or '.'} It needs get_config(), which returns a ConfigDict."
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"get_config() of {path} returns {config!r}, not a ConfigDict: end it as configs/base.py does."
+        )
+    return CompressionConfig.from_dict(config)
+
+
+def _leaves(group: ConfigDict | None = None) -> Iterator[str]:
+    """The last parts of all keys."""
+    for key, value in (group or CompressionConfig().to_config_dict()).items():
+        yield key
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value)
+
+
+def _check_keys(argv: list[str]) -> None:
+    """Refuses the first override that the configuration has no place for, with the nearest key."""
     for word in argv[1:]:
-        match = re.match(r"--?config\.([^=]+)", word)
-        group: Any = defaults
+        match = re.match(r"--?config\.([^=]*)", word)
+        group: Any = CompressionConfig().to_config_dict()
         for part in match[1].split(".") if match else ():
-            known = list(group) if hasattr(group, "keys") else []
+            known = list(group) if isinstance(group, ConfigDict) else []
             if part not in known:
                 assert match is not None
-                return f"config has no key {match[1]!r}{did_you_mean(part, known)}"
+                hint = did_you_mean(part, known) if known else ": it has no parts."
+                raise ConfigError(f"config has no key {match[1]!r}{hint}")
             group = group[part]
-    return f"config has no key {error}"
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -13,12 +13,11 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from gistjax.errors import CheckpointError, ConfigError
+from gistjax.errors import ConfigError
 
 ARCHITECTURES = ("cross_attention", "conv", "pooling", "gist", "mean_pool", "none", "closed_book")
 UNCOMPRESSED = ("none", "closed_book")
@@ -75,6 +74,9 @@ class DataConfig:
     question_buckets: tuple[int, ...] = (30, 42, 64)  # question + answer tokens
     answer_tokens: int = 32  # longest gold answer kept in training, end token included
     questions_per_context: int = 1  # in training, so many questions share one compression
+    max_dropped: float = (
+        0.1  # stop if a larger share of the rows of a file, or of its lines of text, cannot be used
+    )
     holdout: float = 0.0  # validate on this share of the training paragraphs, which are not trained on; 0: on validation
 
 
@@ -204,23 +206,6 @@ class CompressionConfig:
         return ml_collections.ConfigDict(values).lock()
 
 
-def load_config(rundir: Path) -> CompressionConfig:
-    """The configuration that a run was trained with.
-
-    Raises:
-        CheckpointError: if the directory holds no run.
-    """
-    path = rundir / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}): give the directory of a run of "
-            "gistjax.train."
-        ) from error
-    return CompressionConfig.from_dict(values)
-
-
 def _from_dict(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     defaults = cls()
     known = {f.name for f in dataclasses.fields(cls)}
@@ -290,11 +275,11 @@ def validate(config: CompressionConfig) -> None:
             f"data.select={config.data.select!r} is a control for the uncompressed model: it needs architecture='none'.",
         ),
         (
-            config.ratio == 0 or config.ratio >= 1,
+            config.ratio == 0 or 1 <= config.ratio < math.inf,
             f"ratio={config.ratio} must be 0 (a fixed number of slots) or at least 1.",
         ),
         (
-            all(ratio >= 1 for ratio in config.ratios) and list(config.ratios) == sorted(config.ratios),
+            all(1 <= ratio < math.inf for ratio in config.ratios) and list(config.ratios) == sorted(config.ratios),
             f"ratios={config.ratios} must be at least 1, and ascend.",
         ),
         (
@@ -323,6 +308,11 @@ def validate(config: CompressionConfig) -> None:
             f"data.context_tokens={context}.",
         ),
         (
+            config.data.answer_tokens <= max(config.data.question_buckets),
+            f"data.answer_tokens={config.data.answer_tokens} is more than the largest of "
+            f"data.question_buckets={config.data.question_buckets}: lower the first.",
+        ),
+        (
             [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) <= 1,
             "only one axis of mesh can be -1 (what is left).",
         ),
@@ -348,6 +338,8 @@ def _check_choices(config: CompressionConfig) -> None:
     ]
     for name, lora in (("lora", config.lora), ("encoder.lora", config.encoder.lora)):
         choices += [(f"{name}.targets", target, PROJECTIONS) for target in lora.targets]
+        if len(set(lora.targets)) < len(lora.targets):
+            raise ConfigError(f"{name}.targets={lora.targets} names a projection twice.")
     for key, value, known in choices:
         if value not in known:
             raise ConfigError(f"{key} cannot be {value!r}{did_you_mean(value, known)}")
@@ -381,7 +373,7 @@ def _check_losses(config: CompressionConfig) -> None:
 
 
 def _check_numbers(config: CompressionConfig) -> None:
-    d, o, e = config.data, config.optimizer, config.evaluation
+    d, o, e, t = config.data, config.optimizer, config.evaluation, config.text
     at_least: list[tuple[str, float, float]] = [
         ("target_length", config.target_length, 1),
         ("batch_size", config.batch_size, 1),
@@ -394,33 +386,57 @@ def _check_numbers(config: CompressionConfig) -> None:
         ("spike_factor", config.spike_factor, 0),
         ("seed", config.seed, 0),
         ("lora.rank", config.lora.rank, 0),
+        ("lora.alpha", config.lora.alpha, 1e-12),
+        ("encoder.layers", config.encoder.layers, -1),
+        ("encoder.lora.rank", config.encoder.lora.rank, 0),
+        ("encoder.lora.alpha", config.encoder.lora.alpha, 1e-12),
         ("data.train_examples", d.train_examples, -1),
         ("data.validation_examples", d.validation_examples, -1),
         ("data.context_tokens", d.context_tokens, 1),
         ("data.questions_per_context", d.questions_per_context, 1),
         ("ratio_growth", config.ratio_growth, 0),
         ("data.holdout", d.holdout, 0),
-        ("text.chunks", config.text.chunks, -1),
-        ("text.min_tokens", config.text.min_tokens, 1),
-        ("text.target_tokens", config.text.target_tokens, 2),
+        ("data.max_dropped", d.max_dropped, 0),
+        ("text.chunks", t.chunks, -1),
+        ("text.min_tokens", t.min_tokens, 1),
+        ("text.target_tokens", t.target_tokens, 2),
+        ("text.reconstruction", t.reconstruction, 0),
+        ("text.continuation", t.continuation, 0),
+        ("text.cloze", t.cloze, 0),
         ("data.answer_tokens", d.answer_tokens, 2),
         ("optimizer.compressor_lr", o.compressor_lr, 0),
         ("optimizer.lora_lr", o.lora_lr, 0),
         ("optimizer.weight_decay", o.weight_decay, 0),
         ("optimizer.clip_norm", o.clip_norm, 1e-12),
         ("optimizer.warmup_fraction", o.warmup_fraction, 0),
+        ("optimizer.b1", o.b1, 0),
+        ("optimizer.b2", o.b2, 0),
         ("evaluation.batch_size", e.batch_size, 1),
         ("evaluation.max_answer_tokens", e.max_answer_tokens, 1),
         ("evaluation.bootstrap_samples", e.bootstrap_samples, 1),
         ("evaluation.slot_contexts", e.slot_contexts, 0),
+        ("evaluation.sample_predictions", e.sample_predictions, 0),
     ]
     for key, value, least in at_least:
         if not least <= value < math.inf:
             raise ConfigError(f"{key}={value} must be at least {least}.")
-    if o.warmup_fraction >= 1:
-        raise ConfigError(f"optimizer.warmup_fraction={o.warmup_fraction} must be below 1.")
-    if d.holdout >= 1:
-        raise ConfigError(f"data.holdout={d.holdout} must be below 1.")
+    below: list[tuple[str, float, float]] = [
+        ("seed", config.seed, 2**32),  # JAX's keys take 32 bits
+        ("optimizer.warmup_fraction", o.warmup_fraction, 1),
+        ("optimizer.b1", o.b1, 1),
+        ("optimizer.b2", o.b2, 1),
+        ("data.holdout", d.holdout, 1),
+    ]
+    for key, value, bound in below:
+        if value >= bound:
+            raise ConfigError(f"{key}={value} must be below {bound}.")
+    for key, value in (("ratio_growth", config.ratio_growth), ("data.max_dropped", d.max_dropped)):
+        if value > 1:
+            raise ConfigError(f"{key}={value} is a share: it must be at most 1.")
+    sizes = {f"mesh.{axis}": size for axis, size in dataclasses.asdict(config.mesh).items()}
+    for key, size in {**sizes, "eval_every": config.eval_every}.items():
+        if size != -1 and size < 1:
+            raise ConfigError(f"{key}={size} must be -1 or at least 1.")
     for key in ("context_buckets", "question_buckets"):
         buckets = getattr(d, key)
         if not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets)):

@@ -25,5 +25,9 @@ class StorageError(GistjaxError):
     """A file cannot be written: the disk is full, read-only or failing."""
 
 
+class DeviceMemoryError(GistjaxError):
+    """A device's memory does not hold what a run needs."""
+
+
 class TrainingError(GistjaxError):
     """Training cannot go on: the loss or its gradient is not finite, or the loss jumped."""

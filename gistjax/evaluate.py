@@ -14,8 +14,9 @@ from typing import Any
 
 from absl import flags
 
-from gistjax import cli
-from gistjax.config import CompressionConfig, load_config, validate
+from gistjax import cli, device_memory
+from gistjax.config import CompressionConfig, validate
+from gistjax.trained import load_config
 
 flags.DEFINE_string("run", "", "Directory of a finished run.")
 flags.DEFINE_string("output", "", "Also write the predictions of every question to this JSON file.")
@@ -50,15 +51,16 @@ def evaluate_run(
     rundir = Path(rundir)
     config = config or load_config(rundir)
     validate(config)
+    squad = load_squad(config.data, config.seed)
     foundation = assembly.lay_foundation(config)
     results.check_base(rundir, foundation)
-    squad = load_squad(config.data, config.seed)
     _, rows, report = encode_splits(squad, foundation.prompt, config.data, config.seed)
     log.info("%s", report)
     graphdef, fresh, frozen = split_model(assembly.model_on(config, foundation))
     trainable = import_trainable(rundir / "compressor.safetensors", fresh)
     scorer = results.Scorer(config, foundation, rows, squad.validation, graphdef)
-    measured = scorer.measure(trainable, frozen)
+    with device_memory.explained(config, "a forward pass"):
+        measured = scorer.measure(trainable, frozen)
     if output:
         results.write_json(Path(output), measured.predictions)
     if slot_attention:

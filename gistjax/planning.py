@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gistjax.config import TEXT_LOSSES, CompressionConfig
-from gistjax.data.batches import Batch
+from gistjax.data.batches import Batch, Targets
 from gistjax.data.prompts import make_prompt
 from gistjax.footprint import peak_bytes
 from gistjax.model.attention import choose_kernel
@@ -132,6 +132,10 @@ def _largest_batch(config: CompressionConfig, width: int) -> Batch:
         return jax.ShapeDtypeStruct((K, *shape), dtype)
 
     contrasts = config.loss_weights.get("contrastive")
+    targets = None
+    if config.loss_weights.get("distillation"):
+        shape = (B, _answer_tokens(config), config.teacher_tokens)
+        targets = Targets(array(*shape), array(*shape, dtype=jnp.float32))
     return Batch(
         context_ids_ExC=array(E, C),
         context_length_E=array(E),
@@ -141,6 +145,7 @@ def _largest_batch(config: CompressionConfig, width: int) -> Batch:
         answer_length_B=array(B),
         task_B=array(B),
         context_view_ExD=array(E, width, dtype=jnp.float32) if contrasts else None,
+        teacher=targets,
         ratio_E=array(E, dtype=jnp.float32) if config.ratios else None,
     )
 

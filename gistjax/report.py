@@ -1,6 +1,6 @@
 """Table, plots and predictions of a sweep.
 
-    python -m gistjax.report --of runs/compression_ablations [--of runs/controls …] [--out FOLDER] [--title TEXT]
+    python -m gistjax.report --runs runs/compression_ablations [--runs runs/controls …] [--write_to FOLDER] [--title TEXT]
 
 Reads the run directories in and below the folders and writes to the first of them, or to FOLDER: `results_summary.json`,
 `results.md` (for papers), `results.csv` (everything, in full precision) and `report.html`, one file that opens without a
@@ -20,8 +20,8 @@ from gistjax import cli
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 
-flags.DEFINE_multi_string("of", [], "Folder of a sweep, or directory of a run; may be repeated.")
-flags.DEFINE_string("out", "", "Folder for the report; by default the first of --of.")
+flags.DEFINE_multi_string("runs", [], "Folder of a sweep, or directory of a run; may be repeated.")
+flags.DEFINE_string("write_to", "", "Folder for the report; by default the first of --runs.")
 flags.DEFINE_string("title", "", "The report's title; by default the folder's name.")
 flags.DEFINE_integer("questions", 100, "Questions shown side by side in the page.")
 
@@ -59,10 +59,12 @@ def report(
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command."""
-    if not args.of:
-        raise ConfigError("a report of what? Give a folder, as in --of runs/compression_ablations.")
-    out = Path(args.out) if args.out else None
-    cli.print_result(report([Path(name) for name in args.of], out, args.title, args.questions))
+    if not args.runs:
+        raise ConfigError(
+            "a report of what? Give a folder, as in --runs runs/compression_ablations."
+        )
+    out = Path(args.write_to) if args.write_to else None
+    cli.print_result(report([Path(name) for name in args.runs], out, args.title, args.questions))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def read_study(path: Path, out: Path, overrides: list[str]) -> list[Run]:
                 words = (*_words(settings, out), *overrides)
                 after = tuple(_earlier(settings, runs))
                 runs.append(Run(name, entry["config"], words, out / name, after))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not a study ({type(error).__name__}: {error}): it needs "
             '{"runs": [{"name", "config", "set": {…}}]}.'

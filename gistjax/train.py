@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gistjax import cli
+from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig, validate
 from gistjax.errors import ConfigError
 
@@ -62,7 +62,8 @@ def run_single_ablation(
     validate(config)
     start_jax(config)
     rundir = Path(workdir) if workdir else default_workdir(config)
-    with RunLock(rundir) if writes() else contextlib.nullcontext():
+    lock = RunLock(rundir) if writes() else contextlib.nullcontext()
+    with lock, device_memory.explained(config, "training"):
         return _run(config, rundir, foundation)
 
 
@@ -79,7 +80,9 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
     from gistjax.training.optimizer import make_optimizer
     from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
 
-    # Run directory
+    # What is read and where it is written: refused, if at all, before weights are loaded
+    assembly.check_sources(config)
+    squad = load_squad(config.data, config.seed)
     results.claim(rundir, config)
 
     # Base, tokenizer, prompt
@@ -88,7 +91,6 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
     results.check_base(rundir, foundation)
 
     # Data
-    squad = load_squad(config.data, config.seed)
     questions, validation_rows, report = encode_splits(
         squad, foundation.prompt, config.data, config.seed
     )
@@ -98,15 +100,16 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
     answer_tokens = max(len(row.answer_ids) for row in train_rows)
     views = None
     if config.loss_weights.get("contrastive"):
-        views = context_views(
-            foundation.base,
-            train_rows,
-            config.contrastive_layers,
-            mesh,
-            config.evaluation.batch_size,
-            config.data.context_buckets,
-            config.data.question_buckets,
-        )
+        with device_memory.explained(config, "a forward pass"):
+            views = context_views(
+                foundation.base,
+                train_rows,
+                config.contrastive_layers,
+                mesh,
+                config.evaluation.batch_size,
+                config.data.context_buckets,
+                config.data.question_buckets,
+            )
     plan = TrainPlan(
         train_rows,
         batch_size=config.batch_size * assembly.rows_per_step(mesh),
@@ -144,7 +147,10 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
         scorer = results.Scorer(config, foundation, validation_rows, squad.validation, graphdef)
 
     def evaluate(state: Any) -> dict[str, float]:
-        return scorer.headline(state.trainable, frozen) if scorer else {}
+        if scorer is None:
+            return {}
+        with device_memory.explained(config, "a forward pass"):
+            return scorer.headline(state.trainable, frozen)
 
     # Training, from the last checkpoint on
     results.write_config(rundir, config, foundation)
@@ -173,7 +179,8 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
     # Results
     if scorer is None:
         return results.write_untested(rundir, config, int(state.step))
-    measured = scorer.measure(state.trainable, frozen)
+    with device_memory.explained(config, "a forward pass"):
+        measured = scorer.measure(state.trainable, frozen)
     return measured.write(rundir, int(state.step), config.evaluation.sample_predictions)
 
 

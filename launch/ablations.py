@@ -188,7 +188,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     log.info("%s", "\n".join(run.command for run in runs))
     jobs = run_sweep(runs, out, args.address, args.gpus_per_run, args.cpus_per_run)
     if any(job.finished for job in jobs.values()):
-        command = [sys.executable, "-m", "gistjax.report", f"--of={out}"]
+        command = [sys.executable, "-m", "gistjax.report", f"--runs={out}"]
         subprocess.run(
             command, stdout=subprocess.DEVNULL, check=False
         )  # it says itself what it lacks

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ CONFIG = CompressionConfig(
 )  # fmt: skip
 
 
-def train_together(folder: Path, config: CompressionConfig) -> list[subprocess.CompletedProcess]:
+def start_together(folder: Path, config: CompressionConfig) -> list[subprocess.Popen]:
     """The command in two processes of one device each."""
     (folder / "config.py").write_text(
         "from gistjax.config import CompressionConfig\n\n\ndef get_config():\n"
@@ -58,34 +59,35 @@ def train_together(folder: Path, config: CompressionConfig) -> list[subprocess.C
     command = [
         sys.executable, "-m", "gistjax.train", f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}",
     ]  # fmt: skip
-    processes = [
+    return [
         subprocess.Popen(
             [*command, f"--distributed={address},2,{i}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"}, text=True,
         )
         for i in range(2)
     ]  # fmt: skip
-    done = []
-    for process in processes:
-        out, err = process.communicate(timeout=300)
-        done.append(subprocess.CompletedProcess(command, process.returncode, out, err))
-    return done
 
 
-def losses(rundir: Path) -> list[float]:
+def ends(processes: list[subprocess.Popen], code: int) -> list[str]:
+    """Waits for all; returns what they printed."""
+    printed = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [code] * 2, printed
+    return [out for out, _ in printed]
+
+
+def losses(rundir: Path, steps: int = 2) -> list[float]:
     rows = [json.loads(line) for line in (rundir / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2]
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
     return [row["loss"] for row in rows]
 
 
 def test_two_processes_give_what_one_gives(tmp_path):
-    first, second = train_together(tmp_path, CONFIG)
-    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert "{" not in second.stdout, "one of them speaks"
+    first, second = ends(start_together(tmp_path, CONFIG), 0)
+    assert "{" not in second, "one of them speaks"
     together, alone = tmp_path / "run", tmp_path / "alone"
     eight_devices = CONFIG.replace(batch_size=1, mesh=MeshConfig())
     expected = run_single_ablation(eight_devices, alone)
-    found = json.loads(first.stdout.splitlines()[-1])
+    found = json.loads(first.splitlines()[-1])
     assert found == json.loads((together / "metrics.json").read_text())
     np.testing.assert_allclose(losses(together), losses(alone), rtol=1e-5)
     for key in ("final_f1", "final_em", "effective_compression_ratio", "n_examples"):
@@ -98,6 +100,25 @@ def test_two_processes_give_what_one_gives(tmp_path):
     ours, theirs = (load_file(folder / "compressor.safetensors") for folder in (together, alone))
     for name in theirs:
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.skipif(not os.environ.get("LONG_TESTS"), reason="takes minutes: set LONG_TESTS=1")
+def test_a_signal_to_one_process_stops_both_and_they_resume(tmp_path):
+    config = CONFIG.replace(max_steps=12)
+    log = tmp_path / "run" / "metrics.jsonl"
+    processes = start_together(tmp_path, config)
+    while not (log.exists() and log.read_text().count("\n") >= 3):
+        assert processes[0].poll() is None
+        time.sleep(0.05)
+    processes[1].terminate()
+    ends(processes, 75)
+    saved = max(int(path.name) for path in (tmp_path / "run" / "checkpoint").glob("[0-9]*"))
+    assert 3 <= saved < 12
+    ends(start_together(tmp_path, config), 0)
+    run_single_ablation(config.replace(batch_size=1, mesh=MeshConfig()), tmp_path / "alone")
+    np.testing.assert_allclose(
+        losses(tmp_path / "run", 12), losses(tmp_path / "alone", 12), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("word", ["10.0.0.1,2,0", "yes", "host:1,2"])

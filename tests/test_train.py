@@ -22,7 +22,8 @@ from gistjax.config import (
     TextConfig,
 )
 from gistjax.errors import CheckpointError, ConfigError
-from gistjax.evaluate import evaluate_run, load_config
+from gistjax.evaluate import evaluate_run
+from gistjax.trained import load_config
 
 CONFIG = CompressionConfig(
     architecture="pooling",
@@ -214,5 +215,5 @@ def test_learns_from_a_teacher(tmp_path):
     run_single_ablation(student, tmp_path / "student")
     rows = [json.loads(line) for line in (tmp_path / "student/metrics.jsonl").open()]
     assert all(0 < row["distillation"] < row["loss"] for row in rows)
-    with pytest.raises(CheckpointError, match="give the directory of a run"):
+    with pytest.raises(CheckpointError, match="the directory of a run"):
         run_single_ablation(student.replace(teacher=str(tmp_path)), tmp_path / "lost")

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from gistjax.config import DataConfig
 from gistjax.data.filling import Filler, join
 from gistjax.data.report import DataReport
 from gistjax.data.squad import Articles, Example, Squad
 from gistjax.errors import ConfigError, DataError, WeightsError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 INSTRUCTION = "Answer the question with a short phrase copied from the context."
 CONTEXT, QUESTION, ANSWER = "@CONTEXT@", "@QUESTION@", "@ANSWER@"
@@ -134,10 +136,18 @@ def make_prompt(tokenizer: PreTrainedTokenizerFast) -> Prompt:
     """Cuts the tokenizer's chat template, or a plain one where it has none.
 
     Raises:
-        WeightsError: if the template loses the question or the context, or no end token is known.
+        WeightsError: if the template fails or loses the question or the context, or no end token is known.
     """
     if tokenizer.chat_template:
-        text, answer_lead, end_text = _render_chat(tokenizer)
+        try:
+            text, answer_lead, end_text = _render_chat(tokenizer)
+        except (
+            Exception
+        ) as error:  # a template is a program, in Jinja's sandbox: it may raise anything
+            raise WeightsError(
+                f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} fails "
+                f"({type(error).__name__}: {error}): give it another chat_template, or none."
+            ) from error
     else:
         text, answer_lead, end_text = _bos(tokenizer) + PLAIN, " ", ""
     prefix, found_context, rest = text.partition(CONTEXT)
@@ -220,7 +230,7 @@ def encode_splits(
         ConfigError: if the buckets cannot hold `context_tokens` or the prompt.
         DataError: if examples were asked for and no training row is left.
     """
-    _check_buckets(prompt, data)
+    check_buckets(prompt, data)
     report = squad.report + DataReport()
     train = _encode_train(squad.train, squad.train_articles, prompt, data, seed, report)
     rows = _encode_validation(
@@ -231,7 +241,12 @@ def encode_splits(
     return train, rows, report
 
 
-def _check_buckets(prompt: Prompt, data: DataConfig) -> None:
+def check_buckets(prompt: Prompt, data: DataConfig) -> None:
+    """Refuses buckets that cannot hold `context_tokens`, or a question in its prompt.
+
+    Raises:
+        ConfigError: naming the buckets.
+    """
     if max(data.context_buckets) < data.context_tokens:
         raise ConfigError(
             f"the largest of --config.data.context_buckets, {max(data.context_buckets)}, is less "

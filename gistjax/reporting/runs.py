@@ -61,7 +61,7 @@ def find_runs(folders: Sequence[Path]) -> list[Result]:
     results = [read_run(path) for path in sorted(paths)]
     if not results:
         places = ", ".join(map(str, folders))
-        raise DataError(f"no run in {places}: --of takes the folder of a sweep, or of a run.")
+        raise DataError(f"no run in {places}: --runs takes the folder of a sweep, or of a run.")
     names = [result.name for result in results]
     for result in results:
         if names.count(result.name) > 1:

@@ -172,7 +172,9 @@ def cell(column: Column, row: dict[str, Any]) -> str:
 
 
 def to_markdown(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> str:
-    """A table for papers."""
+    """A table for papers; empty without rows."""
+    if not rows:
+        return ""
     shown = [column for column in columns if column.paper]
     lines = [[column.title for column in shown], ["---"] * len(shown)]
     lines += [[cell(column, row).replace("|", "\\|") for column in shown] for row in rows]

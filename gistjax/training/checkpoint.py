@@ -29,6 +29,8 @@ from gistjax.weights.checked import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
+EXPORTED = "compressor.safetensors"
+
 
 class Checkpointer:
     """Saves and restores a run's train state; the newest two steps are kept.
@@ -243,7 +245,7 @@ def start_from(path: Path, trainable: Any, architecture: str) -> Any:
     Raises:
         CheckpointError: if the file is missing, damaged or of other shapes, or has nothing in common with `trainable`.
     """
-    file = path / "compressor.safetensors" if path.is_dir() else path
+    file = find_exported(path)
     arrays, metadata = load_tensors(file)
     same_head, taken = _architecture(metadata) in (architecture, None), []
 
@@ -269,11 +271,25 @@ def start_from(path: Path, trainable: Any, architecture: str) -> Any:
     return result
 
 
+def find_exported(path: Path) -> Path:
+    """The file of an exported compressor, given it or the run directory that holds it.
+
+    Raises:
+        CheckpointError: if it is not there.
+    """
+    file = path / EXPORTED if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(
+            f"there is no {file}: --config.init_from takes the directory of a finished run, or its {EXPORTED}."
+        )
+    return file
+
+
 def _architecture(metadata: dict[str, str]) -> str | None:
     """That an exported compressor was trained with; None where the file does not say."""
     try:
         return json.loads(metadata["config"])["architecture"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

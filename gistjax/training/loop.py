@@ -182,6 +182,7 @@ def train(
                 metrics.sync()
                 checkpointer.save(step, state)
             if stops:
+                stop.requested = True  # also where another process heard the signal
                 break
     return state
 

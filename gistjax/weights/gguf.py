@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from gistjax.errors import WeightsError
 from gistjax.model.llama import LlamaConfig, RopeScaling, rope_frequencies, scale_frequencies
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -219,6 +221,8 @@ class GgufReader:
         def special(name: str) -> str | None:
             index = self._meta.get(f"tokenizer.ggml.{name}_token_id")
             return None if index is None else tokens[index]
+
+        from transformers import PreTrainedTokenizerFast  # slow to import
 
         fast = PreTrainedTokenizerFast(
             tokenizer_object=backend,

@@ -89,8 +89,10 @@ def _leaf(reader: Reader, path: str, leaf: jax.ShapeDtypeStruct, config: LlamaCo
         return _fitting(reader.tensor(NAMES[name]), NAMES[name], leaf.shape).astype(leaf.dtype)
     if name != path:
         return _layer(reader, name, int(path.split("/")[1]), config).astype(leaf.dtype)
+    last = _layer(reader, name, config.n_layers - 1, config)  # is there, before memory for all is
     stack = np.empty(leaf.shape, leaf.dtype)
-    for layer in range(config.n_layers):
+    stack[-1] = last
+    for layer in range(config.n_layers - 1):
         stack[layer] = _layer(reader, name, layer, config)
     return stack
 

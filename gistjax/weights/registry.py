@@ -8,7 +8,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gistjax.config import ModelConfig, did_you_mean
 from gistjax.errors import WeightsError
@@ -26,6 +25,9 @@ from gistjax.sharding import fetch, path_name
 from gistjax.weights.gguf import open_gguf
 from gistjax.weights.loading import READERS, load_llama, random_llama
 from gistjax.weights.safetensors import SafetensorsReader, read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +191,10 @@ def load_base(source: Source, model: ModelConfig, mesh: Mesh, seed: int = 0) -> 
     else:
         assert source.path is not None
         reader = open_gguf(source.path) if source.kind == "gguf" else SafetensorsReader(source.path)
-        llama = load_llama(reader, source.config, dtype, mesh, model.scan_layers)
+        try:
+            llama = load_llama(reader, source.config, dtype, mesh, model.scan_layers)
+        except WeightsError as error:
+            raise WeightsError(f"{source.path}: {error}") from error
     llama.remat = model.remat
     llama.kernel = choose_kernel(model.attention, source.config.head_dim, dtype)
     return llama
@@ -206,8 +211,12 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerFast:
     assert source.path is not None
     if source.kind == "gguf":
         return open_gguf(source.path).tokenizer()
+    from transformers import AutoTokenizer  # slow to import
+
     try:
-        return AutoTokenizer.from_pretrained(source.path)  # type: ignore[return-value]
+        return AutoTokenizer.from_pretrained(  # type: ignore[return-value]
+            source.path, trust_remote_code=False, local_files_only=True
+        )
     except Exception as error:  # transformers raises many kinds for a missing or damaged tokenizer
         raise WeightsError(
             f"{source.path} holds no tokenizer that can be read ({type(error).__name__}): it needs "
@@ -232,6 +241,8 @@ BYTE_TEMPLATE = (
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A token for each byte, three special ones, and a chat template: nothing to download."""
+    from transformers import PreTrainedTokenizerFast
+
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     symbols = special + sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(symbols)}, []))

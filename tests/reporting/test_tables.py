@@ -79,7 +79,7 @@ def test_damaged_runs_are_named(sweep, file, content, says):
 
 
 def test_no_run_and_two_of_one_name(tmp_path):
-    with pytest.raises(DataError, match="no run in .*--of takes"):
+    with pytest.raises(DataError, match="no run in .*--runs takes"):
         find_runs([tmp_path])
     for folder in ("a", "b"):
         write_run(tmp_path / folder, "same", CompressionConfig(), 1)
