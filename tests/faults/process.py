@@ -42,11 +42,12 @@ class Ended:
 
 @functools.cache
 def _context() -> Any:
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # every trial compiles the same
     if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
         os.environ.setdefault("XLA_FLAGS", CPU_FLAGS)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{__package__}.preload"])
+    # By the name that it has from the checkout's root, also under pytest: a name not found is passed over in silence.
+    context.set_forkserver_preload(["tests.faults.preload"])
     return context
 
 

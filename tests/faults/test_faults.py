@@ -1,11 +1,14 @@
-"""The short form of the trials: each kind once or a few times. `python -m tests.faults` makes all of them."""
+"""The short form of the trials; `python -m tests.faults` makes all of them.
+
+Bad steps and locks have theirs where they are cheaper: in `training/test_loop.py` and `test_lock.py`.
+"""
 
 import json
 import signal
 
 import pytest
 
-from . import disk, files, flips, health, kill, locks, signals
+from . import disk, files, flips, kill, signals
 from .outcome import outcome
 from .process import call, train
 
@@ -63,12 +66,3 @@ def test_a_full_disk_leaves_what_was_saved(folder, undisturbed):
         pytest.skip("no C compiler")
     half = disk.writing_calls(folder / "counted") // 4 * 2  # even: the disk is full
     assert not disk.trial(half, folder, outcome(folder / "counted"))["failure"]
-
-
-def test_a_bad_step_is_never_saved(folder, undisturbed):
-    """A gradient that is not finite stops the run; the other cases are in training/test_loop.py."""
-    assert not health.trial(2, folder, undisturbed)["failure"]
-
-
-def test_a_second_run_is_refused_and_a_killed_one_lets_go(folder, undisturbed):
-    assert not locks.trial(0, folder, undisturbed)["failure"]
