@@ -391,8 +391,8 @@ def machine_rates() -> dict[str, float]:
     buffer = jax.random.normal(key, (size,), jnp.bfloat16)
     copy_s = median_seconds(lambda: copy(buffer), 5) / chain
     return {
-        "matmul_tflops": round(2 * n**3 / matmul_s / 1e12, 1),
-        "copy_tb_per_s": round(2 * buffer.nbytes / copy_s / 1e12, 3),
+        "matmul_tflops": float(f"{2 * n**3 / matmul_s / 1e12:.4g}"),
+        "copy_tb_per_s": float(f"{2 * buffer.nbytes / copy_s / 1e12:.4g}"),
     }
 
 

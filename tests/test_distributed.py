@@ -85,7 +85,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
     first, second = ends(start_together(tmp_path, CONFIG), 0)
     assert "{" not in second, "one of them speaks"
     together, alone = tmp_path / "run", tmp_path / "alone"
-    eight_devices = CONFIG.replace(batch_size=1, mesh=MeshConfig(), deterministic=False)
+    eight_devices = CONFIG.replace(batch_size=1, mesh=MeshConfig())
     expected = run_single_ablation(eight_devices, alone)
     found = json.loads(first.splitlines()[-1])
     assert found == json.loads((together / "metrics.json").read_text())
