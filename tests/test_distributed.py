@@ -34,7 +34,6 @@ CONFIG = CompressionConfig(
     log_every=1,
     checkpoint_every=1,
     contrastive_layers=1,
-    deterministic=True,  # to be set before the processes meet
     loss_weights={"teacher_forcing": 0.8, "contrastive": 0.2},
     mesh=MeshConfig(fsdp=2),  # of every large parameter each process has a half
     model=ModelConfig(name="tiny-random", dtype="float32", scan_layers=True),
@@ -58,6 +57,7 @@ def start_together(folder: Path, config: CompressionConfig) -> list[subprocess.P
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [
         sys.executable, "-m", "gistjax.train", f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}",
+        "--config.deterministic=True",  # must be set before the processes meet
     ]  # fmt: skip
     return [
         subprocess.Popen(
