@@ -99,9 +99,13 @@ def _surprisal(base: Llama, prefix_P: Array, ids_BxC: Array) -> Array:
 
 
 def shuffle_contexts(rows: Sequence[Row]) -> list[Row]:
-    """Rows that each get the next other context: what a model scores that ignores its slots."""
+    """Rows that each get the context half a split away: what a model scores that ignores its slots.
+
+    So far away it is of another article: neighbours fill their contexts with each other's paragraphs.
+    """
     distinct = {row.context_id: row.context_ids for row in rows}
-    following = dict(zip(distinct, [*list(distinct)[1:], *list(distinct)[:1]], strict=True))
+    ids, half = list(distinct), (len(distinct) + 1) // 2
+    following = dict(zip(ids, ids[half:] + ids[:half], strict=True))
     return [
         dataclasses.replace(
             row,
