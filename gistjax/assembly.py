@@ -68,10 +68,15 @@ def keep_compiled_programs() -> None:
     """
     if jax.default_backend() == "cpu":
         return
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gistjax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def compile_cache() -> Path:
+    """The folder of compiled programs."""
+    if folder := jax.config.values["jax_compilation_cache_dir"]:
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gistjax" / "xla"
 
 
 def _check_length(config: CompressionConfig, prefix: int, max_positions: int) -> None:

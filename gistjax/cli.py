@@ -7,25 +7,29 @@ A command defines its own absl flags, writes `main(config, args)`, and ends in `
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import logging
+import os
 import re
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from gistjax.config import CompressionConfig, did_you_mean
 from gistjax.errors import ConfigError, GistjaxError
 
-HELP = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
+HELP = {"--help", "-h", "-help", "--helpfull"}
 
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 
 Main = Callable[[CompressionConfig, flags.FlagValues], None]
+MainWithWords = Callable[[CompressionConfig, flags.FlagValues, list[str]], None]
 Defaults = Callable[[list[str]], CompressionConfig]
 
 
@@ -36,22 +40,56 @@ def run(main: Main, defaults: Defaults | None = None) -> None:
         main: the command, given its config and its other flags.
         defaults: where the config comes from if not from a file named by --config.
     """
-    argv = sys.argv
-    show_traceback = "--traceback" in argv
+    guard(lambda: main(parse(sys.argv, defaults), flags.FLAGS))
+
+
+def run_with_words(main: MainWithWords, defaults: Defaults) -> None:
+    """As `run`, for a command that also takes arguments without a flag."""
+
+    def parsed() -> None:
+        config, words = _parse(sys.argv, defaults, flags.FLAGS)
+        main(config, flags.FLAGS, words)
+
+    guard(parsed)
+
+
+def run_bare(main: Callable[[flags.FlagValues], None]) -> None:
+    """As `run`, for a command without a config."""
+
+    def parsed() -> None:
+        if HELP & set(sys.argv):
+            print_help()
+        _no_words(_parse_flags(sys.argv, flags.FLAGS))
+        main(flags.FLAGS)
+
+    guard(parsed)
+
+
+def guard(command: Callable[[], None]) -> None:
+    """Runs a command and exits: errors as one line, unless --traceback asks for more."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("absl", "jax", "orbax", "httpx"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
-        config = parse(argv, defaults)
-        main(config, flags.FLAGS)
-    except GistjaxError as error:
-        if show_traceback:
+        command()
+    except (Exception, KeyboardInterrupt) as error:
+        message, code = explain(error)
+        if message is None or "--traceback" in sys.argv:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        print(f"{coloured('error:', 'red', sys.stderr)} {message}", file=sys.stderr)
+        sys.exit(code)
+
+
+def explain(error: BaseException) -> tuple[str | None, int]:
+    """What to tell the user of an error, and the exit code; None for what is not theirs to mend."""
+    if isinstance(error, GistjaxError):
+        return str(error), 2
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        place = f" for {error.filename}" if error.filename else ""
+        return f"the disk is full{place}: free some room, or give --workdir on another disk.", 2
+    return None, 1
 
 
 def parse(
@@ -62,39 +100,100 @@ def parse(
     Raises:
         ConfigError: for an unknown flag or key (with the nearest known one), a wrong type, a missing file.
     """
-    about = "Config file; any key is overridden by --config.KEY=VALUE."
+    config, words = _parse(argv, defaults, values)
+    _no_words(words)
+    return config
+
+
+def _parse(
+    argv: list[str], defaults: Defaults | None, values: flags.FlagValues
+) -> tuple[CompressionConfig, list[str]]:
+    """The config, and the arguments without a flag."""
     if HELP & set(argv):
-        app.define_help_flags()
-    elif defaults is None:
+        print_help()
+    about = "Config file; any key is overridden by --config.KEY=VALUE."
+    if defaults is None:
         argv = sys.argv = _config_first(argv)  # ml_collections reads sys.argv
-    if defaults is None or HELP & set(argv):
         config_flags.DEFINE_config_file("config", None, about, values, lock_config=True)
     else:
         config_flags.DEFINE_config_dict("config", defaults(argv).to_config_dict(), about, values)
+    words = _parse_flags(argv, values)
+    config: Any = values["config"].value
+    return CompressionConfig.from_dict(config), words
+
+
+def _parse_flags(argv: list[str], values: flags.FlagValues) -> list[str]:
+    values.set_gnu_getopt(True)  # arguments and flags in any order
     try:
-        rest = values(argv)
+        return values(argv)[1:]
     except AttributeError as error:  # how ml_collections says that a key is unknown
         raise ConfigError(_unknown_key(argv, error)) from error
     except (flags.Error, TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"{str(error).strip()} (see --help)") from error
-    if len(rest) > 1:
+
+
+def _no_words(words: list[str]) -> None:
+    if words:
         raise ConfigError(
-            f"unexpected argument {rest[1]!r}: options start with --, as in --config.seed=1."
+            f"unexpected argument {words[0]!r}: options start with --, as in --config.seed=1."
         )
-    config: Any = values["config"].value
-    return CompressionConfig.from_dict(config)
 
 
-def option(argv: list[str], name: str) -> str:
+def print_help() -> NoReturn:
+    """What the command does and its flags; with --helpfull every key of the configuration too. Then exits."""
+    about = (sys.modules["__main__"].__doc__ or "").strip()
+    by_module = flags.FLAGS.flags_by_module_dict()
+    own = by_module.get(sys.argv[0], [])  # absl's name for the module that was started
+    print(f"{about}\n\nflags:")
+    for flag in [*sorted(own, key=lambda flag: flag.name), *by_module[__name__]]:
+        print(_flag_help(flag))
+    if "--config." in about:
+        if "--helpfull" in sys.argv:
+            print("\nkeys, with their defaults (gistjax/config.py says what each means):")
+            print("\n".join(f"  --config.{key}={value}" for key, value in keys()))
+        else:
+            print("\n--helpfull also lists every key that --config.KEY=VALUE sets.")
+    sys.exit(0)
+
+
+def _flag_help(flag: flags.Flag) -> str:
+    is_switch = flag.flag_type() == "bool"
+    name = f"--{flag.name}" if is_switch or not flag.default else f"--{flag.name}={flag.default}"
+    lines = textwrap.wrap(" ".join((flag.help or "").split()), 72)
+    return "\n".join([f"  {coloured(name, 'bold')}", *(f"      {line}" for line in lines)])
+
+
+def keys(values: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of the configuration, such as `data.path`, and its default."""
+    for key, value in (CompressionConfig().to_json() if values is None else values).items():
+        if isinstance(value, dict):
+            yield from keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, json.dumps(value)
+
+
+CODES = {"bold": 1, "red": 31, "green": 32, "yellow": 33}
+
+
+def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
+    """The text in a colour, if the stream (standard output) is a terminal and NO_COLOR is not set."""
+    if not (stream or sys.stdout).isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\033[{CODES[colour]}m{text}\033[0m"
+
+
+def option(argv: list[str], name: str, default: str = "") -> str:
     """The value of a flag, before flags are parsed.
 
     Raises:
-        ConfigError: if it is not given.
+        ConfigError: if it is not given and has no default.
     """
     for word, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         match = re.fullmatch(rf"--?{name}(?:=(.*))?", word)
         if match:
             return match[1] if match[1] is not None else following
+    if default:
+        return default
     raise ConfigError(f"--{name} is missing (see --help).")
 
 

@@ -8,7 +8,6 @@ trained.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,30 +15,13 @@ from typing import Any
 from absl import flags
 
 from gistjax import cli
-from gistjax.config import CompressionConfig, validate
-from gistjax.errors import CheckpointError
+from gistjax.config import CompressionConfig
+from gistjax.trained import load_config, load_trained
 
 flags.DEFINE_string("run", "", "Directory of a finished run.")
 flags.DEFINE_string("output", "", "Also write the predictions of every question to this JSON file.")
 
 log = logging.getLogger(__name__)
-
-
-def load_config(rundir: Path) -> CompressionConfig:
-    """The configuration that a run was trained with.
-
-    Raises:
-        CheckpointError: if the directory holds no run.
-    """
-    path = rundir / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}): --run takes the directory of a run, as "
-            "printed by gistjax.train."
-        ) from error
-    return CompressionConfig.from_dict(values)
 
 
 def evaluate_run(
@@ -55,22 +37,16 @@ def evaluate_run(
     Raises:
         GistjaxError: for anything that is the user's to mend.
     """
-    from gistjax import assembly, results
+    from gistjax import results
     from gistjax.data.prompts import encode_splits
     from gistjax.data.squad import load_squad
-    from gistjax.training.checkpoint import import_trainable
-    from gistjax.training.step import split_model
 
     rundir = Path(rundir)
     config = config or load_config(rundir)
-    validate(config)
-    foundation = assembly.lay_foundation(config)
-    results.check_base(rundir, foundation)
+    foundation, (graphdef, trainable, frozen) = load_trained(rundir, config)
     squad = load_squad(config.data, config.seed)
     _, rows, report = encode_splits(squad, foundation.prompt, config.data, config.seed)
     log.info("%s", report)
-    graphdef, fresh, frozen = split_model(assembly.model_on(config, foundation))
-    trainable = import_trainable(rundir / "compressor.safetensors", fresh)
     scorer = results.Scorer(config, foundation, rows, squad.validation, graphdef)
     measured = scorer.measure(trainable, frozen)
     if output:

@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 import subprocess
 import sys
@@ -104,6 +106,30 @@ def test_dry_run_of_8b_touches_no_weights_and_prints_one_json_line():
     assert result["memory_estimate_gib"]["base"] == pytest.approx(14.96, abs=0.01)
 
 
-def test_help_names_the_flags():
+def test_help_names_the_flags_and_on_request_the_keys():
     done, _ = run("--help")
-    assert "--workdir" in done.stdout and "--[no]dry_run" in done.stdout
+    assert (
+        "--workdir" in done.stdout and "--dry_run" in done.stdout and "--traceback" in done.stdout
+    )
+    assert "--config.seed" not in done.stdout and "absl" not in done.stdout
+    done, _ = run("--helpfull")
+    assert "--config.seed=42" in done.stdout and "--config.data.context_tokens=512" in done.stdout
+
+
+def test_colours_are_for_terminals(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert cli.coloured("bad", "red", io.StringIO()) == "bad"
+    assert cli.coloured("bad", "red", Terminal()) == "\033[31mbad\033[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert cli.coloured("bad", "red", Terminal()) == "bad"
+
+
+def test_a_full_disk_is_named_without_a_traceback():
+    error = OSError(errno.ENOSPC, "No space left on device", "/runs/a/metrics.json")
+    message, code = cli.explain(error)
+    assert code == 2 and "disk is full" in message and "/runs/a/metrics.json" in message
+    assert cli.explain(ValueError("a bug")) == (None, 1)

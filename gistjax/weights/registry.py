@@ -69,6 +69,8 @@ _SMOL_17B = _llama(
 )
 _TINY = _llama(512, 64, 128, 2, 4, 2, 16, rope_theta=500_000.0, max_positions=2048)
 
+_TINY_FACTS = _llama(1024, 128, 384, 4, 4, 2, 32, tie_embeddings=True, max_positions=1024)
+
 KNOWN: dict[str, KnownModel] = {
     "llama-3.1-8b-instruct": KnownModel("meta-llama/Llama-3.1-8B-Instruct", _LLAMA_8B),
     "llama-3.1-8b": KnownModel("meta-llama/Llama-3.1-8B", _LLAMA_8B),
@@ -81,6 +83,7 @@ KNOWN: dict[str, KnownModel] = {
     ),
     "smollm2-360m-instruct": KnownModel("HuggingFaceTB/SmolLM2-360M-Instruct", _SMOL_360M),
     "smollm2-1.7b-instruct": KnownModel("HuggingFaceTB/SmolLM2-1.7B-Instruct", _SMOL_17B),
+    "tiny-facts": KnownModel("", _TINY_FACTS, "gistjax.weights.tiny_facts"),
     "tiny-random": KnownModel("", _TINY),
 }
 

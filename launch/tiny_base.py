@@ -1,0 +1,203 @@
+"""Trains `tiny-facts`, the base of the quickstart, on generated facts, and writes it as a Hugging Face folder:
+
+python launch/tiny_base.py --folder gistjax/weights/tiny_facts --steps 4000
+
+A Llama of about a million parameters and its own tokenizer learn to answer from a paragraph that they see whole.
+A document is a prompt and a paragraph with all its questions and answers, one after another. It has seen 6,000 paragraphs
+of this one kind, and knows nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+from flax import nnx
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from gistjax.data import facts
+from gistjax.data.prompts import Prompt, make_prompt
+from gistjax.model.llama import Llama, random_initializer
+from gistjax.weights.registry import KNOWN
+
+CONFIG = KNOWN["tiny-facts"].config
+SPECIAL = ("<|end|>", "<|user|>", "<|answer|>")
+TEMPLATE = (  # no system turn: one task needs no instruction
+    "{% for message in messages %}{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}<|answer|>{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|answer|>{% endif %}"
+)
+STAGES, LEARNED = (2, 4, 7, 10), 0.3
+"""Facts of a paragraph; the next stage begins at this loss on answers (nats a token)."""
+PARAGRAPHS = 20_000  # of each stage
+OTHERS_WEIGHT = 0.1  # of tokens that are no answer in the loss
+
+
+class Documents(NamedTuple):
+    """Right padded, with their lengths, and True where a token is part of an answer."""
+
+    ids_NxT: np.ndarray
+    length_N: np.ndarray
+    answer_NxT: np.ndarray
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE in which nearly every word of the facts is one token, whether a space stands before it or not."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=CONFIG.vocab_size,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    values = [value for attribute in facts.ATTRIBUTES for value in attribute.values]
+    asked = [f"Context:\nQuestion: {attribute.question}" for attribute in facts.ATTRIBUTES]
+    contexts = [row["context"] for row in facts.rows("train")]
+    backend.train_from_iterator([*contexts, *values * 50, *asked * 50], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>"
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def documents(prompt: Prompt, facts_each: int, n: int, seed: int) -> Documents:
+    """n paragraphs of so many facts, each with all its questions and answers in random order."""
+    rng = np.random.default_rng([seed, facts_each])
+    ids, answered = [], []
+    for _ in range(n):
+        context, questions = facts.paragraph(rng, facts_each)
+        parts = [(prompt.prefix_ids, False), (prompt.encode_context(context), False)]
+        for question, answer in rng.permutation(questions):
+            parts.append((prompt.encode_question(question), False))
+            parts.append((prompt.encode_answer(answer), True))
+        ids.append(np.concatenate([part for part, _ in parts]))
+        answered.append(np.concatenate([np.full(len(part), flag) for part, flag in parts]))
+    lengths = np.array([len(document) for document in ids])
+    ids_NxT = np.zeros((n, lengths.max()), np.int32)
+    answer_NxT = np.zeros(ids_NxT.shape, bool)
+    for row, (document, flags) in enumerate(zip(ids, answered, strict=True)):
+        ids_NxT[row, : len(document)], answer_NxT[row, : len(document)] = document, flags
+    return Documents(ids_NxT, lengths, answer_NxT)
+
+
+def loss_fn(
+    weights: Any, graphdef: Any, ids_BxT: Any, length_B: Any, answer_BxT: Any
+) -> tuple[Any, Any]:
+    """Mean negative log-likelihood of the next token, weighted; beside it that of answers alone."""
+    llama, T = nnx.merge(graphdef, weights), ids_BxT.shape[1] - 1
+    h_BxTxD, _ = llama(llama.embed(ids_BxT[:, :-1]), jnp.arange(T)[None])
+    logits_BxTxV = h_BxTxD @ llama.embedding[...].T  # `llama.logits` takes the table for frozen
+    nll_BxT = optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, ids_BxT[:, 1:])
+    real_BxT, answers_BxT = jnp.arange(1, T + 1) < length_B[:, None], answer_BxT[:, 1:]
+    weight_BxT = jnp.where(answers_BxT, 1.0, OTHERS_WEIGHT) * real_BxT
+    return jnp.sum(nll_BxT * weight_BxT) / jnp.sum(weight_BxT), jnp.sum(
+        nll_BxT * answers_BxT
+    ) / jnp.sum(answers_BxT)
+
+
+def train(prompt: Prompt, seconds: float, rate: float, batch_tokens: int) -> Llama:
+    """AdamW on paragraphs that grow as they are learned, for a given time."""
+    llama = Llama(CONFIG, random_initializer(jax.random.key(0), jnp.float32), scan=True)
+    graphdef, weights = nnx.split(llama)
+    optimizer = optax.inject_hyperparams(optax.adamw)(rate, b2=0.98, weight_decay=0.02)
+    opt_state = optimizer.init(weights)
+
+    @jax.jit
+    def step(weights: Any, opt_state: Any, *batch: Any) -> Any:
+        (_, answer_loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            weights, graphdef, *batch
+        )
+        clipped, _ = optax.clip_by_global_norm(1.0).update(grads, optax.EmptyState())
+        updates, opt_state = optimizer.update(clipped, opt_state, weights)
+        return optax.apply_updates(weights, updates), opt_state, answer_loss
+
+    rng, start, number = np.random.default_rng(1), time.monotonic(), 0
+    for stage, facts_each in enumerate(STAGES):
+        data = documents(prompt, facts_each, PARAGRAPHS, seed=0)
+        rows, mean = batch_tokens // data.ids_NxT.shape[1], 6.0
+        while True:
+            spent = (time.monotonic() - start) / seconds
+            opt_state.hyperparams["learning_rate"] = jnp.asarray(
+                rate * min((number + 1) / 100, 1.0) * max(min(4 * (1 - spent), 1.0), 0.0)
+            )
+            chosen = rng.choice(PARAGRAPHS, rows, replace=False)
+            weights, opt_state, loss = step(weights, opt_state, *(x[chosen] for x in data))
+            number, mean = number + 1, 0.95 * mean + 0.05 * float(loss)
+            if number % 50 == 0:
+                print(
+                    f"{facts_each} facts, step {number}: answer loss {mean:.4f}, {100 * spent:.0f} %",
+                    flush=True,
+                )
+            if spent >= 1:
+                return nnx.merge(graphdef, weights)
+            if mean < LEARNED and stage < len(STAGES) - 1:
+                break
+    raise AssertionError
+
+
+def write(llama: Llama, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """`config.json`, `model.safetensors` in bf16 and the tokenizer."""
+    c, layers = llama.config, llama.layers
+    G = c.n_heads // c.n_kv_heads
+    qkv, gate_up = np.asarray(layers.qkv[...]), np.asarray(layers.gate_up[...])
+    parts = {
+        "self_attn.q_proj": qkv[..., :G, :], "self_attn.k_proj": qkv[..., G, :],
+        "self_attn.v_proj": qkv[..., G + 1, :], "self_attn.o_proj": layers.o[...],
+        "mlp.gate_proj": gate_up[:, :, 0], "mlp.up_proj": gate_up[:, :, 1], "mlp.down_proj": layers.down[...],
+    }  # fmt: skip
+    tensors = {
+        "model.embed_tokens.weight": llama.embedding[...],
+        "model.norm.weight": llama.final_norm[...],
+    }
+    for i in range(c.n_layers):
+        name = f"model.layers.{i}."
+        for part, stack in parts.items():
+            width = c.n_heads * c.head_dim if part.endswith("o_proj") else stack.shape[1]
+            tensors[f"{name}{part}.weight"] = np.asarray(stack)[i].reshape(width, -1).T
+        tensors[f"{name}input_layernorm.weight"] = layers.attention_norm[...][i]
+        tensors[f"{name}post_attention_layernorm.weight"] = layers.ffn_norm[...][i]
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        k: np.ascontiguousarray(np.asarray(v).astype(ml_dtypes.bfloat16))
+        for k, v in tensors.items()
+    }
+    save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save_pretrained(folder)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": c.vocab_size,
+        "hidden_size": c.d_model, "intermediate_size": c.d_ff, "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads, "num_key_value_heads": c.n_kv_heads, "head_dim": c.head_dim,
+        "rms_norm_eps": c.rms_eps, "rope_theta": c.rope_theta, "tie_word_embeddings": True,
+        "max_position_embeddings": c.max_positions, "hidden_act": "silu", "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def main() -> None:
+    """Trains and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--batch_tokens", type=int, default=4096)
+    args = parser.parse_args()
+    tokenizer = make_tokenizer()
+    prompt = make_prompt(tokenizer)
+    write(train(prompt, 60 * args.minutes, args.rate, args.batch_tokens), tokenizer, args.folder)
+
+
+if __name__ == "__main__":
+    main()
