@@ -20,7 +20,7 @@ from gistjax.config import TEXT_LOSSES, CompressionConfig
 from gistjax.data.prompts import Prompt, Row, make_prompt
 from gistjax.data.report import DataReport
 from gistjax.data.text import load_articles, text_rows
-from gistjax.errors import ConfigError
+from gistjax.errors import ConfigError, WeightsError
 from gistjax.evaluation.controls import select_tokens, token_surprisal
 from gistjax.evaluation.generation import Answerer
 from gistjax.model.compressed_lm import CompressedLM
@@ -49,12 +49,17 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
 
     Raises:
         ConfigError: if the mesh does not fit the devices, or the longest sequence does not fit the base.
-        WeightsError: if weights or tokenizer cannot be had.
+        WeightsError: if weights or tokenizer cannot be had, or do not belong together.
     """
-    keep_compiled_programs()
     mesh = make_mesh(config.mesh)
+    keep_compiled_programs()
     source = resolve(config.model)
     tokenizer = load_tokenizer(source)
+    if len(tokenizer) > source.config.vocab_size:
+        raise WeightsError(
+            f"the tokenizer has {len(tokenizer)} tokens, but {config.model.name} embeds {source.config.vocab_size}: "
+            "it belongs to another model. Put the model's own tokenizer files beside its weights."
+        )
     prompt = make_prompt(tokenizer)
     _check_length(config, len(prompt.prefix_ids), source.config.max_positions)
     base = load_base(source, config.model, mesh)

@@ -254,8 +254,8 @@ def bare_model(config: CompressionConfig) -> tuple[Any, Any]:
     from gistjax.sharding import make_mesh
     from gistjax.weights.registry import load_base, resolve
 
-    keep_compiled_programs()
     mesh = make_mesh(config.mesh)
+    keep_compiled_programs()
     base = load_base(resolve(config.model), config.model, mesh)
     return build_model(config, base, (), mesh), mesh
 

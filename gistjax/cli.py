@@ -28,6 +28,10 @@ HELP = {"--help", "-h", "-help", "--helpfull"}
 
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 
+NO_SPACE = os.strerror(errno.ENOSPC)
+CUDA_FAILED = r"CUDA_ERROR|CUDNN_STATUS|[Cc]u(DNN|BLAS|SOLVER)|no kernel image|PTX|Unable to initialize backend"
+"""In what JAX raises where driver, CUDA and jaxlib do not fit."""
+
 Main = Callable[[CompressionConfig, flags.FlagValues], None]
 MainWithWords = Callable[[CompressionConfig, flags.FlagValues, list[str]], None]
 Defaults = Callable[[list[str]], CompressionConfig]
@@ -86,9 +90,17 @@ def explain(error: BaseException) -> tuple[str | None, int]:
         return str(error), 2
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        place = f" for {error.filename}" if error.filename else ""
-        return f"the disk is full{place}: free some room, or give --workdir on another disk.", 2
+    text = str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC or NO_SPACE in text:
+        place = getattr(error, "filename", None)
+        on = f" ({place})" if place else ""
+        return f"the disk is full{on}: free some room, or give --workdir on another disk.", 2
+    if isinstance(error, RuntimeError) and re.search(CUDA_FAILED, text):
+        cause = text.strip().splitlines()[0][:200]
+        return (
+            f"CUDA failed ({cause}): `python -m gistjax.doctor` compares driver, CUDA and JAX.",
+            2,
+        )
     return None, 1
 
 

@@ -12,7 +12,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,7 +21,8 @@ from typing import Literal
 
 from absl import flags
 
-from gistjax import cli
+from gistjax import cli, devices
+from gistjax.errors import ConfigError
 
 GIB = 2**30
 NEEDED_GIB, WANTED_GIB = 2, 20
@@ -61,48 +61,30 @@ def check_python() -> Finding:
 
 def check_devices() -> Finding:
     """What JAX computes on, and whether it sees the GPU that the driver shows."""
-    import jax
-
     try:
-        devices = jax.devices()
-    except RuntimeError as error:
-        return Finding(
-            "devices",
-            "broken",
-            f"JAX starts no device: {str(error).splitlines()[0][:200]}",
-            "unset JAX_PLATFORMS, or set it to cpu",
-        )
-    text = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
-    statistics = devices[0].memory_stats() if devices[0].platform != "cpu" else None
+        found = devices.find_devices()
+    except ConfigError as error:
+        cause, _, fix = str(error).partition("): ")
+        return Finding("devices", "broken", f"{cause})", fix.partition(";")[0])
+    text = f"{len(found)} x {found[0].device_kind} ({found[0].platform})"
+    statistics = found[0].memory_stats() if found[0].platform != "cpu" else None
     if statistics and "bytes_limit" in statistics:
         text += f", {statistics['bytes_limit'] / GIB:.0f} GiB each for JAX"
-    driver = nvidia_driver()
-    if devices[0].platform != "cpu" or driver is None:
+    driver = devices.nvidia_driver()
+    if driver is None or not devices.leaves_gpu_idle(found):
         return Finding("devices", "ok", text)
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        fix = "unset JAX_PLATFORMS, which asks for the CPU"
-    elif driver < LEAST_DRIVER["12"]:
+    if driver < LEAST_DRIVER["12"]:
         fix = f"update the NVIDIA driver to {LEAST_DRIVER['13']} or later"
     else:
         cuda = "13" if driver >= LEAST_DRIVER["13"] else "12"
         fix = f"pip install -e '.[cuda{cuda}]'"
-    return Finding(
-        "devices", "broken", f"{text}, although there is an NVIDIA GPU (driver {driver})", fix
-    )
-
-
-def nvidia_driver(file: Path = Path("/proc/driver/nvidia/version")) -> int | None:
-    """Major version of the NVIDIA driver, or None where there is none."""
-    try:
-        match = re.search(r"Kernel Module.*?\s(\d+)\.\d+", file.read_text())
-    except OSError:
-        return None
-    return int(match[1]) if match else None
+    text += f", although there is an NVIDIA GPU (driver {driver})"
+    return Finding("devices", "broken", text, fix)
 
 
 def check_cuda() -> Finding:
     """CUDA plugin, cuDNN and driver, where there is a GPU."""
-    driver = nvidia_driver()
+    driver = devices.nvidia_driver()
     if driver is None:
         return Finding("cuda", "ok", "no NVIDIA driver, so nothing to check")
     plugins = [v for v in LEAST_DRIVER if _version(f"jax-cuda{v}-plugin")]
@@ -153,20 +135,22 @@ def check_disk(folder: Path = Path()) -> Finding:
     """Room for runs (here) and for weights (the hub's cache)."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    for name, path in (("here", folder), ("in the hub's cache", Path(HF_HUB_CACHE))):
-        while not path.exists():
-            path = path.parent
-        free = shutil.disk_usage(path).free / GIB
-        text = f"{free:.1f} GiB free {name}"
-        if free < NEEDED_GIB:
-            return Finding(
-                "disk", "broken", text, "free some, or run elsewhere with --workdir and HF_HOME"
-            )
-        if free < WANTED_GIB:
-            return Finding(
-                "disk", "warning", f"{text}; an 8B base takes 16", "set HF_HOME to a larger disk"
-            )
-    return Finding("disk", "ok", text.replace(name, "or more"))
+    here, cache = (free_gib(path) for path in (folder.absolute(), Path(HF_HUB_CACHE)))
+    text = f"{here:.1f} GiB free here, {cache:.1f} in the hub's cache"
+    if min(here, cache) < NEEDED_GIB:
+        fix = "free some, or give --workdir and HF_HOME on another disk"
+        return Finding("disk", "broken", text, fix)
+    if cache < WANTED_GIB:
+        fix = "set HF_HOME to a folder on a larger disk"
+        return Finding("disk", "warning", f"{text}; an 8B base takes 16", fix)
+    return Finding("disk", "ok", text)
+
+
+def free_gib(folder: Path) -> float:
+    """Free space where a folder lies or would lie."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free / GIB
 
 
 def check_hub() -> Finding:

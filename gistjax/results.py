@@ -67,13 +67,19 @@ def claim(rundir: Path, config: CompressionConfig) -> None:
 
 
 def check_base(rundir: Path, foundation: Foundation) -> None:
-    """Makes sure that a run goes on with, or is evaluated on, the base that it was trained on.
+    """Makes sure that a run goes on with, or is evaluated on, the base and tokenizer that it was trained on.
 
     Raises:
-        CheckpointError: if the base's bytes are others.
+        CheckpointError: if the base's bytes, or the tokenizer's vocabulary or template, are others.
     """
     path = rundir / "config.json"
-    theirs = json.loads(path.read_text())["base_sha256"] if path.exists() else None
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    if stored.get("prompt_sha256") not in (None, foundation.prompt.sha256()):
+        raise CheckpointError(
+            f"{rundir} was trained with another tokenizer or chat template: give the base with its own "
+            "tokenizer files, or another directory."
+        )
+    theirs = stored.get("base_sha256")
     ours = base_hash(foundation.base)
     if theirs not in (None, ours):
         raise CheckpointError(
@@ -90,6 +96,7 @@ def write_config(rundir: Path, config: CompressionConfig, foundation: Foundation
             "config": config.to_json(),
             "base_weights": foundation.source.describe(),
             "base_sha256": base_hash(foundation.base),
+            "prompt_sha256": foundation.prompt.sha256(),
             "packages": versions(),
             "device": device_name(),
             "mesh": dict(foundation.mesh.shape),

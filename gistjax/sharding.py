@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import GetAttrKey
 
 from gistjax.config import MeshConfig
+from gistjax.devices import find_devices
 from gistjax.errors import ConfigError
 
 ROWS = ("data", "fsdp")
@@ -45,9 +46,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """The device mesh of a run, with Auto axes.
 
     Raises:
-        ConfigError: if the axes do not multiply to the number of devices.
+        ConfigError: if JAX has no device, or the axes do not multiply to their number.
     """
-    n = jax.device_count()
+    n = len(find_devices())
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
     given = math.prod(size for size in sizes.values() if size != -1)
     filled = {axis: n // max(given, 1) if size == -1 else size for axis, size in sizes.items()}

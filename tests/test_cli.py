@@ -1,4 +1,3 @@
-import errno
 import io
 import json
 import subprocess
@@ -126,10 +125,3 @@ def test_colours_are_for_terminals(monkeypatch):
     assert cli.coloured("bad", "red", Terminal()) == "\033[31mbad\033[0m"
     monkeypatch.setenv("NO_COLOR", "1")
     assert cli.coloured("bad", "red", Terminal()) == "bad"
-
-
-def test_a_full_disk_is_named_without_a_traceback():
-    error = OSError(errno.ENOSPC, "No space left on device", "/runs/a/metrics.json")
-    message, code = cli.explain(error)
-    assert code == 2 and "disk is full" in message and "/runs/a/metrics.json" in message
-    assert cli.explain(ValueError("a bug")) == (None, 1)
