@@ -22,8 +22,8 @@ from absl import flags
 
 from gistjax import cli
 from gistjax.config import CompressionConfig
-from gistjax.errors import ConfigError, DataError
-from gistjax.trained import SHIPPED, load_config
+from gistjax.errors import ConfigError
+from gistjax.trained import SHIPPED, load_config, read_text
 
 if TYPE_CHECKING:
     from gistjax.reader import CompressedText
@@ -42,8 +42,6 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     if args.context == "-" and not words:
         raise ConfigError("standard input is the text, so give the questions as arguments.")
     text = read_text(args.context) if args.context else None
-    if text is not None and not text.strip():
-        raise DataError("the context is empty: give a text to ask about.")
     log.info("loading %s and its compressor …", config.model.name)
     from gistjax.reader import load
 
@@ -62,25 +60,6 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     asked = [ask(memory, full, question, not args.json) for question in words or questions()]
     if args.json:
         cli.print_result(summary(memory, full, asked))
-
-
-def read_text(name: str) -> str:
-    """A text file's content, or that of standard input.
-
-    Raises:
-        DataError: if there is no such file, or it is no text.
-    """
-    try:
-        if name == "-":
-            return sys.stdin.buffer.read().decode()
-        return Path(name).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"--context={name} is not UTF-8 text: convert it first (pdftotext for PDF, iconv for other encodings)."
-        ) from error
-    except OSError as error:
-        hint = " (for a text on the command line, pipe it into --context -)" if " " in name else ""
-        raise DataError(f"--context={name} cannot be read: {error.strerror}{hint}.") from error
 
 
 def questions() -> Iterator[str]:

@@ -23,3 +23,7 @@ class CheckpointError(GistjaxError):
 
 class TrainingError(GistjaxError):
     """Training cannot go on: the loss is not finite."""
+
+
+class ExportError(GistjaxError):
+    """A run cannot be given away in this form, or the hub does not take it."""

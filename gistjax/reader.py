@@ -30,6 +30,7 @@ from gistjax.config import CompressionConfig
 from gistjax.data.pieces import cut_text
 from gistjax.errors import CheckpointError, DataError
 from gistjax.model.cache import Cache
+from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.decoding import continue_greedily
 from gistjax.model.memory import Memory, Reading, join
 from gistjax.trained import SHIPPED, load_config, load_trained
@@ -79,6 +80,7 @@ class Reader:
     """A model that reads a text once and answers questions about it: from slots, or from the text itself.
 
     Args:
+        foundation: base, tokenizer and prompt.
         weights: structure, trained leaves and frozen leaves.
         compressor: SHA-256 of the exported compressor, which saved memories name; empty for the base alone.
     """
@@ -91,7 +93,8 @@ class Reader:
         compressor: str,
     ):
         graphdef, *self._weights = weights
-        self.config, self.compressor, self._foundation = config, compressor, foundation
+        self._graphdef = graphdef
+        self.config, self.compressor, self.foundation = config, compressor, foundation
         self._compiled: dict[Any, Callable[..., Any]] = {}
         max_tokens, end_id = config.evaluation.max_answer_tokens, foundation.prompt.end_id
 
@@ -110,11 +113,15 @@ class Reader:
         self._compress, self._answer = jax.jit(compress), jax.jit(answer)
         self._read = jax.jit(read, static_argnums=2)
 
+    def model(self) -> CompressedLM:
+        """Base, adapter and compressor as one module."""
+        return nnx.merge(self._graphdef, *self._weights)
+
     def full_context(self) -> Reader:
         """The same base, untuned, which reads the text itself: what compression is to be compared with."""
         config = untuned_full_context(self.config)
-        weights = split_model(model_on(config, self._foundation))
-        return Reader(config, self._foundation, weights, "")
+        weights = split_model(model_on(config, self.foundation))
+        return Reader(config, self.foundation, weights, "")
 
     @property
     def trained_tokens(self) -> int:
@@ -124,8 +131,8 @@ class Reader:
     @property
     def max_tokens(self) -> int:
         """The longest text that fits the base's positions with a question and its answer."""
-        around = len(self._foundation.prompt.prefix_ids) + self.config.evaluation.max_answer_tokens
-        return self._foundation.source.config.max_positions - around - QUESTION_TOKENS[0]
+        around = len(self.foundation.prompt.prefix_ids) + self.config.evaluation.max_answer_tokens
+        return self.foundation.source.config.max_positions - around - QUESTION_TOKENS[0]
 
     def compress(self, text: str) -> CompressedText:
         """Reads a text once.
@@ -133,7 +140,7 @@ class Reader:
         Raises:
             DataError: if it is empty, or longer than the base can hold.
         """
-        prompt, limit = self._foundation.prompt, self.max_tokens
+        prompt, limit = self.foundation.prompt, self.max_tokens
         if not text.strip():
             raise DataError("the context is empty: give a text to ask about.")
         too_long = len(text) > CHARACTERS_A_TOKEN * limit
@@ -234,31 +241,35 @@ class CompressedText:
         Raises:
             DataError: if the question is empty or too long.
         """
+        ids, seconds = self.answer_ids(question)
+        text = str(self.reader.foundation.tokenizer.decode(ids, skip_special_tokens=True))
+        return Answer(text.strip(), self.slots, seconds)
+
+    def answer_ids(self, question: str) -> tuple[list[int], float]:
+        """The answer's tokens, without the end token, and the seconds they took."""
         reader = self.reader
-        prompt, config = reader._foundation.prompt, reader.config
+        prompt = reader.foundation.prompt
         if not question.strip():
             raise DataError("the question is empty.")
         ids = prompt.encode_question(question)
-        sizes = [size for size in QUESTION_TOKENS if size >= len(ids)]
-        if not sizes:
+        size = next((size for size in QUESTION_TOKENS if size >= len(ids)), None)
+        if size is None:
             raise DataError(
                 f"the question has {len(ids)} tokens, more than {QUESTION_TOKENS[-1]}: shorten it, or put "
                 "what it tells into the context."
             )
-        size = sizes[0]
         if size not in self._readings:
-            room = size + config.evaluation.max_answer_tokens
+            room = size + reader.config.evaluation.max_answer_tokens
             self._readings[size], seconds = reader._timed("read", reader._read, self.memory, room)
             self.seconds += seconds
         tokens_1xS = np.pad(ids, (0, size - len(ids)))[None]
+        length_1 = np.asarray([len(ids)], np.int32)
         answer_1xA, seconds = reader._timed(
-            "answer", reader._answer, self._readings[size], tokens_1xS,
-            np.asarray([len(ids)], np.int32),
-        )  # fmt: skip
+            "answer", reader._answer, self._readings[size], tokens_1xS, length_1
+        )
         ids_A = answer_1xA[0].tolist()
         end = ids_A.index(prompt.end_id) if prompt.end_id in ids_A else len(ids_A)
-        text = str(prompt.tokenizer.decode(ids_A[:end], skip_special_tokens=True))
-        return Answer(text.strip(), self.slots, seconds)
+        return ids_A[:end], seconds
 
     def save(self, file: str | Path) -> None:
         """Writes the slots as safetensors, with the SHA-256 of the compressor that alone can read them."""

@@ -145,6 +145,25 @@ def _line(name: str, metrics: Mapping[str, Any]) -> str:
     )
 
 
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The scored runs as a Markdown table, best first; intervals are of 95 %."""
+    rows = [
+        "| run | ratio (nominal / effective) | questions | F1 | EM | ms an answer |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    scored = {name: metrics for name, metrics in found.items() if "final_f1" in metrics}
+    for name, m in sorted(scored.items(), key=lambda item: -item[1]["final_f1"]):
+        effective = m["effective_compression_ratio"]
+        ratio = f"{m['compression_ratio']:g} / {effective:.2f}" if effective else "no context"
+        low, high = m["final_f1_interval"]
+        milliseconds = 1e3 * sum(m["wall_time_per_sample_s"].values())
+        rows.append(
+            f"| {name} | {ratio} | {m['n_examples']} | {m['final_f1']:.3f} [{low:.3f}, {high:.3f}] | "
+            f"{m['final_em']:.3f} | {milliseconds:.1f} |"
+        )
+    return "\n".join(rows)
+
+
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command."""
     import sys
@@ -160,8 +179,9 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         print("\n".join(run.command for run in runs))
         return
     found = run_study(runs)
-    for name, metrics in found.items():
-        log.info("%s", _line(name, metrics))
+    results = Path(args.out) / "results.md"
+    results.write_text(table(found) + "\n", encoding="utf-8")
+    log.info("\n%s\n\n%s", table(found), results)
     cli.print_result(found)
 
 

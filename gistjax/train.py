@@ -50,6 +50,7 @@ def run_single_ablation(
     from gistjax.data.squad import load_squad
     from gistjax.training.checkpoint import Checkpointer, export_trainable, start_from
     from gistjax.training.context_views import context_views
+    from gistjax.training.flops import least_seconds
     from gistjax.training.loop import MetricsLog, train
     from gistjax.training.losses import LossSettings
     from gistjax.training.optimizer import make_optimizer
@@ -137,6 +138,7 @@ def run_single_ablation(
             config,
             mesh,
             evaluate,
+            least_seconds(config, foundation.source.config),
         )
     export_trainable(state.trainable, rundir / "compressor.safetensors", results.provenance(config))
 

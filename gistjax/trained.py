@@ -1,13 +1,14 @@
-"""A finished run, loaded: its configuration, its base and its trained leaves."""
+"""What the commands on a finished run share: its configuration, base and trained leaves, and the text to ask about."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gistjax.config import CompressionConfig, validate
-from gistjax.errors import CheckpointError
+from gistjax.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from gistjax.assembly import Foundation
@@ -49,3 +50,27 @@ def load_trained(rundir: Path, config: CompressionConfig) -> tuple[Foundation, t
     graphdef, fresh, frozen = split_model(assembly.model_on(config, foundation))
     trainable = import_trainable(rundir / "compressor.safetensors", fresh)
     return foundation, (graphdef, trainable, frozen)
+
+
+def read_text(name: str) -> str:
+    """The content of the file that --context names, or of standard input.
+
+    Raises:
+        DataError: if there is no such file, or it is empty or no text.
+    """
+    try:
+        text = (
+            sys.stdin.buffer.read().decode()
+            if name == "-"
+            else Path(name).read_text(encoding="utf-8")
+        )
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"--context={name} is not UTF-8 text: convert it first (pdftotext for PDF, iconv for other encodings)."
+        ) from error
+    except OSError as error:
+        hint = " (for a text on the command line, pipe it into --context -)" if " " in name else ""
+        raise DataError(f"--context={name} cannot be read: {error.strerror}{hint}.") from error
+    if not text.strip():
+        raise DataError("the context is empty: give a text to ask about.")
+    return text

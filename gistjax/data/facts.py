@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-PARAGRAPHS = {"train": 6_000, "validation": 100}
+PARAGRAPHS = {"train": 3_000, "validation": 100}
 PEOPLE, FACTS = 4, 10  # of a paragraph
 
 NAMES = (
-    "Alba", "Anton", "Berta", "Boris", "Carla", "Cosmo", "Dana", "Diego", "Edda", "Emil",
-    "Fara", "Felix", "Gina", "Goran", "Hanna", "Hugo", "Ines", "Ivan", "Jana", "Joris",
-    "Kaya", "Konrad", "Lena", "Lukas", "Mara", "Milo", "Nadia", "Nils", "Olga", "Oskar",
-    "Petra", "Pavel", "Rosa", "Ruben", "Selma", "Simon", "Tessa", "Tomas", "Vera", "Viktor",
+    "Alba", "Boris", "Carla", "Diego", "Edda", "Felix", "Gina", "Hugo", "Ines", "Joris",
+    "Kaya", "Lukas", "Mara", "Nils", "Olga", "Pavel", "Rosa", "Simon", "Tessa", "Viktor",
 )  # fmt: skip
 
 
@@ -35,39 +33,39 @@ class Attribute:
 
 ATTRIBUTES = (
     Attribute(
-        ("{name} lives in {value}.", "The house of {name} stands in {value}."),
+        ("{name} lives in {value}.", "{name} has a house in {value}."),
         "Where does {name} live?",
         ("Arden", "Brisk", "Corvo", "Delm", "Esker", "Fallow", "Garth", "Harrow", "Isola", "Jarrow", "Kestrel",
          "Lorne", "Mornay", "Nettle", "Orvan", "Padstow", "Quarry", "Riven", "Sorrel", "Tamsin"),
     ),
     Attribute(
-        ("{name} works as a {value}.", "By day {name} is a {value}."),
+        ("{name} works as a {value}.", "{name} earns a living as a {value}."),
         "What is the work of {name}?",
         ("baker", "carpenter", "ship carpenter", "doctor", "tree doctor", "driver", "crane driver", "fisher",
          "gardener", "miller", "painter", "sign painter", "pilot", "river pilot", "potter", "smith", "tailor",
          "teacher", "music teacher", "weaver"),
     ),
     Attribute(
-        ("{name} keeps a {value}.", "There is a {value} in the yard of {name}."),
+        ("{name} keeps a {value}.", "{name} owns a {value}."),
         "Which animal does {name} keep?",
         ("cat", "grey cat", "dog", "sheep dog", "horse", "goat", "white goat", "goose", "hen", "rabbit", "parrot",
          "donkey", "pig", "black pig", "sheep", "tortoise", "raven", "duck", "pony", "mule"),
     ),
     Attribute(
-        ("{name} plays the {value}.", "In the evening {name} practises the {value}."),
+        ("{name} plays the {value}.", "{name} practises the {value}."),
         "Which instrument does {name} play?",
         ("banjo", "bassoon", "cello", "clarinet", "bass clarinet", "drum", "kettle drum", "fiddle", "flute",
          "bass flute", "guitar", "harp", "mouth harp", "horn", "lute", "oboe", "organ", "piano", "trumpet", "viola"),
     ),
     Attribute(
-        ("{name} likes to eat {value}.", "For supper {name} has {value}."),
+        ("{name} likes to eat {value}.", "{name} is fond of {value}."),
         "What does {name} like to eat?",
         ("beans", "black beans", "bread", "rye bread", "cheese", "goat cheese", "cherries", "dumplings", "eggs",
          "figs", "honey", "lentils", "mushrooms", "noodles", "olives", "green olives", "pears", "plums", "rice",
          "soup"),
     ),
     Attribute(
-        ("The door of {name} is {value}.", "{name} has painted the door {value}."),
+        ("{name} has a door painted {value}.", "{name} wanted the door to be {value}."),
         "What colour is the door of {name}?",
         ("amber", "black", "blue", "dark blue", "light blue", "brown", "crimson", "gold", "green", "dark green",
          "light green", "grey", "ivory", "orange", "pink", "purple", "red", "dark red", "white", "yellow"),
@@ -90,11 +88,14 @@ def rows(split: str) -> Iterator[dict[str, Any]]:
             }
 
 
-def paragraph(rng: np.random.Generator, n: int) -> tuple[str, list[tuple[str, str]]]:
-    """A text of n facts, at most 24, and a question and its answer for each; no person has an attribute twice."""
+def paragraph(
+    rng: np.random.Generator, n: int, kinds: int = len(ATTRIBUTES)
+) -> tuple[str, list[tuple[str, str]]]:
+    """A text of n facts of so many kinds, and a question and its answer for each; no person has an attribute twice."""
     names, sentences, questions = rng.choice(NAMES, PEOPLE, replace=False), [], []
-    for place in rng.choice(PEOPLE * len(ATTRIBUTES), n, replace=False):
-        name, attribute = names[place % PEOPLE], ATTRIBUTES[place // PEOPLE]
+    attributes = rng.permutation(len(ATTRIBUTES))[:kinds]
+    for place in rng.choice(PEOPLE * kinds, n, replace=False):
+        name, attribute = names[place % PEOPLE], ATTRIBUTES[attributes[place // PEOPLE]]
         value = str(rng.choice(attribute.values))
         sentences.append(attribute.sentences[rng.integers(2)].format(name=name, value=value))
         questions.append((attribute.question.format(name=name), value))

@@ -65,17 +65,19 @@ def train(
     config: CompressionConfig,
     mesh: Mesh,
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    least_seconds: Callable[[Batch], float] | None = None,
 ) -> TrainState:
     """Trains from `state.step` to `total_steps`.
 
     Args:
         evaluate: scores the model on the way, each `config.eval_every` steps.
+        least_seconds: that a batch's step takes at the devices' peak, where it is known; the log then has its share (MFU).
 
     Raises:
         TrainingError: if the loss is not finite; the last checkpoint stays.
     """
     start = int(state.step)
-    meter = Meter(start)
+    meter = Meter(start, least_seconds)
     bar = tqdm(total=total_steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
     with bar, logging_redirect_tqdm():
         for step in range(start + 1, total_steps + 1):
@@ -86,9 +88,7 @@ def train(
             if step == start + 1 or step % config.log_every == 0 or step == total_steps:
                 row = {"step": step, **_fetch(losses, step), **meter.read(step)}
                 metrics.write(row)
-                bar.set_postfix_str(
-                    f"loss {row['loss']:.3f}, {row['examples_per_s']:.0f} examples/s"
-                )
+                bar.set_postfix_str(_postfix(row))
                 if bar.disable:
                     log.info("%s", _line(row, total_steps))
             bar.update()
@@ -98,22 +98,24 @@ def train(
                 scores = evaluate(state)
                 metrics.write({"step": step, **scores})
                 log.info("step %d: %s", step, scores)
-                meter = Meter(step)
+                meter = Meter(step, least_seconds)
     return state
 
 
 class Meter:
     """Throughput since the last reading. The first step, which compiles, is not counted."""
 
-    def __init__(self, step: int):
-        self._step, self._time = step, time.perf_counter()
-        self._examples = self._tokens = 0
+    def __init__(self, step: int, least_seconds: Callable[[Batch], float] | None = None):
+        self._step, self._time, self._least_seconds = step, time.perf_counter(), least_seconds
+        self._examples, self._tokens, self._least = 0, 0, 0.0
 
     def count(self, batch: Batch) -> None:
         """Adds a step's examples and real tokens."""
         self._examples += int((batch.answer_length_B > 0).sum())
         lengths = (batch.context_length_E, batch.question_length_B, batch.answer_length_B)
         self._tokens += int(sum(length.sum() for length in lengths))
+        if self._least_seconds:
+            self._least += self._least_seconds(batch)
 
     def read(self, step: int) -> dict[str, float]:
         """Rates since the last reading, then starts anew."""
@@ -124,7 +126,9 @@ class Meter:
             "examples_per_s": round(self._examples / seconds, 2),
             "tokens_per_s": round(self._tokens / seconds, 1),
         }
-        self._step, self._time, self._examples, self._tokens = step, now, 0, 0
+        if self._least_seconds:
+            rates["mfu"] = round(self._least / seconds, 4)
+        self._step, self._time, self._examples, self._tokens, self._least = step, now, 0, 0, 0.0
         return rates
 
 
@@ -136,6 +140,11 @@ def _fetch(losses: dict[str, jax.Array], step: int) -> dict[str, float]:
             "--config.optimizer.compressor_lr, or train with --config.model.dtype=float32."
         )
     return {name: round(value, 6) for name, value in values.items()}
+
+
+def _postfix(row: dict[str, Any]) -> str:
+    mfu = f", MFU {row['mfu']:.0%}" if "mfu" in row else ""
+    return f"loss {row['loss']:.3f}, {row['examples_per_s']:.0f} examples/s, {row['tokens_per_s']:.0f} tokens/s{mfu}"
 
 
 def _line(row: dict[str, Any], total_steps: int) -> str:

@@ -39,6 +39,7 @@ class KnownModel:
     repo: str
     config: LlamaConfig
     package: str = ""  # an installed Python package that carries it as GGUF
+    folder: str = ""  # beside this file, where it comes with gistjax
 
 
 def _llama(V: int, D: int, F: int, L: int, N: int, K: int, H: int, **more: Any) -> LlamaConfig:
@@ -69,7 +70,7 @@ _SMOL_17B = _llama(
 )
 _TINY = _llama(512, 64, 128, 2, 4, 2, 16, rope_theta=500_000.0, max_positions=2048)
 
-_TINY_FACTS = _llama(1024, 128, 384, 4, 4, 2, 32, tie_embeddings=True, max_positions=1024)
+_TINY_FACTS = _llama(1024, 64, 192, 3, 4, 2, 16, tie_embeddings=True, max_positions=1024)
 
 KNOWN: dict[str, KnownModel] = {
     "llama-3.1-8b-instruct": KnownModel("meta-llama/Llama-3.1-8B-Instruct", _LLAMA_8B),
@@ -83,7 +84,7 @@ KNOWN: dict[str, KnownModel] = {
     ),
     "smollm2-360m-instruct": KnownModel("HuggingFaceTB/SmolLM2-360M-Instruct", _SMOL_360M),
     "smollm2-1.7b-instruct": KnownModel("HuggingFaceTB/SmolLM2-1.7B-Instruct", _SMOL_17B),
-    "tiny-facts": KnownModel("", _TINY_FACTS, "gistjax.weights.tiny_facts"),
+    "tiny-facts": KnownModel("", _TINY_FACTS, folder="tiny_facts"),
     "tiny-random": KnownModel("", _TINY),
 }
 
@@ -114,7 +115,7 @@ def resolve(model: ModelConfig, offline: bool = False) -> Source:
     """
     if model.path == "random" or model.name == "tiny-random":
         return Source("random", model.name, _known(model.name).config)
-    path = Path(model.path).expanduser() if model.path else _in_package(model.name)
+    path = Path(model.path).expanduser() if model.path else _at_hand(model.name)
     if path is not None:
         return _resolve_path(path, model.name)
     if offline and model.name in KNOWN:
@@ -142,6 +143,13 @@ def _known(name: str) -> KnownModel:
             "organisation/model; local weights are given by --config.model.path."
         )
     return KNOWN[name]
+
+
+def _at_hand(name: str) -> Path | None:
+    """Where a model lies that needs no download."""
+    if name in KNOWN and KNOWN[name].folder:
+        return Path(__file__).parent / KNOWN[name].folder
+    return _in_package(name)
 
 
 def _in_package(name: str) -> Path | None:
