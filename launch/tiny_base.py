@@ -26,10 +26,12 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from gistjax.config import MeshConfig, ModelConfig
 from gistjax.data import facts
 from gistjax.data.prompts import Prompt, make_prompt
 from gistjax.model.llama import Llama, random_initializer
-from gistjax.weights.registry import KNOWN
+from gistjax.sharding import make_mesh
+from gistjax.weights.registry import KNOWN, load_base, resolve
 
 CONFIG = KNOWN["tiny-facts"].config
 SPECIAL = ("<|end|>", "<|user|>", "<|answer|>")
@@ -123,11 +125,9 @@ def make_optimizer() -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), update)
 
 
-def train(prompt: Prompt, seconds: float, batch_tokens: int) -> Llama:
-    """On paragraphs that grow as they are learned, for a given time; the last quarter of it slows down to a stop."""
-    llama = Llama(CONFIG, random_initializer(jax.random.key(0), jnp.float32), scan=True)
-    graphdef, weights = nnx.split(llama)
-    weights = jax.tree.map(lambda w: 5 * w if w.ndim > 2 else w, weights)  # for so small a width
+def train(prompt: Prompt, steps: int, batch_tokens: int, start: Path | None) -> Llama:
+    """On paragraphs that grow as they are learned; the last quarter of the steps slows down to a stop."""
+    weights, graphdef = initial_weights(start)
     optimizer = make_optimizer()
     opt_state = optimizer.init(weights)
 
@@ -140,26 +140,33 @@ def train(prompt: Prompt, seconds: float, batch_tokens: int) -> Llama:
         updates = jax.tree.map(lambda update: rate * update, updates)
         return optax.apply_updates(weights, updates), opt_state, answer_loss
 
-    rng, start, number = np.random.default_rng(1), time.monotonic(), 0
-    for stage, (n_facts, kinds) in enumerate(STAGES):
-        data = documents(prompt, n_facts, kinds, PARAGRAPHS)
-        rows, mean = batch_tokens // data.ids_NxT.shape[1], 3.0
-        while True:
-            spent = (time.monotonic() - start) / seconds
-            rate = min((number + 1) / 50, 1.0, 4 * max(1 - spent, 0.0))
-            chosen = rng.choice(PARAGRAPHS, rows, replace=False)
-            weights, opt_state, loss = step(weights, opt_state, rate, *(x[chosen] for x in data))
-            number, mean = number + 1, 0.95 * mean + 0.05 * float(loss)
-            if number % 50 == 0:
-                print(
-                    f"{n_facts} facts, step {number}: answer loss {mean:.4f}, {100 * spent:.0f} %",
-                    flush=True,
-                )
-            if spent >= 1:
-                return nnx.merge(graphdef, weights)
-            if mean < LEARNED and stage < len(STAGES) - 1:
-                break
-    raise AssertionError
+    rng, stage, mean, begun = np.random.default_rng(1), 0, 3.0, time.monotonic()
+    data = documents(prompt, *STAGES[stage], PARAGRAPHS)
+    for number in range(1, steps + 1):
+        rate = min(number / 50, 1.0, 4 * (1 - number / steps))
+        rows = rng.choice(PARAGRAPHS, batch_tokens // data.ids_NxT.shape[1], replace=False)
+        weights, opt_state, loss = step(weights, opt_state, rate, *(x[rows] for x in data))
+        mean = 0.95 * mean + 0.05 * float(loss)
+        if number % 50 == 0:
+            seconds = time.monotonic() - begun
+            print(
+                f"step {number}: {STAGES[stage][0]} facts, answer loss {mean:.4f}, {seconds:.0f} s",
+                flush=True,
+            )
+        if mean < LEARNED and stage < len(STAGES) - 1:
+            stage, mean = stage + 1, 3.0
+            data = documents(prompt, *STAGES[stage], PARAGRAPHS)
+    return nnx.merge(graphdef, weights)
+
+
+def initial_weights(start: Path | None) -> tuple[Any, Any]:
+    """Random ones, or those of a folder; and the structure."""
+    if start:
+        model = ModelConfig("tiny-facts", path=str(start), dtype="float32", scan_layers=True)
+        graphdef, weights = nnx.split(load_base(resolve(model), model, make_mesh(MeshConfig())))
+        return weights, graphdef
+    graphdef, weights = nnx.split(Llama(CONFIG, random_initializer(jax.random.key(0), jnp.float32)))
+    return jax.tree.map(lambda w: 5 * w if w.ndim > 2 else w, weights), graphdef  # so small a width
 
 
 def write(llama: Llama, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -204,12 +211,13 @@ def main() -> None:
     """Trains and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--start", type=Path, help="go on from the weights of this folder")
     parser.add_argument("--batch_tokens", type=int, default=3072)
     args = parser.parse_args()
     tokenizer = make_tokenizer()
     prompt = make_prompt(tokenizer)
-    write(train(prompt, 60 * args.minutes, args.batch_tokens), tokenizer, args.folder)
+    write(train(prompt, args.steps, args.batch_tokens, args.start), tokenizer, args.folder)
 
 
 if __name__ == "__main__":
