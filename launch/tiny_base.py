@@ -1,6 +1,6 @@
 """Trains `tiny-facts`, the base of the quickstart, on generated facts, and writes it as a Hugging Face folder:
 
-python launch/tiny_base.py --folder gistjax/weights/tiny_facts --steps 4000
+python launch/tiny_base.py --folder gistjax/weights/tiny_facts --steps 1000
 
 A Llama of about a million parameters and its own tokenizer learn to answer from a paragraph that they see whole.
 A document is a prompt and a paragraph with all its questions and answers, one after another. It has seen 6,000 paragraphs
@@ -10,6 +10,7 @@ of this one kind, and knows nothing else.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from pathlib import Path
@@ -26,12 +27,10 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from gistjax.config import MeshConfig, ModelConfig
 from gistjax.data import facts
 from gistjax.data.prompts import Prompt, make_prompt
 from gistjax.model.llama import Llama, random_initializer
-from gistjax.sharding import make_mesh
-from gistjax.weights.registry import KNOWN, load_base, resolve
+from gistjax.weights.registry import KNOWN
 
 CONFIG = KNOWN["tiny-facts"].config
 SPECIAL = ("<|end|>", "<|user|>", "<|answer|>")
@@ -40,10 +39,7 @@ TEMPLATE = (  # no system turn: one task needs no instruction
     "{% elif message['role'] == 'assistant' %}<|answer|>{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|answer|>{% endif %}"
 )
-STAGES, LEARNED = ((4, 1), (7, 3), (10, 6)), 0.15
-"""Facts of a paragraph and their kinds: with one kind the name alone tells them apart, which is the hard part. The next
-stage begins at this loss on answers (nats a token)."""
-PARAGRAPHS = 8_000  # of each stage
+PARAGRAPHS = 8_000
 OTHERS_WEIGHT = 0.1  # of tokens that are no answer in the loss
 
 
@@ -66,8 +62,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    values = [value for attribute in facts.ATTRIBUTES for value in attribute.values]
-    asked = [f"Context:\nQuestion: {attribute.question}" for attribute in facts.ATTRIBUTES]
+    values = [value for kind in facts.KINDS for value in kind.values]
+    asked = [f"Context:\nQuestion: {kind.question}" for kind in facts.KINDS]
     contexts = [row["context"] for row in facts.rows("train")]
     backend.train_from_iterator([*contexts, *values * 50, *asked * 50], trainer)
     fast = PreTrainedTokenizerFast(
@@ -77,16 +73,19 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def documents(prompt: Prompt, n_facts: int, kinds: int, n: int) -> Documents:
-    """n paragraphs of so many facts of so many kinds, each with all its questions and answers in random order."""
-    rng = np.random.default_rng([n_facts, kinds])
+def documents(prompt: Prompt, n: int) -> Documents:
+    """n paragraphs, each with all its questions and answers in random order."""
+    rng = np.random.default_rng(0)
+    texts = [facts.paragraph(rng) for _ in range(n)]
+    contexts = prompt.encode_texts([context for context, _ in texts])
+    encode_question = functools.cache(prompt.encode_question)  # few are distinct
+    encode_answer = functools.cache(prompt.encode_answer)
     ids, answered = [], []
-    for _ in range(n):
-        context, questions = facts.paragraph(rng, n_facts, kinds)
-        parts = [(prompt.prefix_ids, False), (prompt.encode_context(context), False)]
-        for question, answer in rng.permutation(questions):
-            parts.append((prompt.encode_question(question), False))
-            parts.append((prompt.encode_answer(answer), True))
+    for context, (_, questions) in zip(contexts, texts, strict=True):
+        parts = [(prompt.prefix_ids, False), (context.ids, False)]
+        for index in rng.permutation(len(questions)):
+            question, answer = questions[index]
+            parts += [(encode_question(question), False), (encode_answer(answer), True)]
         ids.append(np.concatenate([part for part, _ in parts]))
         answered.append(np.concatenate([np.full(len(part), flag) for part, flag in parts]))
     lengths = np.array([len(document) for document in ids])
@@ -125,9 +124,10 @@ def make_optimizer() -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), update)
 
 
-def train(prompt: Prompt, steps: int, batch_tokens: int, start: Path | None) -> Llama:
-    """On paragraphs that grow as they are learned; the last quarter of the steps slows down to a stop."""
-    weights, graphdef = initial_weights(start)
+def train(prompt: Prompt, steps: int, batch_tokens: int) -> Llama:
+    """Next-token prediction; the last quarter of the steps slows down to a stop."""
+    graphdef, weights = nnx.split(Llama(CONFIG, random_initializer(jax.random.key(0), jnp.float32)))
+    weights = jax.tree.map(lambda w: 5 * w if w.ndim > 2 else w, weights)  # the width is small
     optimizer = make_optimizer()
     opt_state = optimizer.init(weights)
 
@@ -140,33 +140,16 @@ def train(prompt: Prompt, steps: int, batch_tokens: int, start: Path | None) -> 
         updates = jax.tree.map(lambda update: rate * update, updates)
         return optax.apply_updates(weights, updates), opt_state, answer_loss
 
-    rng, stage, mean, begun = np.random.default_rng(1), 0, 3.0, time.monotonic()
-    data = documents(prompt, *STAGES[stage], PARAGRAPHS)
+    data, rng, begun = documents(prompt, PARAGRAPHS), np.random.default_rng(1), time.monotonic()
+    size = batch_tokens // data.ids_NxT.shape[1]
     for number in range(1, steps + 1):
         rate = min(number / 50, 1.0, 4 * (1 - number / steps))
-        rows = rng.choice(PARAGRAPHS, batch_tokens // data.ids_NxT.shape[1], replace=False)
+        rows = rng.choice(PARAGRAPHS, size, replace=False)
         weights, opt_state, loss = step(weights, opt_state, rate, *(x[rows] for x in data))
-        mean = 0.95 * mean + 0.05 * float(loss)
         if number % 50 == 0:
             seconds = time.monotonic() - begun
-            print(
-                f"step {number}: {STAGES[stage][0]} facts, answer loss {mean:.4f}, {seconds:.0f} s",
-                flush=True,
-            )
-        if mean < LEARNED and stage < len(STAGES) - 1:
-            stage, mean = stage + 1, 3.0
-            data = documents(prompt, *STAGES[stage], PARAGRAPHS)
+            print(f"step {number}: loss on answers {loss:.4f}, {seconds:.0f} s", flush=True)
     return nnx.merge(graphdef, weights)
-
-
-def initial_weights(start: Path | None) -> tuple[Any, Any]:
-    """Random ones, or those of a folder; and the structure."""
-    if start:
-        model = ModelConfig("tiny-facts", path=str(start), dtype="float32", scan_layers=True)
-        graphdef, weights = nnx.split(load_base(resolve(model), model, make_mesh(MeshConfig())))
-        return weights, graphdef
-    graphdef, weights = nnx.split(Llama(CONFIG, random_initializer(jax.random.key(0), jnp.float32)))
-    return jax.tree.map(lambda w: 5 * w if w.ndim > 2 else w, weights), graphdef  # so small a width
 
 
 def write(llama: Llama, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -211,13 +194,12 @@ def main() -> None:
     """Trains and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--start", type=Path, help="go on from the weights of this folder")
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch_tokens", type=int, default=3072)
     args = parser.parse_args()
     tokenizer = make_tokenizer()
     prompt = make_prompt(tokenizer)
-    write(train(prompt, args.steps, args.batch_tokens, args.start), tokenizer, args.folder)
+    write(train(prompt, args.steps, args.batch_tokens), tokenizer, args.folder)
 
 
 if __name__ == "__main__":
