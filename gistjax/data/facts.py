@@ -117,10 +117,10 @@ def rows(split: str) -> Iterator[dict[str, Any]]:
 
 def paragraph(rng: np.random.Generator) -> tuple[str, list[tuple[str, str]]]:
     """A text, and a question and its answer for each of its facts."""
-    name, sentences, questions = rng.choice(NAMES), [], []
+    name, sentences, questions = NAMES[rng.integers(len(NAMES))], [], []
     for index in rng.permutation(len(KINDS))[:FACTS]:
         kind = KINDS[index]
-        value = str(rng.choice(kind.values))
+        value = kind.values[rng.integers(len(kind.values))]
         sentences.append(kind.sentences[rng.integers(2)].format(name=name, value=value))
         questions.append((kind.question.format(name=name), value))
     return " ".join(sentences), questions
