@@ -70,7 +70,7 @@ _SMOL_17B = _llama(
 )
 _TINY = _llama(512, 64, 128, 2, 4, 2, 16, rope_theta=500_000.0, max_positions=2048)
 
-_TINY_FACTS = _llama(1344, 64, 192, 3, 4, 2, 16, tie_embeddings=True, max_positions=1024)
+_TINY_FACTS = _llama(1344, 96, 288, 2, 4, 4, 32, tie_embeddings=True, max_positions=1024)
 
 KNOWN: dict[str, KnownModel] = {
     "llama-3.1-8b-instruct": KnownModel("meta-llama/Llama-3.1-8B-Instruct", _LLAMA_8B),
