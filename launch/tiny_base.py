@@ -1,10 +1,10 @@
 """Trains `tiny-facts`, the base of the quickstart, on generated facts, and writes it as a Hugging Face folder:
 
-python launch/tiny_base.py --folder gistjax/weights/tiny_facts --steps 1000
+python launch/tiny_base.py --folder gistjax/weights/tiny_facts
 
-A Llama of about a million parameters and its own tokenizer learn to answer from a paragraph that they see whole.
-A document is a prompt and a paragraph with all its questions and answers, one after another. It has seen 6,000 paragraphs
-of this one kind, and knows nothing else.
+A Llama of 0.4 million parameters and its own tokenizer learn to answer from a paragraph that they see whole. A document is a
+prompt and a paragraph with all its questions and answers, one after another; there are 8,000, drawn apart from those of
+`--config.data.path=facts`. It knows nothing else. Minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def loss_fn(
 
 
 def make_optimizer() -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the matrices, which learns to look up in half of Adam's steps; Adam for the rest."""
+    """Muon (Jordan et al. 2024) for the matrices, which learned to look up in fewer steps than Adam; Adam for the rest."""
 
     def axes(weights: Any) -> Any:
         return jax.tree.map(
@@ -120,7 +120,7 @@ def make_optimizer() -> optax.GradientTransformation:
             weights,
         )
 
-    update = muon(2e-2, adam_learning_rate=3e-3, adam_b2=0.98, muon_weight_dimension_numbers=axes)
+    update = muon(8e-3, adam_learning_rate=3e-3, adam_b2=0.98, muon_weight_dimension_numbers=axes)
     return optax.chain(optax.clip_by_global_norm(1.0), update)
 
 
@@ -194,7 +194,7 @@ def main() -> None:
     """Trains and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch_tokens", type=int, default=3072)
     args = parser.parse_args()
     tokenizer = make_tokenizer()

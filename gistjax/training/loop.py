@@ -148,8 +148,9 @@ def _postfix(row: dict[str, Any]) -> str:
 
 
 def _line(row: dict[str, Any], total_steps: int) -> str:
-    left = (total_steps - row["step"]) * row["step_s"]
+    left = (total_steps - row["step"]) * row["step_s"] / 60
+    rest = f"{left:.1f} min left" if row["step"] > 1 else "compiled"
     losses = ", ".join(
         f"{name} {row[name]:.4f}" for name in row if name not in ("step", "step_s", "tokens_per_s")
     )
-    return f"step {row['step']}/{total_steps}: {losses}, {left / 60:.1f} min left"
+    return f"step {row['step']}/{total_steps}: {losses}, {rest}"
