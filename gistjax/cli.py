@@ -71,6 +71,7 @@ def run_bare(main: Callable[[flags.FlagValues], None]) -> None:
 
 def guard(command: Callable[[], None]) -> None:
     """Runs a command and exits: errors as one line, unless --traceback asks for more."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of PyTorch, which is not used
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("absl", "jax", "orbax", "httpx"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
