@@ -1,4 +1,4 @@
-"""Learn compression from plain text, at ratios from 2 to 8; `qa.py` goes on from there.
+"""Learn compression from plain text, at ratios from 2 to 16; `qa.py` goes on from there.
 
 python -m gistjax.train --config configs/pretrain.py --config.text.path=FOLDER --workdir=runs/pretrain
 """
@@ -21,20 +21,19 @@ def get_config():
         architecture="pooling",
         target_length=256,
         ratio=4.0,
-        ratios=(2.0, 4.0, 4.0, 8.0),
+        ratios=(2.0, 4.0, 4.0, 8.0, 8.0, 16.0),
         ratio_growth=0.2,
-        slot_start="window_means",
-        slot_positions="spread",
+        slot_form="key_values",
+        slot_place="inside",
+        slot_start="window_ends",
         epochs=4.0,
-        max_steps=1_800,
+        max_steps=4_500,
         batch_size=32,
         accumulation=1,
         loss_weights={"teacher_forcing": 0.0, "generation": 0.0, "contrastive": 0.0, **TEXT_LOSSES},
         model=ModelConfig(name="smollm2-135m-instruct"),
         lora=LoraConfig(rank=32, alpha=64.0),
-        encoder=EncoderConfig(
-            kind="lora", bidirectional=True, lora=LoraConfig(rank=32, alpha=64.0)
-        ),
+        encoder=EncoderConfig(kind="lora", lora=LoraConfig(rank=32, alpha=64.0)),
         data=DataConfig(
             train_examples=0,
             validation_examples=0,
@@ -45,7 +44,7 @@ def get_config():
             questions_per_context=4,
         ),
         text=TextConfig(
-            chunks=30_000,
+            chunks=60_000,
             min_tokens=96,
             target_tokens=40,
             reconstruction=2,

@@ -19,8 +19,9 @@ def get_config():
         architecture="pooling",
         target_length=512,
         ratio=4.0,
-        slot_start="window_means",
-        slot_positions="spread",
+        slot_form="key_values",
+        slot_place="inside",
+        slot_start="window_ends",
         epochs=3.0,
         batch_size=8,
         accumulation=1,
@@ -29,9 +30,7 @@ def get_config():
             name="smollm2-135m-instruct", scan_layers=True
         ),  # short: compiling counts
         lora=LoraConfig(rank=32, alpha=64.0),
-        encoder=EncoderConfig(
-            kind="lora", bidirectional=True, lora=LoraConfig(rank=32, alpha=64.0)
-        ),
+        encoder=EncoderConfig(kind="lora", lora=LoraConfig(rank=32, alpha=64.0)),
         data=DataConfig(
             validation_examples=-1,
             context="paragraph",

@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) -> None:
     """The command."""
     if bool(args.context) == bool(args.memory):
+        file = next((word for word in words if Path(word).is_file()), "FILE")
         raise ConfigError(
-            "which text? Give --context FILE (or -), or --memory FILE that --save wrote."
+            f"which text? Give --context {file} (or -), or --memory FILE that --save wrote."
         )
     if args.memory and args.full:
         raise ConfigError("--full reads the text itself: give --context instead of --memory.")

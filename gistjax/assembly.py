@@ -8,29 +8,38 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerFast
 
 from gistjax.config import TEXT_LOSSES, CompressionConfig
-from gistjax.data.prompts import Prompt, Row, make_prompt
+from gistjax.data.batches import Targets
+from gistjax.data.prompts import Prompt, Row, check_buckets, make_prompt
 from gistjax.data.report import DataReport
-from gistjax.data.text import load_articles, text_rows
+from gistjax.data.text import find_text, load_articles, text_rows
+from gistjax.devices import find_devices
 from gistjax.errors import ConfigError, WeightsError
 from gistjax.evaluation.controls import select_tokens, token_surprisal
 from gistjax.evaluation.generation import Answerer
 from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.heads import HEADS
-from gistjax.model.llama import Llama
-from gistjax.sharding import make_mesh, rows_per_step, shardings_of
+from gistjax.model.llama import Llama, LlamaConfig
+from gistjax.sharding import make_mesh, place, replicated, rows_per_step, shardings_of
+from gistjax.trained import load_config
+from gistjax.training.checkpoint import find_exported, import_trainable
 from gistjax.training.step import split_model
+from gistjax.training.teacher import teacher_targets
 from gistjax.weights.registry import Source, load_base, load_tokenizer, resolve
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 log = logging.getLogger(__name__)
+
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 @dataclass(frozen=True)
@@ -48,11 +57,11 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
     """Loads the base onto the mesh.
 
     Raises:
-        ConfigError: if the mesh does not fit the devices, or the longest sequence does not fit the base.
+        ConfigError: if mesh and devices, prompt and buckets, or the longest sequence and the base do not fit.
         WeightsError: if weights or tokenizer cannot be had, or do not belong together.
     """
+    start_jax(config)
     mesh = make_mesh(config.mesh)
-    keep_compiled_programs()
     source = resolve(config.model)
     tokenizer = load_tokenizer(source)
     if len(tokenizer) > source.config.vocab_size:
@@ -61,12 +70,63 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
             "it belongs to another model. Put the model's own tokenizer files beside its weights."
         )
     prompt = make_prompt(tokenizer)
-    _check_length(config, len(prompt.prefix_ids), source.config.max_positions)
+    check_buckets(prompt, config.data)
+    _check_fit(config, len(prompt.prefix_ids), source.config)
     base = load_base(source, config.model, mesh)
     return Foundation(mesh, source, base, tokenizer, prompt)
 
 
-def keep_compiled_programs() -> None:
+def check_sources(config: CompressionConfig) -> None:
+    """Whether the model, an earlier stage, a teacher and text, as far as a run reads them, can be found on this machine.
+
+    Raises:
+        CheckpointError: if there is no compressor at `init_from`, or no run at `teacher`.
+        DataError: if there is no text at `text.path`, and a loss needs it.
+        WeightsError: if there is no such model, or its file is damaged.
+    """
+    if config.model.path or "/" not in config.model.name:
+        resolve(config.model, offline=True)
+    if config.init_from:
+        find_exported(Path(config.init_from))
+    if config.loss_weights.get("distillation"):
+        load_config(Path(config.teacher))
+    if any(map(config.loss_weights.get, TEXT_LOSSES)):
+        find_text(config.text.path)
+
+
+def start_jax(config: CompressionConfig) -> None:
+    """Starts JAX, with what must be set before it looks for devices.
+
+    Raises:
+        ConfigError: if `config.deterministic` comes too late, because JAX runs already, or if JAX finds no device.
+    """
+    choose_kernels(config)
+    find_devices()
+    _keep_compiled_programs()
+
+
+def choose_kernels(config: CompressionConfig) -> None:
+    """With `config.deterministic` no kernels that add in no fixed order, and none chosen by a race.
+
+    Raises:
+        ConfigError: if that comes too late, because JAX runs already.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if not config.deterministic or DETERMINISTIC in given:
+        return
+    devices = jax.config.values["jax_num_cpu_devices"]
+    try:  # JAX refuses to change this once it runs, and does not say so otherwise
+        jax.config.update("jax_num_cpu_devices", devices + 1)
+    except RuntimeError as error:
+        raise ConfigError(
+            "deterministic=True comes too late, since JAX runs already in this process: start it with "
+            f"XLA_FLAGS={DETERMINISTIC} in the environment."
+        ) from error
+    jax.config.update("jax_num_cpu_devices", devices)
+    os.environ["XLA_FLAGS"] = f"{given} {DETERMINISTIC}".strip()
+
+
+def _keep_compiled_programs() -> None:
     """Lets a second start of the same run find its programs in `JAX_COMPILATION_CACHE_DIR`, by default the user's cache.
 
     Not on CPUs, where XLA warns about programs that another machine's features went into.
@@ -84,12 +144,17 @@ def compile_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gistjax" / "xla"
 
 
-def _check_length(config: CompressionConfig, prefix: int, max_positions: int) -> None:
+def _check_fit(config: CompressionConfig, prefix: int, base: LlamaConfig) -> None:
+    if config.encoder.layers > base.n_layers:
+        raise ConfigError(
+            f"encoder.layers={config.encoder.layers}, but the base has {base.n_layers} layers: lower it, or "
+            "set it to -1 for all."
+        )
     tokens = max(config.data.question_buckets) + config.evaluation.max_answer_tokens
     longest = prefix + config.data.context_tokens + tokens
-    if longest > max_positions:
+    if longest > base.max_positions:
         raise ConfigError(
-            f"the base reads {max_positions} tokens, but prefix, context and question take up to "
+            f"the base reads {base.max_positions} tokens, but prefix, context and question take up to "
             f"{longest}: lower --config.data.context_tokens."
         )
 
@@ -106,7 +171,7 @@ def encode_text(
     if len(unused) == len(TEXT_LOSSES):
         return []
     return text_rows(
-        load_articles(config.text.path, report),
+        load_articles(config.text.path, report, config.data.max_dropped),
         prompt,
         dataclasses.replace(config.text, **unused),
         config.data.context_tokens,
@@ -135,6 +200,37 @@ def select(config: CompressionConfig, foundation: Foundation, rows: list[Row]) -
     return select_tokens(rows, config, scores)
 
 
+def teach(
+    config: CompressionConfig, foundation: Foundation, questions: list[Row], answer_tokens: int
+) -> Targets | None:
+    """What the teacher makes of the training questions; None where the distillation loss is off.
+
+    Raises:
+        CheckpointError: if the teacher's run cannot be read.
+        ConfigError: if it has another base.
+    """
+    if not config.loss_weights.get("distillation"):
+        return None
+    rundir = Path(config.teacher)
+    theirs = load_config(rundir)
+    if theirs.model.name != config.model.name:
+        raise ConfigError(
+            f"the teacher {rundir} was trained on {theirs.model.name}, not on {config.model.name}: take one of the same base."
+        )
+    graphdef, fresh, frozen = split_model(model_on(theirs, foundation))
+    trainable = import_trainable(rundir / "compressor.safetensors", fresh)
+    return teacher_targets(
+        nnx.merge(graphdef, trainable, frozen),
+        select(theirs, foundation, questions),
+        answer_tokens,
+        config.teacher_tokens,
+        foundation.mesh,
+        config.evaluation.batch_size,
+        config.data.context_buckets,
+        config.data.question_buckets,
+    )
+
+
 def model_on(config: CompressionConfig, foundation: Foundation) -> CompressedLM:
     """`build_model` on a foundation."""
     prefix_ids = foundation.prompt.prefix_ids
@@ -147,13 +243,13 @@ def build_model(
     """The model of one ablation on a base, its trainable leaves seeded and on the mesh."""
     model = CompressedLM(base, config, prefix_ids, jax.random.key(config.seed))
     if model.compressor is not None:
-        rms = jax.jit(_embedding_rms)(base.embedding[...])
-        model.compressor.connector.embedding_rms[...] = jax.device_put(rms, jax.devices()[0])
+        rms = jax.jit(_embedding_rms, out_shardings=replicated(mesh))(base.embedding[...])
+        model.compressor.connector.embedding_rms[...] = rms
     graphdef, trainable, frozen = split_model(model)
     return nnx.merge(
         graphdef,
-        jax.device_put(trainable, shardings_of(trainable, mesh)),
-        jax.device_put(frozen, shardings_of(frozen, mesh)),
+        place(trainable, shardings_of(trainable, mesh)),
+        place(frozen, shardings_of(frozen, mesh)),
     )
 
 

@@ -1,8 +1,10 @@
 """How fast this machine runs a configuration, and how far that is from what the hardware can do.
 
-    python -m gistjax.benchmark --mode train [--tokens 64] [--answer_tokens 16] [--repeats 10] [--config.KEY=VALUE …]
+    python -m gistjax.benchmark --mode train [--tokens 64] [--answer_tokens 16] [--repeats 10]
+                                [--config FILE] [--config.KEY=VALUE …]
 
     train      a whole train step on synthetic rows: time, examples/s, TFLOP/s, share of the matmul rate, memory
+    memory     the peak of training in the config's largest shapes, beside the estimate of `--dry_run`
     generate   the same rows answered: compress, prefill and decode apart
     load       the base's weights from config.model.path: GB/s and peak host memory
     data       the input pipeline on config.data alone: examples/s, share of real tokens
@@ -15,13 +17,15 @@ config.model.path says otherwise. `training.flops` says what counts as a FLOP.
 from __future__ import annotations
 
 import logging
+import re
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from absl import flags
 
-from gistjax import cli
+from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig, DataConfig, ModelConfig, validate
 from gistjax.errors import ConfigError
 
@@ -47,7 +51,10 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         )
     from gistjax import results
 
-    measured = MEASURES[args.mode](config, args)
+    with device_memory.explained(
+        config, "a forward pass" if args.mode in ("generate", "answer") else "training"
+    ):
+        measured = MEASURES[args.mode](config, args)
     cli.print_result(
         {
             "mode": args.mode,
@@ -111,6 +118,48 @@ def measure_train(config: CompressionConfig, args: flags.FlagValues) -> dict[str
         "peak_memory_gib": peak_memory_gib(),
         "compile_s": round(compile_s, 1),
         "loss": round(float(step()["loss"]), 4),
+    }
+
+
+def measure_memory(config: CompressionConfig, args: flags.FlagValues) -> dict[str, Any]:
+    """The peak of a process that does nothing but train three steps, beside what `--dry_run` estimates. Weights and rows
+    are zeros: memory does not depend on them.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from gistjax.model.attention import choose_kernel
+    from gistjax.planning import memory_estimate, prefix_tokens, train_program
+    from gistjax.weights.registry import resolve
+
+    source = resolve(config.model, offline=True)
+    base, prefix = source.config, prefix_tokens(source)
+    kernel = choose_kernel(config.model.attention, base.head_dim, jnp.dtype(config.model.dtype))
+    program = train_program(config, base, prefix, kernel)
+    state, frozen, batch = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), program.arguments
+    )
+    start = time.perf_counter()
+    compiled = program.step.lower(state, frozen, batch).compile()  # type: ignore[attr-defined]
+    compile_s = time.perf_counter() - start
+    for _ in range(3):
+        state, metrics = compiled(state, frozen, batch)
+    jax.block_until_ready(state)
+    xla = compiled.memory_analysis()
+    estimate = memory_estimate(config, base, prefix)
+    peak = peak_memory_gib()
+    return {
+        "estimate_gib": estimate,
+        "peak_memory_gib": peak,
+        "estimate_over_peak": peak and round(estimate["total"] / peak, 3),
+        "xla_gib": {
+            name: round(getattr(xla, f"{name}_size_in_bytes") / GIB, 3)
+            for name in ("argument", "output", "alias", "temp")
+        },
+        "prefix_tokens": prefix,
+        "attention": kernel,
+        "compile_s": round(compile_s, 1),
+        "loss": round(float(metrics["loss"]), 4),
     }
 
 
@@ -254,12 +303,12 @@ def measure_answer(config: CompressionConfig, args: flags.FlagValues) -> dict[st
 
 def bare_model(config: CompressionConfig) -> tuple[Any, Any]:
     """The model without a prompt around its slots, and its mesh."""
-    from gistjax.assembly import build_model, keep_compiled_programs
+    from gistjax.assembly import build_model, start_jax
     from gistjax.sharding import make_mesh
     from gistjax.weights.registry import load_base, resolve
 
+    start_jax(config)
     mesh = make_mesh(config.mesh)
-    keep_compiled_programs()
     base = load_base(resolve(config.model), config.model, mesh)
     return build_model(config, base, (), mesh), mesh
 
@@ -327,8 +376,8 @@ def machine_rates() -> dict[str, float]:
     buffer = jax.random.normal(key, (size,), jnp.bfloat16)
     copy_s = median_seconds(lambda: copy(buffer), 5) / chain
     return {
-        "matmul_tflops": round(2 * n**3 / matmul_s / 1e12, 1),
-        "copy_tb_per_s": round(2 * buffer.nbytes / copy_s / 1e12, 3),
+        "matmul_tflops": float(f"{2 * n**3 / matmul_s / 1e12:.4g}"),
+        "copy_tb_per_s": float(f"{2 * buffer.nbytes / copy_s / 1e12:.4g}"),
     }
 
 
@@ -396,6 +445,7 @@ class HostMemory:
 
 MEASURES = {
     "train": measure_train,
+    "memory": measure_memory,
     "generate": measure_generate,
     "load": measure_load,
     "data": measure_data,
@@ -409,4 +459,5 @@ flags.DEFINE_integer("repeats", 10, "Timed calls; the median counts.", lower_bou
 flags.DEFINE_integer("profile", 0, "Also list so many of the longest kernels.", lower_bound=0)
 
 if __name__ == "__main__":
-    cli.run(main, lambda argv: defaults())
+    from_file = any(re.match(r"--?config(=|$)", word) for word in sys.argv[1:])
+    cli.run(main, None if from_file else lambda argv: defaults())

@@ -1,7 +1,8 @@
 """What the commands share: typed overrides of a config file, errors without tracebacks, JSON as the last line.
 
 A command defines its own absl flags, writes `main(config, args)`, and ends in `cli.run(main)`. Exit codes: 0 done,
-2 a mistake that is the user's to mend, 130 interrupted.
+2 a mistake that is the user's to mend, 75 stopped by SIGTERM or CTRL-C with the training saved (run the same command again
+to go on), 130 interrupted at once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import logging
 import os
 import re
+import runpy
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +21,13 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from gistjax.config import CompressionConfig, did_you_mean
 from gistjax.errors import ConfigError, GistjaxError
+from gistjax.stopping import Stopped
 
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 HELP = {"--help", "-h", "-help", "--helpfull"}
 
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
@@ -73,24 +77,30 @@ def guard(command: Callable[[], None]) -> None:
     """Runs a command and exits: errors as one line, unless --traceback asks for more."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of PyTorch, which is not used
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("absl", "jax", "orbax", "httpx"):
+    for chatty in ("jax", "httpx"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    for raises in ("absl", "orbax"):  # they log tracebacks of what they raise
+        logging.getLogger(raises).setLevel(logging.CRITICAL)
     try:
         command()
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:
         message, code = explain(error)
         if message is None or "--traceback" in sys.argv:
             raise
         print(f"{coloured('error:', 'red', sys.stderr)} {message}", file=sys.stderr)
         sys.exit(code)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(STOPPED)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
-def explain(error: BaseException) -> tuple[str | None, int]:
+def explain(error: Exception) -> tuple[str | None, int]:
     """What to tell the user of an error, and the exit code; None for what is not theirs to mend."""
     if isinstance(error, GistjaxError):
         return str(error), 2
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 130
     text = str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC or NO_SPACE in text:
         place = getattr(error, "filename", None)
@@ -125,22 +135,17 @@ def _parse(
     if HELP & set(argv):
         print_help()
     about = "Config file; any key is overridden by --config.KEY=VALUE."
-    if defaults is None:
-        argv = sys.argv = _config_first(argv)  # ml_collections reads sys.argv
-        config_flags.DEFINE_config_file("config", None, about, values, lock_config=True)
-    else:
-        config_flags.DEFINE_config_dict("config", defaults(argv).to_config_dict(), about, values)
+    argv, config = _from_file(argv) if defaults is None else (argv, defaults(argv))
+    _check_keys(argv)
+    config_flags.DEFINE_config_dict("config", config.to_config_dict(), about, values, sys_argv=argv)
     words = _parse_flags(argv, values)
-    config: Any = values["config"].value
-    return CompressionConfig.from_dict(config), words
+    return CompressionConfig.from_dict(values["config"].value), words  # type: ignore[arg-type]
 
 
 def _parse_flags(argv: list[str], values: flags.FlagValues) -> list[str]:
     values.set_gnu_getopt(True)  # arguments and flags in any order
     try:
         return values(argv)[1:]
-    except AttributeError as error:  # how ml_collections says that a key is unknown
-        raise ConfigError(_unknown_key(argv, error)) from error
     except (flags.Error, TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"{str(error).strip()} (see --help)") from error
 
@@ -210,38 +215,86 @@ def option(argv: list[str], name: str, default: str = "") -> str:
     raise ConfigError(f"--{name} is missing (see --help).")
 
 
-def _config_first(argv: list[str]) -> list[str]:
-    """The command line with its config file in front, where ml_collections wants it, and checked to be there."""
-    for i, word in enumerate(argv[1:], 1):
+def overrides() -> list[str]:
+    """The `--config.KEY=VALUE` of this process's command line.
+
+    Raises:
+        ConfigError: if one has its value in the next word.
+    """
+    words = [word for word in sys.argv[1:] if re.match(r"--?config\.", word)]
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"{word} needs its value in the same word: {word}=VALUE.")
+    return words
+
+
+def _from_file(argv: list[str]) -> tuple[list[str], CompressionConfig]:
+    """The command line without its config file, and the config of that file."""
+    files, rest, words = [], argv[:1], iter(argv[1:])
+    for word in words:
         match = re.fullmatch(r"--?config(?:=(.*))?", word)
         if match:
-            rest = argv[1:i] + argv[i + 1 :]
-            name = match[1]
-            if name is None:
-                name, rest = " ".join(argv[i + 1 : i + 2]), argv[1:i] + argv[i + 2 :]
-            if Path(name).is_file():
-                return [argv[0], f"--config={name}", *rest]
-            near = difflib.get_close_matches(
-                Path(name).name, [path.name for path in Path("configs").glob("*.py")], 1
-            )
-            hint = f"; did you mean configs/{near[0]}?" if near else "; see configs/."
-            raise ConfigError(f"there is no config file {name!r}{hint}")
-    raise ConfigError("which config? Give one, as in --config configs/gist_m64.py.")
+            files.append(next(words, "") if match[1] is None else match[1])
+        else:
+            rest.append(word)
+    if not files:
+        near = next((word for word in argv[1:] if word.endswith(".py")), "configs/gist_m64.py")
+        raise ConfigError(f"which config? Give one, as in --config {near}.")
+    if len(files) > 1:
+        raise ConfigError(f"--config is given twice ({' and '.join(files)}): give one file.")
+    return rest, read_config_file(Path(files[0]))
 
 
-def _unknown_key(argv: list[str], error: Exception) -> str:
-    """Names the first override that the default config has no place for, and the nearest key."""
-    defaults = CompressionConfig().to_config_dict()
+def read_config_file(path: Path) -> CompressionConfig:
+    """What `get_config()` of a Python file returns. The file is code, and is run.
+
+    Raises:
+        ConfigError: if it is missing, fails, or returns no config.
+    """
+    if not path.is_file():
+        near = difflib.get_close_matches(
+            path.name, [p.name for p in Path("configs").glob("*.py")], 1
+        )
+        hint = f"; did you mean configs/{near[0]}?" if near else "; see configs/."
+        raise ConfigError(f"there is no config file {str(path if path.name else '')!r}{hint}")
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+    except GistjaxError:
+        raise
+    except Exception as error:  # whatever the code in the file runs into
+        cause = f"{type(error).__name__}: {error}"
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", cause)
+        hint = did_you_mean(unknown[1], _leaves()) if unknown else ""
+        raise ConfigError(
+            f"config file {path} fails ({cause}){hint or '.'} It needs get_config(), which returns a ConfigDict."
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"get_config() of {path} returns {config!r}, not a ConfigDict: end it as configs/base.py does."
+        )
+    return CompressionConfig.from_dict(config)
+
+
+def _leaves(group: ConfigDict | None = None) -> Iterator[str]:
+    """The last parts of all keys."""
+    for key, value in (group or CompressionConfig().to_config_dict()).items():
+        yield key
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value)
+
+
+def _check_keys(argv: list[str]) -> None:
+    """Refuses the first override that the configuration has no place for, with the nearest key."""
     for word in argv[1:]:
-        match = re.match(r"--?config\.([^=]+)", word)
-        group: Any = defaults
+        match = re.match(r"--?config\.([^=]*)", word)
+        group: Any = CompressionConfig().to_config_dict()
         for part in match[1].split(".") if match else ():
-            known = list(group) if hasattr(group, "keys") else []
+            known = list(group) if isinstance(group, ConfigDict) else []
             if part not in known:
                 assert match is not None
-                return f"config has no key {match[1]!r}{did_you_mean(part, known)}"
+                hint = did_you_mean(part, known) if known else ": it has no parts."
+                raise ConfigError(f"config has no key {match[1]!r}{hint}")
             group = group[part]
-    return f"config has no key {error}"
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,7 @@ SELECTIONS = ("all", "first", "last", "random", "surprisal")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 TEXT_LOSSES = ("reconstruction", "continuation", "cloze")
 DEFAULT_LOSS_WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
-DEFAULT_LOSS_WEIGHTS |= dict.fromkeys(TEXT_LOSSES, 0.0)
+DEFAULT_LOSS_WEIGHTS |= dict.fromkeys(("distillation", *TEXT_LOSSES), 0.0)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class DataConfig:
     question_buckets: tuple[int, ...] = (30, 42, 64)  # question + answer tokens
     answer_tokens: int = 32  # longest gold answer kept in training, end token included
     questions_per_context: int = 1  # in training, so many questions share one compression
+    max_dropped: float = (
+        0.1  # stop if a larger share of the rows of a file, or of its lines of text, cannot be used
+    )
     holdout: float = 0.0  # validate on this share of the training paragraphs, which are not trained on; 0: on validation
 
 
@@ -121,6 +125,9 @@ class EvaluationConfig:
     bootstrap_samples: int = 2_000
     baseline: bool = True  # also score the untuned base with the full context
     shuffled: bool = False  # also score answers from the slots of the wrong context
+    slot_contexts: int = (
+        2  # contexts of which slot_attention.json shows what each slot reads; 0 is none
+    )
 
 
 @dataclass(frozen=True)
@@ -152,10 +159,20 @@ class CompressionConfig:
     accumulation: int = 4  # micro-steps per optimizer step
     loss_weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_LOSS_WEIGHTS))
     contrastive_layers: int = 8  # base layers behind the contrastive target
+    teacher: str = ""  # directory of a finished run, best of architecture none, that the distillation loss learns from
+    teacher_tokens: int = 16  # of its most probable ones at each place, that are learned from
     seed: int = 42
     log_every: int = 10
     checkpoint_every: int = 500
     eval_every: int = -1  # validation F1 on the way, in steps; -1 only at the end
+    tensorboard: bool = False  # also write events for TensorBoard
+    on_bad_step: str = (
+        "stop"  # stop | skip a step whose loss or gradient is not finite, or whose loss is a spike
+    )
+    spike_factor: float = (
+        0.0  # a loss of more than so many times its recent mean is a spike; 0: none is
+    )
+    deterministic: bool = False  # on GPUs: the same bytes in every run, at some cost in speed
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -183,8 +200,10 @@ class CompressionConfig:
         return _from_dict(cls, values, "")
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
-        """A locked, typed ConfigDict, for config files."""
-        return ml_collections.ConfigDict(dataclasses.asdict(self)).lock()
+        """A locked, typed ConfigDict, for config files; losses that are not named have weight 0, and can be overridden."""
+        values = dataclasses.asdict(self)
+        values["loss_weights"] = dict.fromkeys(DEFAULT_LOSS_WEIGHTS, 0.0) | self.loss_weights
+        return ml_collections.ConfigDict(values).lock()
 
 
 def _from_dict(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
@@ -256,11 +275,11 @@ def validate(config: CompressionConfig) -> None:
             f"data.select={config.data.select!r} is a control for the uncompressed model: it needs architecture='none'.",
         ),
         (
-            config.ratio == 0 or config.ratio >= 1,
+            config.ratio == 0 or 1 <= config.ratio < math.inf,
             f"ratio={config.ratio} must be 0 (a fixed number of slots) or at least 1.",
         ),
         (
-            all(ratio >= 1 for ratio in config.ratios) and list(config.ratios) == sorted(config.ratios),
+            all(1 <= ratio < math.inf for ratio in config.ratios) and list(config.ratios) == sorted(config.ratios),
             f"ratios={config.ratios} must be at least 1, and ascend.",
         ),
         (
@@ -268,8 +287,16 @@ def validate(config: CompressionConfig) -> None:
             "encoder.bidirectional=True needs encoder.kind='lora': the untuned base is causal.",
         ),
         (
+            not config.tensorboard or importlib.util.find_spec("tensorboardX") is not None,
+            "tensorboard=True needs a package: pip install 'gistjax[tensorboard]'.",
+        ),
+        (
             not any(map(config.loss_weights.get, TEXT_LOSSES)) or config.text.min_tokens <= context,
             f"text.min_tokens={config.text.min_tokens} is more than data.context_tokens={context}: lower it.",
+        ),
+        (
+            config.spike_factor == 0 or config.spike_factor > 1,
+            f"spike_factor={config.spike_factor} must be 0 (no loss is a spike) or above 1.",
         ),
         (
             config.encoder.kind != "lora" or config.encoder.lora.rank > 0,
@@ -279,6 +306,11 @@ def validate(config: CompressionConfig) -> None:
             max(config.data.context_buckets) >= context,
             f"the largest of data.context_buckets={config.data.context_buckets} must hold "
             f"data.context_tokens={context}.",
+        ),
+        (
+            config.data.answer_tokens <= max(config.data.question_buckets),
+            f"data.answer_tokens={config.data.answer_tokens} is more than the largest of "
+            f"data.question_buckets={config.data.question_buckets}: lower the first.",
         ),
         (
             [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) <= 1,
@@ -297,6 +329,7 @@ def _check_choices(config: CompressionConfig) -> None:
         ("slot_start", config.slot_start, ("head", "window_means", "window_ends")),
         ("slot_positions", config.slot_positions, ("packed", "spread")),
         ("connector", config.connector, ("rms", "linear", "none")),
+        ("on_bad_step", config.on_bad_step, ("stop", "skip")),
         ("encoder.kind", config.encoder.kind, ("embeddings", "hidden", "lora")),
         ("data.context", config.data.context, ("paragraph", "filled")),
         ("data.select", config.data.select, SELECTIONS),
@@ -305,6 +338,8 @@ def _check_choices(config: CompressionConfig) -> None:
     ]
     for name, lora in (("lora", config.lora), ("encoder.lora", config.encoder.lora)):
         choices += [(f"{name}.targets", target, PROJECTIONS) for target in lora.targets]
+        if len(set(lora.targets)) < len(lora.targets):
+            raise ConfigError(f"{name}.targets={lora.targets} names a projection twice.")
     for key, value, known in choices:
         if value not in known:
             raise ConfigError(f"{key} cannot be {value!r}{did_you_mean(value, known)}")
@@ -325,6 +360,11 @@ def _check_losses(config: CompressionConfig) -> None:
                 f"loss_weights.{name} needs rows of that task: give --config.text.path, a folder of text, and "
                 f"--config.text.{name} above 0."
             )
+    if config.loss_weights.get("distillation") and not config.teacher:
+        raise ConfigError(
+            "loss_weights.distillation needs a model to learn from: give --config.teacher, the directory of a finished run "
+            "such as that of configs/full_context.py."
+        )
     if config.architecture in UNCOMPRESSED and config.loss_weights.get("contrastive"):
         raise ConfigError(
             f"architecture={config.architecture!r} has no slots for the contrastive loss: set "
@@ -333,7 +373,7 @@ def _check_losses(config: CompressionConfig) -> None:
 
 
 def _check_numbers(config: CompressionConfig) -> None:
-    d, o, e = config.data, config.optimizer, config.evaluation
+    d, o, e, t = config.data, config.optimizer, config.evaluation, config.text
     at_least: list[tuple[str, float, float]] = [
         ("target_length", config.target_length, 1),
         ("batch_size", config.batch_size, 1),
@@ -343,34 +383,60 @@ def _check_numbers(config: CompressionConfig) -> None:
         ("log_every", config.log_every, 1),
         ("checkpoint_every", config.checkpoint_every, 1),
         ("epochs", config.epochs, 0),
+        ("spike_factor", config.spike_factor, 0),
         ("seed", config.seed, 0),
         ("lora.rank", config.lora.rank, 0),
+        ("lora.alpha", config.lora.alpha, 1e-12),
+        ("encoder.layers", config.encoder.layers, -1),
+        ("encoder.lora.rank", config.encoder.lora.rank, 0),
+        ("encoder.lora.alpha", config.encoder.lora.alpha, 1e-12),
         ("data.train_examples", d.train_examples, -1),
         ("data.validation_examples", d.validation_examples, -1),
         ("data.context_tokens", d.context_tokens, 1),
         ("data.questions_per_context", d.questions_per_context, 1),
         ("ratio_growth", config.ratio_growth, 0),
         ("data.holdout", d.holdout, 0),
-        ("text.chunks", config.text.chunks, -1),
-        ("text.min_tokens", config.text.min_tokens, 1),
-        ("text.target_tokens", config.text.target_tokens, 2),
+        ("data.max_dropped", d.max_dropped, 0),
+        ("text.chunks", t.chunks, -1),
+        ("text.min_tokens", t.min_tokens, 1),
+        ("text.target_tokens", t.target_tokens, 2),
+        ("text.reconstruction", t.reconstruction, 0),
+        ("text.continuation", t.continuation, 0),
+        ("text.cloze", t.cloze, 0),
         ("data.answer_tokens", d.answer_tokens, 2),
         ("optimizer.compressor_lr", o.compressor_lr, 0),
         ("optimizer.lora_lr", o.lora_lr, 0),
         ("optimizer.weight_decay", o.weight_decay, 0),
         ("optimizer.clip_norm", o.clip_norm, 1e-12),
         ("optimizer.warmup_fraction", o.warmup_fraction, 0),
+        ("optimizer.b1", o.b1, 0),
+        ("optimizer.b2", o.b2, 0),
         ("evaluation.batch_size", e.batch_size, 1),
         ("evaluation.max_answer_tokens", e.max_answer_tokens, 1),
         ("evaluation.bootstrap_samples", e.bootstrap_samples, 1),
+        ("evaluation.slot_contexts", e.slot_contexts, 0),
+        ("evaluation.sample_predictions", e.sample_predictions, 0),
     ]
     for key, value, least in at_least:
         if not least <= value < math.inf:
             raise ConfigError(f"{key}={value} must be at least {least}.")
-    if o.warmup_fraction >= 1:
-        raise ConfigError(f"optimizer.warmup_fraction={o.warmup_fraction} must be below 1.")
-    if d.holdout >= 1:
-        raise ConfigError(f"data.holdout={d.holdout} must be below 1.")
+    below: list[tuple[str, float, float]] = [
+        ("seed", config.seed, 2**32),  # JAX's keys take 32 bits
+        ("optimizer.warmup_fraction", o.warmup_fraction, 1),
+        ("optimizer.b1", o.b1, 1),
+        ("optimizer.b2", o.b2, 1),
+        ("data.holdout", d.holdout, 1),
+    ]
+    for key, value, bound in below:
+        if value >= bound:
+            raise ConfigError(f"{key}={value} must be below {bound}.")
+    for key, value in (("ratio_growth", config.ratio_growth), ("data.max_dropped", d.max_dropped)):
+        if value > 1:
+            raise ConfigError(f"{key}={value} is a share: it must be at most 1.")
+    sizes = {f"mesh.{axis}": size for axis, size in dataclasses.asdict(config.mesh).items()}
+    for key, size in {**sizes, "eval_every": config.eval_every}.items():
+        if size != -1 and size < 1:
+            raise ConfigError(f"{key}={size} must be -1 or at least 1.")
     for key in ("context_buckets", "question_buckets"):
         buckets = getattr(d, key)
         if not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets)):

@@ -23,8 +23,9 @@ def find_devices() -> list[Any]:
     """
     try:
         devices = jax.devices()
-    except RuntimeError as error:
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except (RuntimeError, AssertionError) as error:  # the latter where a platform is not installed
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        cause = (str(error).strip().splitlines() or [f"JAX_PLATFORMS={asked}"])[0]
         raise ConfigError(
             f"JAX starts no device ({cause[:200]}): unset JAX_PLATFORMS or set it to cpu; "
             "`python -m gistjax.doctor` tells what is missing."

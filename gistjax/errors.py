@@ -18,11 +18,19 @@ class WeightsError(GistjaxError):
 
 
 class CheckpointError(GistjaxError):
-    """A checkpoint is missing, damaged, or belongs to another configuration."""
+    """A checkpoint is missing, damaged, in use, or belongs to another configuration."""
+
+
+class StorageError(GistjaxError):
+    """A file cannot be written: the disk is full, read-only or failing."""
+
+
+class DeviceMemoryError(GistjaxError):
+    """A device's memory does not hold what a run needs."""
 
 
 class TrainingError(GistjaxError):
-    """Training cannot go on: the loss is not finite."""
+    """Training cannot go on: the loss or its gradient is not finite, or the loss jumped."""
 
 
 class ExportError(GistjaxError):

@@ -14,18 +14,22 @@ from typing import Any
 
 from absl import flags
 
-from gistjax import cli
-from gistjax.config import CompressionConfig
-from gistjax.trained import load_config, load_trained
+from gistjax import cli, device_memory
+from gistjax.config import CompressionConfig, validate
+from gistjax.trained import load_config
 
 flags.DEFINE_string("run", "", "Directory of a finished run.")
 flags.DEFINE_string("output", "", "Also write the predictions of every question to this JSON file.")
+flags.DEFINE_string("slot_attention", "", "Also write what each slot reads to this JSON file.")
 
 log = logging.getLogger(__name__)
 
 
 def evaluate_run(
-    rundir: str | Path, config: CompressionConfig | None = None, output: str | Path | None = None
+    rundir: str | Path,
+    config: CompressionConfig | None = None,
+    output: str | Path | None = None,
+    slot_attention: str | Path | None = None,
 ) -> dict[str, Any]:
     """Scores a run's exported compressor on the validation split of its data.
 
@@ -33,6 +37,7 @@ def evaluate_run(
         rundir: the run's directory.
         config: the run's configuration with other data or evaluation settings; by default as trained.
         output: a JSON file for all predictions.
+        slot_attention: a JSON file for what each slot reads.
 
     Raises:
         GistjaxError: for anything that is the user's to mend.
@@ -43,20 +48,26 @@ def evaluate_run(
 
     rundir = Path(rundir)
     config = config or load_config(rundir)
-    foundation, (graphdef, trainable, frozen) = load_trained(rundir, config)
+    validate(config)
     squad = load_squad(config.data, config.seed)
+    foundation, (graphdef, trainable, frozen) = results.load_trained(rundir, config)
     _, rows, report = encode_splits(squad, foundation.prompt, config.data, config.seed)
     log.info("%s", report)
     scorer = results.Scorer(config, foundation, rows, squad.validation, graphdef)
-    measured = scorer.measure(trainable, frozen)
+    with device_memory.explained(config, "a forward pass"):
+        measured = scorer.measure(trainable, frozen)
     if output:
         results.write_json(Path(output), measured.predictions)
+    if slot_attention:
+        results.write_json(Path(slot_attention), measured.slot_attention, indent=None)
     return measured.metrics
 
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command."""
-    cli.print_result(evaluate_run(args.run, config, args.output or None))
+    cli.print_result(
+        evaluate_run(args.run, config, args.output or None, args.slot_attention or None)
+    )
 
 
 if __name__ == "__main__":

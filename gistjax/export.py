@@ -1,9 +1,10 @@
 """A finished run in the form that others take it in.
 
-    python -m gistjax.export --run RUN --to safetensors --output DIR [--push organisation/name] [--dry_run]
+    python -m gistjax.export --run RUN --to safetensors|peft --output DIR [--push organisation/name] [--dry_run]
     python -m gistjax.export --run RUN --to prompt_embeds --output DIR --context FILE "question" "question" …
 
     safetensors     compressor.safetensors, config.json and a model card (README.md): what `gistjax.load` takes
+    peft            the decoder's adapter for PyTorch (gistjax/peft_export.py)
     prompt_embeds   a text's slots between template and question, as embeddings for vLLM (gistjax/prompt_embeds.py)
 
 --push uploads the folder to the hub, privately; with --dry_run it only tells what would be uploaded.
@@ -34,10 +35,11 @@ def export_safetensors(
 ) -> None:
     """The compressor, its configuration and a model card."""
     from gistjax.model_card import model_card
+    from gistjax.results import read_config
 
     if not (run / "compressor.safetensors").is_file():
         raise CheckpointError(f"{run} has no compressor.safetensors: is the run finished?")
-    stored = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    stored = read_config(run)
     metrics = run / "metrics.json"
     scores = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
     for name in ("compressor.safetensors", "config.json"):
@@ -53,13 +55,25 @@ def export_embeds(
     if not args.context or not words:
         raise ConfigError("--to prompt_embeds needs --context FILE and at least one question.")
     text = read_text(args.context)
-    from gistjax.prompt_embeds import export_prompt_embeds
+    from gistjax.prompt_embeds import check_exportable, export_prompt_embeds
     from gistjax.reader import load
 
+    check_exportable(config)
     export_prompt_embeds(load(run, config).compress(text), words, output)
 
 
-EXPORTS: dict[str, Export] = {"safetensors": export_safetensors, "prompt_embeds": export_embeds}
+def export_peft(
+    run: Path, config: CompressionConfig, output: Path, args: flags.FlagValues, words: list[str]
+) -> None:
+    """The decoder's adapter."""
+    from gistjax import peft_export
+
+    peft_export.export_peft(run, config, output, args, words)
+
+
+EXPORTS: dict[str, Export] = {
+    "safetensors": export_safetensors, "peft": export_peft, "prompt_embeds": export_embeds,
+}  # fmt: skip
 
 
 def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) -> None:

@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gistjax.config import CompressionConfig
+from gistjax.config import TEXT_LOSSES, CompressionConfig
+from gistjax.data.batches import Batch, Targets
+from gistjax.data.prompts import make_prompt
+from gistjax.footprint import peak_bytes
+from gistjax.model.attention import choose_kernel
 from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.llama import Llama, LlamaConfig, random_initializer
-from gistjax.sharding import path_name
-from gistjax.training.step import split_model
+from gistjax.sharding import one_device, path_name
+from gistjax.training.losses import LossSettings
+from gistjax.training.optimizer import make_optimizer
+from gistjax.training.step import (
+    TrainState,
+    TrainStep,
+    make_train_step,
+    no_bad_step,
+    split_model,
+    state_shardings,
+)
+from gistjax.weights.registry import Source, load_tokenizer
 
 GIB = 2**30
+PREFIX_TOKENS = 44
+"""Of a prompt before its context, where no tokenizer is at hand: Llama 3.1's."""
 
 
-def abstract_model(config: CompressionConfig, base: LlamaConfig) -> CompressedLM:
-    """The whole model as shapes and dtypes."""
+def abstract_model(
+    config: CompressionConfig, base: LlamaConfig, prefix: int = 1, scan: bool = True
+) -> CompressedLM:
+    """The whole model as shapes and dtypes, behind a prompt of `prefix` tokens, its layers stacked or not."""
     dtype = jnp.dtype(config.model.dtype)
 
     def build() -> CompressedLM:
-        llama = Llama(base, random_initializer(jax.random.key(0), dtype), scan=True)
-        return CompressedLM(llama, config, (0,), jax.random.key(0))
+        llama = Llama(base, random_initializer(jax.random.key(0), dtype), scan)
+        return CompressedLM(llama, config, (0,) * prefix, jax.random.key(0))
 
     return nnx.eval_shape(build)
 
@@ -48,41 +67,115 @@ def _group(name: str) -> str:
     return "decoder_lora" if name.startswith("lora/") else "compressor"
 
 
-def memory_estimate(
-    config: CompressionConfig, base: LlamaConfig, counts: dict[str, int]
-) -> dict[str, float]:
-    """GiB on each device of one train step, by part; parameters as if replicated.
-
-    Activations are those that the backward pass keeps: inputs and outputs of every projection, in the compute dtype, and
-    fp32 logits with their gradient. Measured peaks were 2 to 20 % above the total (launch/results/speed.md), and 28 % below
-    it with a trained encoder. Attention weights under an explicit mask are not counted: a bidirectional encoder of 16 rows of
-    512 tokens asked for more than 60 GiB (launch/results/quality.md).
+@dataclass(frozen=True)
+class TrainProgram:
+    """One train step as a device sees it, in the largest shapes that a config can meet: a jitted function and the shapes
+    of its arguments, parameters as if replicated.
     """
-    size = jnp.dtype(config.model.dtype).itemsize
-    rows = config.batch_size
-    context = max(config.data.context_buckets)
-    tokens = max(config.data.question_buckets)
-    memory = memory_positions(config, context)
-    questions = config.data.questions_per_context
-    passes = [memory + tokens if questions == 1 else tokens * questions]
-    passes *= 1 + (config.loss_weights.get("generation", 0) > 0)
-    if questions > 1 and config.slot_form == "soft_tokens":
-        passes.append(memory)  # read once for all of its questions
-    if config.slot_form == "key_values":
-        passes.append(context + (memory if config.slot_place == "behind" else 0))
-    elif config.encoder.kind == "lora":
-        passes.append(context)
-    kept = sum(_kept_activations(base, length, config.model.remat) for length in passes)
-    logits = 2 * 4 * config.data.answer_tokens * base.vocab_size * questions * len(passes)
+
+    step: TrainStep
+    state: TrainState
+    frozen: Any
+    batch: Batch
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What `step` is called with."""
+        return self.state, self.frozen, self.batch
+
+
+def prefix_tokens(source: Source) -> int:
+    """Of the prompt before the context: by the model's tokenizer if it is at hand."""
+    if source.path is None:
+        return PREFIX_TOKENS
+    return len(make_prompt(load_tokenizer(source)).prefix_ids)
+
+
+def train_program(
+    config: CompressionConfig, base: LlamaConfig, prefix: int, kernel: str
+) -> TrainProgram:
+    """The step that `gistjax.train` would run.
+
+    Args:
+        prefix: tokens of the prompt before the context.
+        kernel: of causal attention, as in `gistjax.model.attention`.
+    """
+    model = abstract_model(config, base, prefix, config.model.scan_layers)
+    model.base.kernel, model.base.remat = kernel, config.model.remat
+    graphdef, trainable, frozen = split_model(model)
+    optimizer = make_optimizer(config.optimizer, 1000, trainable)
+    state = TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32),
+        trainable,
+        jax.eval_shape(optimizer.init, trainable),
+        jax.eval_shape(no_bad_step),
+    )
+    settings = LossSettings(config.loss_weights, _answer_tokens(config), end_id=-1)
+    shardings = state_shardings(state, one_device())
+    step = make_train_step(graphdef, optimizer, settings, shardings)
+    return TrainProgram(step, state, frozen, _largest_batch(config, base.d_model))
+
+
+def _answer_tokens(config: CompressionConfig) -> int:
+    """Of the longest row, end token included; targets of text have none."""
+    longest = [config.data.answer_tokens if config.data.train_examples else 0]
+    longest += [config.text.target_tokens for task in TEXT_LOSSES if config.loss_weights.get(task)]
+    return min(max(longest), max(config.data.question_buckets))
+
+
+def _largest_batch(config: CompressionConfig, width: int) -> Batch:
+    K, E = config.accumulation, config.batch_size
+    B = E * config.data.questions_per_context
+    C, S = max(config.data.context_buckets), max(config.data.question_buckets)
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((K, *shape), dtype)
+
+    contrasts = config.loss_weights.get("contrastive")
+    targets = None
+    if config.loss_weights.get("distillation"):
+        shape = (B, _answer_tokens(config), config.teacher_tokens)
+        targets = Targets(array(*shape), array(*shape, dtype=jnp.float32))
+    return Batch(
+        context_ids_ExC=array(E, C),
+        context_length_E=array(E),
+        context_id_E=array(E),
+        tokens_BxS=array(B, S),
+        question_length_B=array(B),
+        answer_length_B=array(B),
+        task_B=array(B),
+        context_view_ExD=array(E, width, dtype=jnp.float32) if contrasts else None,
+        teacher=targets,
+        ratio_E=array(E, dtype=jnp.float32) if config.ratios else None,
+    )
+
+
+def memory_estimate(
+    config: CompressionConfig, base: LlamaConfig, prefix: int = PREFIX_TOKENS
+) -> dict[str, float]:
+    """GiB that a train step takes on each device, by part, on a GPU; parameters as if replicated.
+
+    The step is traced in its largest shapes, and `activations` is the most that it keeps at once beside its arguments:
+    what the backward pass reads again, gradients, logits (`gistjax.footprint`).
+    """
+    kernel = choose_kernel(
+        config.model.attention, base.head_dim, jnp.dtype(config.model.dtype), "gpu"
+    )
+    program = train_program(config, base, prefix, "traced" if kernel == "cudnn" else kernel)
+    traced = program.step.trace(*program.arguments).jaxpr  # type: ignore[attr-defined]
+    donated = [True] * len(jax.tree.leaves(program.state))
     parts: dict[str, float] = {
-        "base": counts["base"] * size,
-        "trainable": counts["trainable"] * 4,
-        "gradients": counts["trainable"] * 4 * (2 if config.accumulation > 1 else 1),
-        "optimizer": counts["trainable"] * 8,
-        "activations": rows * (kept * size + logits),
+        "base": _nbytes(program.frozen),
+        "trainable": _nbytes(program.state.trainable),
+        "optimizer": _nbytes(program.state.opt_state),
+        "activations": peak_bytes(traced, donated),
     }
     parts["total"] = sum(parts.values())
     return {name: round(value / GIB, 3) for name, value in parts.items()}
+
+
+def _nbytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def memory_positions(config: CompressionConfig, context: int) -> int:
@@ -94,24 +187,16 @@ def memory_positions(config: CompressionConfig, context: int) -> int:
     return {"none": context, "closed_book": 0}.get(config.architecture, slots)
 
 
-def _kept_activations(base: LlamaConfig, length: int, remat: bool) -> int:
-    """Elements a row keeps for the backward pass over `length` positions; causal attention keeps no weights."""
-    D, F = base.d_model, base.d_ff
-    heads = (base.n_heads + 2 * base.n_kv_heads) * base.head_dim
-    layer = length * (5 * D + 3 * heads + 4 * F)
-    return base.n_layers * length * D + layer if remat else base.n_layers * layer
-
-
-def dry_run(config: CompressionConfig, base: LlamaConfig, source: str) -> dict[str, Any]:
+def dry_run(config: CompressionConfig, source: Source) -> dict[str, Any]:
     """What `--dry_run` prints: counts, memory and where the weights would come from."""
-    counts = parameter_counts(abstract_model(config, base))
+    counts = parameter_counts(abstract_model(config, source.config))
     return {
         "base_model": config.model.name,
-        "weights": source,
+        "weights": source.describe(),
         "parameters": counts,
         "compressor_parameters": counts["compressor"],
         "trainable_parameters": counts["trainable"],
-        "memory_estimate_gib": memory_estimate(config, base, counts),
+        "memory_estimate_gib": memory_estimate(config, source.config, prefix_tokens(source)),
         "nominal_compression_ratio": nominal_ratio(config),
         "rows_per_step": config.batch_size * config.accumulation,
     }

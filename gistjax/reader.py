@@ -22,19 +22,19 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import Array
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from gistjax.assembly import Foundation, model_on, untuned_full_context
-from gistjax.config import CompressionConfig
+from gistjax.config import CompressionConfig, validate
 from gistjax.data.pieces import cut_text
 from gistjax.errors import CheckpointError, DataError
 from gistjax.model.cache import Cache
 from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.decoding import continue_greedily
 from gistjax.model.memory import Memory, Reading, join
-from gistjax.trained import SHIPPED, load_config, load_trained
+from gistjax.results import load_trained
+from gistjax.trained import SHIPPED, load_config
 from gistjax.training.step import split_model
+from gistjax.weights.checked import load_tensors, save_tensors
 
 QUESTION_TOKENS = (64, 128, 256, 512)
 """Lengths that questions are padded to, each a compilation."""
@@ -67,6 +67,7 @@ def load(run: str | Path = SHIPPED, config: CompressionConfig | None = None) -> 
     """
     run = Path(run)
     config = config or load_config(run)
+    validate(config)
     foundation, weights = load_trained(run, config)
     return Reader(config, foundation, weights, _sha256(run / "compressor.safetensors"))
 
@@ -155,7 +156,8 @@ class Reader:
         if len(pieces) > 1 and self.config.slot_form == "key_values":
             raise DataError(
                 f"the context has {tokens} tokens; slots kept as keys and values hold at most "
-                f"{self.trained_tokens}: ask about a part of it, or use a compressor with soft tokens."
+                f"{self.trained_tokens}: ask about a part of it, or train a compressor with "
+                "--config.slot_form=soft_tokens."
             )
         memories, seconds = [], 0.0
         for ids in pieces:
@@ -181,14 +183,8 @@ class Reader:
             CheckpointError: if the file is missing or damaged, or of another compressor.
         """
         file = Path(file)
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                metadata = opened.metadata() or {}
-                arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError, TypeError) as error:
-            raise CheckpointError(
-                f"cannot read {file} ({error}): compress the text again."
-            ) from error
+        arrays: dict[str, Any]
+        arrays, metadata = load_tensors(file)
         if metadata.get("format") != "gistjax-memory":
             raise CheckpointError(
                 f"{file} holds no compressed text: give a file that `save` wrote."
@@ -272,7 +268,11 @@ class CompressedText:
         return ids_A[:end], seconds
 
     def save(self, file: str | Path) -> None:
-        """Writes the slots as safetensors, with the SHA-256 of the compressor that alone can read them."""
+        """Writes the slots as safetensors, with the SHA-256 of the compressor that alone can read them.
+
+        Raises:
+            StorageError: if the disk is full or fails.
+        """
         arrays = {
             name: getattr(self.memory, name)
             for name in ("x_BxXxD", "valid_BxX", "cut_BxX", "position_BxX", "length_B", "slots_B")
@@ -285,8 +285,7 @@ class CompressedText:
             "tokens": str(self.tokens),
             "pieces": str(self.pieces),
         }
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(contiguous, file, metadata=metadata)
+        save_tensors(Path(file), arrays, metadata)
 
 
 def _power(length: int) -> int:

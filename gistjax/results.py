@@ -16,6 +16,7 @@ import numpy as np
 from gistjax.assembly import (
     Foundation,
     compresses,
+    lay_foundation,
     make_answerer,
     model_on,
     select,
@@ -30,34 +31,49 @@ from gistjax.evaluation.controls import shuffle_contexts
 from gistjax.evaluation.diagnostics import answer_diversity, slot_similarity
 from gistjax.evaluation.generation import Answers
 from gistjax.evaluation.scores import Scores, score
+from gistjax.evaluation.slot_attention import slot_attention
 from gistjax.evaluation.statistics import paired_difference
+from gistjax.files import write_json
 from gistjax.planning import abstract_model, nominal_ratio, parameter_counts
+from gistjax.sharding import writes
+from gistjax.training.checkpoint import EXPORTED, import_trainable
 from gistjax.training.step import split_model
 from gistjax.weights.registry import base_hash
 
 log = logging.getLogger(__name__)
 
 PACKAGES = ("gistjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-RESUMABLE = ("log_every", "checkpoint_every", "eval_every", "evaluation")
+RESUMABLE = (
+    "log_every", "checkpoint_every", "eval_every", "tensorboard", "evaluation", "on_bad_step",
+)  # fmt: skip
 """Fields that may change between a run and its resumption: they do not touch what is trained."""
 
 
 def claim(rundir: Path, config: CompressionConfig) -> None:
-    """Makes the run directory, or checks that the run in it is this one.
+    """Checks that the run in a directory, if there is one, is this one and can go on.
 
     Raises:
-        CheckpointError: if another configuration was trained there.
+        CheckpointError: if another configuration was trained there, or if what it takes to go on is gone.
     """
-    rundir.mkdir(parents=True, exist_ok=True)
-    path = rundir / "config.json"
-    if not path.exists():
+    checkpoint = rundir / "checkpoint"
+    if not (rundir / "config.json").exists():
+        if checkpoint.exists():
+            raise CheckpointError(
+                f"{checkpoint} belongs to a run whose {rundir / 'config.json'} is missing: restore it, or move "
+                "the folder away to train anew."
+            )
         return
-    theirs = json.loads(path.read_text())["config"]
+    if (rundir / "compressor.safetensors").exists() and not checkpoint.exists():
+        raise CheckpointError(
+            f"{rundir} holds a finished run without its {checkpoint}: restore it, or choose another --workdir to "
+            "train anew."
+        )
+    theirs = CompressionConfig().to_json() | read_config(rundir)["config"]
     ours = json.loads(json.dumps(config.to_json()))
     changed = [
-        f"{key} was {theirs.get(key)!r} and is {value!r}"
+        f"{key} was {theirs[key]!r} and is {value!r}"
         for key, value in ours.items()
-        if key not in RESUMABLE and theirs.get(key) != value
+        if key not in RESUMABLE and theirs[key] != value
     ]
     if changed:
         raise CheckpointError(
@@ -66,14 +82,33 @@ def claim(rundir: Path, config: CompressionConfig) -> None:
         )
 
 
+def read_config(rundir: Path) -> dict[str, Any]:
+    """What `write_config` wrote.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    path = rundir / "config.json"
+    try:
+        stored = json.loads(path.read_bytes())
+        if isinstance(stored["config"], dict) and isinstance(stored["base_sha256"], str):
+            return stored
+        error: Exception | str = "no configuration is in it"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as caught:
+        error = caught
+    raise CheckpointError(
+        f"{path} is damaged ({error}): restore it from a copy, or move {rundir} away to train anew."
+    )
+
+
 def check_base(rundir: Path, foundation: Foundation) -> None:
     """Makes sure that a run goes on with, or is evaluated on, the base and tokenizer that it was trained on.
 
     Raises:
         CheckpointError: if the base's bytes, or the tokenizer's vocabulary or template, are others.
     """
-    path = rundir / "config.json"
-    stored = json.loads(path.read_text()) if path.exists() else {}
+    exists = (rundir / "config.json").exists()
+    stored = read_config(rundir) if exists else {}
     if stored.get("prompt_sha256") not in (None, foundation.prompt.sha256()):
         raise CheckpointError(
             f"{rundir} was trained with another tokenizer or chat template: give the base with its own "
@@ -88,20 +123,31 @@ def check_base(rundir: Path, foundation: Foundation) -> None:
         )
 
 
+def load_trained(rundir: Path, config: CompressionConfig) -> tuple[Foundation, tuple[Any, ...]]:
+    """A run's base, and its model as structure, trained leaves and frozen leaves.
+
+    Raises:
+        GistjaxError: if the base is not at hand or another one, or the exported compressor does not fit.
+    """
+    foundation = lay_foundation(config)
+    check_base(rundir, foundation)
+    graphdef, fresh, frozen = split_model(model_on(config, foundation))
+    return foundation, (graphdef, import_trainable(rundir / EXPORTED, fresh), frozen)
+
+
 def write_config(rundir: Path, config: CompressionConfig, foundation: Foundation) -> None:
     """Writes `config.json`: the resolved config, and all that is needed to get the same numbers."""
-    write_json(
-        rundir / "config.json",
-        {
-            "config": config.to_json(),
-            "base_weights": foundation.source.describe(),
-            "base_sha256": base_hash(foundation.base),
-            "prompt_sha256": foundation.prompt.sha256(),
-            "packages": versions(),
-            "device": device_name(),
-            "mesh": dict(foundation.mesh.shape),
-        },
-    )
+    found = {
+        "config": config.to_json(),
+        "base_weights": foundation.source.describe(),
+        "base_sha256": base_hash(foundation.base),
+        "prompt_sha256": foundation.prompt.sha256(),
+        "packages": versions(),
+        "device": device_name(),
+        "mesh": dict(foundation.mesh.shape),
+    }
+    if writes():
+        write_json(rundir / "config.json", found)
 
 
 def provenance(config: CompressionConfig) -> dict[str, str]:
@@ -111,14 +157,19 @@ def provenance(config: CompressionConfig) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Measured:
-    """What `metrics.json` and `predictions.json` hold."""
+    """What `metrics.json`, `predictions.json` and `slot_attention.json` hold."""
 
     metrics: dict[str, Any]
     predictions: list[dict[str, Any]]  # one for every question
+    slot_attention: list[dict[str, Any]]  # of some contexts; empty without slots
 
     def write(self, rundir: Path, steps: int, samples: int) -> dict[str, Any]:
-        """Writes both files, and some of the predictions to look at; returns the metrics."""
+        """Writes the files, and some of the predictions to look at; returns the metrics."""
         metrics = {**self.metrics, "steps": steps}
+        if not writes():
+            return metrics
+        if self.slot_attention:
+            write_json(rundir / "slot_attention.json", self.slot_attention, indent=None)
         write_json(rundir / "metrics.json", metrics)
         write_json(rundir / "predictions.json", self.predictions)
         write_json(rundir / "sample_predictions.json", self.predictions[:samples])
@@ -190,7 +241,17 @@ class Scorer:
             "device": device_name(),
             "packages": versions(),
         }
-        return Measured(metrics, predictions)
+        return Measured(metrics, predictions, self._slot_attention(trainable, frozen))
+
+    def _slot_attention(self, trainable: Any, frozen: Any) -> list[dict[str, Any]]:
+        contexts = self._config.evaluation.slot_contexts
+        if not contexts or not compresses(self._config):
+            return []
+        return slot_attention(
+            self._graphdef, trainable, frozen, self._read, self._foundation.tokenizer,
+            self._foundation.mesh, contexts,
+            self._config.data.context_buckets, self._config.data.question_buckets,
+        )  # fmt: skip
 
     def _score(self, answers: Answers) -> Scores:
         samples = self._config.evaluation.bootstrap_samples
@@ -279,13 +340,6 @@ class Scorer:
                 self._examples, self._texts(answers), scores.f1_N, scores.em_N, strict=True
             )
         ]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON through a temporary file, so that a reader never sees half of it."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    temporary.replace(path)
 
 
 def versions() -> dict[str, str]:

@@ -11,12 +11,13 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import GetAttrKey
 
 from gistjax.config import MeshConfig
-from gistjax.devices import find_devices
 from gistjax.errors import ConfigError
 
 ROWS = ("data", "fsdp")
@@ -46,9 +47,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """The device mesh of a run, with Auto axes.
 
     Raises:
-        ConfigError: if JAX has no device, or the axes do not multiply to their number.
+        ConfigError: if the axes do not multiply to the number of devices.
     """
-    n = len(find_devices())
+    n = jax.device_count()
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
     given = math.prod(size for size in sizes.values() if size != -1)
     filled = {axis: n // max(given, 1) if size == -1 else size for axis, size in sizes.items()}
@@ -59,6 +60,16 @@ def make_mesh(config: MeshConfig) -> Mesh:
         )
     return jax.make_mesh(
         tuple(filled.values()), tuple(filled), axis_types=(AxisType.Auto,) * len(filled)
+    )
+
+
+def one_device() -> Mesh:
+    """A mesh of the first device alone."""
+    return jax.make_mesh(
+        (1, 1, 1),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=jax.devices()[:1],
     )
 
 
@@ -105,7 +116,54 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def put_batch(batch: Any, mesh: Mesh, leading: int = 0) -> Any:
     """Places host arrays on the mesh, rows split over `ROWS`; `leading` axes before the rows stay whole."""
     sharding = NamedSharding(mesh, P(*([None] * leading), ROWS))
-    return jax.device_put(batch, sharding)
+    return place(batch, jax.tree.map(lambda _: sharding, batch))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Puts arrays, of which every process has the same, where they belong; of several processes each puts its own part."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, sharding)  # it is spread over the processes already
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+    with jax.transfer_guard("allow"):  # it is asked for
+        return jax.tree.map(put, tree, shardings)
+
+
+def fetch(tree: Any) -> Any:
+    """Whole arrays on the host of every process, wherever their parts are. All processes must call it in the same order."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(
+        lambda x: (
+            np.asarray(x)
+            if x.is_fully_addressable or x.is_fully_replicated
+            else multihost_utils.process_allgather(x, tiled=True)
+        ),
+        tree,
+    )
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process. All must ask at the same time."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def together(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def writes() -> bool:
+    """Whether this process is the one that writes results."""
+    return jax.process_index() == 0
 
 
 def rows_per_step(mesh: Mesh) -> int:

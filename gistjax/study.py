@@ -4,12 +4,16 @@
 
 A study is a JSON file: `{"set": {KEY: VALUE}, "runs": [{"name", "config", "set": {KEY: VALUE}, "seeds": [..]}]}`. Each run
 is a config file with settings of the study, of the run and of the command line, in this order; it goes to `OUT/NAME`, with
-seeds to `OUT/NAME_s1` and so on. `@NAME` as the value of `init_from` is another run of the study. Finished runs are
+seeds to `OUT/NAME_s1` and so on. `@NAME` as the value of `init_from` or `teacher` is an earlier run of the study. Finished runs are
 skipped, interrupted ones resume, a failed one does not stop the others.
+
+An entry with `"grid": {KEY: [VALUE, …]}` is a run for each combination of the values; `{KEY}` in its name and its settings is
+the value: `"name": "M{target_length}_{architecture}"`. `python -m launch.ablations` makes the same runs side by side.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shlex
@@ -20,8 +24,8 @@ from typing import Any
 
 from absl import flags
 
-from gistjax import cli
-from gistjax.config import CompressionConfig, validate
+from gistjax import cli, train
+from gistjax.config import CompressionConfig, did_you_mean, validate
 from gistjax.errors import ConfigError, GistjaxError
 
 flags.DEFINE_string("study", "", "The study's JSON file.")
@@ -30,6 +34,9 @@ flags.DEFINE_list("only", [], "Names of the runs to make; by default all.")
 flags.DEFINE_bool("list", False, "Print the command line of every run, and stop.")
 
 log = logging.getLogger(__name__)
+
+LINKS = ("init_from", "teacher")
+"""Settings that can name another run of the study."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Run:
     file: str  # config file
     overrides: tuple[str, ...]  # --config.KEY=VALUE
     workdir: Path
+    after: tuple[str, ...] = ()  # the runs that this one needs
 
     @property
     def command(self) -> str:
@@ -68,35 +76,111 @@ def read_study(path: Path, out: Path, overrides: list[str]) -> list[Run]:
     Raises:
         ConfigError: if the file cannot be read, or is not as described above.
     """
+    runs: list[Run] = []
     try:
         study = json.loads(path.read_text(encoding="utf-8"))
-        entries = [(entry, seed) for entry in study["runs"] for seed in entry.get("seeds", [None])]
-        runs = []
-        for entry, seed in entries:
-            settings = {**study.get("set", {}), **entry.get("set", {})}
-            name = entry["name"]
-            if seed is not None:
-                settings["seed"], name = seed, f"{name}_s{seed}"
-            words = (*_words(settings, out), *overrides)
-            runs.append(Run(name, entry["config"], words, out / name))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        for entry in study["runs"]:
+            for name, settings in _expand(entry):
+                settings = {**study.get("set", {}), **settings}
+                words = (*_words(settings, out), *overrides)
+                after = tuple(_earlier(settings, runs))
+                runs.append(Run(name, entry["config"], words, out / name, after))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not a study ({type(error).__name__}: {error}): it needs "
             '{"runs": [{"name", "config", "set": {…}}]}.'
         ) from error
     names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"{path} has two runs of one name among {', '.join(sorted(names))}.")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(
+            f"{path} has two runs of one name: {', '.join(twice)}. The name of a grid holds each of its keys, as in "
+            '"M{target_length}_{architecture}".'
+        )
     return runs
+
+
+def _expand(entry: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and settings of each run of an entry."""
+    grid, seeds = entry.get("grid", {}), entry.get("seeds", [])
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        settings = {key: _fill(value, chosen) for key, value in entry.get("set", {}).items()}
+        settings, name = {**settings, **chosen}, _fill(entry["name"], chosen)
+        if not seeds:
+            yield name, settings
+        for seed in seeds:
+            yield f"{name}_s{seed}", {**settings, "seed": seed}
+
+
+def _fill(text: Any, chosen: Mapping[str, Any]) -> Any:
+    """The text with `{KEY}` replaced; other values as they are."""
+    if isinstance(text, str):
+        for key, value in chosen.items():
+            text = text.replace("{" + key + "}", str(value))
+    return text
+
+
+def _earlier(settings: Mapping[str, Any], runs: list[Run]) -> Iterator[str]:
+    """The runs that settings name as `@NAME`.
+
+    Raises:
+        ConfigError: if no run before this one has such a name.
+    """
+    names = [run.name for run in runs]
+    for key in LINKS:
+        value = str(settings.get(key, ""))
+        if value.startswith("@"):
+            if value[1:] not in names:
+                raise ConfigError(
+                    f"{key}={value!r} is none of the runs before it{did_you_mean(value[1:], names)}"
+                )
+            yield value[1:]
 
 
 def _words(settings: Mapping[str, Any], out: Path) -> Iterator[str]:
     for key, value in settings.items():
-        if key == "init_from" and str(value).startswith("@"):
+        if key in LINKS and str(value).startswith("@"):
             value = out / value[1:]
         if isinstance(value, list):
             value = f"({','.join(map(str, value))},)"
         yield f"--config.{key}={value}"
+
+
+def choose(runs: list[Run], only: list[str]) -> list[Run]:
+    """The runs of these names; of no names, all.
+
+    Raises:
+        ConfigError: if there is no run of a name.
+    """
+    names = [run.name for run in runs]
+    for name in only:
+        if name not in names:
+            raise ConfigError(f"--only {name!r} is no run of the study{did_you_mean(name, names)}")
+    return [run for run in runs if not only or run.name in only]
+
+
+def check(runs: list[Run]) -> dict[str, CompressionConfig]:
+    """The runs' configurations: every mistake before the first run.
+
+    Raises:
+        ConfigError: if a setting is wrong.
+        CheckpointError: if a run's directory holds a run of another configuration.
+    """
+    from gistjax.results import claim
+
+    configs = {run.name: run.config() for run in runs}
+    for run in runs:
+        if (run.workdir / "checkpoint").exists():
+            claim(run.workdir, configs[run.name])
+    return configs
+
+
+def plan(config: CompressionConfig) -> dict[str, Any]:
+    """What a run will need, as `gistjax.train --dry_run` says it."""
+    from gistjax.planning import dry_run
+    from gistjax.weights.registry import resolve
+
+    return dry_run(config, resolve(config.model, offline=True))
 
 
 def run_study(runs: list[Run]) -> dict[str, dict[str, Any]]:
@@ -104,9 +188,8 @@ def run_study(runs: list[Run]) -> dict[str, dict[str, Any]]:
     import jax
 
     from gistjax.assembly import lay_foundation
-    from gistjax.train import run_single_ablation
 
-    configs = {run.name: run.config() for run in runs}  # every mistake before the first run
+    configs = check(runs)
     found: dict[str, dict[str, Any]] = {}
     foundations: dict[Any, Any] = {}
     for run in runs:
@@ -116,12 +199,12 @@ def run_study(runs: list[Run]) -> dict[str, dict[str, Any]]:
             found[run.name] = json.loads(finished.read_text(encoding="utf-8"))
             continue
         log.info("\n%s", run.command)
-        key = (config.model, config.mesh)
+        key = (config.model, config.mesh, config.deterministic)
         try:
             if key not in foundations:
                 foundations.clear()  # one base in memory at a time
                 foundations[key] = lay_foundation(config)
-            found[run.name] = run_single_ablation(config, run.workdir, foundations[key])
+            found[run.name] = train.run_single_ablation(config, run.workdir, foundations[key])
         except (
             GistjaxError,
             jax.errors.JaxRuntimeError,
@@ -145,43 +228,18 @@ def _line(name: str, metrics: Mapping[str, Any]) -> str:
     )
 
 
-def table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The scored runs as a Markdown table, best first; intervals are of 95 %."""
-    rows = [
-        "| run | ratio (nominal / effective) | questions | F1 | EM | ms an answer |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    scored = {name: metrics for name, metrics in found.items() if "final_f1" in metrics}
-    for name, m in sorted(scored.items(), key=lambda item: -item[1]["final_f1"]):
-        effective = m["effective_compression_ratio"]
-        ratio = f"{m['compression_ratio']:g} / {effective:.2f}" if effective else "no context"
-        low, high = m["final_f1_interval"]
-        milliseconds = 1e3 * sum(m["wall_time_per_sample_s"].values())
-        rows.append(
-            f"| {name} | {ratio} | {m['n_examples']} | {m['final_f1']:.3f} [{low:.3f}, {high:.3f}] | "
-            f"{m['final_em']:.3f} | {milliseconds:.1f} |"
-        )
-    return "\n".join(rows)
-
-
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command."""
-    import sys
-
-    overrides = [word for word in sys.argv[1:] if word.startswith("--config.")]
-    runs = read_study(Path(args.study), Path(args.out), overrides)
-    unknown = set(args.only) - {run.name for run in runs}
-    if unknown:
-        names = ", ".join(run.name for run in runs)
-        raise ConfigError(f"--only names {', '.join(sorted(unknown))}, but the runs are {names}.")
-    runs = [run for run in runs if not args.only or run.name in args.only]
+    runs = choose(read_study(Path(args.study), Path(args.out), cli.overrides()), args.only)
     if args.list:
         print("\n".join(run.command for run in runs))
         return
+    if args.dry_run:
+        cli.print_result({name: plan(config) for name, config in check(runs).items()})
+        return
     found = run_study(runs)
-    results = Path(args.out) / "results.md"
-    results.write_text(table(found) + "\n", encoding="utf-8")
-    log.info("\n%s\n\n%s", table(found), results)
+    for name, metrics in found.items():
+        log.info("%s", _line(name, metrics))
     cli.print_result(found)
 
 

@@ -5,14 +5,17 @@ python -m gistjax.train --config configs/gist_m64.py [--config.KEY=VALUE …] [-
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gistjax import cli
+from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig, validate
+from gistjax.errors import ConfigError
 
 if TYPE_CHECKING:
     from gistjax.assembly import Foundation
@@ -22,6 +25,13 @@ flags.DEFINE_string(
 )
 flags.DEFINE_bool(
     "dry_run", False, "Print config, parameters and memory, touch no weights, and stop."
+)
+
+flags.DEFINE_string(
+    "distributed",
+    "",
+    "One run over the devices of several processes, each of which is given the same command: `auto` under SLURM, MPI or "
+    "Kubernetes, else ADDRESS:PORT,PROCESSES,ID of this process. --workdir must be a folder that all see.",
 )
 
 log = logging.getLogger(__name__)
@@ -43,11 +53,26 @@ def run_single_ablation(
 
     Raises:
         GistjaxError: for anything that is the user's to mend.
+        Stopped: if SIGTERM or CTRL-C asked to stop while training; the state is saved.
     """
+    from gistjax.assembly import start_jax
+    from gistjax.lock import RunLock
+    from gistjax.sharding import writes
+
+    validate(config)
+    start_jax(config)
+    rundir = Path(workdir) if workdir else default_workdir(config)
+    lock = RunLock(rundir) if writes() else contextlib.nullcontext()
+    with lock, device_memory.explained(config, "training"):
+        return _run(config, rundir, foundation)
+
+
+def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None) -> dict[str, Any]:
     from gistjax import assembly, results
     from gistjax.data.batches import TrainPlan
     from gistjax.data.prompts import encode_splits
     from gistjax.data.squad import load_squad
+    from gistjax.stopping import StopSignals
     from gistjax.training.checkpoint import Checkpointer, export_trainable, start_from
     from gistjax.training.context_views import context_views
     from gistjax.training.flops import least_seconds
@@ -56,9 +81,9 @@ def run_single_ablation(
     from gistjax.training.optimizer import make_optimizer
     from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
 
-    # Config and run directory
-    validate(config)
-    rundir = Path(workdir) if workdir else default_workdir(config)
+    # What is read and where it is written: refused, if at all, before weights are loaded
+    assembly.check_sources(config)
+    squad = load_squad(config.data, config.seed)
     results.claim(rundir, config)
 
     # Base, tokenizer, prompt
@@ -67,24 +92,25 @@ def run_single_ablation(
     results.check_base(rundir, foundation)
 
     # Data
-    squad = load_squad(config.data, config.seed)
-    train_rows, validation_rows, report = encode_splits(
+    questions, validation_rows, report = encode_splits(
         squad, foundation.prompt, config.data, config.seed
     )
-    train_rows += assembly.encode_text(config, foundation.prompt, train_rows, report)
+    texts = assembly.encode_text(config, foundation.prompt, questions, report)
     log.info("%s", report)
-    train_rows = assembly.select(config, foundation, train_rows)
+    train_rows = assembly.select(config, foundation, questions + texts)
+    answer_tokens = max(len(row.answer_ids) for row in train_rows)
     views = None
     if config.loss_weights.get("contrastive"):
-        views = context_views(
-            foundation.base,
-            train_rows,
-            config.contrastive_layers,
-            mesh,
-            config.evaluation.batch_size,
-            config.data.context_buckets,
-            config.data.question_buckets,
-        )
+        with device_memory.explained(config, "a forward pass"):
+            views = context_views(
+                foundation.base,
+                train_rows,
+                config.contrastive_layers,
+                mesh,
+                config.evaluation.batch_size,
+                config.data.context_buckets,
+                config.data.question_buckets,
+            )
     plan = TrainPlan(
         train_rows,
         batch_size=config.batch_size * assembly.rows_per_step(mesh),
@@ -98,6 +124,7 @@ def run_single_ablation(
         ratios=config.ratios,
         ratio_growth=config.ratio_growth,
         views=views,
+        teacher=assembly.teach(config, foundation, questions, answer_tokens),
     )
 
     # Model, optimizer, train step
@@ -108,10 +135,12 @@ def run_single_ablation(
     state = init_state(trainable, optimizer, mesh)
     settings = LossSettings(
         weights=config.loss_weights,
-        answer_tokens=max(len(row.answer_ids) for row in train_rows),
+        answer_tokens=answer_tokens,
         end_id=foundation.prompt.end_id,
     )
-    train_step = make_train_step(graphdef, optimizer, settings, state_shardings(state, mesh))
+    train_step = make_train_step(
+        graphdef, optimizer, settings, state_shardings(state, mesh), config.spike_factor
+    )
 
     # Evaluation, where there are questions to answer
     scorer = None
@@ -119,14 +148,19 @@ def run_single_ablation(
         scorer = results.Scorer(config, foundation, validation_rows, squad.validation, graphdef)
 
     def evaluate(state: Any) -> dict[str, float]:
-        return scorer.headline(state.trainable, frozen) if scorer else {}
+        if scorer is None:
+            return {}
+        with device_memory.explained(config, "a forward pass"):
+            return scorer.headline(state.trainable, frozen)
 
     # Training, from the last checkpoint on
     results.write_config(rundir, config, foundation)
-    with Checkpointer(rundir / "checkpoint") as checkpointer:
+    with StopSignals() as stop, Checkpointer(rundir / "checkpoint") as checkpointer:
         if checkpointer.latest_step is not None:
             state = checkpointer.restore(state)
-        metrics = MetricsLog(rundir / "metrics.jsonl", int(state.step))
+        metrics = MetricsLog(
+            rundir / "metrics.jsonl", int(state.step), config.log_every, config.tensorboard
+        )
         state = train(
             state,
             frozen,
@@ -137,15 +171,18 @@ def run_single_ablation(
             metrics,
             config,
             mesh,
+            stop,
             evaluate,
             least_seconds(config, foundation.source.config),
         )
+        metrics.close()
     export_trainable(state.trainable, rundir / "compressor.safetensors", results.provenance(config))
 
     # Results
     if scorer is None:
         return results.write_untested(rundir, config, int(state.step))
-    measured = scorer.measure(state.trainable, frozen)
+    with device_memory.explained(config, "a forward pass"):
+        measured = scorer.measure(state.trainable, frozen)
     return measured.write(rundir, int(state.step), config.evaluation.sample_predictions)
 
 
@@ -165,11 +202,42 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
         validate(config)
         source = resolve(config.model, offline=True)
-        cli.print_result(
-            {"config": config.to_json(), **dry_run(config, source.config, source.describe())}
-        )
+        cli.print_result({"config": config.to_json(), **dry_run(config, source)})
         return
-    cli.print_result(run_single_ablation(config, args.workdir or None))
+    if args.distributed:
+        from gistjax.assembly import choose_kernels
+
+        choose_kernels(config)
+        join(args.distributed)
+    found = run_single_ablation(config, args.workdir or None)
+    from gistjax.sharding import writes
+
+    if writes():
+        cli.print_result(found)
+
+
+def join(word: str) -> None:
+    """Meets the other processes of this run; from then on all their devices are one mesh.
+
+    Raises:
+        ConfigError: if they cannot be met.
+    """
+    import jax
+
+    match = re.fullmatch(r"(.+:\d+),(\d+),(\d+)", word)
+    if not match and word != "auto":
+        raise ConfigError(
+            f"--distributed={word} must be auto, or ADDRESS:PORT,PROCESSES,ID as in 10.0.0.1:8476,2,0."
+        )
+    try:
+        if match:
+            jax.distributed.initialize(match[1], int(match[2]), int(match[3]))
+        else:
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"--distributed={word} does not come together: {error}") from error
+    if jax.process_index():
+        logging.getLogger().setLevel(logging.WARNING)  # one voice
 
 
 if __name__ == "__main__":

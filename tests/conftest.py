@@ -1,6 +1,8 @@
 """Eight virtual CPU devices for every test."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Tiny programs take longer to compile than to run: compile fast, and each once for all processes and runs.
@@ -25,3 +27,17 @@ settings.load_profile("gistjax")
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+MAPPINGS = 15_000
+"""A quarter of what Linux lets a process have (vm.max_map_count). XLA takes some for each program, and aborts without."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs() -> Iterator[None]:
+    """Lets go of compiled programs, which no later module needs, before there are too many."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MAPPINGS:
+        jax.clear_caches()
+        gc.collect()

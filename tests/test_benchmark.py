@@ -18,6 +18,7 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("mode", "keys"),
     [
+        ("memory", {"estimate_gib", "xla_gib", "estimate_over_peak"}),
         ("train", {"step_ms", "examples_per_s", "share_of_matmul", "compile_s", "peak_memory_gib"}),
         ("generate", {"compress_ms", "prefill_ms", "decode_ms_per_token", "share_of_copy"}),
         ("load", {"gb_per_s", "peak_anonymous_gib"}),

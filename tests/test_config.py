@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gistjax.config import (
     ARCHITECTURES,
+    DEFAULT_LOSS_WEIGHTS,
     CompressionConfig,
     DataConfig,
     EncoderConfig,
@@ -172,3 +173,16 @@ def test_what_cannot_run_is_refused_with_cause_and_fix(change, says):
 def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         CompressionConfig().seed = 3
+
+
+def test_every_loss_can_be_switched_on_where_a_config_file_names_a_few():
+    config = CompressionConfig(loss_weights={"teacher_forcing": 1.0}).to_config_dict()
+    assert set(config.loss_weights) == set(DEFAULT_LOSS_WEIGHTS)
+    assert sum(config.loss_weights.values()) == 1.0
+
+
+def test_distillation_needs_a_teacher():
+    weights = {"teacher_forcing": 1.0, "distillation": 1.0}
+    with pytest.raises(ConfigError, match="--config.teacher"):
+        validate(CompressionConfig(loss_weights=weights))
+    validate(CompressionConfig(loss_weights=weights, teacher="runs/full_context"))

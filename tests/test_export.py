@@ -17,7 +17,6 @@ from gistjax import cli, export
 from gistjax.errors import CheckpointError, ConfigError, ExportError
 from gistjax.hub import push
 from gistjax.model_card import model_card
-from gistjax.prompt_embeds import prompt_embeds
 from gistjax.trained import SHIPPED, load_config
 
 TEXT = "Ada wrote the first program. She lived in London."
@@ -67,7 +66,7 @@ def test_the_card_of_the_compressor_that_comes_with_the_repository():
     assert card.startswith(
         "---\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlibrary_name: gistjax\n"
     )
-    assert "0.521 [0.500, 0.541] | 0.368" in card and "another text's slots | 0.032" in card
+    assert "0.575 [0.563, 0.587] | 0.437" in card and "another text's slots | 0.026" in card
     assert stored["base_sha256"] in card and "None" not in card
     assert "Not measured." in model_card(load_config(SHIPPED), stored, {})
 
@@ -99,10 +98,26 @@ def test_prompt_embeddings_give_the_same_answer_at_consecutive_positions(command
         assert file.metadata()["question_1"] == "Where did she live?"
 
 
-def test_slots_that_engines_cannot_place_are_refused(tmp_path):
-    reader = gistjax.load(write_run(tmp_path, CONFIG))
-    with pytest.raises(ExportError, match="spread positions.*slot_positions=packed"):
-        prompt_embeds(reader.compress(TEXT), "Who?")
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({}, "slots have spread positions"),
+        ({"slot_form": "key_values", "slot_positions": "packed"}, "slots are keys and values of every layer"),
+    ],
+)  # fmt: skip
+def test_slots_that_engines_cannot_place_are_refused(command, rundir, tmp_path, changes, cause):
+    """From the configuration alone, before weights are read."""
+    stored = json.loads((rundir / "config.json").read_text())
+    stored["config"] = CONFIG.replace(**changes).to_json()
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    (tmp_path / "text.txt").write_text(TEXT)
+    with pytest.raises(
+        ExportError, match=f"but this compressor's {cause}: train one with .*soft_tokens"
+    ):
+        command(
+            "--to=prompt_embeds", f"--output={tmp_path}/out", f"--context={tmp_path}/text.txt", "Who?",
+            run=tmp_path,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from gistjax.errors import ConfigError
-from gistjax.study import read_study, run_study, table
+from gistjax.errors import CheckpointError, ConfigError
+from gistjax.study import Run, choose, read_study, run_study
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -55,6 +55,30 @@ def test_settings_of_study_run_and_command_line_in_this_order(tmp_path):
     assert runs[0].command.startswith("python -m gistjax.train --config configs/gist_m64.py ")
 
 
+def test_a_grid_is_a_run_for_each_combination(tmp_path):
+    entries = [
+        {
+            "name": "pretrain_{architecture}",
+            "config": "configs/base.py",
+            "grid": {"architecture": ["gist", "conv"]},
+        },
+        {
+            "name": "M{target_length}_{architecture}",
+            "config": "configs/base.py",
+            "grid": {"architecture": ["gist", "conv"], "target_length": [32, 64]},
+            "set": {"init_from": "@pretrain_{architecture}", "epochs": 2},
+            "seeds": [1, 2],
+        },
+    ]
+    runs = read_study(write(tmp_path, {"runs": entries}), Path("out"), [])
+    assert (
+        len(runs) == 10 and runs[-1].name == "M64_conv_s2" and runs[-1].after == ("pretrain_conv",)
+    )
+    config = runs[-1].config()
+    assert (config.architecture, config.target_length, config.seed) == ("conv", 64, 2)
+    assert config.epochs == 2 and config.init_from == "out/pretrain_conv"
+
+
 @pytest.mark.parametrize(
     ("study", "says"),
     [
@@ -62,7 +86,21 @@ def test_settings_of_study_run_and_command_line_in_this_order(tmp_path):
         ({}, "is not a study"),
         ({"runs": [{"config": "configs/gist_m64.py"}]}, "KeyError: 'name'"),
         ({"runs": [{"name": "a", "config": "x", "set": 3}]}, "is not a study"),
-        ({"runs": [{"name": "a", "config": "x"}] * 2}, "two runs of one name"),
+        ({"runs": [{"name": "a", "config": "x"}] * 2}, "two runs of one name: a"),
+        (
+            {"runs": [{"name": "a", "config": "x", "grid": {"seed": [1, 2]}}]},
+            "holds each of its keys",
+        ),
+        ({"runs": [{"name": "a", "config": "x", "grid": {"seed": 1}}]}, "is not a study"),
+        (
+            {
+                "runs": [
+                    {"name": "a", "config": "x"},
+                    {"name": "b", "config": "x", "set": {"init_from": "@aa"}},
+                ]
+            },
+            "'@aa' is none of the runs before it; did you mean 'a'",
+        ),
     ],
 )
 def test_what_is_no_study_is_refused(study, says, tmp_path):
@@ -99,25 +137,32 @@ def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_non
         assert (tmp_path / name / "metrics.json").stat().st_mtime_ns == time
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "launch/studies").glob("*.json")), ids=lambda p: p.stem
-)
+def test_a_directory_with_another_configuration_is_refused_before_the_first_run(tmp_path):
+    runs = [{"name": name, "config": "configs/gist_m64.py", "set": TINY} for name in "ab"]
+    path = write(tmp_path, {"runs": runs})
+    theirs = read_study(path, tmp_path, ["--config.seed=1"])[1].config()
+    (tmp_path / "b" / "checkpoint").mkdir(parents=True)
+    stored = {"config": theirs.to_json(), "base_sha256": "0" * 64}
+    (tmp_path / "b" / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match="seed was 1 and is 42"):
+        run_study(read_study(path, tmp_path, []))
+    assert not (tmp_path / "a").exists()
+
+
+def test_chosen_runs_and_a_mistyped_one():
+    runs = [Run(name, "x", (), Path(name)) for name in ("M32_gist", "M64_gist")]
+    assert choose(runs, []) == runs and choose(runs, ["M64_gist"]) == runs[1:]
+    with pytest.raises(ConfigError, match="did you mean 'M32_gist'"):
+        choose(runs, ["M32_gits"])
+
+
+STUDIES = [*(ROOT / "launch/studies").glob("*.json"), *(ROOT / "launch/sweeps").glob("*.json")]
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES), ids=lambda path: path.stem)
 def test_the_studies_are_valid(path):
     for run in read_study(path, Path("out"), ["--config.text.path=text"]):
-        assert run.config().model.name in ("smollm2-135m-instruct", "tiny-facts")
-
-
-def test_the_table_shows_the_scored_runs_best_first():
-    metrics = {
-        "final_f1": 0.5, "final_f1_interval": [0.4, 0.6], "final_em": 0.25, "n_examples": 9, "compression_ratio": 4.0,
-        "effective_compression_ratio": 3.9, "wall_time_per_sample_s": {"compress": 0.001, "answer": 0.002},
-    }  # fmt: skip
-    closed = {**metrics, "final_f1": 0.1, "effective_compression_ratio": None}
-    rows = table({"closed": closed, "failed": {"error": "x"}, "r4": metrics}).splitlines()[2:]
-    assert rows == [
-        "| r4 | 4 / 3.90 | 9 | 0.500 [0.400, 0.600] | 0.250 | 3.0 |",
-        "| closed | no context | 9 | 0.100 [0.400, 0.600] | 0.250 | 3.0 |",
-    ]
+        assert run.config().model.path == "", "weights are the user's to give"
 
 
 def test_a_run_that_does_not_fit_the_device_is_reported(tmp_path, monkeypatch):

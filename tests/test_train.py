@@ -22,7 +22,8 @@ from gistjax.config import (
     TextConfig,
 )
 from gistjax.errors import CheckpointError, ConfigError
-from gistjax.evaluate import evaluate_run, load_config
+from gistjax.evaluate import evaluate_run
+from gistjax.trained import load_config
 
 CONFIG = CompressionConfig(
     architecture="pooling",
@@ -202,3 +203,17 @@ def test_text_alone_is_trained_on_and_the_next_stage_starts_there(tmp_path):
     scored = run_single_ablation(following, tmp_path / "questions")
     assert scored["steps"] == 0 and scored["n_examples"] == 9
     assert_same_trainables(tmp_path / "pretrain", tmp_path / "questions")
+
+
+def test_learns_from_a_teacher(tmp_path):
+    control = {"teacher_forcing": 1.0, "generation": 0.0, "contrastive": 0.0}
+    run_single_ablation(
+        CONFIG.replace(architecture="none", loss_weights=control, max_steps=1), tmp_path / "teacher"
+    )
+    weights = {**control, "distillation": 1.0}
+    student = CONFIG.replace(loss_weights=weights, teacher=str(tmp_path / "teacher"), max_steps=2)
+    run_single_ablation(student, tmp_path / "student")
+    rows = [json.loads(line) for line in (tmp_path / "student/metrics.jsonl").open()]
+    assert all(0 < row["distillation"] < row["loss"] for row in rows)
+    with pytest.raises(CheckpointError, match="the directory of a run"):
+        run_single_ablation(student.replace(teacher=str(tmp_path)), tmp_path / "lost")

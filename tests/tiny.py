@@ -5,8 +5,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from gistjax.config import CompressionConfig, DataConfig, EncoderConfig, LoraConfig
+from gistjax.config import (
+    CompressionConfig,
+    DataConfig,
+    EncoderConfig,
+    LoraConfig,
+    OptimizerConfig,
+)
 from gistjax.data.batches import Batch
 from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.llama import (
@@ -17,7 +24,12 @@ from gistjax.model.llama import (
     random_initializer,
     unstack,
 )
+from gistjax.model.lora import Trainable
+from gistjax.sharding import shardings_of
+from gistjax.training import step as steps
 from gistjax.training.context_views import _view
+from gistjax.training.losses import LossSettings
+from gistjax.training.optimizer import make_optimizer
 
 TINY = LlamaConfig(
     vocab_size=61,
@@ -105,3 +117,62 @@ def tiny_batch(rng: np.random.Generator, B: int = 4, C: int = 16, S: int = 9) ->
 def positions_of(valid_BxT: jax.Array) -> jax.Array:
     """Rotary positions: each real token counts the real ones before it; padding repeats."""
     return jnp.maximum(jnp.cumsum(valid_BxT, axis=1) - 1, 0)
+
+
+WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
+
+
+def start(mesh, model=None, weights=WEIGHTS, rate=1e-4, spike_factor=0.0):
+    """State, frozen leaves and step of a training that begins."""
+    graphdef, trainable, frozen = steps.split_model(model or tiny_model("gist"))
+    trainable = jax.device_put(trainable, shardings_of(trainable, mesh))
+    frozen = jax.device_put(frozen, shardings_of(frozen, mesh))
+    optimizer = make_optimizer(OptimizerConfig(compressor_lr=rate, lora_lr=rate), 100, trainable)
+    state = steps.init_state(trainable, optimizer, mesh)
+    settings, shardings = LossSettings(weights, 5, end_id=7), steps.state_shardings(state, mesh)
+    return (
+        state,
+        frozen,
+        steps.make_train_step(graphdef, optimizer, settings, shardings, spike_factor),
+    )
+
+
+def micro_batches(rng: np.random.Generator, K: int = 1, B: int = 8) -> Batch:
+    """The batches `[K, B, …]` of a step."""
+    batches = [tiny_batch(rng, B) for _ in range(K)]
+    return jax.tree.map(lambda *xs: np.stack(xs), *batches)
+
+
+BAD = ("nan loss", "inf loss", "nan gradient", "inf gradient", "spike")
+"""What `make_bad` can do to a step."""
+
+
+def poison(patch) -> None:
+    """From now on the last micro-batch of what `make_bad` returns has a bad loss or gradient."""
+    total_loss = steps.total_loss
+
+    def poisoned(model, batch, settings):
+        loss, losses = total_loss(model, batch, settings)
+        mark = batch.context_view_ExD[0, 0]
+        is_bad = [mark == _mark(kind) for kind in BAD]
+        for kind, factor in enumerate((jnp.nan, jnp.inf)):
+            loss = loss * jnp.where(is_bad[kind], factor, 1.0)
+        x = jax.tree.leaves(nnx.state(model, Trainable))[0].ravel()[0]
+        # The square root is 0 at 0; its slope is infinite there, and that times 0 is not a number.
+        for kind, zero in ((2, 0 * x), (3, x - jax.lax.stop_gradient(x))):
+            one = jnp.where(is_bad[kind], 0.0, 1.0)
+            loss = loss + jnp.sqrt(jnp.where(is_bad[kind], zero, 1.0)) - one
+        return loss * jnp.where(is_bad[4], 1000.0, 1.0), losses
+
+    patch.setattr(steps, "total_loss", poisoned)
+
+
+def make_bad(batches: Batch, kind: str) -> Batch:
+    """Marks the last micro-batch, in what only the contrastive loss reads."""
+    view = batches.context_view_ExD.copy()
+    view[-1, 0, 0] = _mark(kind)
+    return dataclasses.replace(batches, context_view_ExD=view)
+
+
+def _mark(kind: str) -> float:
+    return 1e6 * (1 + BAD.index(kind))  # exact in fp32, and far from any state

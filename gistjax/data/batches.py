@@ -28,6 +28,15 @@ RARE = 1 / 24
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Targets:
+    """A teacher's Y most probable tokens at each of the A answer positions of N rows."""
+
+    ids_NxAxY: Ints
+    probabilities_NxAxY: Any  # fp32, sum 1
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Batch:
     """int32 arrays, right padded with 0; for training with a leading micro-batch axis K.
 
@@ -43,6 +52,7 @@ class Batch:
     answer_length_B: Ints  # end token included; 0 in padding rows and in evaluation
     task_B: Ints  # index into TASKS
     context_view_ExD: Any = None  # fp32, of the frozen base; where the contrastive loss asks for it
+    teacher: Targets | None = None  # where the distillation loss asks for them
     ratio_E: Any = None  # fp32, context tokens a slot, where training draws them
 
     @property
@@ -66,6 +76,7 @@ class TrainPlan:
         ratios: context tokens a slot, ascending, one drawn for each context; empty leaves it to the model.
         ratio_growth: share of the training over which they come into use one after the other.
         views: of each context by its id, `[contexts, D]`, to go with the batches.
+        teacher: targets for the first N rows, to go with the batches.
         seed: gives the order.
         context_buckets: context lengths C to pad to.
         question_buckets: lengths S of question + answer to pad to.
@@ -88,8 +99,9 @@ class TrainPlan:
         ratios: Sequence[float] = (),
         ratio_growth: float = 0.0,
         views: np.ndarray | None = None,
+        teacher: Targets | None = None,
     ):
-        self._rows, self._seed, self._views = rows, seed, views
+        self._rows, self._seed, self._views, self._teacher = rows, seed, views, teacher
         self._ratios, self._ratio_growth = tuple(ratios), ratio_growth
         self._micro, self._questions = (accumulation, batch_size), questions
         by_context: dict[int, list[int]] = {}
@@ -152,6 +164,12 @@ class TrainPlan:
         )
         if self._views is not None:
             flat = dataclasses.replace(flat, context_view_ExD=self._views[flat.context_id_E])
+        if self._teacher is not None:
+            last = len(self._teacher.ids_NxAxY) - 1  # rows without a target have no use for one
+            picked = np.clip(units.ravel(), 0, last)
+            flat = dataclasses.replace(
+                flat, teacher=jax.tree.map(lambda x: x[picked], self._teacher)
+            )
         if self._ratios:
             flat = dataclasses.replace(flat, ratio_E=self._draw_ratios(step, len(units)))
         K = self._micro[0]
@@ -212,18 +230,20 @@ def evaluation_batches(
     batch_size: int,
     context_buckets: Sequence[int],
     question_buckets: Sequence[int],
+    answers: bool = False,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every row exactly once, as (row indices, batch of questions without answers).
+    """Every row exactly once, as (row indices, batch of questions, without their answers unless they are asked for).
 
     Only the last batch may hold padding rows; they stand behind the real ones.
 
     Raises:
         DataError: if a row fits no bucket.
     """
-    questions = [dataclasses.replace(row, answer_ids=row.answer_ids[:0]) for row in rows]
-    shapes = [_shape(row, context_buckets, question_buckets) for row in questions]
+    if not answers:
+        rows = [dataclasses.replace(row, answer_ids=row.answer_ids[:0]) for row in rows]
+    shapes = [_shape(row, context_buckets, question_buckets) for row in rows]
     for shape, indices in _group(np.arange(len(rows)), shapes, _common_shapes(shapes), batch_size):
-        yield indices, make_batch([[questions[i]] for i in indices], shape, 1, batch_size)
+        yield indices, make_batch([[rows[i]] for i in indices], shape, 1, batch_size)
 
 
 def make_batch(

@@ -11,17 +11,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from gistjax.config import DataConfig
 from gistjax.data.filling import Filler, join
 from gistjax.data.report import DataReport
 from gistjax.data.squad import Articles, Example, Squad
 from gistjax.errors import ConfigError, DataError, WeightsError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 INSTRUCTION = "Answer the question with a short phrase copied from the context."
 CONTEXT, QUESTION, ANSWER = "@CONTEXT@", "@QUESTION@", "@ANSWER@"
@@ -142,10 +144,18 @@ def make_prompt(tokenizer: PreTrainedTokenizerFast) -> Prompt:
     """Cuts the tokenizer's chat template, or a plain one where it has none.
 
     Raises:
-        WeightsError: if the template loses the question or the context, or no end token is known.
+        WeightsError: if the template fails or loses the question or the context, or no end token is known.
     """
     if tokenizer.chat_template:
-        text, answer_lead, end_text = _render_chat(tokenizer)
+        try:
+            text, answer_lead, end_text = _render_chat(tokenizer)
+        except (
+            Exception
+        ) as error:  # a template is a program, in Jinja's sandbox: it may raise anything
+            raise WeightsError(
+                f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} fails "
+                f"({type(error).__name__}: {error}): give it another chat_template, or none."
+            ) from error
     else:
         text, answer_lead, end_text = _bos(tokenizer) + PLAIN, " ", ""
     prefix, found_context, rest = text.partition(CONTEXT)
@@ -228,7 +238,7 @@ def encode_splits(
         ConfigError: if the buckets cannot hold `context_tokens` or the prompt.
         DataError: if examples were asked for and no training row is left.
     """
-    _check_buckets(prompt, data)
+    check_buckets(prompt, data)
     report = squad.report + DataReport()
     train = _encode_train(squad.train, squad.train_articles, prompt, data, seed, report)
     rows = _encode_validation(
@@ -239,7 +249,12 @@ def encode_splits(
     return train, rows, report
 
 
-def _check_buckets(prompt: Prompt, data: DataConfig) -> None:
+def check_buckets(prompt: Prompt, data: DataConfig) -> None:
+    """Refuses buckets that cannot hold `context_tokens`, or a question in its prompt.
+
+    Raises:
+        ConfigError: naming the buckets.
+    """
     if max(data.context_buckets) < data.context_tokens:
         raise ConfigError(
             f"the largest of --config.data.context_buckets, {max(data.context_buckets)}, is less "
@@ -266,11 +281,13 @@ def _encode_train(
     report: DataReport,
 ) -> list[Row]:
     contexts = _encode_contexts(examples, articles, prompt, data, seed)
+    questions = prompt.encode_questions([example.question for example in examples])
+    answers = prompt.encode_answers([example.answers[0] for example in examples])
     rows = []
-    for index, example in enumerate(examples):
+    for index, (example, question_ids, answer_ids) in enumerate(
+        zip(examples, questions, answers, strict=True)
+    ):
         context = contexts[example.context_id]
-        question_ids = prompt.encode_question(example.question)
-        answer_ids = prompt.encode_answer(example.answers[0])
         if context.gold_cut:
             report.count("train: truncated contexts", example.id)
         if example.answers[0] not in context.kept_text:
@@ -295,10 +312,10 @@ def _encode_validation(
     contexts = _encode_contexts(examples, articles, prompt, data, seed)
     limit = max(data.question_buckets)
     no_answer = np.zeros(0, np.int32)
+    questions = prompt.encode_questions([example.question for example in examples])
     rows = []
-    for index, example in enumerate(examples):
+    for index, (example, question_ids) in enumerate(zip(examples, questions, strict=True)):
         context = contexts[example.context_id]
-        question_ids = prompt.encode_question(example.question)
         if context.gold_cut:
             report.count("validation: truncated contexts", example.id)
         if not any(answer in context.kept_text for answer in example.answers):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
+
+from gistjax.errors import DataError
 
 SHOWN_IDS = 3
 
@@ -22,6 +25,21 @@ class DataReport:
         shown = self.ids.setdefault(reason, [])
         if len(shown) < SHOWN_IDS:
             shown.append(example_id)
+
+    def check_dropped(self, source: str, dropped: int, rows: int, most: float) -> None:
+        """Refuses a source of which too much is bad.
+
+        Args:
+            most: the largest share of its rows that may be dropped.
+
+        Raises:
+            DataError: with the reasons, and what to change.
+        """
+        if dropped > most * rows:
+            raise DataError(
+                f"{dropped} of {rows} rows of {source} cannot be used, which is more than a share of {most:g}: mend "
+                f"them, or allow more by --config.data.max_dropped={math.ceil(100 * dropped / rows) / 100:g}.\n{self}"
+            )
 
     def note(self, text: str) -> None:
         """Adds a line that is not about a single row."""

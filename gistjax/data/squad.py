@@ -46,14 +46,16 @@ class Squad:
 
 
 def load_squad(data: DataConfig, seed: int) -> Squad:
-    """Reads both splits and draws `train_examples` and `validation_examples` rows by seed.
+    """Reads both splits and draws `train_examples` and `validation_examples` rows by seed; nothing where both are 0.
 
     Rows that cannot be used are skipped and counted in the report.
 
     Raises:
-        DataError: if the files or the hub data set cannot be read, or a split has no usable row.
+        DataError: if the files or the hub data set cannot be read, or a split has no usable row, or too many others.
     """
     report = DataReport()
+    if not data.train_examples and not data.validation_examples:
+        return Squad([], [], report, {}, {})
     train = _usable_split(data, "train", report)
     if data.holdout:
         train, validation = hold_out(train, data.holdout)
@@ -99,12 +101,13 @@ def hold_out(examples: list[Example], share: float) -> tuple[list[Example], list
 
 def _usable_split(data: DataConfig, split: str, report: DataReport) -> list[Example]:
     rows, source = _open_split(data, split)
-    examples = usable_examples(rows, split, report)
+    examples, dropped = usable_examples(rows, split, report)
     if not examples:
         raise DataError(
             f"{source} has no usable question, so there is nothing to {_purpose(split)}: "
             f"give another --config.data.path. {report}"
         )
+    report.check_dropped(source, dropped, len(examples) + dropped, data.max_dropped)
     return examples
 
 
@@ -126,9 +129,12 @@ def group_articles(examples: Iterable[Example]) -> Articles:
     return {title: tuple(paragraphs) for title, paragraphs in articles.items()}
 
 
-def usable_examples(rows: Iterable[Any], split: str, report: DataReport) -> list[Example]:
-    """Checked examples from flat rows `{id, title, context, question, answers: {text: [...]}}`."""
+def usable_examples(
+    rows: Iterable[Any], split: str, report: DataReport
+) -> tuple[list[Example], int]:
+    """Checked examples from flat rows `{id, title, context, question, answers: {text: [...]}}`, and how many others."""
     examples: list[Example] = []
+    dropped = 0
     seen: set[str] = set()
     context_ids: dict[str, int] = {}
     for number, row in enumerate(rows):
@@ -137,6 +143,7 @@ def usable_examples(rows: Iterable[Any], split: str, report: DataReport) -> list
         problem = _problem(row) or ("duplicate id" if row_id in seen else None)
         if problem:
             report.count(f"{split}: skipped, {problem}", name)
+            dropped += 1
             continue
         texts = row["answers"]["text"]
         golds = tuple(text for text in texts if text.strip() and text in row["context"])
@@ -146,7 +153,7 @@ def usable_examples(rows: Iterable[Any], split: str, report: DataReport) -> list
         context_id = context_ids.setdefault(row["context"], len(context_ids))
         title, question = row["title"], row["question"].strip()
         examples.append(Example(row_id, title, row["context"], question, golds, context_id))
-    return examples
+    return examples, dropped
 
 
 def _problem(row: Any) -> str | None:

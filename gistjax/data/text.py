@@ -14,10 +14,12 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -36,6 +38,10 @@ BEGINNING = 6
 """Tokens that say where a reconstruction starts."""
 NO_EXAMPLE = -1
 """The example index of a row that comes from no question."""
+LONGEST_LINE = 2**24
+"""Characters. A file may decompress to a thousand times its size: what is held of it is bounded."""
+CHECK_EVERY = 1000
+"""Lines."""
 ARTICLES_TOGETHER, CHUNKS_TOGETHER = 256, 2048
 """How many are tokenised at once."""
 
@@ -59,13 +65,11 @@ class Chunk:
     following_ids: np.ndarray  # int32, fewer at the article's end
 
 
-def load_articles(folder: str, report: DataReport) -> Iterator[str]:
-    """The text of every article in a folder of `*.jsonl` or `*.jsonl.gz` files, in the order of file names.
-
-    Lines that are no `{"paragraphs": [text, …]}` are counted in the report and skipped.
+def find_text(folder: str) -> list[Path]:
+    """The `*.jsonl` and `*.jsonl.gz` files of a folder, by name.
 
     Raises:
-        DataError: if there are no such files, or one cannot be read.
+        DataError: if there are none.
     """
     path = Path(folder).expanduser()
     files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
@@ -74,31 +78,68 @@ def load_articles(folder: str, report: DataReport) -> Iterator[str]:
             f"{path} has no *.jsonl or *.jsonl.gz files: --config.text.path takes a folder of them, "
             'each line {"title": …, "paragraphs": ["…", …]}.'
         )
-    for file in files:
+    return files
+
+
+def load_articles(folder: str, report: DataReport, max_dropped: float = 1.0) -> Iterator[str]:
+    """The text of every article in a folder of `*.jsonl` or `*.jsonl.gz` files, in the order of file names.
+
+    Lines that are no `{"paragraphs": [text, …]}` are counted in the report and skipped. One line is held in memory, of at
+    most `LONGEST_LINE` characters.
+
+    Args:
+        max_dropped: the largest share of a file's lines that may be skipped.
+
+    Raises:
+        DataError: if there are no such files, or one cannot be read, or has too many bad lines or too long a one.
+    """
+    for file in find_text(folder):
         try:
             with (
-                gzip.open(file, "rt", encoding="utf-8")
+                gzip.open(file, "rt", encoding="utf-8", errors="surrogateescape")
                 if file.suffix == ".gz"
-                else file.open(encoding="utf-8") as lines
+                else file.open(encoding="utf-8", errors="surrogateescape") as lines
             ):
-                yield from _articles(lines, file.name, report)
-        except (OSError, EOFError, ValueError) as error:
+                yield from _articles(lines, file, report, max_dropped)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise DataError(
                 f"{file} cannot be read ({error}): is it damaged or cut short?"
             ) from error
 
 
-def _articles(lines: Iterable[str], name: str, report: DataReport) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        try:
-            paragraphs = json.loads(line)["paragraphs"]
-            text = join([paragraph for paragraph in paragraphs if paragraph.strip()])
-            text.encode()  # a lone surrogate is no text
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            report.count("text: skipped, not an article", f"{name}:{number}")
-            continue
-        if text:
+def _articles(lines: TextIO, file: Path, report: DataReport, max_dropped: float) -> Iterator[str]:
+    number = dropped = 0
+    while line := lines.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise ValueError(f"line {number + 1} has more than {LONGEST_LINE} characters")
+        text, problem = _article(line)
+        number, dropped = number + 1, dropped + bool(problem)
+        if problem:
+            report.count(f"text: skipped, {problem}", f"{file.name}:{number}")
+        else:
             yield text
+        if number % CHECK_EVERY == 0:
+            report.check_dropped(str(file), dropped, number, max_dropped)
+    report.check_dropped(str(file), dropped, number, max_dropped)
+
+
+def _article(line: str) -> tuple[str, str]:
+    """The text of a line, or why it has none."""
+    try:
+        article = json.loads(line)
+    except (ValueError, RecursionError):
+        return "", "not JSON"
+    paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
+    if not isinstance(paragraphs, list) or not all(isinstance(p, str) for p in paragraphs):
+        return "", "not an article"
+    text = join([paragraph for paragraph in paragraphs if paragraph.strip()])
+    try:
+        text.encode()
+    except (
+        UnicodeEncodeError
+    ):  # a lone surrogate, written as such or left by bytes that are not UTF-8
+        return "", "not valid Unicode"
+    return text, "" if text else "no text"
 
 
 def text_rows(

@@ -22,7 +22,7 @@ from gistjax.config import CompressionConfig
 from gistjax.data.batches import evaluation_batches
 from gistjax.data.prompts import Row
 from gistjax.model.llama import Llama
-from gistjax.sharding import put_batch, rows_per_step
+from gistjax.sharding import fetch, put_batch, rows_per_step
 
 Scores = Callable[[Row], np.ndarray]
 """How much each token of a row's context, `[context tokens]`, deserves to stay."""
@@ -81,7 +81,7 @@ def token_surprisal(
     )
     for indices, host_batch in batches:
         batch: Any = put_batch(host_batch, mesh)
-        scores_BxC = jax.device_get(score(state, batch.context_ids_ExC))
+        scores_BxC = fetch(score(state, batch.context_ids_ExC))
         for i, scores_C in zip(indices, scores_BxC, strict=False):
             row = distinct[i]
             surprisal[row.context_id] = scores_C[: len(row.context_ids)]

@@ -19,7 +19,7 @@ from gistjax.data.prompts import Row
 from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.decoding import greedy
 from gistjax.model.memory import Memory
-from gistjax.sharding import put_batch
+from gistjax.sharding import fetch, put_batch
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Answerer:
                 answer = self._compile("answer", self._answer, question)
                 ids_BxA, seconds = _timed(answer, question)
                 answers.answer_s += seconds
-                self._collect(answers, indices, jax.device_get((ids_BxA, memory.slots_B)))
+                self._collect(answers, indices, fetch((ids_BxA, memory.slots_B)))
                 answers.shapes.add((batch.context_ids_ExC.shape[1], batch.tokens_BxS.shape[1]))
                 bar.update(len(indices))
         return answers
@@ -94,7 +94,7 @@ class Answerer:
         arguments = (trainable, frozen, batch.context_ids_ExC, batch.context_length_E)
         memory = self._compile("compress", self._compress, arguments)(*arguments)
         real = host_batch.context_id_E >= 0
-        vectors, slots_B = jax.device_get((memory.vectors, memory.slots_B))
+        vectors, slots_B = fetch((memory.vectors, memory.slots_B))
         return vectors[real], slots_B[real]
 
     def _compile(self, name: str, function: Any, arguments: tuple[Any, ...]) -> Callable[..., Any]:

@@ -108,6 +108,12 @@ class Compressor(nnx.Module):
             slots_BxMxD = self._from_tokens(slots_BxMxD, base.embed(ids_BxC), length_B, slots_B)
         return self.connector(slots_BxMxD), slots_B
 
+    def weights(self, base: Llama, ids_BxC: Array, length_B: Array) -> tuple[Array, Array]:
+        """What part each token's state has in each slot, as the head says it, `[B, M, C]`; and the slots used."""
+        M, slots_B = self.n_slots(ids_BxC.shape[1]), self.slots_used(length_B)
+        states_BxCxD = self.encoder(base, ids_BxC, length_B)
+        return self.head.weights(states_BxCxD, length_B, slots_B, M), slots_B
+
     def _from_tokens(
         self, slots_BxMxD: Array, x_BxCxD: Array, length_B: Array, slots_B: Array
     ) -> Array:

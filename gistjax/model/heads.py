@@ -4,13 +4,14 @@ A head is called as `head(states_BxCxD, length_B, slots_B, M)`: how many context
 the row is to use, and how many there are room for, at most as many as it was built for. It returns `[B, M, D]` in the
 states' dtype; slots past `slots_B` hold values without meaning,
 which the decoder does not see. What stands in a padded state changes no slot. Parameters are fp32, compute follows the
-states.
+states. `head.weights(…)` of the same arguments says what part each token has in each slot, `[B, M, C]` in fp32: to look at.
 
 To add a head: write its class, add it to `HEADS`, name it in `config.ARCHITECTURES`, and write a config file.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -98,18 +99,28 @@ class Attention(nnx.Module):
         self, x_BxMxD: Array, x_pos_BxM: Array, y_BxCxD: Array, y_pos_BxC: Array, mask_BxMxC: Array
     ) -> Array:
         """x asks, y answers: `[B, M, D]`."""
-        freq = rope_frequencies(self.head_dim, ROPE_THETA)
-
-        def heads(z: Array, weight: nnx.Param) -> Array:
-            return apply(z, weight).reshape(*z.shape[:2], -1, self.head_dim)
-
-        q_BxMxNxH = apply_rope(heads(x_BxMxD, self.query), rotations(x_pos_BxM, freq))
-        k_BxCxNxH = apply_rope(heads(y_BxCxD, self.key), rotations(y_pos_BxC, freq))
         z_BxMxNxH = jax.nn.dot_product_attention(
-            q_BxMxNxH, k_BxCxNxH, heads(y_BxCxD, self.value), mask=mask_BxMxC[:, None],
-            implementation="xla",
+            self._heads(x_BxMxD, self.query, x_pos_BxM), self._heads(y_BxCxD, self.key, y_pos_BxC),
+            self._heads(y_BxCxD, self.value), mask=mask_BxMxC[:, None], implementation="xla",
         )  # fmt: skip
         return apply(z_BxMxNxH.reshape(x_BxMxD.shape), self.out)
+
+    def weights(
+        self, x_BxMxD: Array, x_pos_BxM: Array, y_BxCxD: Array, y_pos_BxC: Array, mask_BxMxC: Array
+    ) -> Array:
+        """How much each x attends to each y, the mean over its heads, `[B, M, C]` in fp32."""
+        q_BxMxNxH = self._heads(x_BxMxD, self.query, x_pos_BxM)
+        k_BxCxNxH = self._heads(y_BxCxD, self.key, y_pos_BxC)
+        scores_BxNxMxC = jnp.einsum("bmnh,bcnh->bnmc", q_BxMxNxH, k_BxCxNxH)
+        scores_BxNxMxC = scores_BxNxMxC.astype(jnp.float32) / math.sqrt(self.head_dim)
+        return jnp.mean(masked_softmax(scores_BxNxMxC, mask_BxMxC[:, None]), axis=1)
+
+    def _heads(self, z_BxXxD: Array, weight: nnx.Param, pos_BxX: Array | None = None) -> Array:
+        z_BxXxNxH = apply(z_BxXxD, weight).reshape(*z_BxXxD.shape[:2], -1, self.head_dim)
+        if pos_BxX is None:
+            return z_BxXxNxH
+        freq = rope_frequencies(self.head_dim, ROPE_THETA)
+        return apply_rope(z_BxXxNxH, rotations(pos_BxX, freq))
 
 
 class FeedForward(nnx.Module):
@@ -140,16 +151,27 @@ class CrossAttention(nnx.Module):
 
     def read(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
         """The queries after they have attended to the states."""
-        B, C, _ = states_BxCxD.shape
         queries_MxD = self.queries[:M].astype(states_BxCxD.dtype)
-        x_BxMxD = jnp.broadcast_to(queries_MxD, (B, *queries_MxD.shape))
+        x_BxMxD = jnp.broadcast_to(queries_MxD, (states_BxCxD.shape[0], *queries_MxD.shape))
+        asked = self._ask(x_BxMxD, states_BxCxD, length_B, slots_B, M)
+        return x_BxMxD + self.attention(*asked)
+
+    def weights(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
+        """How much each query attends to each token."""
+        queries_MxD = self.queries[:M].astype(states_BxCxD.dtype)
+        x_BxMxD = jnp.broadcast_to(queries_MxD, (states_BxCxD.shape[0], *queries_MxD.shape))
+        return self.attention.weights(*self._ask(x_BxMxD, states_BxCxD, length_B, slots_B, M))
+
+    def _ask(
+        self, x_BxMxD: Array, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int
+    ) -> tuple[Array, ...]:
+        """What attention is given."""
+        B, C, _ = states_BxCxD.shape
         centres_BxM = window_centres(length_B, slots_B, M)
         places_BxC = jnp.broadcast_to(jnp.arange(C), (B, C))
         mask_BxMxC = jnp.broadcast_to(lengths_to_valid(length_B, C)[:, None], (B, M, C))
-        return x_BxMxD + self.attention(
-            norm(x_BxMxD, self.query_norm), centres_BxM,
-            standardize(states_BxCxD), places_BxC, mask_BxMxC,
-        )  # fmt: skip
+        x_BxMxD = norm(x_BxMxD, self.query_norm)
+        return x_BxMxD, centres_BxM, standardize(states_BxCxD), places_BxC, mask_BxMxC
 
     def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
         x_BxMxD = self.read(states_BxCxD, length_B, slots_B, M)
@@ -212,6 +234,19 @@ class Conv(nnx.Module):
         x_BxCxD = x_BxCxD + apply(h_BxCxD, self.mix_out)
         return window_means(x_BxCxD, -(-length_B // self.stride), slots_B, M)
 
+    def weights(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
+        """Of the windows' means the convolution's part: the size of its taps, the mean over channels."""
+        C = states_BxCxD.shape[1]
+        taps_W = jnp.mean(jnp.abs(self.kernel[...]), axis=1)
+        places_X = jnp.arange(0, C, self.stride)
+        tap_XxC = jnp.arange(C) - places_X[:, None] + len(taps_W) // 2
+        inside_XxC = (tap_XxC >= 0) & (tap_XxC < len(taps_W))
+        spread_XxC = jnp.where(inside_XxC, taps_W[jnp.clip(tap_XxC, 0, len(taps_W) - 1)], 0)
+        windows_BxMxX = windows(-(-length_B // self.stride), slots_B, M, len(places_X))
+        weights_BxMxC = windows_BxMxX.astype(jnp.float32) @ spread_XxC
+        weights_BxMxC *= lengths_to_valid(length_B, C)[:, None]
+        return weights_BxMxC / jnp.maximum(weights_BxMxC.sum(axis=-1, keepdims=True), 1e-30)
+
 
 class Pooling(nnx.Module):
     """A learned weighting inside each of M windows, one shared projection: D² parameters.
@@ -244,6 +279,11 @@ class MeanPool(nnx.Module):
 
     def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
         return window_means(states_BxCxD, length_B, slots_B, M)
+
+    def weights(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
+        """Every token of a window has the same part."""
+        inside_BxMxC = windows(length_B, slots_B, M, states_BxCxD.shape[1])
+        return masked_softmax(jnp.zeros(inside_BxMxC.shape), inside_BxMxC)
 
 
 HEADS: dict[str, Any] = {

@@ -71,6 +71,7 @@ class LlamaConfig:
         Raises:
             WeightsError: where the file asks for something that this model does not do.
         """
+        _refuse_malformed(hf)
         _refuse_unsupported(hf)
         # transformers 5 groups RoPE under rope_parameters; earlier files spread it over two keys.
         rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
@@ -100,6 +101,43 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
         high_freq_factor=float(rope["high_freq_factor"]),
         original_positions=int(rope["original_max_position_embeddings"]),
     )
+
+
+LARGEST = {"num_hidden_layers": 1024, "num_attention_heads": 4096, "num_key_value_heads": 4096}
+"""Beyond these, and 2^24 for other sizes, a file is damaged or hostile: no model is larger."""
+
+
+def _refuse_malformed(hf: Mapping[str, Any]) -> None:
+    """What is there has its type, and sizes are sizes."""
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
+    for key in sizes:
+        size = hf.get(key)
+        if size is not None and not (type(size) is int and 1 <= size <= LARGEST.get(key, 2**24)):
+            raise WeightsError(f"{key} is {size!r}: fetch the file again.")
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = hf.get(key) or {}
+        numbers = ("rope_theta", "partial_rotary_factor", *ROPE_NUMBERS)
+        if not isinstance(rope, Mapping) or not all(
+            _is_number(rope.get(name, 1)) for name in numbers
+        ):
+            raise WeightsError(f"{key} is {rope!r}: fetch the file again.")
+        if rope.get("rope_type", rope.get("type")) == "llama3" and not rope.keys() >= {
+            *ROPE_NUMBERS
+        }:
+            raise WeightsError(
+                f"{key} lacks some of {', '.join(ROPE_NUMBERS)}: fetch the file again."
+            )
+    for key in ("rope_theta", "rms_norm_eps"):
+        if not _is_number(hf.get(key) or 1):
+            raise WeightsError(f"{key} is {hf[key]!r}: fetch the file again.")
+
+
+ROPE_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _refuse_unsupported(hf: Mapping[str, Any]) -> None:

@@ -6,9 +6,12 @@ hash stands in `config.json`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,26 +19,37 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
 
-from gistjax.errors import CheckpointError
-from gistjax.sharding import path_name
+from gistjax.errors import CheckpointError, StorageError
+from gistjax.files import sync_folder
+from gistjax.sharding import fetch, path_name, place, together, writes
+from gistjax.training.manifest import check_manifest, write_manifest
 from gistjax.training.step import TrainState
+from gistjax.weights.checked import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
+
+EXPORTED = "compressor.safetensors"
 
 
 class Checkpointer:
     """Saves and restores a run's train state; the newest two steps are kept.
 
+    Saving goes on in the background. A step's folder, named by its number, gets that name only once it is complete and its
+    manifest written: what a kill or a full disk leaves of a save lies in `unfinished/`.
+
     Use it in a `with` block: leaving waits for the last save.
     """
 
     def __init__(self, directory: Path, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self.directory = directory
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self.directory = directory.absolute()
+        self._unfinished = self.directory / "unfinished"
+        self._keep = keep
+        self._orbax = ocp.StandardCheckpointer()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: tuple[int, Future[None]] | None = None
+        if self._unfinished.exists():
+            log.warning("removing what an interrupted save left in %s", self._unfinished)
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -46,29 +60,105 @@ class Checkpointer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        except StorageError as failure:
+            if error is None:
+                raise
+            log.error("%s", failure)
+        finally:
+            self._thread.shutdown()
+            with contextlib.suppress(Exception):  # it repeats what went wrong in a save
+                self._orbax.close()
+            if writes():
+                shutil.rmtree(self._unfinished, ignore_errors=True)
+
+    @property
+    def steps(self) -> list[int]:
+        """The complete steps, ascending."""
+        if not self.directory.exists():
+            return []
+        folders = [path for path in self.directory.iterdir() if path.is_dir()]
+        return sorted(int(path.name) for path in folders if path.name.isdecimal())
 
     @property
     def latest_step(self) -> int | None:
-        """The newest step saved, or None."""
-        return self._manager.latest_step()
+        """The newest complete step, or None."""
+        return self.steps[-1] if self.steps else None
 
     def save(self, step: int, state: TrainState) -> None:
-        """Starts saving; a step that is already there is left as it is."""
-        if step != self.latest_step:
-            self._manager.save(step, args=ocp.args.StandardSave(_plain(state)))
-
-    def restore(self, state: TrainState) -> TrainState:
-        """The newest state, in the shapes, dtypes and shardings of `state`.
+        """Starts saving, once the last save is done; a step that is already there is left as it is.
 
         Raises:
-            CheckpointError: if it cannot be read, or does not fit.
+            StorageError: if this save, or the last one, failed; complete steps stay.
         """
-        step = self.latest_step
+        self.wait()
+        together("the last save is done")
+        if step in self.steps:
+            return
         try:
-            plain = self._manager.restore(
-                step, args=ocp.args.StandardRestore(jax.tree.map(_abstract, _plain(state)))
+            if writes():
+                shutil.rmtree(self._unfinished, ignore_errors=True)
+                self._unfinished.mkdir(parents=True)
+            together("there is a folder to save to")
+            self._orbax.save(self._unfinished / str(step), _plain(state))
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._saving = step, self._thread.submit(self._finish, step)
+
+    def check(self) -> None:
+        """Looks whether a save failed, without waiting for it.
+
+        Raises:
+            StorageError: if it did.
+        """
+        if self._saving and self._saving[1].done() and jax.process_count() == 1:
+            self.wait()  # of several processes each would look at another time
+
+    def wait(self) -> None:
+        """Waits for the last save.
+
+        Raises:
+            StorageError: if it failed; complete steps stay.
+        """
+        if self._saving:
+            (step, future), self._saving = self._saving, None
+            try:
+                future.result()
+            except Exception as error:
+                raise self._failed(step, error) from error
+
+    def _finish(self, step: int) -> None:
+        folder = self._unfinished / str(step)
+        self._orbax.wait_until_finished()
+        if not writes():
+            return
+        write_manifest(folder)
+        folder.rename(self.directory / str(step))
+        sync_folder(self.directory)
+        for old in self.steps[: -self._keep]:
+            (self.directory / str(old)).rename(self._unfinished / f"{old}.old")
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+
+    def _failed(self, step: int, error: Exception) -> StorageError:
+        intact = f"step {self.latest_step} is intact" if self.steps else "no step was saved yet"
+        return StorageError(
+            f"cannot save step {step} to {self.directory}: {_cause(error)}. There, {intact}: make room "
+            "and run the same command again."
+        )
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The newest undamaged state, in the shapes, dtypes and shardings of `state`.
+
+        Damaged steps are set aside as `STEP.damaged`.
+
+        Raises:
+            CheckpointError: if every step is damaged, or the state does not fit.
+        """
+        step = self._newest_undamaged()
+        try:
+            plain = self._orbax.restore(
+                self.directory / str(step), jax.tree.map(_abstract, _plain(state))
             )
         except Exception as error:
             raise CheckpointError(
@@ -77,6 +167,27 @@ class Checkpointer:
             ) from error
         log.info("resumed from step %d of %s", step, self.directory)
         return jax.tree_util.tree_map_with_path(lambda path, _: plain[_name(path)], state)
+
+    def _newest_undamaged(self) -> int:
+        damaged: list[tuple[int, CheckpointError]] = []
+        for step in reversed(self.steps):
+            try:
+                check_manifest(self.directory / str(step))
+            except CheckpointError as error:
+                damaged.append((step, error))
+                continue
+            together("every process has looked at the checkpoints")
+            for other, cause in damaged:
+                aside = self.directory / f"{other}.damaged"
+                log.warning("%s: going back to step %d; %s is set aside", cause, step, aside)
+                if writes():
+                    shutil.rmtree(aside, ignore_errors=True)
+                    (self.directory / str(other)).rename(aside)
+            return step
+        raise CheckpointError(
+            f"{damaged[0][1] if damaged else 'nothing was saved'}, and {self.directory} holds no other step. "
+            "Restore it from a copy; to train anew, move that folder away or use another --workdir."
+        )
 
 
 def _plain(state: TrainState) -> dict[str, Any]:
@@ -89,12 +200,17 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def export_trainable(trainable: Any, path: Path, metadata: dict[str, str]) -> None:
-    """Writes the trainable leaves as one safetensors file, for sharing."""
+    """Writes the trainable leaves as one safetensors file with a checksum, for sharing.
+
+    Raises:
+        StorageError: if the disk is full or fails; a file that was there stays.
+    """
     arrays = {
-        path_name(key): np.ascontiguousarray(jax.device_get(leaf))
+        path_name(key): np.asarray(fetch(leaf))
         for key, leaf in jax.tree_util.tree_leaves_with_path(trainable)
     }
-    save_file(arrays, path, metadata=metadata)
+    if writes():
+        save_tensors(path, arrays, metadata)
 
 
 def import_trainable(path: Path, trainable: Any) -> Any:
@@ -103,7 +219,7 @@ def import_trainable(path: Path, trainable: Any) -> Any:
     Raises:
         CheckpointError: if the file is missing or damaged, or its parameters are not those of `trainable`.
     """
-    arrays = _load(path)
+    arrays, _ = load_tensors(path)
 
     def find(key: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         name = path_name(key)
@@ -114,7 +230,7 @@ def import_trainable(path: Path, trainable: Any) -> Any:
                 f"{path} does not fit this configuration: {name} {state}, expected {leaf.shape}. "
                 "Use the config.json that lies beside it."
             )
-        return jax.device_put(found.astype(leaf.dtype), leaf.sharding)
+        return place(found.astype(leaf.dtype), leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(find, trainable)
 
@@ -129,9 +245,9 @@ def start_from(path: Path, trainable: Any, architecture: str) -> Any:
     Raises:
         CheckpointError: if the file is missing, damaged or of other shapes, or has nothing in common with `trainable`.
     """
-    file = path / "compressor.safetensors" if path.is_dir() else path
-    arrays, taken = _load(file), []
-    same_head = _architecture(file) in (architecture, None)
+    file = find_exported(path)
+    arrays, metadata = load_tensors(file)
+    same_head, taken = _architecture(metadata) in (architecture, None), []
 
     def find(key: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         name = path_name(key)
@@ -146,7 +262,7 @@ def start_from(path: Path, trainable: Any, architecture: str) -> Any:
                 f"{file} does not fit this configuration: {name} has shape {found.shape}, expected {leaf.shape}."
             )
         taken.append(name)
-        return jax.device_put(found.astype(leaf.dtype), leaf.sharding)
+        return place(found.astype(leaf.dtype), leaf.sharding)
 
     result = jax.tree_util.tree_map_with_path(find, trainable)
     if not taken:
@@ -155,25 +271,43 @@ def start_from(path: Path, trainable: Any, architecture: str) -> Any:
     return result
 
 
-def _architecture(file: Path) -> str | None:
+def find_exported(path: Path) -> Path:
+    """The file of an exported compressor, given it or the run directory that holds it.
+
+    Raises:
+        CheckpointError: if it is not there.
+    """
+    file = path / EXPORTED if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(
+            f"there is no {file}: --config.init_from takes the directory of a finished run, or its {EXPORTED}."
+        )
+    return file
+
+
+def _architecture(metadata: dict[str, str]) -> str | None:
     """That an exported compressor was trained with; None where the file does not say."""
     try:
-        with safe_open(file, framework="numpy") as opened:
-            return json.loads((opened.metadata() or {})["config"])["architecture"]
-    except (KeyError, TypeError, ValueError):
+        return json.loads(metadata["config"])["architecture"]
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {_first_line(error)}") from error
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def _first_line(error: Exception) -> str:
+def _cause(error: BaseException | None) -> str:
+    """What the operating system said, out of the many words of those who passed it on."""
+    first = _first_line(error) if error else ""
+    while error:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        if found := re.search(r"([^:]+) \[os_error_code=", str(error)):
+            return found[1].strip()
+        error = error.__cause__ or error.__context__
+    return first
+
+
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -19,7 +19,7 @@ from gistjax.data.batches import evaluation_batches
 from gistjax.data.prompts import Row
 from gistjax.model.llama import Llama
 from gistjax.model.masks import lengths_to_valid
-from gistjax.sharding import put_batch, rows_per_step
+from gistjax.sharding import fetch, put_batch, rows_per_step
 
 
 def context_views(
@@ -51,7 +51,7 @@ def context_views(
         batch: Any = put_batch(host_batch, mesh)
         means_BxD = view(state, batch.context_ids_ExC, batch.context_length_E)
         ids = host_batch.context_id_E[: len(indices)]
-        views[ids] = jax.device_get(means_BxD)[: len(indices)]
+        views[ids] = fetch(means_BxD)[: len(indices)]
     return views
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +18,21 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gistjax.config import CompressionConfig
 from gistjax.data.batches import Batch
-from gistjax.errors import TrainingError
-from gistjax.sharding import put_batch
+from gistjax.errors import StorageError, TrainingError
+from gistjax.files import write_atomically
+from gistjax.sharding import any_process, fetch, put_batch, writes
+from gistjax.stopping import StopSignals
 from gistjax.training.checkpoint import Checkpointer
-from gistjax.training.step import TrainState, TrainStep
+from gistjax.training.events import Events
+from gistjax.training.step import Health, TrainState, TrainStep
 
 log = logging.getLogger(__name__)
+
+RATES = ("step_s", "examples_per_s", "tokens_per_s", "mfu")
+"""Fields of `metrics.jsonl` that hang on the clock. All others are the same in every run of a configuration."""
+
+MAX_BAD_IN_A_ROW = 20
+"""Where bad steps are skipped: so many one after another are no accident."""
 
 
 class Plan(Protocol):
@@ -33,25 +43,83 @@ class Plan(Protocol):
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one line a logged step, each step once, also after a resume."""
+    """`metrics.jsonl`: one line a logged step, each step once, also after a resume; and, if wanted, TensorBoard's events.
 
-    def __init__(self, path: Path, first_step: int):
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # a line cut short by a kill: its step will be run and written again
-                if row["step"] <= first_step:
-                    kept.append(line)
-        path.write_text("".join(line + "\n" for line in kept))
+    But for the rates (`RATES`), a run that was interrupted leaves the same bytes as one that was not.
+
+    Args:
+        path: the file.
+        first_step: the step that the run goes on from; later ones are left out, since they are run again.
+        every: how many steps lie between two lines.
+        tensorboard: also write events.
+    """
+
+    def __init__(self, path: Path, first_step: int, every: int = 1, tensorboard: bool = False):
         self._path = path
+        self._events = Events(path.parent, first_step) if tensorboard and writes() else None
+        if not writes():
+            return
+        steps = self._cut(first_step) if path.exists() else []
+        if first_step and (1 not in steps or steps[-1] <= first_step - every):
+            log.warning("%s lacks lines of steps that were trained", path)
+
+    def _cut(self, first_step: int) -> list[int]:
+        """Leaves out the steps behind the last checkpoint, which are run and logged again; returns the others."""
+        content = self._path.read_bytes()
+        kept, steps, again = [], [], []
+        for number, line in enumerate(content.splitlines(keepends=True), 1):
+            try:
+                step = json.loads(line)["step"]
+                assert isinstance(step, int)
+            except (ValueError, KeyError, TypeError, AssertionError):
+                if line.endswith(b"\n"):  # or else cut short by a kill: its step is run again
+                    log.warning("line %d of %s is damaged and left out", number, self._path)
+                continue
+            if step <= first_step:
+                kept.append(line)
+                steps.append(step)
+            else:
+                again.append(step)
+        if again:
+            log.warning(
+                "steps %d to %d were not saved: they are run again", first_step + 1, max(again)
+            )
+        if b"".join(kept) != content:
+            write_atomically(self._path, b"".join(kept))
+        return steps
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends a line."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Appends a line.
+
+        Raises:
+            StorageError: if the disk is full or fails.
+        """
+        if writes():
+            self._append(json.dumps(row) + "\n")
+        if self._events:
+            self._events.write(row)
+
+    def sync(self) -> None:
+        """Makes what was written last through a power failure."""
+        if writes():
+            self._append("", sync=True)
+
+    def close(self) -> None:
+        """No line will follow."""
+        if self._events:
+            self._events.close()
+
+    def _append(self, text: str, sync: bool = False) -> None:
+        try:
+            with self._path.open("a") as file:
+                file.write(text)
+                if sync:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {self._path}: {error.strerror}. Make room and run the same command again; it goes "
+                "on from the last checkpoint."
+            ) from error
 
 
 def train(
@@ -64,17 +132,21 @@ def train(
     metrics: MetricsLog,
     config: CompressionConfig,
     mesh: Mesh,
+    stop: StopSignals,
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
     least_seconds: Callable[[Batch], float] | None = None,
 ) -> TrainState:
-    """Trains from `state.step` to `total_steps`.
+    """Trains from `state.step` to `total_steps`, or until a signal asks to stop.
+
+    What belongs to a step is written before its checkpoint, so that nothing of it is missing after a resume.
 
     Args:
         evaluate: scores the model on the way, each `config.eval_every` steps.
         least_seconds: that a batch's step takes at the devices' peak, where it is known; the log then has its share (MFU).
 
     Raises:
-        TrainingError: if the loss is not finite; the last checkpoint stays.
+        TrainingError: at a bad step, as `config.on_bad_step` says; the last checkpoint stays.
+        StorageError: if log or checkpoint cannot be written; the last checkpoint stays.
     """
     start = int(state.step)
     meter = Meter(start, least_seconds)
@@ -85,20 +157,35 @@ def train(
             with jax.transfer_guard("disallow"):
                 state, losses = train_step(state, frozen, put_batch(batch, mesh, leading=1))
             meter.count(batch)
-            if step == start + 1 or step % config.log_every == 0 or step == total_steps:
-                row = {"step": step, **_fetch(losses, step), **meter.read(step)}
+            stops = any_process(stop.requested)  # read once: what comes later is for the next step
+            saves = step % config.checkpoint_every == 0 or step == total_steps or stops
+            logs = step == 1 or step % config.log_every == 0 or step == total_steps
+            if logs or saves:
+                check_health(state.health, config)
+                checkpointer.check()
+            if logs:
+                row = {
+                    "step": step,
+                    "total_steps": total_steps,
+                    **_fetch(losses, state.health),
+                    **meter.read(step),
+                }
                 metrics.write(row)
                 bar.set_postfix_str(_postfix(row))
                 if bar.disable:
                     log.info("%s", _line(row, total_steps))
             bar.update()
-            if step % config.checkpoint_every == 0 or step == total_steps:
-                checkpointer.save(step, state)
             if evaluate and config.eval_every > 0 and step % config.eval_every == 0:
                 scores = evaluate(state)
                 metrics.write({"step": step, **scores})
                 log.info("step %d: %s", step, scores)
                 meter = Meter(step, least_seconds)
+            if saves:
+                metrics.sync()
+                checkpointer.save(step, state)
+            if stops:
+                stop.requested = True  # also where another process heard the signal
+                break
     return state
 
 
@@ -132,25 +219,50 @@ class Meter:
         return rates
 
 
-def _fetch(losses: dict[str, jax.Array], step: int) -> dict[str, float]:
-    values = {name: float(value) for name, value in jax.device_get(losses).items()}
-    if not all(math.isfinite(value) for value in values.values()):
+def check_health(health: Health, config: CompressionConfig) -> None:
+    """Waits for the step that `health` is of, and says what was bad.
+
+    Raises:
+        TrainingError: if a step was bad and `config.on_bad_step` is `stop`, or too many in a row were.
+    """
+    bad, in_a_row, last = (
+        int(x) for x in (health.bad_steps, health.bad_in_a_row, health.last_bad_step)
+    )
+    stops = config.on_bad_step == "stop"
+    if bad >= 1 if stops else in_a_row >= MAX_BAD_IN_A_ROW:
+        count = f"{bad} so far" if stops else f"{in_a_row} in a row"
+        skip = ", or leave such steps out with --config.on_bad_step=skip" if stops else ""
         raise TrainingError(
-            f"the loss is not finite at step {step}: {values}. Lower --config.optimizer.lora_lr and "
-            "--config.optimizer.compressor_lr, or train with --config.model.dtype=float32."
+            f"the loss or its gradient is not finite, or a spike: bad step {last}, {count}. The last checkpoint is "
+            "from before. Lower --config.optimizer.lora_lr and --config.optimizer.compressor_lr, train with "
+            f"--config.model.dtype=float32{skip}."
         )
-    return {name: round(value, 6) for name, value in values.items()}
+
+
+def _fetch(losses: dict[str, jax.Array], health: Health) -> dict[str, Any]:
+    """A row of the log: null for what is not finite, and how many steps were skipped if any."""
+    values = {name: float(value) for name, value in fetch(losses).items()}
+    row = {name: round(x, 6) if math.isfinite(x) else None for name, x in values.items()}
+    skipped = int(health.bad_steps)
+    return {**row, "skipped_steps": skipped} if skipped else row
 
 
 def _postfix(row: dict[str, Any]) -> str:
     mfu = f", MFU {row['mfu']:.0%}" if "mfu" in row else ""
-    return f"loss {row['loss']:.3f}, {row['examples_per_s']:.0f} examples/s, {row['tokens_per_s']:.0f} tokens/s{mfu}"
+    speed = f"{row['examples_per_s']:.0f} examples/s, {row['tokens_per_s']:.0f} tokens/s{mfu}"
+    return f"loss {_number(row['loss'])}, {speed}"
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
 
 
 def _line(row: dict[str, Any], total_steps: int) -> str:
     left = (total_steps - row["step"]) * row["step_s"] / 60
     rest = f"{left:.1f} min left" if row["step"] > 1 else "compiled"
     losses = ", ".join(
-        f"{name} {row[name]:.4f}" for name in row if name not in ("step", "step_s", "tokens_per_s")
+        f"{name} {_number(row[name])}"
+        for name in row
+        if name not in ("step", "total_steps", "step_s", "tokens_per_s")
     )
     return f"step {row['step']}/{total_steps}: {losses}, {rest}"

@@ -4,6 +4,7 @@ Every loss is a mean over the batch's rows of its task (padding rows apart), so 
 size gives exactly the gradient of one large batch; only `contrastive` depends on which rows stand together.
 
     teacher_forcing, generation                answers to questions
+    distillation                               answers to questions, from a teacher's distributions
     reconstruction, continuation, cloze        tasks on plain text (`data.text`), by teacher forcing
     contrastive                                contexts
 """
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
+from jax.scipy.special import xlogy
 
 from gistjax.data.batches import Batch
 from gistjax.data.prompts import TASKS
@@ -105,6 +107,20 @@ def teacher_forcing(forward: Forward) -> Array:
     return forward.mean(forward.gold_loss_B, "answer")
 
 
+def distillation(forward: Forward) -> Array:
+    """Kullback-Leibler divergence of the teacher's distribution from the model's on the gold answer (Hinton et al. 2015,
+    arXiv:1503.02531), over the teacher's most probable tokens.
+    """
+    teacher, A = forward.batch.teacher, forward.n_answer
+    assert teacher is not None
+    ids_BxAxY, p_BxAxY = teacher.ids_NxAxY[:, :A], teacher.probabilities_NxAxY[:, :A]
+    scores_BxAxV = forward.model.base.logits(forward.gold[0])
+    chosen_BxAxY = jnp.take_along_axis(scores_BxAxV, ids_BxAxY, axis=2)
+    log_q_BxAxY = chosen_BxAxY - jax.nn.logsumexp(scores_BxAxV, axis=2, keepdims=True)
+    divergence_BxA = jnp.sum(xlogy(p_BxAxY, p_BxAxY) - p_BxAxY * log_q_BxAxY, axis=2)
+    return forward.mean(_mean_over_answer(forward, divergence_BxA), "answer")
+
+
 def reconstruction(forward: Forward) -> Array:
     """Of a piece of the context, given its beginning."""
     return forward.mean(forward.gold_loss_B, "reconstruction")
@@ -165,6 +181,7 @@ LOSSES: dict[str, Callable[[Forward], Array]] = {
     "teacher_forcing": teacher_forcing,
     "generation": generation,
     "contrastive": contrastive,
+    "distillation": distillation,
     "reconstruction": reconstruction,
     "continuation": continuation,
     "cloze": cloze,
@@ -180,9 +197,13 @@ def _cross_entropy(forward: Forward, h_BxAxD: Array) -> Array:
     )
     scores_BxAxV = forward.model.base.logits(h_BxAxD)
     loss_BxA = optax.softmax_cross_entropy_with_integer_labels(scores_BxAxV, gold_BxA)
-    real_BxA = lengths_to_valid(batch.answer_length_B, A)
-    length_B = jnp.maximum(batch.answer_length_B, 1)
-    return jnp.sum(jnp.where(real_BxA, loss_BxA, 0.0), axis=1) / length_B
+    return _mean_over_answer(forward, loss_BxA)
+
+
+def _mean_over_answer(forward: Forward, loss_BxA: Array) -> Array:
+    length_B = forward.batch.answer_length_B
+    real_BxA = lengths_to_valid(length_B, loss_BxA.shape[1])
+    return jnp.sum(jnp.where(real_BxA, loss_BxA, 0.0), axis=1) / jnp.maximum(length_B, 1)
 
 
 def _mean_over(loss_B: Array, real_B: Array) -> Array:

@@ -17,8 +17,18 @@ from jax.sharding import PartitionSpec as P
 from gistjax.data.batches import Batch
 from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.lora import Trainable
-from gistjax.sharding import path_name, replicated, shardings_of, spec_of
+from gistjax.sharding import path_name, place, replicated, shardings_of, spec_of
 from gistjax.training.losses import LossSettings, total_loss
+
+
+@struct.dataclass
+class Health:
+    """What is known of bad steps, as scalars. A bad step is counted, but changes neither parameters nor optimizer."""
+
+    bad_steps: Any  # int32
+    bad_in_a_row: Any  # int32, up to now
+    last_bad_step: Any  # int32, 0 for none
+    mean_loss: Any  # fp32, exponential mean over the good steps; 0 before the first
 
 
 @struct.dataclass
@@ -28,6 +38,7 @@ class TrainState:
     step: Any  # optimizer steps done, int32
     trainable: Any
     opt_state: Any
+    health: Health
 
 
 def split_model(model: CompressedLM) -> tuple[nnx.GraphDef[CompressedLM], Any, Any]:
@@ -36,14 +47,23 @@ def split_model(model: CompressedLM) -> tuple[nnx.GraphDef[CompressedLM], Any, A
     return graphdef, trainable, frozen
 
 
+def no_bad_step() -> Health:
+    """The health of a run that begins."""
+    health: Any = Health
+    return health(*(jnp.zeros((), dtype) for dtype in (jnp.int32,) * 3 + (jnp.float32,)))
+
+
 def init_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """A state at step 0, its optimizer moments laid out like their parameters."""
     state = TrainState(
-        jnp.zeros((), jnp.int32), trainable, jax.eval_shape(optimizer.init, trainable)
+        jnp.zeros((), jnp.int32),
+        trainable,
+        jax.eval_shape(optimizer.init, trainable),
+        no_bad_step(),
     )
     shardings = state_shardings(state, mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
-    return jax.device_put(state.replace(opt_state=opt_state), shardings)  # type: ignore[attr-defined]
+    return place(state.replace(opt_state=opt_state), shardings)  # type: ignore[attr-defined, no-any-return]
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
@@ -57,8 +77,12 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
         replicated(mesh),
         shardings_of(state.trainable, mesh),
         jax.tree_util.tree_map_with_path(of_optimizer, state.opt_state),
+        jax.tree.map(lambda _: replicated(mesh), state.health),
     )
 
+
+MEAN_DECAY = 0.98
+"""Of the loss that a spike is measured against: about the last 50 steps."""
 
 TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
 
@@ -68,10 +92,13 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     settings: LossSettings,
     shardings: TrainState,
+    spike_factor: float = 0.0,
 ) -> TrainStep:
     """Compiles `(state, frozen, batch [K, B, …]) → (state, metrics)`; the state is donated.
 
-    The K micro-batches are accumulated before the one update. Gradients are formed for trainable leaves only.
+    The K micro-batches are accumulated before the one update. Gradients are formed for trainable leaves only. A step whose
+    loss or gradient is not finite, or whose loss is more than `spike_factor` (0: any) times the recent mean, is bad: it
+    leaves parameters and optimizer as they were.
     """
 
     def loss_fn(trainable: Any, frozen: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
@@ -95,9 +122,34 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)
-        return TrainState(state.step + 1, trainable, opt_state), metrics
+        step = state.step + 1
+        bad = _is_bad(metrics["loss"], metrics["grad_norm"], state.health, spike_factor)
+        trainable, opt_state = jax.tree.map(
+            lambda old, new: jnp.where(bad, old, new),
+            (state.trainable, state.opt_state),
+            (trainable, opt_state),
+        )
+        health = _next_health(state.health, bad, metrics["loss"], step)
+        return TrainState(step, trainable, opt_state, health), metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _is_bad(loss: Array, grad_norm: Array, health: Health, spike_factor: float) -> Array:
+    bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+    if spike_factor:
+        bad |= (health.mean_loss > 0) & (loss > spike_factor * health.mean_loss)
+    return bad
+
+
+def _next_health(health: Health, bad: Array, loss: Array, step: Array) -> Health:
+    mean = jnp.where(health.mean_loss > 0, health.mean_loss, loss)
+    return Health(
+        bad_steps=health.bad_steps + bad,
+        bad_in_a_row=jnp.where(bad, health.bad_in_a_row + 1, 0),
+        last_bad_step=jnp.where(bad, step, health.last_bad_step),
+        mean_loss=jnp.where(bad, health.mean_loss, MEAN_DECAY * mean + (1 - MEAN_DECAY) * loss),
+    )
 
 
 def _mean_over_micro_batches(f: Callable[[Batch], Any], batches: Batch, K: int) -> Any:

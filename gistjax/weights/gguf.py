@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from gistjax.errors import WeightsError
 from gistjax.model.llama import LlamaConfig, RopeScaling, rope_frequencies, scale_frequencies
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -70,6 +72,15 @@ def _open(path: Path, changed: int) -> GgufReader:
 
 class _WholeFile(gguf.GGUFReader):
     """Refuses to read beyond the end, where the package goes on with empty arrays for as long as a count says."""
+
+    @property  # type: ignore[override]
+    def data(self) -> np.ndarray:
+        """The mapped file as a plain array: each of a vocabulary's 150,000 slices is made twice as fast as of a memmap."""
+        return self._data
+
+    @data.setter
+    def data(self, mapped: np.memmap) -> None:
+        self._data = mapped.view(np.ndarray)
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
         array = super()._get(offset, dtype, count, override_order)
@@ -210,6 +221,8 @@ class GgufReader:
         def special(name: str) -> str | None:
             index = self._meta.get(f"tokenizer.ggml.{name}_token_id")
             return None if index is None else tokens[index]
+
+        from transformers import PreTrainedTokenizerFast  # slow to import
 
         fast = PreTrainedTokenizerFast(
             tokenizer_object=backend,

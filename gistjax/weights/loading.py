@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from gistjax.errors import WeightsError
 from gistjax.model.llama import Llama, LlamaConfig, fuse_qkv, random_initializer
 from gistjax.model.lora import projection_sizes
-from gistjax.sharding import path_name, shardings_of
+from gistjax.sharding import path_name, place, shardings_of
 
 NAMES = {
     "embedding": "model.embed_tokens.weight",
@@ -74,7 +74,7 @@ def load_llama(
     def load(item: tuple[tuple[Any, ...], jax.ShapeDtypeStruct], sharding: Any) -> jax.Array:
         path, leaf = item
         host = _leaf(reader, path_name(path), leaf, config)
-        return jax.block_until_ready(jax.device_put(host, sharding))
+        return jax.block_until_ready(place(host, sharding))
 
     items, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     with ThreadPoolExecutor(1 if scan else READERS) as pool:
@@ -89,8 +89,10 @@ def _leaf(reader: Reader, path: str, leaf: jax.ShapeDtypeStruct, config: LlamaCo
         return _fitting(reader.tensor(NAMES[name]), NAMES[name], leaf.shape).astype(leaf.dtype)
     if name != path:
         return _layer(reader, name, int(path.split("/")[1]), config).astype(leaf.dtype)
+    last = _layer(reader, name, config.n_layers - 1, config)  # is there, before memory for all is
     stack = np.empty(leaf.shape, leaf.dtype)
-    for layer in range(config.n_layers):
+    stack[-1] = last
+    for layer in range(config.n_layers - 1):
         stack[layer] = _layer(reader, name, layer, config)
     return stack
 

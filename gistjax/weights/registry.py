@@ -8,7 +8,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,18 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gistjax.config import ModelConfig, did_you_mean
 from gistjax.errors import WeightsError
 from gistjax.model.attention import choose_kernel
 from gistjax.model.llama import Layer, Llama, LlamaConfig, RopeScaling
-from gistjax.sharding import path_name
+from gistjax.sharding import fetch, path_name
 from gistjax.weights.gguf import open_gguf
 from gistjax.weights.loading import READERS, load_llama, random_llama
 from gistjax.weights.safetensors import SafetensorsReader, read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +202,10 @@ def load_base(source: Source, model: ModelConfig, mesh: Mesh, seed: int = 0) -> 
     else:
         assert source.path is not None
         reader = open_gguf(source.path) if source.kind == "gguf" else SafetensorsReader(source.path)
-        llama = load_llama(reader, source.config, dtype, mesh, model.scan_layers)
+        try:
+            llama = load_llama(reader, source.config, dtype, mesh, model.scan_layers)
+        except WeightsError as error:
+            raise WeightsError(f"{source.path}: {error}") from error
     llama.remat = model.remat
     llama.kernel = choose_kernel(model.attention, source.config.head_dim, dtype)
     return llama
@@ -217,8 +222,12 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerFast:
     assert source.path is not None
     if source.kind == "gguf":
         return open_gguf(source.path).tokenizer()
+    from transformers import AutoTokenizer  # slow to import
+
     try:
-        return AutoTokenizer.from_pretrained(source.path)  # type: ignore[return-value]
+        return AutoTokenizer.from_pretrained(  # type: ignore[return-value]
+            source.path, trust_remote_code=False, local_files_only=True
+        )
     except Exception as error:  # transformers raises many kinds for a missing or damaged tokenizer
         raise WeightsError(
             f"{source.path} holds no tokenizer that can be read ({type(error).__name__}): it needs "
@@ -243,6 +252,8 @@ BYTE_TEMPLATE = (
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A token for each byte, three special ones, and a chat template: nothing to download."""
+    from transformers import PreTrainedTokenizerFast
+
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     symbols = special + sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(symbols)}, []))
@@ -260,14 +271,14 @@ def base_hash(llama: Llama) -> str:
     """SHA-256 over all names and bytes, whether the layers are stacked or not; a few leaves on the host at a time."""
 
     def digests(item: tuple[Any, Any]) -> list[tuple[str, str]]:
-        name, array = path_name(item[0]), np.asarray(jax.device_get(item[1]))
+        name, array = path_name(item[0]), fetch(item[1])
         parts = {name: array}
         if isinstance(llama.layers, Layer) and name.startswith("layers/"):
             parts = {name.replace("/", f"/{i}/"): layer for i, layer in enumerate(array)}
         return [(part, _sha256(values)) for part, values in parts.items()]
 
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(llama))
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READERS if jax.process_count() == 1 else 1) as pool:  # fetch in order
         found = [digest for group in pool.map(digests, leaves) for digest in group]
     return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
 

@@ -27,7 +27,10 @@ def read_config(folder: Path) -> LlamaConfig:
             f"{folder} holds quantised weights; gistjax reads bf16, fp16 and fp32 safetensors, and GGUF "
             "files. Give the unquantised model or a GGUF of it."
         )
-    return LlamaConfig.from_hugging_face(hf)
+    try:
+        return LlamaConfig.from_hugging_face(hf)
+    except WeightsError as error:
+        raise WeightsError(f"{folder / 'config.json'}: {error}") from error
 
 
 class SafetensorsReader:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gistjax.data.batches import TrainPlan, evaluation_batches, make_batch
+from gistjax.data.batches import Targets, TrainPlan, evaluation_batches, make_batch
 from gistjax.data.prompts import Row
 from gistjax.errors import DataError
 
@@ -288,3 +288,28 @@ def test_too_few_rows_for_a_step():
 def test_a_row_that_fits_no_bucket(lengths, message):
     with pytest.raises(DataError, match=message):
         plan_of(make_rows([lengths] * 8))
+
+
+def test_each_row_goes_with_its_own_targets():
+    rows = random_rows(12)
+    number = np.arange(10, dtype=np.float32)  # the last two rows have none
+    targets = Targets(np.arange(10, dtype=np.int32)[:, None, None], number[:, None, None])
+    plan = TrainPlan(rows, 2, 0, CONTEXTS, QUESTIONS, questions=2, teacher=targets)
+    batch, indices = plan.batch(0), plan.rows(0)
+    assert batch.teacher.ids_NxAxY.shape == (1, 4, 1, 1)
+    for row, target in zip(indices.ravel(), batch.teacher.ids_NxAxY.ravel(), strict=True):
+        assert target == row or not 0 <= row < 10
+
+
+def test_answers_stay_where_they_are_asked_for():
+    rows = random_rows(5)
+    lengths = {
+        answers: {
+            int(i): int(a)
+            for indices, batch in evaluation_batches(rows, 2, CONTEXTS, QUESTIONS, answers)
+            for i, a in zip(indices, batch.answer_length_B, strict=False)
+        }
+        for answers in (False, True)
+    }
+    assert set(lengths[False].values()) == {0}
+    assert lengths[True] == {i: len(row.answer_ids) for i, row in enumerate(rows)}

@@ -54,7 +54,13 @@ def write_folder(folder: Path, train: object, validation: object | None = None) 
 
 def load(folder: Path, train: int = -1, validation: int = -1, seed: int = 0) -> Squad:
     return load_squad(
-        DataConfig(path=str(folder), train_examples=train, validation_examples=validation), seed
+        DataConfig(
+            path=str(folder),
+            train_examples=train,
+            validation_examples=validation,
+            max_dropped=1.0,
+        ),
+        seed,
     )
 
 
@@ -128,6 +134,18 @@ def test_malformed_rows_are_skipped_and_counted(tmp_path, break_row, reason):
     assert f"skipped, {reason}: 1" in str(squad.report)
 
 
+def test_too_many_bad_rows_stop_a_run(tmp_path):
+    bad = {"id": "x"}
+    content = squad_json(GOOD)
+    content["data"][0]["paragraphs"][0]["qas"].append(bad)
+    folder = write_folder(tmp_path, content)
+    for most in (1 / 3, 1.0):
+        assert len(load_squad(DataConfig(path=str(folder), max_dropped=most), 0).train) == 2
+    with pytest.raises(DataError, match=r"1 of 3 rows of .*train.json .*max_dropped=0.34") as error:
+        load_squad(DataConfig(path=str(folder), max_dropped=0.33), 0)
+    assert "train: skipped, no question: 1 (e.g. x)" in str(error.value)
+
+
 def test_a_gold_that_is_not_in_the_context_is_left_out(tmp_path):
     squad = load(
         write_folder(tmp_path, squad_json(("The cat sat.", [("a", "Who?", ["", "dog", "cat"])])))
@@ -179,9 +197,9 @@ def test_any_json_is_read_or_refused(tmp_path_factory, articles):
 )
 def test_any_row_is_counted_or_usable(rows):
     report = DataReport()
-    examples = usable_examples(rows, "train", report)
+    examples, dropped = usable_examples(rows, "train", report)
     skipped = sum(n for reason, n in report.counts.items() if "skipped" in reason)
-    assert len(examples) + skipped == len(rows)
+    assert skipped == dropped and len(examples) + dropped == len(rows)
 
 
 @pytest.mark.parametrize(
@@ -291,3 +309,9 @@ def test_held_out_paragraphs_are_not_trained_on_and_the_same_for_every_seed():
 def test_holding_out_nothing_or_all_is_refused(sample: Squad, share: float):
     with pytest.raises(DataError, match="holdout"):
         hold_out(sample.train, share)
+
+
+def test_where_no_question_is_asked_for_no_file_is_opened():
+    data = DataConfig(path="/nowhere", train_examples=0, validation_examples=0)
+    squad = load_squad(data, 0)
+    assert squad.train == squad.validation == []

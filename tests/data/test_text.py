@@ -1,5 +1,6 @@
 import gzip
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -43,27 +44,62 @@ def test_articles_of_plain_and_compressed_files_in_order(tmp_path):
     assert not report.counts
 
 
-BAD = [
-    "",
-    "{",
-    "3",
-    "null",
-    '"text"',
-    "{}",
-    '{"paragraphs": 3}',
-    '{"paragraphs": [3]}',
-    "[" * 10_000,
-]
+BAD = {
+    "not JSON": ["", "{", "[" * 10_000, "9" * 10_000],
+    "not an article": [
+        "3",
+        "null",
+        '"text"',
+        "{}",
+        '{"paragraphs": 3}',
+        '{"paragraphs": [3]}',
+        '{"paragraphs": "text"}',
+        '{"paragraphs": {"text": 1}}',
+    ],
+    "not valid Unicode": [r'{"paragraphs": ["\ud800"]}'],
+    "no text": ['{"paragraphs": []}', '{"paragraphs": [" "]}'],
+}
 
 
-@pytest.mark.parametrize("line", [*BAD, r'{"paragraphs": ["\ud800"]}'])
-def test_a_line_that_is_no_article_is_counted_and_skipped(line, tmp_path):
+@pytest.mark.parametrize(
+    ("line", "reason"), [(line, reason) for reason, lines in BAD.items() for line in lines]
+)
+def test_a_line_that_is_no_article_is_counted_and_skipped(line, reason, tmp_path):
     write(
         tmp_path, [json.dumps({"paragraphs": ["one"]}), line, json.dumps({"paragraphs": ["two"]})]
     )
     report = DataReport()
     assert list(load_articles(str(tmp_path), report)) == ["one", "two"]
-    assert report.ids == {"text: skipped, not an article": ["a.jsonl:2"]}
+    assert report.ids == {f"text: skipped, {reason}": ["a.jsonl:2"]}
+
+
+def test_bytes_that_are_no_text_are_one_bad_line(tmp_path):
+    good = b'{"paragraphs": ["one"]}\n'
+    (tmp_path / "a.jsonl").write_bytes(good + b'{"paragraphs": ["\xff"]}\n' + good)
+    report = DataReport()
+    assert list(load_articles(str(tmp_path), report)) == ["one", "one"]
+    assert report.counts == {"text: skipped, not valid Unicode": 1}
+
+
+def test_too_many_bad_lines_stop_a_run(tmp_path):
+    write(tmp_path, [json.dumps({"paragraphs": ["one"]})] * 3 + ["{"])
+    assert len(list(load_articles(str(tmp_path), DataReport(), 0.25))) == 3
+    with pytest.raises(DataError, match=r"1 of 4 rows of .*a.jsonl .*max_dropped=0.25"):
+        list(load_articles(str(tmp_path), DataReport(), 0.2))
+    write(tmp_path, ["{"] * 1500)
+    with pytest.raises(DataError, match="1000 of 1000 rows"):
+        list(load_articles(str(tmp_path), DataReport(), 0.2))
+
+
+def test_a_line_without_end_is_not_read_into_memory(tmp_path):
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        for _ in range(64):
+            file.write(b" " * 2**20)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="line 1 has more than 16777216 characters"):
+        list(load_articles(str(tmp_path), DataReport()))
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
 
 
 def test_a_folder_without_text_and_a_damaged_file_are_named(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny_model
 
 from gistjax.config import LoraConfig, MeshConfig, OptimizerConfig
-from gistjax.errors import CheckpointError
+from gistjax.errors import CheckpointError, StorageError
 from gistjax.sharding import make_mesh, shardings_of
 from gistjax.training.checkpoint import (
     Checkpointer,
@@ -15,6 +15,7 @@ from gistjax.training.checkpoint import (
     import_trainable,
     start_from,
 )
+from gistjax.training.manifest import check_manifest
 from gistjax.training.optimizer import make_optimizer
 from gistjax.training.step import init_state, split_model
 
@@ -82,8 +83,78 @@ def test_missing_parts_are_an_error_and_not_a_fresh_start(saved):
     folder, _ = saved
     for path in sorted((folder / "3").rglob("d")):
         shutil.rmtree(path)
-    with Checkpointer(folder) as checkpointer, pytest.raises(CheckpointError, match="step 3"):
+    with (
+        Checkpointer(folder) as checkpointer,
+        pytest.raises(CheckpointError, match="3/d/.*no other step"),
+    ):
         checkpointer.restore(state_of())
+
+
+@pytest.fixture
+def saved_twice(tmp_path):
+    states = {step: state_of(seed=step) for step in (3, 6)}
+    with Checkpointer(tmp_path / "checkpoint") as checkpointer:
+        for step, state in states.items():
+            checkpointer.save(step, state)
+    return tmp_path / "checkpoint", states
+
+
+def restored(folder):
+    with Checkpointer(folder) as checkpointer:
+        return checkpointer.restore(state_of(seed=9))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "_METADATA", "d/*", "ocdbt.process_0/d/*"])
+def test_a_damaged_step_is_named_and_set_aside_and_the_one_before_is_taken(
+    name, saved_twice, caplog
+):
+    folder, states = saved_twice
+    file = next((folder / "6").glob(name))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    assert_equal(restored(folder), states[3])
+    assert str(folder / "6") in caplog.text and "step 3" in caplog.text
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "6.damaged"]
+
+
+def test_a_step_can_be_saved_again_where_it_was_damaged(saved_twice):
+    folder, states = saved_twice
+    (folder / "6" / "manifest.json").unlink()
+    with Checkpointer(folder) as checkpointer:
+        checkpointer.restore(states[3])
+        checkpointer.save(6, states[6])
+    assert_equal(restored(folder), states[6])
+
+
+def test_what_an_interrupted_save_left_is_removed_and_not_taken_for_a_step(saved_twice, caplog):
+    folder, states = saved_twice
+    shutil.copytree(folder / "3", folder / "unfinished" / "9")
+    assert_equal(restored(folder), states[6])
+    assert "interrupted save" in caplog.text
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
+
+
+def test_a_save_that_fails_leaves_the_step_before_and_says_so(saved, monkeypatch):
+    folder, state = saved
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gistjax.training.checkpoint.write_manifest", full)
+    message = r"step 6.*No space left.*step 3 is intact"
+    with pytest.raises(StorageError, match=message), Checkpointer(folder) as checkpointer:
+        checkpointer.save(6, state)
+    assert_equal(restored(folder), state)
+    assert [path.name for path in folder.iterdir()] == ["3"]
+
+
+def test_a_manifest_cannot_lead_out_of_its_folder(saved):
+    folder, _ = saved
+    for name in ("../../secret", "/etc/passwd", "a/../../../secret"):
+        (folder / "3" / "manifest.json").write_text(json.dumps({name: "0" * 64}))
+        with pytest.raises(CheckpointError, match="no list of files in its folder"):
+            check_manifest(folder / "3")
 
 
 def test_export_and_import(tmp_path):

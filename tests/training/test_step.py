@@ -1,39 +1,21 @@
 import hashlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_base, tiny_batch, tiny_model
+from tiny import BAD, make_bad, micro_batches, poison, start, tiny_base, tiny_model
 
-from gistjax.config import EncoderConfig, LoraConfig, MeshConfig, OptimizerConfig
-from gistjax.sharding import make_mesh, put_batch, shardings_of
-from gistjax.training.losses import LossSettings
-from gistjax.training.optimizer import make_optimizer
-from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
+from gistjax.config import EncoderConfig, LoraConfig, MeshConfig
+from gistjax.sharding import make_mesh, put_batch
+from gistjax.training.step import _is_bad, no_bad_step
 
-WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
 LAYOUTS = {
     "replicated": MeshConfig(),
     "fsdp": MeshConfig(data=1, fsdp=8),
     "tensor": MeshConfig(data=4, tensor=2),
     "all three": MeshConfig(data=2, fsdp=2, tensor=2),
 }
-
-
-def start(mesh, model=None, weights=WEIGHTS, rate=1e-4):
-    graphdef, trainable, frozen = split_model(model or tiny_model("gist"))
-    trainable = jax.device_put(trainable, shardings_of(trainable, mesh))
-    frozen = jax.device_put(frozen, shardings_of(frozen, mesh))
-    optimizer = make_optimizer(OptimizerConfig(compressor_lr=rate, lora_lr=rate), 100, trainable)
-    state = init_state(trainable, optimizer, mesh)
-    settings = LossSettings(weights, 5, end_id=7)
-    step = make_train_step(graphdef, optimizer, settings, state_shardings(state, mesh))
-    return state, frozen, step
-
-
-def micro_batches(rng, K=1, B=8):
-    batches = [tiny_batch(rng, B) for _ in range(K)]
-    return jax.tree.map(lambda *xs: np.stack(xs), *batches)
 
 
 def run(mesh, batches, steps=3, **kwargs):
@@ -148,3 +130,56 @@ def test_training_overfits_one_batch(rng):
     weights = {"teacher_forcing": 1.0}
     losses, *_ = run(mesh, micro_batches(rng), steps=80, weights=weights, rate=1e-2)
     assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    """A step whose loss can be poisoned, and which takes ten times the mean for a spike."""
+    mesh = make_mesh(MeshConfig())
+    with pytest.MonkeyPatch.context() as patch:
+        poison(patch)
+        state, frozen, step = start(mesh, weights={"teacher_forcing": 1.0}, spike_factor=10.0)
+        good = micro_batches(np.random.default_rng(0), K=2)
+
+        def run_steps(*kinds):
+            """The state after steps that are bad in these ways, or good (None)."""
+            after = jax.tree.map(jnp.copy, state)  # the step's own is donated
+            for kind in kinds:
+                batches = make_bad(good, kind) if kind else good
+                after, _ = step(after, frozen, put_batch(batches, mesh, leading=1))
+            return jax.device_get(after)
+
+        yield run_steps
+
+
+def content(state):
+    """The bytes of parameters and optimizer."""
+    return [leaf.tobytes() for leaf in jax.tree.leaves((state.trainable, state.opt_state))]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_micro_batch_changes_neither_parameters_nor_optimizer(kind, guarded):
+    before, after, on = guarded(None), guarded(None, kind), guarded(None, kind, None)
+    assert content(after) == content(before)
+    assert content(on) == content(guarded(None, None)) != content(before)
+    assert (after.step, after.health.bad_steps, after.health.last_bad_step) == (2, 1, 2)
+    assert after.health.mean_loss == before.health.mean_loss > 0
+    assert (after.health.bad_in_a_row, on.health.bad_in_a_row, on.health.bad_steps) == (1, 0, 1)
+
+
+def test_bad_steps_are_counted_in_all_and_in_a_row(guarded):
+    health = guarded("nan loss", "inf loss", None, "nan gradient", "nan gradient", "spike").health
+    assert (health.bad_steps, health.bad_in_a_row, health.last_bad_step) == (5, 3, 6)
+
+
+def test_the_first_loss_is_no_spike(guarded):
+    """There is nothing yet to measure it against."""
+    assert guarded("spike").health.bad_steps == 0
+
+
+@pytest.mark.parametrize(
+    "loss, factor, bad", [(9.9, 10.0, False), (10.1, 10.0, True), (1e6, 0.0, False)]
+)
+def test_a_spike_is_a_multiple_of_the_recent_mean(loss, factor, bad):
+    health = no_bad_step().replace(mean_loss=jnp.float32(1.0))
+    assert bool(_is_bad(jnp.float32(loss), jnp.float32(1.0), health, factor)) == bad

@@ -1,0 +1,76 @@
+"""What each slot attends to, or averages over, in the words of a context: to look at, not to score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerFast
+
+from gistjax.data.batches import Batch, evaluation_batches
+from gistjax.data.prompts import Row
+from gistjax.model.compressed_lm import CompressedLM
+from gistjax.sharding import fetch, put_batch, rows_per_step
+
+WORD_STARTS = ("Ġ", "▁", "Ċ")  # how byte-level and SentencePiece tokens write white space
+
+
+def slot_attention(
+    graphdef: nnx.GraphDef[CompressedLM],
+    trainable: Any,
+    frozen: Any,
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerFast,
+    mesh: Mesh,
+    contexts: int,
+    context_buckets: Sequence[int],
+    question_buckets: Sequence[int],
+) -> list[dict[str, Any]]:
+    """For the first contexts of the rows `{"context_id", "words", "weights"}`: weights of words `[slots][words]`, of each
+    slot they sum to 1 but for rounding.
+
+    They are the head's own weights over the encoder's states. What the encoder mixed into a state before is not in them.
+    """
+
+    def weigh(trainable: Any, frozen: Any, ids_BxC: Array, length_B: Array) -> tuple[Array, Array]:
+        model = nnx.merge(graphdef, trainable, frozen)
+        assert model.compressor is not None
+        return model.compressor.weights(model.base, ids_BxC, length_B)
+
+    distinct = list({row.context_id: row for row in rows}.values())[:contexts]
+    size = -(-contexts // rows_per_step(mesh)) * rows_per_step(mesh)
+    found: dict[int, dict[str, Any]] = {}
+    for indices, host_batch in evaluation_batches(
+        distinct, size, context_buckets, question_buckets
+    ):
+        batch: Batch = put_batch(host_batch, mesh)
+        parts = jax.jit(weigh)(trainable, frozen, batch.context_ids_ExC, batch.context_length_E)
+        weights_BxMxC, slots_B = fetch(parts)
+        for i, weights_MxC, slots in zip(indices.tolist(), weights_BxMxC, slots_B, strict=False):
+            row = distinct[i]
+            words, starts = split_words(tokenizer, row.context_ids)
+            weights_MxC = weights_MxC[:slots, : len(row.context_ids)]
+            weights_MxW = np.add.reduceat(weights_MxC, starts, axis=1)
+            found[i] = {
+                "context_id": row.context_id,
+                "words": words,
+                "weights": np.round(weights_MxW.astype(np.float64), 4).tolist(),
+            }
+    return [found[i] for i in sorted(found)]
+
+
+def split_words(
+    tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]
+) -> tuple[list[str], list[int]]:
+    """The words of a text, and the token that each begins with. A token that starts with white space begins a word."""
+    ids = [int(id) for id in ids]
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    starts = [i for i, token in enumerate(tokens) if i == 0 or token.startswith(WORD_STARTS)]
+    ends = [*starts[1:], len(ids)]
+    words = [str(tokenizer.decode(ids[a:b])).strip() for a, b in zip(starts, ends, strict=True)]
+    return words, starts

@@ -1,0 +1,71 @@
+"""Table, plots and predictions of a sweep.
+
+    python -m gistjax.report --runs runs/compression_ablations [--runs runs/controls …] [--write_to FOLDER] [--title TEXT]
+
+Reads the run directories in and below the folders and writes to the first of them, or to FOLDER: `results_summary.json`,
+`results.md` (for papers), `results.csv` (everything, in full precision) and `report.html`, one file that opens without a
+network.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from gistjax import cli
+from gistjax.config import CompressionConfig
+from gistjax.errors import ConfigError
+
+flags.DEFINE_multi_string("runs", [], "Folder of a sweep, or directory of a run; may be repeated.")
+flags.DEFINE_string("write_to", "", "Folder for the report; by default the first of --runs.")
+flags.DEFINE_string("title", "", "The report's title; by default the folder's name.")
+flags.DEFINE_integer("questions", 100, "Questions shown side by side in the page.")
+
+log = logging.getLogger(__name__)
+
+
+def report(
+    folders: list[Path], out: Path | None = None, title: str = "", questions: int = 100
+) -> dict[str, Any]:
+    """Writes the four files; returns what `results_summary.json` holds.
+
+    Raises:
+        DataError: if there is no run, or a file of one is damaged.
+        ConfigError: if the drawing library is not installed; the other three files are there then.
+    """
+    from gistjax.reporting import page, tables
+    from gistjax.reporting.runs import find_runs
+
+    results = find_runs(folders)
+    out = out or folders[0]
+    out.mkdir(parents=True, exist_ok=True)
+    columns, rows = tables.table(results)
+    summary = {
+        "runs": {row["run"]: row for row in rows},
+        "unfinished": [result.name for result in results if not result.metrics],
+    }
+    (out / "results_summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False))
+    (out / "results.md").write_text(tables.to_markdown(columns, rows), encoding="utf-8")
+    (out / "results.csv").write_text(tables.to_csv(columns, rows), encoding="utf-8")
+    html = page.render(title or out.resolve().name, results, columns, rows, questions)
+    (out / "report.html").write_text(html, encoding="utf-8")
+    log.info("%s", out / "report.html")
+    return summary
+
+
+def main(config: CompressionConfig, args: flags.FlagValues) -> None:
+    """The command."""
+    if not args.runs:
+        raise ConfigError(
+            "a report of what? Give a folder, as in --runs runs/compression_ablations."
+        )
+    out = Path(args.write_to) if args.write_to else None
+    cli.print_result(report([Path(name) for name in args.runs], out, args.title, args.questions))
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda argv: CompressionConfig())

@@ -1,0 +1,130 @@
+"""Finished runs as a report reads them: their directories, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gistjax.config import UNCOMPRESSED
+from gistjax.errors import DataError
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run directory holds."""
+
+    name: str
+    path: Path
+    settings: dict[str, Any]  # by dotted key, as in `--config.KEY`
+    about: dict[str, Any]  # packages, device, hash of the base
+    metrics: dict[str, Any]  # empty where the run is not finished
+    curve: list[dict[str, Any]]  # lines of metrics.jsonl
+    predictions: list[dict[str, Any]]  # of every question, or samples where that file is not there
+    slot_attention: list[dict[str, Any]]
+
+    @property
+    def architecture(self) -> str:
+        """Its head, or control."""
+        return str(self.settings.get("architecture", "?"))
+
+    @property
+    def scored(self) -> bool:
+        """Whether it is finished and answered questions."""
+        return "final_f1" in self.metrics
+
+    @property
+    def compresses(self) -> bool:
+        """Whether it has slots."""
+        return self.architecture not in UNCOMPRESSED
+
+    @property
+    def full_context(self) -> bool:
+        """Whether it is the upper control."""
+        return self.architecture == "none" and self.settings.get("data.select", "all") == "all"
+
+    @property
+    def questions(self) -> frozenset[str]:
+        """The ids of the questions that it answered."""
+        return frozenset(str(row.get("id")) for row in self.predictions)
+
+
+def find_runs(folders: Sequence[Path]) -> list[Result]:
+    """The runs in these folders and below, by name.
+
+    Raises:
+        DataError: if there is none, two have one name, or a file of one is damaged.
+    """
+    paths = {path.parent for folder in folders for path in sorted(folder.rglob("config.json"))}
+    results = [read_run(path) for path in sorted(paths)]
+    if not results:
+        places = ", ".join(map(str, folders))
+        raise DataError(f"no run in {places}: --runs takes the folder of a sweep, or of a run.")
+    names = [result.name for result in results]
+    for result in results:
+        if names.count(result.name) > 1:
+            raise DataError(
+                f"two runs are called {result.name}, one of them {result.path}: rename a directory."
+            )
+    return results
+
+
+def read_run(path: Path) -> Result:
+    """A run directory.
+
+    Raises:
+        DataError: if one of its files is damaged.
+    """
+    stored = _read(path / "config.json", {})
+    if not isinstance(stored.get("config"), dict):
+        raise DataError(f"{path / 'config.json'} is not that of a run: it has no `config`.")
+    predictions = _read(path / "predictions.json", []) or _read(path / "sample_predictions.json", [])  # fmt: skip
+    return Result(
+        name=path.name,
+        path=path,
+        settings=dict(_flat(stored["config"])),
+        about={key: value for key, value in stored.items() if key != "config"},
+        metrics=_read(path / "metrics.json", {}),
+        curve=_lines(path / "metrics.jsonl"),
+        predictions=predictions,
+        slot_attention=_read(path / "slot_attention.json", []),
+    )
+
+
+def _read(path: Path, default: Any) -> Any:
+    """A JSON file; the default where it is not there."""
+    if not path.exists():
+        return default
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({error}): make that run again.") from error
+    if not isinstance(value, type(default)):
+        kind = "an object" if default == {} else "a list"
+        raise DataError(f"{path} does not hold {kind}: make that run again.")
+    return value
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; the last may be half written."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+    return rows
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,204 @@
+"""The table of a sweep: rows for JSON, Markdown, CSV and HTML."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from gistjax.reporting.runs import Result
+
+ALWAYS_SHOWN = ("architecture", "target_length", "seed")
+NOT_SHOWN = (
+    "model.path", "data.path", "text.path", "init_from", "log_every", "checkpoint_every", "eval_every", "tensorboard", "tensorboard",
+    "evaluation.", "mesh.", "ratio_growth", "model.scan_layers", "model.attention", "model.remat",
+)  # fmt: skip
+MOST_SETTINGS = 8
+"""Columns of settings at most; a sweep that varies more is told apart by the runs' names."""
+
+
+class Column(NamedTuple):
+    """A column: the row's key, its title, how a value is written, and whether papers want it."""
+
+    key: str
+    title: str
+    form: str = ""
+    paper: bool = True
+
+
+COLUMNS = (
+    Column("run", "run"),
+    Column("architecture", "head"),
+    Column("slots", "M"),
+    Column("nominal_ratio", "ratio", ".3g"),
+    Column("effective_ratio", "effective ratio", ".3g"),
+    Column("f1", "F1", ".3f"),
+    Column("f1_interval", "F1 95 %"),
+    Column("em", "EM", ".3f"),
+    Column("em_interval", "EM 95 %", paper=False),
+    Column("retained", "of full context", ".0%"),
+    Column("shuffled_f1", "F1, wrong slots", ".3f"),
+    Column("compressor_parameters", "head parameters", ","),
+    Column("trainable_parameters", "trained parameters", ",", paper=False),
+    Column("compress_ms", "compress ms", ".3g"),
+    Column("answer_ms", "answer ms", ".3g"),
+    Column("questions", "questions", ","),
+    Column("steps", "steps", ",", paper=False),
+    Column("seed", "seed", paper=False),
+)
+
+
+def table(results: Sequence[Result]) -> tuple[list[Column], list[dict[str, Any]]]:
+    """Columns and rows of the scored runs: compressors by head and size, controls behind them.
+
+    What the runs of the sweep differ in is a column, whatever it is; empty columns are left out.
+    """
+    scored = sorted((result for result in results if result.scored), key=_place)
+    settings = varied([result for result in scored if result.compresses])
+    full = next((result for result in scored if result.full_context), None)
+    rows = [_row(result, settings, full) for result in scored]
+    rows += _untuned(scored)
+    columns = list(COLUMNS)
+    columns[3:3] = [Column(key, key.split(".")[-1].replace("_", " ")) for key in settings]
+    return [c for c in columns if any(row.get(c.key) is not None for row in rows)], rows
+
+
+def _place(result: Result) -> tuple[Any, ...]:
+    slots = result.settings.get("target_length", 0)
+    return not result.compresses, result.architecture, slots, result.name
+
+
+def varied(results: Sequence[Result]) -> list[str]:
+    """The settings that these runs differ in, but for paths and what does not touch the result."""
+    keys = {key: None for result in results for key in result.settings}
+    differing = [
+        key
+        for key in keys
+        if not key.startswith(NOT_SHOWN)
+        and key not in ALWAYS_SHOWN
+        and len({repr(result.settings.get(key)) for result in results}) > 1
+    ]
+    return differing[:MOST_SETTINGS]
+
+
+def _row(result: Result, settings: Sequence[str], full: Result | None) -> dict[str, Any]:
+    m = result.metrics
+    times = m.get("wall_time_per_sample_s") or {}
+    retained = None
+    if full and full is not result and same_questions([full, result]) and full.metrics["final_f1"]:
+        retained = m["final_f1"] / full.metrics["final_f1"]
+    slots = result.settings.get("target_length") if result.compresses else None
+    if result.settings.get("ratio"):
+        slots = None  # as many as the context's length asks for
+    return {
+        "run": result.name,
+        "architecture": _head(result),
+        "control": not result.compresses,
+        "slots": slots,
+        **{key: _setting(result.settings.get(key)) for key in settings if result.compresses},
+        "nominal_ratio": m.get("compression_ratio")
+        if m.get("effective_compression_ratio")
+        else None,
+        "effective_ratio": m.get("effective_compression_ratio"),
+        "f1": m["final_f1"],
+        "f1_interval": m.get("final_f1_interval"),
+        "em": m.get("final_em"),
+        "em_interval": m.get("final_em_interval"),
+        "retained": retained,
+        "shuffled_f1": m.get("shuffled_f1"),
+        "compressor_parameters": m.get("compressor_parameters"),
+        "trainable_parameters": m.get("trainable_parameters"),
+        "compress_ms": _ms(times.get("compress")),
+        "answer_ms": _ms(times.get("answer")),
+        "questions": m.get("n_examples"),
+        "steps": m.get("steps"),
+        "seed": m.get("seed"),
+    }
+
+
+def _head(result: Result) -> str:
+    """How a reader calls it."""
+    if result.full_context:
+        return "full context"
+    select = result.settings.get("data.select")
+    names = {"none": f"{select} tokens", "closed_book": "closed book"}
+    return names.get(result.architecture, result.architecture)
+
+
+def _untuned(scored: Sequence[Result]) -> list[dict[str, Any]]:
+    """The untuned base with the whole context, which runs score beside their own: one row for all of them."""
+    for result in scored:
+        if result.metrics.get("baseline_f1") is not None:
+            m = result.metrics
+            return [
+                {
+                    "run": "untuned",
+                    "architecture": "full context, untuned",
+                    "control": True,
+                    "nominal_ratio": 1.0,
+                    "effective_ratio": 1.0,
+                    "f1": m["baseline_f1"],
+                    "f1_interval": m.get("baseline_f1_interval"),
+                    "em": m.get("baseline_em"),
+                    "questions": m.get("n_examples"),
+                }
+            ]
+    return []
+
+
+def same_questions(results: Sequence[Result]) -> bool:
+    """Whether runs were scored on the same questions, as far as their files tell."""
+    counts = {result.metrics.get("n_examples") for result in results}
+    return len(counts) == 1 and len({result.questions for result in results}) == 1
+
+
+def _setting(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
+
+
+def cell(column: Column, row: dict[str, Any]) -> str:
+    """A value as it is read; nothing for None."""
+    value = row.get(column.key)
+    if value is None:
+        return ""
+    if column.key.endswith("_interval"):
+        return f"[{value[0]:.3f}, {value[1]:.3f}]"
+    return format(value, column.form) if column.form else str(value)
+
+
+def to_markdown(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> str:
+    """A table for papers; empty without rows."""
+    if not rows:
+        return ""
+    shown = [column for column in columns if column.paper]
+    lines = [[column.title for column in shown], ["---"] * len(shown)]
+    lines += [[cell(column, row).replace("|", "\\|") for column in shown] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def to_csv(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> str:
+    """All columns in full precision; an interval is two."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(part for column in columns for part in _csv_titles(column))
+    for row in rows:
+        writer.writerow(part for column in columns for part in _csv_values(column, row))
+    return text.getvalue()
+
+
+def _csv_titles(column: Column) -> list[str]:
+    if not column.key.endswith("_interval"):
+        return [column.key]
+    return [column.key.replace("interval", end) for end in ("low", "high")]
+
+
+def _csv_values(column: Column, row: dict[str, Any]) -> list[Any]:
+    value = row.get(column.key)
+    if not column.key.endswith("_interval"):
+        return [value]
+    return list(value) if value else [None, None]

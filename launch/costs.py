@@ -1,0 +1,145 @@
+"""What a sweep will take, from measured step times: steps, hours and disk, before anything starts.
+
+`results/step_times.json` holds what was measured, a line each: `positions` are those of a row that go through the base, of
+encoder and decoder. A config is compared with the line nearest in positions and scaled by them, and runs on several GPUs take
+their share of the time: both are assumptions.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gistjax.config import CompressionConfig
+from gistjax.planning import memory_positions
+
+MEASURED = Path(__file__).parent / "results" / "step_times.json"
+QUESTIONS_OF_A_PARAGRAPH = 4.6  # SQuAD v1.1: 87,599 training questions on 18,896 paragraphs
+DECODED = 16  # tokens: the longest gold answer of a batch, as in results/speed.md
+START_S = 300.0  # to load and compile: assumed, not measured
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run on one GPU."""
+
+    steps: int
+    train_s: float | None  # None where the base was never measured
+    evaluate_s: float | None
+    disk_gib: float
+
+    def hours(self, gpus: float) -> float | None:
+        """On so many GPUs, the start included."""
+        if self.train_s is None or self.evaluate_s is None:
+            return None
+        return (START_S + (self.train_s + self.evaluate_s) / max(gpus, 1)) / 3600
+
+
+def steps_of(config: CompressionConfig) -> int:
+    """Optimizer steps on one device; where a context is read once for all its questions, as in SQuAD on average."""
+    shared = min(config.data.questions_per_context, QUESTIONS_OF_A_PARAGRAPH)
+    contexts = max(config.data.train_examples, 0) / shared
+    if any(config.loss_weights.get(task) for task in ("reconstruction", "continuation", "cloze")):
+        contexts += max(config.text.chunks, 0)
+    steps = int(config.epochs * contexts / (config.batch_size * config.accumulation))
+    return steps if config.max_steps < 0 else min(steps, config.max_steps)
+
+
+def cost_of(config: CompressionConfig, trainable: int, measured: Sequence[Mapping[str, Any]]) -> Cost:  # fmt: skip
+    """What a run takes on one GPU of the measured kind.
+
+    Args:
+        trainable: its trained parameters.
+    """
+    steps = steps_of(config)
+    # Checkpoints of parameters and two moments, in fp32: two are kept and one is being written. And the exported leaves.
+    disk_gib = trainable * 4 * (3 * 3 + 1) / GIB
+    own = [m for m in measured if m["base_model"] == config.model.name]
+    if not own:
+        return Cost(steps, None, None, disk_gib)
+    near = nearest(config, own)
+    train_s = steps * config.accumulation * _micro_step_s(config, near) + _views_s(config, near)
+    questions = max(config.data.validation_examples, 0)
+    answer = near["answer_32_s"] if config.architecture != "none" else near["answer_32_full_context_s"]  # fmt: skip
+    answer += near["answer_32_full_context_s"] if config.evaluation.baseline else 0
+    answer += near["answer_32_s"] if config.evaluation.shuffled else 0
+    return Cost(steps, train_s, questions / 32 * answer, disk_gib)
+
+
+def nearest(config: CompressionConfig, measured: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The measurement whose micro-step is nearest in size."""
+
+    def distance(m: Mapping[str, Any]) -> float:
+        ours = config.batch_size * positions_of(config, m["layers"])
+        return abs(math.log(ours / (m["rows"] * m["positions"])))
+
+    return min(measured, key=distance)
+
+
+def positions_of(config: CompressionConfig, layers: int) -> float:
+    """Positions of a row that go through the base forward and backward; what passes a part of it counts in part."""
+    context, tokens = config.data.context_tokens, max(config.data.question_buckets)
+    positions = float(
+        memory_positions(config, context) + tokens * config.data.questions_per_context
+    )
+    if config.encoder.kind != "embeddings":
+        share = 1.0 if config.encoder.layers < 0 else config.encoder.layers / layers
+        backward = 1.0 if config.encoder.kind == "lora" else 0.5  # of frozen states no gradient
+        positions += backward * context * share
+    return positions
+
+
+def _position_s(near: Mapping[str, Any]) -> float:
+    """Seconds of one position, forward and backward."""
+    return float(near["step_s"]) / (near["rows"] * near["positions"])
+
+
+def _micro_step_s(config: CompressionConfig, near: Mapping[str, Any]) -> float:
+    seconds = config.batch_size * positions_of(config, near["layers"]) * _position_s(near)
+    if config.loss_weights.get("generation"):
+        rows = config.batch_size * config.data.questions_per_context
+        seconds += DECODED * (near["decode_token_s"] + rows * _position_s(near))
+    return float(seconds)
+
+
+def _views_s(config: CompressionConfig, near: Mapping[str, Any]) -> float:
+    """The contrastive loss's targets, once for each context, forward through the first layers."""
+    if not config.loss_weights.get("contrastive"):
+        return 0.0
+    positions = config.data.train_examples * config.data.context_tokens
+    return positions * _position_s(near) / 2 * config.contrastive_layers / near["layers"]
+
+
+def makespan(hours: Sequence[float], lanes: int) -> float:
+    """Hours until all runs are done, in their order, each in the lane that is free first."""
+    free = [0.0] * max(min(lanes, len(hours)), 1)
+    for time in hours:
+        heapq.heappush(free, heapq.heappop(free) + time)
+    return max(free)
+
+
+def project(costs: Mapping[str, Cost], gpus: int, gpus_per_run: float) -> dict[str, Any]:
+    """The whole sweep on so many GPUs; hours are None where a run's base was never measured."""
+    hours = [cost.hours(gpus_per_run) for cost in costs.values()]
+    known = [time for time in hours if time is not None]
+    lanes = int(gpus / gpus_per_run) if gpus_per_run else 1
+    complete = len(known) == len(hours)
+    return {
+        "gpus": gpus,
+        "gpus_per_run": gpus_per_run,
+        "runs_at_a_time": min(lanes, len(hours)),
+        "hours": round(makespan(known, lanes), 2) if complete and lanes else None,
+        "gpu_hours": round(sum(known) * gpus_per_run, 2) if complete else None,
+        "disk_gib": round(sum(cost.disk_gib for cost in costs.values()), 1),
+    }
+
+
+def measurements() -> list[dict[str, Any]]:
+    """What was measured, by base and rows."""
+    return list(json.loads(MEASURED.read_text(encoding="utf-8")))

@@ -1,0 +1,87 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import TINY, tiny_base, tiny_model
+
+from gistjax.config import MeshConfig, ModelConfig
+from gistjax.data.prompts import Row
+from gistjax.evaluation.slot_attention import slot_attention, split_words
+from gistjax.model.heads import HEADS, standardize
+from gistjax.sharding import make_mesh
+from gistjax.training.step import split_model
+from gistjax.weights.registry import load_tokenizer, resolve
+
+M, C = 4, 16
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(resolve(ModelConfig(name="tiny-random")))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_weights_of_a_slot_sum_to_one_over_real_tokens(name, rng):
+    head = HEADS[name](TINY, M, C // M, jax.random.key(0))
+    states = jnp.array(rng.normal(size=(3, C, 32)), jnp.float32)
+    length, used = jnp.array([16, 7, 2]), jnp.array([4, 4, 2])
+    weights = np.asarray(head.weights(states, length, used, M))
+    assert weights.shape == (3, M, C) and weights.dtype == np.float32
+    for row, n, slots in zip(weights, [16, 7, 2], [4, 4, 2], strict=True):
+        np.testing.assert_allclose(row[:slots].sum(axis=1), 1, rtol=1e-5)
+        assert (row[:slots, n:] == 0).all() and (row >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["pooling", "mean_pool", "conv"])
+def test_local_heads_read_what_moves_their_slots(name, rng):
+    """A token has a part in a slot exactly where the slot's gradient says so."""
+    head = HEADS[name](TINY, M, C // M, jax.random.key(0))
+    states = jnp.array(rng.normal(size=(1, C, 32)), jnp.float32)
+    arguments = jnp.array([13]), jnp.array([M]), M
+    jacobian = jax.jacobian(lambda x: head(x, *arguments)[0].sum(-1))(states)
+    moved = np.abs(np.asarray(jacobian))[:, 0].sum(-1) > 1e-7
+    np.testing.assert_array_equal(np.asarray(head.weights(states, *arguments))[0] > 0, moved)
+
+
+def test_attention_weights_are_those_that_attention_uses(rng):
+    """With one head and values that are the states themselves, what is read is the weights' mean of the states."""
+    head = HEADS["cross_attention"](
+        dataclasses.replace(TINY, n_heads=1), M, C // M, jax.random.key(0)
+    )
+    head.attention.value[...] = head.attention.out[...] = jnp.eye(32)
+    states = jnp.array(rng.normal(size=(1, C, 32)), jnp.float32)
+    arguments = jnp.array([13]), jnp.array([M]), M
+    weights_MxC = np.asarray(head.weights(states, *arguments))[0]
+    assert weights_MxC.max() > 2 / 13, "not all alike"
+    read_MxD = head.read(states, *arguments)[0] - head.queries[...]
+    np.testing.assert_allclose(read_MxD, weights_MxC @ standardize(states[0]), atol=1e-5)
+
+
+def test_words_of_a_text(tokenizer):
+    text = "In 1066, the Normans\nwon at  Hastings."
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    words, starts = split_words(tokenizer, ids)
+    assert "".join(words).replace(" ", "") == "".join(text.split())
+    assert len(words) == len(starts) and starts[0] == 0 and len(words) < len(ids)
+
+
+def test_of_some_contexts_each_word_has_its_part_in_each_slot(tokenizer):
+    texts = ["The first context tells of one thing.", "The second of another."] * 2
+    rows = [
+        Row(np.array(tokenizer.encode(text), np.int32), np.array([1]), np.array([]), i % 2, i)
+        for i, text in enumerate(texts)
+    ]
+    base = tiny_base(dataclasses.replace(TINY, vocab_size=len(tokenizer)))
+    graphdef, trainable, frozen = split_model(tiny_model("pooling", base=base))
+    mesh = make_mesh(MeshConfig())
+    found = slot_attention(
+        graphdef, trainable, frozen, rows, tokenizer, mesh, contexts=3, context_buckets=(64,), question_buckets=(8,),
+    )  # fmt: skip
+    assert [context["context_id"] for context in found] == [0, 1]
+    for context, text in zip(found, texts, strict=False):
+        weights = np.array(context["weights"])
+        assert weights.shape == (4, len(context["words"]))
+        np.testing.assert_allclose(weights.sum(axis=1), 1, atol=0.01)
+        assert "".join(context["words"]).replace(" ", "").endswith(text.replace(" ", ""))

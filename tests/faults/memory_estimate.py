@@ -1,0 +1,76 @@
+"""The memory estimate of `--dry_run` beside the measured peak: one process a configuration, on a GPU.
+
+    python tests/faults/memory_estimate.py [NAME …] [--reports FOLDER]
+
+Without names, the five configurations of the bar; `others` is every other one. Prints a JSON object a configuration, and ends
+with exit code 1 if an estimate is further than 10 % from its peak. `--reports` keeps XLA's own account of its buffers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+LLAMA = ("--config", "configs/gist_m64.py", "--config.model.path=random")
+SMOL = ("--config.model.name=smollm2-135m-instruct", "--config.model.path=random")
+ANSWERS_ALONE = ("--config.loss_weights.generation=0", "--config.loss_weights.contrastive=0",
+                 "--config.accumulation=1")  # fmt: skip
+QA = ("--config", "configs/qa.py", *SMOL)
+
+BAR = {
+    "8b_8_rows": (*LLAMA, *ANSWERS_ALONE),
+    "8b_32_rows": (*LLAMA, *ANSWERS_ALONE, "--config.batch_size=32"),
+    "qa": QA,
+    "pretrain": ("--config", "configs/pretrain.py", *SMOL, "--config.text.path=unread"),
+    "all_losses": ("--config", "configs/gist_m64.py", *SMOL),
+}
+OTHERS = {
+    "qa_16_contexts": (*QA, "--config.batch_size=16"),
+    "qa_unrolled": (*QA, "--config.model.scan_layers=False"),
+    "qa_remat": (*QA, "--config.model.remat=True"),
+    "8b_scan": (*LLAMA, *ANSWERS_ALONE, "--config.model.scan_layers=True"),
+    "8b_remat": (*LLAMA, *ANSWERS_ALONE, "--config.batch_size=32", "--config.model.remat=True"),
+    "full_context": ("--config", "configs/full_context.py", *SMOL),
+    "key_values": ("--config", "configs/gist_m64.py", *SMOL, *ANSWERS_ALONE, "--config.batch_size=32",
+                   "--config.slot_form=key_values", "--config.encoder.kind=lora"),
+}  # fmt: skip
+TOLERANCE = 0.10
+
+
+def measure(flags: tuple[str, ...], reports: Path | None) -> dict[str, object]:
+    """One configuration in a process of its own; its last lines of error output if it fails."""
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95", **os.environ}
+    if reports is not None:
+        environment["XLA_FLAGS"] = (
+            f"{environment.get('XLA_FLAGS', '')} --xla_dump_to={reports} --xla_dump_hlo_as_text "
+            "--xla_dump_hlo_module_re=jit_train_step"
+        )
+    command = [sys.executable, "-m", "gistjax.benchmark", "--mode=memory", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        return {"error": done.stderr[-2000:]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=list(BAR))
+    parser.add_argument("--reports", type=Path)
+    arguments = parser.parse_args()
+    known = BAR | OTHERS
+    missed = 0
+    for name in OTHERS if arguments.names == ["others"] else arguments.names:
+        folder = arguments.reports and arguments.reports / name
+        result = measure(known[name], folder)
+        print(json.dumps({"name": name, **result}), flush=True)
+        missed += not abs((result.get("estimate_over_peak") or 0) - 1) <= TOLERANCE
+    print(f"{missed} further than {TOLERANCE:.0%} from the measured peak", file=sys.stderr)
+    return bool(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

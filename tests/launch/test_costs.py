@@ -1,0 +1,98 @@
+import pytest
+
+from gistjax.config import CompressionConfig, DataConfig, EncoderConfig, EvaluationConfig
+from launch.costs import (
+    START_S,
+    Cost,
+    cost_of,
+    makespan,
+    measurements,
+    nearest,
+    positions_of,
+    project,
+    steps_of,
+)
+
+MEASURED = [
+    {"base_model": "llama-3.1-8b-instruct", "layers": 32, "rows": 8, "positions": 128, "step_s": 0.064,
+     "decode_token_s": 0.007, "answer_32_s": 0.2, "answer_32_full_context_s": 0.6},
+    {"base_model": "llama-3.1-8b-instruct", "layers": 32, "rows": 32, "positions": 128, "step_s": 0.24,
+     "decode_token_s": 0.007, "answer_32_s": 0.2, "answer_32_full_context_s": 0.6},
+]  # fmt: skip
+TEACHER = {"teacher_forcing": 1.0}
+
+
+def test_steps_of_the_seeds_ablations():
+    assert steps_of(CompressionConfig()) == 10_000 * 10 // 32
+    assert steps_of(CompressionConfig(max_steps=100)) == 100
+    shared = CompressionConfig(data=DataConfig(questions_per_context=8))
+    assert steps_of(shared) == int(10_000 / 4.6 * 10 / 32)
+
+
+def test_a_config_of_a_measured_shape_takes_the_measured_time():
+    config = CompressionConfig(
+        loss_weights=TEACHER
+    )  # 8 rows of 64 slots and 64 tokens, 4 micro-steps
+    cost = cost_of(config, 10**9, MEASURED)
+    assert cost.train_s == pytest.approx(3125 * 4 * 0.064)
+    assert cost.evaluate_s == pytest.approx(1000 / 32 * (0.2 + 0.6))
+    assert cost.disk_gib == pytest.approx(40e9 / 2**30)
+    assert cost.hours(1) == pytest.approx((START_S + cost.train_s + cost.evaluate_s) / 3600)
+    assert cost.hours(4) == pytest.approx((START_S + (cost.train_s + cost.evaluate_s) / 4) / 3600)
+
+
+def test_other_losses_and_sizes_cost_what_they_add():
+    position = 0.064 / (8 * 128)
+    teacher = cost_of(CompressionConfig(loss_weights=TEACHER), 1, MEASURED)
+    larger = cost_of(CompressionConfig(loss_weights=TEACHER, target_length=128), 1, MEASURED)
+    assert larger.train_s == pytest.approx(1.5 * teacher.train_s)
+    generation = cost_of(
+        CompressionConfig(loss_weights={**TEACHER, "generation": 0.3}), 1, MEASURED
+    )
+    extra = 3125 * 4 * 16 * (0.007 + 8 * position)
+    assert generation.train_s == pytest.approx(teacher.train_s + extra)
+    contrastive = cost_of(
+        CompressionConfig(loss_weights={**TEACHER, "contrastive": 0.2}), 1, MEASURED
+    )
+    views = 10_000 * 512 * position / 2 * 8 / 32
+    assert contrastive.train_s == pytest.approx(teacher.train_s + views)
+    short = EvaluationConfig(baseline=False)
+    assert cost_of(CompressionConfig(evaluation=short), 1, MEASURED).evaluate_s == pytest.approx(1000 / 32 * 0.2)  # fmt: skip
+
+
+def test_positions_of_encoder_and_decoder():
+    assert positions_of(CompressionConfig(), 32) == 128
+    assert positions_of(CompressionConfig(encoder=EncoderConfig(kind="lora")), 32) == 128 + 512
+    hidden = EncoderConfig(kind="hidden", layers=8)
+    assert positions_of(CompressionConfig(encoder=hidden), 32) == 128 + 512 / 4 / 2
+    assert positions_of(CompressionConfig(architecture="none"), 32) == 512 + 64
+    assert nearest(CompressionConfig(batch_size=30), MEASURED)["rows"] == 32
+
+
+def test_an_unmeasured_base_has_no_hours():
+    other = CompressionConfig().to_json()
+    other["model"]["name"] = "someone/llama"
+    cost = cost_of(CompressionConfig.from_dict(other), 1, MEASURED)
+    assert cost.hours(1) is None and cost.steps == 3125
+    assert project({"a": cost}, 4, 1)["hours"] is None
+
+
+def test_runs_fill_the_gpus():
+    assert makespan([1, 1, 1], 1) == 3
+    assert makespan([3, 1, 1, 1], 2) == 3
+    assert makespan([1, 1], 8) == 1
+    day = Cost(1, 3600.0 * 24 - START_S, 0.0, 1.0)
+    costs = {str(i): day for i in range(12)}
+    assert project(costs, 1, 1)["hours"] == 12 * 24
+    assert project(costs, 4, 1) == {
+        "gpus": 4, "gpus_per_run": 1, "runs_at_a_time": 4, "hours": 72.0, "gpu_hours": 288.0, "disk_gib": 12.0,
+    }  # fmt: skip
+    assert project(costs, 64, 1)["hours"] == 24
+    assert project(costs, 64, 4)["hours"] == pytest.approx(6.06, abs=0.01)
+
+
+def test_the_measurements_hold_what_is_asked_of_them():
+    for name in ("llama-3.1-8b-instruct", "smollm2-135m-instruct"):
+        config = CompressionConfig().to_json()
+        config["model"]["name"] = name
+        assert cost_of(CompressionConfig.from_dict(config), 1, measurements()).hours(1) > 0

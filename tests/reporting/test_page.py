@@ -1,0 +1,200 @@
+"""The page as a file, and in a real browser where there is one."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_runs import put
+
+from gistjax.errors import ConfigError
+from gistjax.report import report
+from gistjax.reporting import plots
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)  # fmt: skip
+
+
+class Reader(HTMLParser):
+    """Collects what a page would fetch, its scripts, and whether its tags match."""
+
+    VOID = {"meta", "link", "input", "br", "hr", "img"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.fetched, self.scripts = [], [], 0
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.fetched += [found[key] for key in ("src", "href") if key in found]
+        self.scripts += tag == "script"
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        """Of SVG."""
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def page(sweep):
+    report([sweep], title="A <sweep>")
+    return sweep / "report.html"
+
+
+def test_the_files_are_there(page):
+    folder = page.parent
+    summary = json.loads((folder / "results_summary.json").read_text())
+    assert summary["runs"]["M64_gist"]["f1"] == 1 / 3 and summary["unfinished"] == []
+    assert (folder / "results.md").read_text().startswith("| run | head | M |")
+    assert (folder / "results.csv").read_text().startswith("run,architecture,slots,")
+
+
+def test_the_page_is_whole_fetches_nothing_and_shows_text_as_text(page):
+    text = page.read_text()
+    reader = Reader(text)
+    assert reader.fetched == ["data:,"]
+    assert reader.scripts == 2, "what a model answered is no script"
+    assert "A &lt;sweep&gt;" in text and "Ada | Sons" in text
+    assert "http:" not in text.replace("http://www.w3.org/", "") and "https:" not in text
+    assert text.count("<svg") == 5
+
+
+def test_a_warning_where_questions_differ_and_what_is_not_finished(sweep):
+    metrics = json.loads((sweep / "M32_gist" / "metrics.json").read_text())
+    put(sweep / "M32_gist" / "metrics.json", {**metrics, "n_examples": 7})
+    (sweep / "M32_conv" / "metrics.json").unlink()
+    report([sweep])
+    text = (sweep / "report.html").read_text()
+    assert "not scored on the same questions" in text
+    assert "<strong>Not finished:</strong> M32_conv." in text
+
+
+def test_one_run_alone_has_a_page(sweep):
+    summary = report([sweep / "M64_gist"], sweep / "elsewhere")
+    assert list(summary["runs"]) == ["M64_gist", "untuned"]
+    Reader((sweep / "elsewhere" / "report.html").read_text())
+
+
+def test_without_the_drawing_library_the_tables_are_written_and_the_fix_is_named(
+    sweep, monkeypatch
+):
+    monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
+    with pytest.raises(ConfigError, match=r"pip install 'gistjax\[report\]'"):
+        report([sweep])
+    assert (sweep / "results.csv").exists() and not (sweep / "report.html").exists()
+
+
+def test_runs_of_one_head_have_colours_of_their_own():
+    names = plots._colour(["a", "b", "b"])["scale"]
+    assert names["domain"] == ["a", "b"] and len(set(names["range"])) == 2
+    heads = plots._colour(["gist", "full context", "conv"])["scale"]
+    assert heads["domain"] == ["conv", "gist", "full context"]
+    assert heads["range"][:2] == [plots.COLOURS["conv"], plots.COLOURS["gist"]]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def visit(browser, page, **device):
+    """The page in a window of its own, and all that it asked for or complained of."""
+    window = browser.new_context(**device).new_page()
+    asked, errors = [], []
+    window.on("request", lambda request: asked.append(request.url))
+    window.on("pageerror", lambda error: errors.append(str(error)))
+    window.on("console", lambda message: errors.append(message.text))
+    window.goto(page.as_uri())
+    assert asked == [page.as_uri()] and errors == []
+    return window
+
+
+def shown(window, column=0):
+    """The texts of a column of the rows of the results that are shown."""
+    rows = window.locator("#results tbody tr:visible")
+    return [row.locator("th,td").nth(column).inner_text() for row in rows.all()]
+
+
+def test_in_a_browser_tables_sort_and_filter(browser, page):
+    window = visit(browser, page)
+    titles = [title.inner_text() for title in window.locator("#results thead th").all()]
+    f1, slots = titles.index("F1"), titles.index("M")
+    before = shown(window)
+    window.get_by_role("button", name="F1", exact=True).click()
+    values = [float(value) for value in shown(window, f1)]
+    assert values == sorted(values) and values[0] < values[-1]
+    window.get_by_role("button", name="F1", exact=True).click()
+    values = [float(value) for value in shown(window, f1)]
+    assert values == sorted(values, reverse=True)
+    window.get_by_role("button", name="M", exact=True).click()
+    assert shown(window, slots) == ["32"] * 4 + ["64"] * 4 + [""] * 3, "what is empty comes last"
+    window.get_by_role("button", name="run", exact=True).click()
+    assert shown(window) == sorted(before, key=str.lower)
+    window.get_by_label("filter runs").fill("GIST")
+    assert shown(window) == ["M32_gist", "M64_gist"]
+
+
+def test_in_a_browser_predictions_are_filtered_by_text_kind_and_run(browser, page):
+    window = visit(browser, page)
+    rows = window.locator("#predictions tbody tr:visible")
+    assert rows.count() == 3
+    window.get_by_label("kind of answer").select_option("date")
+    assert rows.count() == 1 and "1904" in rows.first.inner_text()
+    window.get_by_label("kind of answer").select_option("")
+    window.get_by_label("right or wrong").select_option(label="wrong: M32_gist")
+    assert rows.count() == 2
+    window.get_by_label("filter questions").fill("how long")
+    assert rows.count() == 1
+    cells = rows.first.locator("td:visible").count()
+    window.get_by_label("M32_gist", exact=True).uncheck()
+    assert rows.first.locator("td:visible").count() == cells - 1
+
+
+def test_in_a_browser_the_slots_words_are_marked(browser, page):
+    window = visit(browser, page)
+    alpha = "[...document.querySelectorAll('#words span')].map(s => s.style.background)"
+    first = window.evaluate(alpha)
+    assert len(first) == 3 and "0.75" in first[0] and "0.75" not in first[1]
+    window.locator("#map").click(position={"x": 5, "y": 200})
+    assert window.locator("#slot-number").inner_text() == "slot 2 of 2"
+    assert "0.75" in window.evaluate(alpha)[1]
+    window.get_by_label("run and context").select_option(label="M64_pooling, context 1")
+    assert window.locator("#words").inner_text() == "The old <bridge>"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_it_reads_in_both_schemes_and_fits_a_phone(browser, page, scheme):
+    window = visit(browser, page, color_scheme=scheme, viewport={"width": 360, "height": 740})
+    width = window.evaluate("document.documentElement.scrollWidth")
+    assert width == 360, "tables scroll in themselves"
+    colours = window.evaluate(
+        "[document.body, document.querySelector('svg text')].map(e => getComputedStyle(e)).flatMap("
+        "s => [s.color, s.backgroundColor, s.fill])"
+    )
+    ink, paper, drawn = colours[0], colours[1], colours[5]
+    assert drawn == ink, "plots take the page's colour"
+    assert contrast(ink, paper) > 7
+
+
+def contrast(one, other):
+    """The ratio of luminances that WCAG defines."""
+
+    def luminance(colour):
+        parts = [int(part) / 255 for part in colour.strip("rgb()").split(",")[:3]]
+        r, g, b = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)

@@ -1,0 +1,96 @@
+import csv
+import io
+import json
+
+import pytest
+from made_runs import put, write_run
+
+from gistjax.config import CompressionConfig
+from gistjax.errors import DataError
+from gistjax.reporting.runs import find_runs
+from gistjax.reporting.tables import same_questions, table, to_csv, to_markdown, varied
+
+
+def test_compressors_stand_before_controls_and_the_untuned_base_is_last(sweep):
+    columns, rows = table(find_runs([sweep]))
+    assert [row["run"] for row in rows[:2]] == ["M32_conv", "M64_conv"]
+    assert [row["architecture"] for row in rows[-3:]] == [
+        "closed book",
+        "full context",
+        "full context, untuned",
+    ]
+    assert rows[-1]["f1"] == 0.5
+    by_run = {row["run"]: row for row in rows}
+    assert by_run["M64_mean_pool"]["retained"] == pytest.approx(2 / 3)
+    assert by_run["M64_gist"]["slots"] == 64 and by_run["full_context"]["slots"] is None
+    assert by_run["M64_gist"]["compress_ms"] == 1.0
+    keys = [column.key for column in columns]
+    assert "shuffled_f1" not in keys, "empty columns are left out"
+
+
+def test_what_a_sweep_varies_is_a_column(tmp_path):
+    for name, weight in (("a", 0.5), ("b", 1.0)):
+        weights = {"teacher_forcing": weight, "generation": 0.0, "contrastive": 0.2}
+        config = CompressionConfig(loss_weights=weights, init_from=name, log_every=len(name))
+        write_run(tmp_path, name, config, 1)
+    results = find_runs([tmp_path])
+    assert varied(results) == ["loss_weights.teacher_forcing"]
+    columns, rows = table(results)
+    assert [row["loss_weights.teacher_forcing"] for row in rows[:2]] == [0.5, 1.0]
+    assert "teacher forcing" in [column.title for column in columns]
+
+
+def test_runs_on_other_questions_are_not_compared(sweep):
+    results = find_runs([sweep])
+    assert same_questions(results)
+    rows = json.loads((sweep / "full_context" / "predictions.json").read_text())
+    put(sweep / "full_context" / "predictions.json", [{**row, "id": "x" + row["id"]} for row in rows])  # fmt: skip
+    results = find_runs([sweep])
+    assert not same_questions(results)
+    assert all(row.get("retained") is None for row in table(results)[1])
+
+
+def test_markdown_is_a_table(sweep):
+    lines = to_markdown(*table(find_runs([sweep]))).splitlines()
+    assert len(lines) == 2 + 11 and len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| M32_conv | conv | 32 | 16 | 15.6 | 0.000 | [-0.100, 0.100] |")
+
+
+def test_csv_has_everything_in_full_precision(sweep):
+    rows = list(csv.DictReader(io.StringIO(to_csv(*table(find_runs([sweep]))))))
+    assert len(rows) == 11
+    gist = next(row for row in rows if row["run"] == "M64_gist")
+    assert float(gist["f1"]) == 1 / 3 and float(gist["f1_high"]) == pytest.approx(1 / 3 + 0.1)
+    assert gist["trainable_parameters"] == "12345"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("metrics.json", "{", "metrics.json cannot be read"),
+        ("predictions.json", "{}", "predictions.json does not hold a list"),
+        ("config.json", "{}", "config.json is not that of a run"),
+    ],
+)
+def test_damaged_runs_are_named(sweep, file, content, says):
+    (sweep / "M32_gist" / file).write_text(content)
+    with pytest.raises(DataError, match=rf"M32_gist/{says}"):
+        find_runs([sweep])
+
+
+def test_no_run_and_two_of_one_name(tmp_path):
+    with pytest.raises(DataError, match="no run in .*--runs takes"):
+        find_runs([tmp_path])
+    for folder in ("a", "b"):
+        write_run(tmp_path / folder, "same", CompressionConfig(), 1)
+    with pytest.raises(DataError, match="two runs are called same"):
+        find_runs([tmp_path / "a", tmp_path / "b"])
+
+
+def test_unfinished_runs_have_a_name_and_a_curve(sweep):
+    (sweep / "M32_gist" / "metrics.json").unlink()
+    with (sweep / "M32_gist" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2')  # half written
+    result = next(result for result in find_runs([sweep]) if result.name == "M32_gist")
+    assert not result.scored and len(result.curve) == 20
+    assert "M32_gist" not in [row["run"] for row in table(find_runs([sweep]))[1]]

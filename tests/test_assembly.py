@@ -1,0 +1,45 @@
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from gistjax.assembly import DETERMINISTIC, start_jax
+from gistjax.config import CompressionConfig
+from gistjax.errors import ConfigError
+
+GIVEN = "--xla_backend_optimization_level=0"
+
+
+def test_deterministic_sets_its_flag_before_jax_starts():
+    """In a process of its own, since JAX runs in this one. XLA ends a process that gives it a flag it does not know."""
+    script = """
+import os
+from gistjax.assembly import start_jax
+from gistjax.config import CompressionConfig
+start_jax(CompressionConfig(deterministic=True))
+print(os.environ["XLA_FLAGS"])
+import jax
+jax.devices()
+"""
+    environment = {**os.environ, "XLA_FLAGS": GIVEN}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{GIVEN} {DETERMINISTIC}\n"), done.stderr
+
+
+def test_deterministic_is_refused_where_jax_runs_already(monkeypatch):
+    jax.devices()
+    monkeypatch.setenv("XLA_FLAGS", GIVEN)
+    with pytest.raises(ConfigError, match=f"too late.*XLA_FLAGS={DETERMINISTIC}"):
+        start_jax(CompressionConfig(deterministic=True))
+    assert os.environ["XLA_FLAGS"] == GIVEN
+
+
+@pytest.mark.parametrize("deterministic, flags", [(True, f"{GIVEN} {DETERMINISTIC}"), (False, "")])
+def test_nothing_is_set_where_it_is_given_or_not_wanted(deterministic, flags, monkeypatch):
+    jax.devices()
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    start_jax(CompressionConfig(deterministic=deterministic))
+    assert os.environ["XLA_FLAGS"] == flags

@@ -1,0 +1,87 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny import BAD, make_bad, micro_batches, poison, start
+
+from gistjax.config import CompressionConfig, MeshConfig
+from gistjax.errors import TrainingError
+from gistjax.sharding import make_mesh
+from gistjax.stopping import StopSignals
+from gistjax.training.checkpoint import Checkpointer
+from gistjax.training.loop import MAX_BAD_IN_A_ROW, MetricsLog, check_health, train
+from gistjax.training.step import Health
+
+
+@pytest.mark.parametrize("policy, bad, in_a_row", [
+    ("stop", 0, 0), ("skip", 0, 0), ("skip", 1, 1), ("skip", 500, MAX_BAD_IN_A_ROW - 1),
+])  # fmt: skip
+def test_training_goes_on(policy, bad, in_a_row):
+    check_health(Health(bad, in_a_row, 7, 1.0), CompressionConfig(on_bad_step=policy))
+
+
+@pytest.mark.parametrize("policy, bad, in_a_row, told", [
+    ("stop", 1, 1, "bad step 7, 1 so far.*on_bad_step=skip"),
+    ("stop", 1, 0, "bad step 7, 1 so far"),  # also where good ones followed before anybody looked
+    ("skip", 25, MAX_BAD_IN_A_ROW, "bad step 7, 20 in a row(?!.*on_bad_step=skip)"),
+])  # fmt: skip
+def test_training_stops_and_says_what_to_change(policy, bad, in_a_row, told):
+    with pytest.raises(TrainingError, match=told):
+        check_health(Health(bad, in_a_row, 7, 1.0), CompressionConfig(on_bad_step=policy))
+
+
+@pytest.fixture(scope="module")
+def beginning():
+    """Mesh, state, frozen leaves and step of a training whose loss can be poisoned."""
+    mesh = make_mesh(MeshConfig())
+    with pytest.MonkeyPatch.context() as patch:
+        poison(patch)
+        yield mesh, *start(mesh, weights={"teacher_forcing": 1.0}, spike_factor=10.0)
+
+
+class OneBadStep:
+    """A plan of the same rows again and again, bad in the fifth step."""
+
+    def __init__(self, kind):
+        self.kind, self.batches = kind, micro_batches(np.random.default_rng(0))
+
+    def batch(self, step):
+        return make_bad(self.batches, self.kind) if step + 1 == 5 else self.batches
+
+
+def run(beginning, kind, folder, **config):
+    """Six steps, logged and saved in a folder."""
+    mesh, state, frozen, step = beginning
+    state = jax.tree.map(lambda leaf: leaf.copy(), state)  # the step's own is donated
+    config = CompressionConfig(**{"log_every": 1, **config})
+    log = MetricsLog(folder / "metrics.jsonl", 0)
+    with Checkpointer(folder / "checkpoint") as checkpointer, StopSignals() as stop:
+        train(state, frozen, step, OneBadStep(kind), 6, checkpointer, log, config, mesh, stop)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_step_stops_before_it_is_saved(kind, beginning, tmp_path):
+    with pytest.raises(TrainingError, match="bad step 5, 1 so far"):
+        run(beginning, kind, tmp_path, checkpoint_every=1)
+    assert Checkpointer(tmp_path / "checkpoint").steps == [3, 4]
+
+
+def test_bad_steps_between_two_looks_are_not_saved_either(beginning, tmp_path):
+    """Steps are looked at where they are logged or saved; a good one in between hides nothing."""
+    with pytest.raises(TrainingError, match="bad step 5, 1 so far"):
+        run(beginning, "nan gradient", tmp_path, checkpoint_every=3, log_every=3)
+    assert Checkpointer(tmp_path / "checkpoint").steps == [3]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_step_is_skipped_and_counted(kind, beginning, tmp_path):
+    run(beginning, kind, tmp_path, checkpoint_every=3, on_bad_step="skip")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("skipped_steps", 0) for row in rows] == [0, 0, 0, 0, 1, 1]
+    assert (rows[4]["loss"] is None) == kind.endswith("loss")
+    with Checkpointer(tmp_path / "checkpoint") as checkpointer:
+        assert checkpointer.steps == [3, 6]
+        saved = checkpointer.restore(beginning[1])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved.trainable))
+    assert saved.health.bad_steps == 1
