@@ -106,8 +106,10 @@ def explain(error: Exception) -> tuple[str | None, int]:
         place = getattr(error, "filename", None)
         on = f" ({place})" if place else ""
         return f"the disk is full{on}: free some room, or give --workdir on another disk.", 2
+    cause = (text.strip().splitlines() or [type(error).__name__])[0][:200]
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return f"memory ran out ({cause}): give less at once, or use a machine with more.", 2
     if isinstance(error, RuntimeError) and re.search(CUDA_FAILED, text):
-        cause = text.strip().splitlines()[0][:200]
         return (
             f"CUDA failed ({cause}): `python -m gistjax.doctor` compares driver, CUDA and JAX.",
             2,
@@ -297,7 +299,8 @@ def _check_keys(argv: list[str]) -> None:
             group = group[part]
 
 
-def print_result(result: dict[str, Any]) -> None:
-    """One JSON object on one line, the last of standard output."""
+def print_result(result: dict[str, Any], for_people: str = "") -> None:
+    """One JSON object on one line, the last of standard output; on a terminal the text for people, if there is one."""
     sys.stderr.flush()
-    print(json.dumps(result, ensure_ascii=False), flush=True)
+    on_terminal = for_people and sys.stdout.isatty()
+    print(for_people if on_terminal else json.dumps(result, ensure_ascii=False), flush=True)

@@ -288,7 +288,7 @@ def validate(config: CompressionConfig) -> None:
         ),
         (
             not config.tensorboard or importlib.util.find_spec("tensorboardX") is not None,
-            "tensorboard=True needs a package: pip install 'gistjax[tensorboard]'.",
+            "tensorboard=True needs a package: pip install -e '.[tensorboard]'.",
         ),
         (
             not any(map(config.loss_weights.get, TEXT_LOSSES)) or config.text.min_tokens <= context,

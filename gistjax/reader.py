@@ -183,7 +183,6 @@ class Reader:
             CheckpointError: if the file is missing or damaged, or of another compressor.
         """
         file = Path(file)
-        arrays: dict[str, Any]
         arrays, metadata = load_tensors(file)
         if metadata.get("format") != "gistjax-memory":
             raise CheckpointError(
@@ -199,7 +198,7 @@ class Reader:
             k, v = arrays.pop("k"), arrays.pop("v")
             stacked = self.config.model.scan_layers
             kv = Cache(k, v) if stacked else Cache(tuple(k), tuple(v))
-        memory = Memory(kv=kv, **arrays)
+        memory = Memory(kv=kv, **arrays)  # type: ignore[arg-type]  # numpy's are taken too
         return CompressedText(self, memory, int(metadata["tokens"]), int(metadata["pieces"]), 0.0)
 
     def _timed(self, name: str, function: Any, *arguments: Any) -> tuple[Any, float]:

@@ -115,11 +115,21 @@ def test_help_names_the_flags_and_on_request_the_keys():
     assert "--config.seed=42" in done.stdout and "--config.data.context_tokens=512" in done.stdout
 
 
-def test_colours_are_for_terminals(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def test_a_result_is_json_for_programs_and_a_table_for_people(monkeypatch, capsys):
+    cli.print_result({"f1": 0.5}, "F1 0.500")
+    assert json.loads(capsys.readouterr().out) == {"f1": 0.5}
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    cli.print_result({"f1": 0.5}, "F1 0.500")
+    cli.print_result({"em": 0.25})
+    assert sys.stdout.getvalue() == 'F1 0.500\n{"em": 0.25}\n'
+
+
+def test_colours_are_for_terminals(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert cli.coloured("bad", "red", io.StringIO()) == "bad"
     assert cli.coloured("bad", "red", Terminal()) == "\033[31mbad\033[0m"

@@ -99,6 +99,16 @@ def test_disk_full(error):
     assert code == 2 and message.startswith("the disk is full") and "--workdir" in message
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 GiB")],
+)  # fmt: skip
+def test_out_of_memory_outside_of_training(error):
+    """`device_memory` says more where a configuration can be changed."""
+    message, code = cli.explain(error)
+    assert code == 2 and message.startswith("memory ran out (") and "give less at once" in message
+
+
 def test_a_bug_keeps_its_traceback():
     assert cli.explain(ValueError("a bug")) == (None, 1)
     assert cli.explain(RuntimeError("a bug")) == (None, 1)
