@@ -1,4 +1,4 @@
-"""Minutes on a CPU: a base of a million parameters that comes with the package, and made-up facts to look up.
+"""Minutes on a CPU: a base of 0.4 million parameters that comes with the package, and made-up facts to look up.
 
 python -m gistjax.study --study launch/studies/quickstart.json --out runs/quickstart
 """

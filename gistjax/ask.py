@@ -5,8 +5,8 @@
 FILE is a text; `-` reads standard input. Without a question, questions are read line by line: from the keyboard, or from
 what is piped in. --save keeps the slots, and --memory asks about slots that were kept, without the text.
 
-The compressor that comes with the repository was trained on paragraphs of up to 512 tokens and questions that a few words
-of the text answer. It always answers, also where the text does not say.
+The compressor that comes with the repository takes texts of up to 512 tokens, and was trained on paragraphs and questions
+that a few words of them answer. It always answers, also where the text does not say.
 """
 
 from __future__ import annotations
