@@ -77,12 +77,15 @@ def guard(command: Callable[[], None]) -> None:
     """Runs a command and exits: errors as one line, unless --traceback asks for more."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of PyTorch, which is not used
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("jax", "httpx"):
+    for chatty in ("jax", "httpx", "huggingface_hub"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     for raises in ("absl", "orbax"):  # they log tracebacks of what they raise
         logging.getLogger(raises).setLevel(logging.CRITICAL)
     try:
         command()
+    except BrokenPipeError:  # nobody reads on, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         message, code = explain(error)
         if message is None or "--traceback" in sys.argv:

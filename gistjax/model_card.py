@@ -56,7 +56,7 @@ def model_card(
     """
     known = KNOWN.get(config.model.name)
     base = known.repo if known and known.repo else config.model.name
-    header = ["library_name: gistjax", "tags: [context-compression, soft-prompts]"]
+    header = ["library_name: gistjax", "tags: [context-compression]"]
     if "/" in base:
         header.insert(0, f"base_model: {base}")
     slots = f"{config.target_length} slots"

@@ -38,7 +38,7 @@ from gistjax.planning import abstract_model, nominal_ratio, parameter_counts
 from gistjax.sharding import writes
 from gistjax.training.checkpoint import EXPORTED, import_trainable
 from gistjax.training.step import split_model
-from gistjax.weights.registry import base_hash
+from gistjax.weights.registry import KNOWN, base_hash
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +119,15 @@ def check_base(rundir: Path, foundation: Foundation) -> None:
     if theirs not in (None, ours):
         raise CheckpointError(
             f"{rundir} was trained on other base weights (SHA-256 {theirs[:12]}…, these are {ours[:12]}…): "
-            "give the same weights and dtype, or another directory."
+            f"give the same weights ({stored.get('base_weights')}) and dtype, or another directory.{_package(foundation)}"
         )
+
+
+def _package(foundation: Foundation) -> str:
+    known = KNOWN.get(foundation.source.name)
+    if known is None or not known.install:
+        return ""
+    return f" Those of `{known.install}` are what the repository's runs were trained on."
 
 
 def load_trained(rundir: Path, config: CompressionConfig) -> tuple[Foundation, tuple[Any, ...]]:

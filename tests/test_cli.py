@@ -90,6 +90,21 @@ def test_a_users_mistake_exits_with_2_and_no_traceback():
     assert "Traceback" not in done.stderr and done.stdout == ""
 
 
+def test_output_that_nobody_reads_is_no_error():
+    """As with `| head`: the reader is gone before the command prints."""
+    code = (
+        "from gistjax import cli\n"
+        "def command():\n"
+        "    while True: print('x' * 99_999, flush=True)\n"
+        "cli.guard(command)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(timeout=60) == 1
+
+
 def test_traceback_on_request():
     done, _ = run("--config=configs/gist_m64.py", "--config.target_length=9999", "--traceback")
     assert done.returncode != 0 and "Traceback" in done.stderr

