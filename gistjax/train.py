@@ -197,12 +197,12 @@ def default_workdir(config: CompressionConfig) -> Path:
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command: a dry run, or the run."""
     if args.dry_run:
-        from gistjax.planning import dry_run
+        from gistjax import costs
         from gistjax.weights.registry import resolve
 
         validate(config)
-        source = resolve(config.model, offline=True)
-        cli.print_result({"config": config.to_json(), **dry_run(config, source)})
+        found = costs.plan(config, resolve(config.model, offline=True))
+        cli.print_result({"config": config.to_json(), **found}, costs.for_people(found))
         return
     if args.distributed:
         from gistjax.assembly import choose_kernels
