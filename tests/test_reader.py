@@ -3,19 +3,22 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import gistjax
-from gistjax import assembly, results
+from gistjax import assembly, cli, results
 from gistjax.config import CompressionConfig, DataConfig, EvaluationConfig, LoraConfig, ModelConfig
+from gistjax.data import facts
 from gistjax.data.squad import load_squad
 from gistjax.errors import CheckpointError, DataError
 from gistjax.evaluate import evaluate_run
 from gistjax.training.checkpoint import export_trainable
 from gistjax.training.step import split_model
 
+ROOT = Path(__file__).parents[1]
 CONFIG = CompressionConfig(
     architecture="pooling",
     target_length=64,
@@ -143,3 +146,13 @@ def test_another_base_is_refused(rundir, tmp_path):
     config = dataclasses.replace(CONFIG, model=ModelConfig("tiny-random", dtype="bfloat16"))
     with pytest.raises(CheckpointError, match="other base weights"):
         gistjax.load(other, config)
+
+
+def test_the_base_of_the_quickstart_answers_from_a_paragraph():
+    config = assembly.untuned_full_context(cli.read_config_file(ROOT / "configs/quickstart.py"))
+    foundation = assembly.lay_foundation(config)
+    weights = split_model(assembly.model_on(config, foundation))
+    context, questions = facts.paragraph(np.random.default_rng(0))
+    paragraph = gistjax.Reader(config, foundation, weights, "").compress(context)
+    right = [paragraph.ask(question).text == answer for question, answer in questions]
+    assert sum(right) >= 9
