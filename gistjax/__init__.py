@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from gistjax.config import CompressionConfig
 
-__all__ = ["CompressionConfig", "run_single_ablation"]
+if TYPE_CHECKING:
+    from gistjax.reader import Answer, CompressedText, Reader, load
+    from gistjax.train import run_single_ablation
+
+__all__ = [
+    "Answer", "CompressedText", "CompressionConfig", "Reader", "load", "run_single_ablation",
+]  # fmt: skip
+
+_HOMES = {name: "gistjax.reader" for name in ("Answer", "CompressedText", "Reader", "load")}
+_HOMES["run_single_ablation"] = "gistjax.train"
 
 
 def __getattr__(name: str) -> Any:
-    """`run_single_ablation` on first use: it brings JAX and transformers with it."""
-    if name == "run_single_ablation":
-        from gistjax.train import run_single_ablation
-
-        return run_single_ablation
-    raise AttributeError(f"module 'gistjax' has no attribute {name!r}")
+    """What needs JAX and transformers is imported on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gistjax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -20,7 +20,8 @@ from gistjax.data.batches import Targets
 from gistjax.data.prompts import Prompt, Row, check_buckets, make_prompt
 from gistjax.data.report import DataReport
 from gistjax.data.text import find_text, load_articles, text_rows
-from gistjax.errors import ConfigError
+from gistjax.devices import find_devices
+from gistjax.errors import ConfigError, WeightsError
 from gistjax.evaluation.controls import select_tokens, token_surprisal
 from gistjax.evaluation.generation import Answerer
 from gistjax.model.compressed_lm import CompressedLM
@@ -57,12 +58,17 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
 
     Raises:
         ConfigError: if mesh and devices, prompt and buckets, or the longest sequence and the base do not fit.
-        WeightsError: if weights or tokenizer cannot be had.
+        WeightsError: if weights or tokenizer cannot be had, or do not belong together.
     """
     start_jax(config)
     mesh = make_mesh(config.mesh)
     source = resolve(config.model)
     tokenizer = load_tokenizer(source)
+    if len(tokenizer) > source.config.vocab_size:
+        raise WeightsError(
+            f"the tokenizer has {len(tokenizer)} tokens, but {config.model.name} embeds {source.config.vocab_size}: "
+            "it belongs to another model. Put the model's own tokenizer files beside its weights."
+        )
     prompt = make_prompt(tokenizer)
     check_buckets(prompt, config.data)
     _check_fit(config, len(prompt.prefix_ids), source.config)
@@ -92,9 +98,10 @@ def start_jax(config: CompressionConfig) -> None:
     """Starts JAX, with what must be set before it looks for devices.
 
     Raises:
-        ConfigError: if `config.deterministic` comes too late, because JAX runs already.
+        ConfigError: if `config.deterministic` comes too late, because JAX runs already, or if JAX finds no device.
     """
     choose_kernels(config)
+    find_devices()
     _keep_compiled_programs()
 
 
@@ -126,10 +133,15 @@ def _keep_compiled_programs() -> None:
     """
     if jax.default_backend() == "cpu":
         return
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gistjax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def compile_cache() -> Path:
+    """The folder of compiled programs."""
+    if folder := jax.config.values["jax_compilation_cache_dir"]:
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gistjax" / "xla"
 
 
 def _check_fit(config: CompressionConfig, prefix: int, base: LlamaConfig) -> None:

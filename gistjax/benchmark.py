@@ -11,8 +11,7 @@
     answer     config.data's validation questions answered by real weights, after compilation
 
 Rows are full: config.data.context_tokens of context, `tokens` of question and answer. Weights are random unless
-config.model.path says otherwise. FLOPs are counted without recomputation: 2 per parameter and token forward, 2 more where
-activations need a gradient; frozen matrices need no more.
+config.model.path says otherwise. `training.flops` says what counts as a FLOP.
 """
 
 from __future__ import annotations
@@ -72,7 +71,9 @@ def measure_train(config: CompressionConfig, args: flags.FlagValues) -> dict[str
     """One optimizer step over `accumulation` micro-batches of `batch_size` rows a device."""
     import jax
 
+    from gistjax.planning import memory_positions
     from gistjax.sharding import put_batch, rows_per_step
+    from gistjax.training.flops import step_flops
     from gistjax.training.losses import LossSettings
     from gistjax.training.optimizer import make_optimizer
     from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
@@ -101,7 +102,10 @@ def measure_train(config: CompressionConfig, args: flags.FlagValues) -> dict[str
     if args.profile:
         log_kernels(step, args.profile)
     examples = rows * config.accumulation
-    decoder, encoder = step_flops(config, model.base.config, args.tokens)
+    C = config.data.context_tokens
+    decoder, encoder = step_flops(
+        config, model.base.config, C, memory_positions(config, C) + args.tokens
+    )
     tflops = (decoder + encoder) * examples / seconds / 1e12 / jax.device_count()
     return {
         "rows": examples,
@@ -331,30 +335,11 @@ def full_batch(config: CompressionConfig, rows: int, tokens: int, answer_tokens:
     )
 
 
-def step_flops(config: CompressionConfig, base: Any, tokens: int) -> tuple[float, float]:
-    """Decoder and encoder FLOPs of one row's step, teacher forcing only."""
-    from gistjax.planning import memory_positions
-
-    layers = layer_parameters(base)
-    decoder = layers * base.n_layers + base.vocab_size * base.d_model
-    encoder_layers = base.n_layers if config.encoder.layers < 0 else config.encoder.layers
-    passes = {"embeddings": 0, "hidden": 2, "lora": 4}[config.encoder.kind]
-    C = config.data.context_tokens
-    return 4.0 * decoder * (memory_positions(config, C) + tokens), float(
-        passes * layers * encoder_layers * C
-    )
-
-
-def layer_parameters(base: Any) -> int:
-    """Matrix parameters of one layer."""
-    from gistjax.model.lora import projection_sizes
-
-    return sum(d_in * d_out for d_in, d_out in projection_sizes(base).values())
-
-
 def decode_bytes(config: CompressionConfig, base: Any, rows: int, positions: int) -> int:
     """Bytes that a decoded token must read: every matrix once, and the cache."""
     import jax.numpy as jnp
+
+    from gistjax.training.flops import layer_parameters
 
     matrices = layer_parameters(base) * base.n_layers + base.vocab_size * base.d_model
     cache = 2 * base.n_layers * rows * positions * base.n_kv_heads * base.head_dim

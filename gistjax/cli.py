@@ -8,16 +8,19 @@ to go on), 130 interrupted at once.
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import logging
+import os
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from gistjax.config import CompressionConfig, did_you_mean
@@ -25,11 +28,16 @@ from gistjax.errors import ConfigError, GistjaxError
 from gistjax.stopping import Stopped
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
-HELP = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
+HELP = {"--help", "-h", "-help", "--helpfull"}
 
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 
+NO_SPACE = os.strerror(errno.ENOSPC)
+CUDA_FAILED = r"CUDA_ERROR|CUDNN_STATUS|[Cc]u(DNN|BLAS|SOLVER)|no kernel image|PTX|Unable to initialize backend"
+"""In what JAX raises where driver, CUDA and jaxlib do not fit."""
+
 Main = Callable[[CompressionConfig, flags.FlagValues], None]
+MainWithWords = Callable[[CompressionConfig, flags.FlagValues, list[str]], None]
 Defaults = Callable[[list[str]], CompressionConfig]
 
 
@@ -40,27 +48,76 @@ def run(main: Main, defaults: Defaults | None = None) -> None:
         main: the command, given its config and its other flags.
         defaults: where the config comes from if not from a file named by --config.
     """
-    argv = sys.argv
-    show_traceback = "--traceback" in argv
+    guard(lambda: main(parse(sys.argv, defaults), flags.FLAGS))
+
+
+def run_with_words(main: MainWithWords, defaults: Defaults) -> None:
+    """As `run`, for a command that also takes arguments without a flag."""
+
+    def parsed() -> None:
+        config, words = _parse(sys.argv, defaults, flags.FLAGS)
+        main(config, flags.FLAGS, words)
+
+    guard(parsed)
+
+
+def run_bare(main: Callable[[flags.FlagValues], None]) -> None:
+    """As `run`, for a command without a config."""
+
+    def parsed() -> None:
+        if HELP & set(sys.argv):
+            print_help()
+        _no_words(_parse_flags(sys.argv, flags.FLAGS))
+        main(flags.FLAGS)
+
+    guard(parsed)
+
+
+def guard(command: Callable[[], None]) -> None:
+    """Runs a command and exits: errors as one line, unless --traceback asks for more."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of PyTorch, which is not used
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("jax", "httpx"):
+    for chatty in ("jax", "httpx", "huggingface_hub"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     for raises in ("absl", "orbax"):  # they log tracebacks of what they raise
         logging.getLogger(raises).setLevel(logging.CRITICAL)
     try:
-        config = parse(argv, defaults)
-        main(config, flags.FLAGS)
-    except GistjaxError as error:
-        if show_traceback:
+        command()
+    except BrokenPipeError:  # nobody reads on, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        message, code = explain(error)
+        if message is None or "--traceback" in sys.argv:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"{coloured('error:', 'red', sys.stderr)} {message}", file=sys.stderr)
+        sys.exit(code)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(STOPPED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def explain(error: Exception) -> tuple[str | None, int]:
+    """What to tell the user of an error, and the exit code; None for what is not theirs to mend."""
+    if isinstance(error, GistjaxError):
+        return str(error), 2
+    text = str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC or NO_SPACE in text:
+        place = getattr(error, "filename", None)
+        on = f" ({place})" if place else ""
+        return f"the disk is full{on}: free some room, or give --workdir on another disk.", 2
+    cause = (text.strip().splitlines() or [type(error).__name__])[0][:200]
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return f"memory ran out ({cause}): give less at once, or use a machine with more.", 2
+    if isinstance(error, RuntimeError) and re.search(CUDA_FAILED, text):
+        return (
+            f"CUDA failed ({cause}): `python -m gistjax.doctor` compares driver, CUDA and JAX.",
+            2,
+        )
+    return None, 1
 
 
 def parse(
@@ -71,37 +128,95 @@ def parse(
     Raises:
         ConfigError: for an unknown flag or key (with the nearest known one), a wrong type, a missing file.
     """
-    about = "Config file; any key is overridden by --config.KEY=VALUE."
+    config, words = _parse(argv, defaults, values)
+    _no_words(words)
+    return config
+
+
+def _parse(
+    argv: list[str], defaults: Defaults | None, values: flags.FlagValues
+) -> tuple[CompressionConfig, list[str]]:
+    """The config, and the arguments without a flag."""
     if HELP & set(argv):
-        app.define_help_flags()
-        config_flags.DEFINE_config_file("config", None, about, values)
-    else:
-        argv, config = _from_file(argv) if defaults is None else (argv, defaults(argv))
-        _check_keys(argv)
-        config_flags.DEFINE_config_dict(
-            "config", config.to_config_dict(), about, values, sys_argv=argv
-        )
+        print_help()
+    about = "Config file; any key is overridden by --config.KEY=VALUE."
+    argv, config = _from_file(argv) if defaults is None else (argv, defaults(argv))
+    _check_keys(argv)
+    config_flags.DEFINE_config_dict("config", config.to_config_dict(), about, values, sys_argv=argv)
+    words = _parse_flags(argv, values)
+    return CompressionConfig.from_dict(values["config"].value), words  # type: ignore[arg-type]
+
+
+def _parse_flags(argv: list[str], values: flags.FlagValues) -> list[str]:
+    values.set_gnu_getopt(True)  # arguments and flags in any order
     try:
-        rest = values(argv)
+        return values(argv)[1:]
     except (flags.Error, TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"{str(error).strip()} (see --help)") from error
-    if len(rest) > 1:
+
+
+def _no_words(words: list[str]) -> None:
+    if words:
         raise ConfigError(
-            f"unexpected argument {rest[1]!r}: options start with --, as in --config.seed=1."
+            f"unexpected argument {words[0]!r}: options start with --, as in --config.seed=1."
         )
-    return CompressionConfig.from_dict(values["config"].value)  # type: ignore[arg-type]
 
 
-def option(argv: list[str], name: str) -> str:
+def print_help() -> NoReturn:
+    """What the command does and its flags; with --helpfull every key of the configuration too. Then exits."""
+    about = (sys.modules["__main__"].__doc__ or "").strip()
+    by_module = flags.FLAGS.flags_by_module_dict()
+    own = by_module.get(sys.argv[0], [])  # absl's name for the module that was started
+    print(f"{about}\n\nflags:")
+    for flag in [*sorted(own, key=lambda flag: flag.name), *by_module[__name__]]:
+        print(_flag_help(flag))
+    if "--config." in about:
+        if "--helpfull" in sys.argv:
+            print("\nkeys, with their defaults (gistjax/config.py says what each means):")
+            print("\n".join(f"  --config.{key}={value}" for key, value in keys()))
+        else:
+            print("\n--helpfull also lists every key that --config.KEY=VALUE sets.")
+    sys.exit(0)
+
+
+def _flag_help(flag: flags.Flag) -> str:
+    is_switch = flag.flag_type() == "bool"
+    name = f"--{flag.name}" if is_switch or not flag.default else f"--{flag.name}={flag.default}"
+    lines = textwrap.wrap(" ".join((flag.help or "").split()), 72)
+    return "\n".join([f"  {coloured(name, 'bold')}", *(f"      {line}" for line in lines)])
+
+
+def keys(values: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of the configuration, such as `data.path`, and its default."""
+    for key, value in (CompressionConfig().to_json() if values is None else values).items():
+        if isinstance(value, dict):
+            yield from keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, json.dumps(value)
+
+
+CODES = {"bold": 1, "red": 31, "green": 32, "yellow": 33}
+
+
+def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
+    """The text in a colour, if the stream (standard output) is a terminal and NO_COLOR is not set."""
+    if not (stream or sys.stdout).isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\033[{CODES[colour]}m{text}\033[0m"
+
+
+def option(argv: list[str], name: str, default: str = "") -> str:
     """The value of a flag, before flags are parsed.
 
     Raises:
-        ConfigError: if it is not given.
+        ConfigError: if it is not given and has no default.
     """
     for word, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         match = re.fullmatch(rf"--?{name}(?:=(.*))?", word)
         if match:
             return match[1] if match[1] is not None else following
+    if default:
+        return default
     raise ConfigError(f"--{name} is missing (see --help).")
 
 
@@ -128,7 +243,8 @@ def _from_file(argv: list[str]) -> tuple[list[str], CompressionConfig]:
         else:
             rest.append(word)
     if not files:
-        raise ConfigError("which config? Give one, as in --config configs/gist_m64.py.")
+        near = next((word for word in argv[1:] if word.endswith(".py")), "configs/gist_m64.py")
+        raise ConfigError(f"which config? Give one, as in --config {near}.")
     if len(files) > 1:
         raise ConfigError(f"--config is given twice ({' and '.join(files)}): give one file.")
     return rest, read_config_file(Path(files[0]))
@@ -186,7 +302,8 @@ def _check_keys(argv: list[str]) -> None:
             group = group[part]
 
 
-def print_result(result: dict[str, Any]) -> None:
-    """One JSON object on one line, the last of standard output."""
+def print_result(result: dict[str, Any], for_people: str = "") -> None:
+    """One JSON object on one line, the last of standard output; on a terminal the text for people, if there is one."""
     sys.stderr.flush()
-    print(json.dumps(result, ensure_ascii=False), flush=True)
+    on_terminal = for_people and sys.stdout.isatty()
+    print(for_people if on_terminal else json.dumps(result, ensure_ascii=False), flush=True)

@@ -64,7 +64,7 @@ class DataConfig:
     """Questions, contexts and the static shapes that they are padded to."""
 
     name: str = "rajpurkar/squad"  # hub data set, used when path is empty
-    path: str = ""  # folder with train.json and validation.json in SQuAD v1.1 format, or `sample`
+    path: str = ""  # folder with train.json and validation.json in SQuAD v1.1 format, or `sample`, or `facts`
     train_examples: int = 10_000
     validation_examples: int = 1_000  # -1 is all
     context: str = "filled"  # paragraph | filled
@@ -288,7 +288,7 @@ def validate(config: CompressionConfig) -> None:
         ),
         (
             not config.tensorboard or importlib.util.find_spec("tensorboardX") is not None,
-            "tensorboard=True needs a package: pip install 'gistjax[tensorboard]'.",
+            "tensorboard=True needs a package: pip install -e '.[tensorboard]'.",
         ),
         (
             not any(map(config.loss_weights.get, TEXT_LOSSES)) or config.text.min_tokens <= context,

@@ -31,3 +31,7 @@ class DeviceMemoryError(GistjaxError):
 
 class TrainingError(GistjaxError):
     """Training cannot go on: the loss or its gradient is not finite, or the loss jumped."""
+
+
+class ExportError(GistjaxError):
+    """A run cannot be given away in this form, or the hub does not take it."""

@@ -42,22 +42,17 @@ def evaluate_run(
     Raises:
         GistjaxError: for anything that is the user's to mend.
     """
-    from gistjax import assembly, results
+    from gistjax import results
     from gistjax.data.prompts import encode_splits
     from gistjax.data.squad import load_squad
-    from gistjax.training.checkpoint import import_trainable
-    from gistjax.training.step import split_model
 
     rundir = Path(rundir)
     config = config or load_config(rundir)
     validate(config)
     squad = load_squad(config.data, config.seed)
-    foundation = assembly.lay_foundation(config)
-    results.check_base(rundir, foundation)
+    foundation, (graphdef, trainable, frozen) = results.load_trained(rundir, config)
     _, rows, report = encode_splits(squad, foundation.prompt, config.data, config.seed)
     log.info("%s", report)
-    graphdef, fresh, frozen = split_model(assembly.model_on(config, foundation))
-    trainable = import_trainable(rundir / "compressor.safetensors", fresh)
     scorer = results.Scorer(config, foundation, rows, squad.validation, graphdef)
     with device_memory.explained(config, "a forward pass"):
         measured = scorer.measure(trainable, frozen)

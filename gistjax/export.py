@@ -1,12 +1,20 @@
 """A finished run in the form that others take it in.
 
-python -m gistjax.export --run RUN --to peft --output DIR
+    python -m gistjax.export --run RUN --to safetensors|peft --output DIR [--push organisation/name] [--dry_run]
+    python -m gistjax.export --run RUN --to prompt_embeds --output DIR --context FILE "question" "question" …
 
-peft    the decoder's adapter for PyTorch (gistjax/peft_export.py)
+    safetensors     compressor.safetensors, config.json and a model card (README.md): what `gistjax.load` takes
+    peft            the decoder's adapter for PyTorch (gistjax/peft_export.py)
+    prompt_embeds   a text's slots between template and question, as embeddings for vLLM (gistjax/prompt_embeds.py)
+
+--push uploads the folder to the hub, privately; with --dry_run it only tells what would be uploaded.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +22,44 @@ from absl import flags
 
 from gistjax import cli
 from gistjax.config import CompressionConfig
-from gistjax.errors import ConfigError
-from gistjax.trained import load_config
+from gistjax.errors import CheckpointError, ConfigError
+from gistjax.trained import load_config, read_text
+
+log = logging.getLogger(__name__)
 
 Export = Callable[[Path, CompressionConfig, Path, flags.FlagValues, list[str]], None]
+
+
+def export_safetensors(
+    run: Path, config: CompressionConfig, output: Path, args: flags.FlagValues, words: list[str]
+) -> None:
+    """The compressor, its configuration and a model card."""
+    from gistjax.model_card import model_card
+    from gistjax.results import read_config
+
+    if not (run / "compressor.safetensors").is_file():
+        raise CheckpointError(f"{run} has no compressor.safetensors: is the run finished?")
+    stored = read_config(run)
+    metrics = run / "metrics.json"
+    scores = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
+    for name in ("compressor.safetensors", "config.json"):
+        if run.resolve() != output.resolve():
+            shutil.copyfile(run / name, output / name)
+    (output / "README.md").write_text(model_card(config, stored, scores), encoding="utf-8")
+
+
+def export_embeds(
+    run: Path, config: CompressionConfig, output: Path, args: flags.FlagValues, words: list[str]
+) -> None:
+    """A text's slots, once for each question."""
+    if not args.context or not words:
+        raise ConfigError("--to prompt_embeds needs --context FILE and at least one question.")
+    text = read_text(args.context)
+    from gistjax.prompt_embeds import check_exportable, export_prompt_embeds
+    from gistjax.reader import load
+
+    check_exportable(config)
+    export_prompt_embeds(load(run, config).compress(text), words, output)
 
 
 def export_peft(
@@ -29,19 +71,28 @@ def export_peft(
     peft_export.export_peft(run, config, output, args, words)
 
 
-EXPORTS: dict[str, Export] = {"peft": export_peft}
+EXPORTS: dict[str, Export] = {
+    "safetensors": export_safetensors, "peft": export_peft, "prompt_embeds": export_embeds,
+}  # fmt: skip
 
 
-def main(config: CompressionConfig, args: flags.FlagValues) -> None:
+def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) -> None:
     """The command."""
     if not args.output:
         raise ConfigError("--output is missing: the folder to write to.")
+    if words and args.to != "prompt_embeds":
+        raise ConfigError(
+            f"unexpected argument {words[0]!r}: questions are for --to prompt_embeds."
+        )
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
-    EXPORTS[args.to](Path(args.run), config, output, args, [])
-    cli.print_result(
-        {"output": str(output), "files": sorted(path.name for path in output.iterdir())}
-    )
+    EXPORTS[args.to](Path(args.run), config, output, args, words)
+    result = {"output": str(output), "files": sorted(path.name for path in output.iterdir())}
+    if args.push:
+        from gistjax.hub import push
+
+        result |= push(output, args.push, args.dry_run)
+    cli.print_result(result)
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -49,11 +100,16 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     for name, about in (
         ("run", "Directory of a finished run."),
         ("output", "Folder to write to; made if it is not there."),
+        ("context", "--to prompt_embeds: the text, a file; - is standard input."),
+        ("push", "Upload the folder to this hub repository, organisation/name."),
     ):
         flags.DEFINE_string(name, "", about, values)
-    flags.DEFINE_enum("to", "peft", list(EXPORTS), "The form.", flag_values=values)
+    flags.DEFINE_enum("to", "safetensors", list(EXPORTS), "The form.", flag_values=values)
+    flags.DEFINE_bool(
+        "dry_run", False, "With --push: tell what would be uploaded, and stop.", values
+    )
 
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main, lambda argv: load_config(Path(cli.option(argv, "run"))))
+    cli.run_with_words(main, lambda argv: load_config(Path(cli.option(argv, "run"))))

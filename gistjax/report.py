@@ -10,7 +10,6 @@ network.
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,6 @@ flags.DEFINE_multi_string("runs", [], "Folder of a sweep, or directory of a run;
 flags.DEFINE_string("write_to", "", "Folder for the report; by default the first of --runs.")
 flags.DEFINE_string("title", "", "The report's title; by default the folder's name.")
 flags.DEFINE_integer("questions", 100, "Questions shown side by side in the page.")
-
-log = logging.getLogger(__name__)
 
 
 def report(
@@ -53,7 +50,6 @@ def report(
     (out / "results.csv").write_text(tables.to_csv(columns, rows), encoding="utf-8")
     html = page.render(title or out.resolve().name, results, columns, rows, questions)
     (out / "report.html").write_text(html, encoding="utf-8")
-    log.info("%s", out / "report.html")
     return summary
 
 
@@ -64,7 +60,9 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
             "a report of what? Give a folder, as in --runs runs/compression_ablations."
         )
     out = Path(args.write_to) if args.write_to else None
-    cli.print_result(report([Path(name) for name in args.runs], out, args.title, args.questions))
+    folders = [Path(name) for name in args.runs]
+    summary = report(folders, out, args.title, args.questions)
+    cli.print_result(summary, f"open {(out or folders[0]).absolute() / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 from gistjax.assembly import (
     Foundation,
     compresses,
+    lay_foundation,
     make_answerer,
     model_on,
     select,
@@ -35,8 +36,9 @@ from gistjax.evaluation.statistics import paired_difference
 from gistjax.files import write_json
 from gistjax.planning import abstract_model, nominal_ratio, parameter_counts
 from gistjax.sharding import writes
+from gistjax.training.checkpoint import EXPORTED, import_trainable
 from gistjax.training.step import split_model
-from gistjax.weights.registry import base_hash
+from gistjax.weights.registry import KNOWN, base_hash
 
 log = logging.getLogger(__name__)
 
@@ -100,19 +102,44 @@ def read_config(rundir: Path) -> dict[str, Any]:
 
 
 def check_base(rundir: Path, foundation: Foundation) -> None:
-    """Makes sure that a run goes on with, or is evaluated on, the base that it was trained on.
+    """Makes sure that a run goes on with, or is evaluated on, the base and tokenizer that it was trained on.
 
     Raises:
-        CheckpointError: if the base's bytes are others.
+        CheckpointError: if the base's bytes, or the tokenizer's vocabulary or template, are others.
     """
     exists = (rundir / "config.json").exists()
-    theirs = read_config(rundir)["base_sha256"] if exists else None
+    stored = read_config(rundir) if exists else {}
+    if stored.get("prompt_sha256") not in (None, foundation.prompt.sha256()):
+        raise CheckpointError(
+            f"{rundir} was trained with another tokenizer or chat template: give the base with its own "
+            "tokenizer files, or another directory."
+        )
+    theirs = stored.get("base_sha256")
     ours = base_hash(foundation.base)
     if theirs not in (None, ours):
         raise CheckpointError(
             f"{rundir} was trained on other base weights (SHA-256 {theirs[:12]}…, these are {ours[:12]}…): "
-            "give the same weights and dtype, or another directory."
+            f"give the same weights ({stored.get('base_weights')}) and dtype, or another directory.{_package(foundation)}"
         )
+
+
+def _package(foundation: Foundation) -> str:
+    known = KNOWN.get(foundation.source.name)
+    if known is None or not known.install:
+        return ""
+    return f" Those of `{known.install}` are what the repository's runs were trained on."
+
+
+def load_trained(rundir: Path, config: CompressionConfig) -> tuple[Foundation, tuple[Any, ...]]:
+    """A run's base, and its model as structure, trained leaves and frozen leaves.
+
+    Raises:
+        GistjaxError: if the base is not at hand or another one, or the exported compressor does not fit.
+    """
+    foundation = lay_foundation(config)
+    check_base(rundir, foundation)
+    graphdef, fresh, frozen = split_model(model_on(config, foundation))
+    return foundation, (graphdef, import_trainable(rundir / EXPORTED, fresh), frozen)
 
 
 def write_config(rundir: Path, config: CompressionConfig, foundation: Foundation) -> None:
@@ -121,6 +148,7 @@ def write_config(rundir: Path, config: CompressionConfig, foundation: Foundation
         "config": config.to_json(),
         "base_weights": foundation.source.describe(),
         "base_sha256": base_hash(foundation.base),
+        "prompt_sha256": foundation.prompt.sha256(),
         "packages": versions(),
         "device": device_name(),
         "mesh": dict(foundation.mesh.shape),

@@ -221,9 +221,9 @@ def _line(name: str, metrics: Mapping[str, Any]) -> str:
     if "losses" in metrics:
         return f"{name:32} {metrics['steps']} steps, loss {metrics['losses'].get('loss')}"
     low, high = metrics["final_f1_interval"]
-    ratio = metrics["effective_compression_ratio"] or 0.0
+    ratio = metrics["effective_compression_ratio"]
     return (
-        f"{name:32} {ratio:5.2f} x  F1 {metrics['final_f1']:.3f} [{low:.3f}, {high:.3f}]  EM {metrics['final_em']:.3f}"
+        f"{name:32} {f'{ratio:5.2f} x' if ratio else '':7}  F1 {metrics['final_f1']:.3f} [{low:.3f}, {high:.3f}]  EM {metrics['final_em']:.3f}"
         + (f"  shuffled F1 {metrics['shuffled_f1']:.3f}" if "shuffled_f1" in metrics else "")
     )
 
@@ -238,9 +238,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         cli.print_result({name: plan(config) for name, config in check(runs).items()})
         return
     found = run_study(runs)
-    for name, metrics in found.items():
-        log.info("%s", _line(name, metrics))
-    cli.print_result(found)
+    cli.print_result(found, "\n" + "\n".join(itertools.starmap(_line, found.items())))
 
 
 if __name__ == "__main__":

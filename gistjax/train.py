@@ -75,6 +75,7 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
     from gistjax.stopping import StopSignals
     from gistjax.training.checkpoint import Checkpointer, export_trainable, start_from
     from gistjax.training.context_views import context_views
+    from gistjax.training.flops import least_seconds
     from gistjax.training.loop import MetricsLog, train
     from gistjax.training.losses import LossSettings
     from gistjax.training.optimizer import make_optimizer
@@ -172,6 +173,7 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
             mesh,
             stop,
             evaluate,
+            least_seconds(config, foundation.source.config),
         )
         metrics.close()
     export_trainable(state.trainable, rundir / "compressor.safetensors", results.provenance(config))
@@ -195,12 +197,12 @@ def default_workdir(config: CompressionConfig) -> Path:
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command: a dry run, or the run."""
     if args.dry_run:
-        from gistjax.planning import dry_run
+        from gistjax import costs
         from gistjax.weights.registry import resolve
 
         validate(config)
-        source = resolve(config.model, offline=True)
-        cli.print_result({"config": config.to_json(), **dry_run(config, source)})
+        found = costs.plan(config, resolve(config.model, offline=True))
+        cli.print_result({"config": config.to_json(), **found}, costs.for_people(found))
         return
     if args.distributed:
         from gistjax.assembly import choose_kernels

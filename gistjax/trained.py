@@ -1,12 +1,16 @@
-"""What the commands on a finished run share: its configuration."""
+"""What the commands on a finished run share: its configuration, and the text to ask about."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from gistjax.config import CompressionConfig
-from gistjax.errors import CheckpointError
+from gistjax.errors import CheckpointError, DataError
+
+SHIPPED = Path(__file__).parents[1] / "launch/results/quality/qa_r4_distill"
+"""The compressor that comes with the repository: SmolLM2-135M-Instruct, four tokens a slot, contexts of up to 512 tokens."""
 
 
 def load_config(rundir: Path) -> CompressionConfig:
@@ -21,6 +25,30 @@ def load_config(rundir: Path) -> CompressionConfig:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}): --run takes the directory of a run, as "
-            "printed by gistjax.train."
+            "printed by gistjax.train; the repository has one in launch/results/quality/qa_r4_distill."
         ) from error
     return CompressionConfig.from_dict(values)
+
+
+def read_text(name: str) -> str:
+    """The content of the file that --context names, or of standard input.
+
+    Raises:
+        DataError: if there is no such file, or it is empty or no text.
+    """
+    try:
+        text = (
+            sys.stdin.buffer.read().decode()
+            if name == "-"
+            else Path(name).read_text(encoding="utf-8")
+        )
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"--context={name} is not UTF-8 text: convert it first (pdftotext for PDF, iconv for other encodings)."
+        ) from error
+    except OSError as error:
+        hint = " (for a text on the command line, pipe it into --context -)" if " " in name else ""
+        raise DataError(f"--context={name} cannot be read: {error.strerror}{hint}.") from error
+    if not text.strip():
+        raise DataError("the context is empty: give a text to ask about.")
+    return text

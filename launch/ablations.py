@@ -25,11 +25,11 @@ from typing import Any
 
 from absl import flags
 
-from gistjax import cli
+from gistjax import cli, costs
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.study import Run, check, choose, plan, read_study
-from launch import costs, worker
+from launch import worker
 from launch.board import Board, progress
 from launch.schedule import FAILED, FINISHED, Ended, Job, ready, sole_sweep
 

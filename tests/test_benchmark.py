@@ -2,14 +2,9 @@ import json
 import subprocess
 import sys
 
-import jax
-import numpy as np
 import pytest
 
 from gistjax import benchmark
-from gistjax.config import EncoderConfig, ModelConfig
-from gistjax.model.llama import Llama, random_initializer
-from gistjax.weights.registry import KNOWN
 
 TINY = ("--config.model.name=tiny-random", "--config.batch_size=2", "--repeats=1",
         "--config.data.context_tokens=64", "--tokens=12", "--answer_tokens=4")  # fmt: skip
@@ -42,27 +37,6 @@ def test_a_question_needs_room_beside_the_answer():
     done = run("--mode=train", "--tokens=4")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "leaves no question" in done.stderr
-
-
-def test_decoder_flops_are_four_a_parameter_and_token():
-    name = "smollm2-135m-instruct"
-    base = KNOWN[name].config
-    config = benchmark.defaults().replace(model=ModelConfig(name=name, path="random"))
-    shapes = jax.eval_shape(lambda: jax.tree.leaves(_matrices(base)))
-    matrices = sum(np.prod(x.shape) for x in shapes)
-    decoder, encoder = benchmark.step_flops(config, base, 64)
-    assert decoder == 4 * matrices * (64 + 64) and encoder == 0
-    trained = config.replace(encoder=EncoderConfig(kind="lora", layers=3))
-    _, encoder = benchmark.step_flops(trained, base, 64)
-    vocabulary = base.vocab_size * base.d_model
-    assert encoder == pytest.approx(4 * (matrices - vocabulary) / 30 * 3 * 512)
-
-
-def _matrices(base):
-    """The base's matrices; the tied table counts once, as the output."""
-    llama = Llama(base, random_initializer(jax.random.key(0), np.float32))
-    layers = llama.layers
-    return [x[...] for x in (llama.embedding, layers.qkv, layers.o, layers.gate_up, layers.down)]
 
 
 def test_rows_are_full():

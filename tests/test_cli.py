@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -89,6 +90,21 @@ def test_a_users_mistake_exits_with_2_and_no_traceback():
     assert "Traceback" not in done.stderr and done.stdout == ""
 
 
+def test_output_that_nobody_reads_is_no_error():
+    """As with `| head`: the reader is gone before the command prints."""
+    code = (
+        "from gistjax import cli\n"
+        "def command():\n"
+        "    while True: print('x' * 99_999, flush=True)\n"
+        "cli.guard(command)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(timeout=60) == 1
+
+
 def test_traceback_on_request():
     done, _ = run("--config=configs/gist_m64.py", "--config.target_length=9999", "--traceback")
     assert done.returncode != 0 and "Traceback" in done.stderr
@@ -104,6 +120,33 @@ def test_dry_run_of_8b_touches_no_weights_and_prints_one_json_line():
     assert result["memory_estimate_gib"]["base"] == pytest.approx(14.96, abs=0.01)
 
 
-def test_help_names_the_flags():
+def test_help_names_the_flags_and_on_request_the_keys():
     done, _ = run("--help")
-    assert "--workdir" in done.stdout and "--[no]dry_run" in done.stdout
+    assert (
+        "--workdir" in done.stdout and "--dry_run" in done.stdout and "--traceback" in done.stdout
+    )
+    assert "--config.seed" not in done.stdout and "absl" not in done.stdout
+    done, _ = run("--helpfull")
+    assert "--config.seed=42" in done.stdout and "--config.data.context_tokens=512" in done.stdout
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_result_is_json_for_programs_and_a_table_for_people(monkeypatch, capsys):
+    cli.print_result({"f1": 0.5}, "F1 0.500")
+    assert json.loads(capsys.readouterr().out) == {"f1": 0.5}
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    cli.print_result({"f1": 0.5}, "F1 0.500")
+    cli.print_result({"em": 0.25})
+    assert sys.stdout.getvalue() == 'F1 0.500\n{"em": 0.25}\n'
+
+
+def test_colours_are_for_terminals(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert cli.coloured("bad", "red", io.StringIO()) == "bad"
+    assert cli.coloured("bad", "red", Terminal()) == "\033[31mbad\033[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert cli.coloured("bad", "red", Terminal()) == "bad"

@@ -8,6 +8,7 @@ slots.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -59,6 +60,13 @@ class Prompt:
     answer_lead: str  # the same for the answer
     end_id: int
     pad_id: int
+
+    def sha256(self) -> str:
+        """Of all that turns texts into ids: vocabulary and template."""
+        pieces = (self.prefix_ids, self.question_open_ids, self.question_close_ids, self.end_id)
+        leads = (self.question_lead, self.answer_lead)
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        return hashlib.sha256(repr((pieces, leads, vocabulary)).encode()).hexdigest()
 
     def encode_context(self, text: str) -> np.ndarray:
         """Context ids `[C]`, not cut."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gistjax.config import DataConfig
+from gistjax.data import facts
 from gistjax.data.report import DataReport
 from gistjax.errors import DataError
 
@@ -191,6 +192,8 @@ def _open_split(data: DataConfig, split: str) -> tuple[Iterable[Any], str]:
     """Flat rows of a split, and what to call their source."""
     if not data.path:
         return _hub_rows(data.name, split), f"{data.name} ({split})"
+    if data.path == "facts":
+        return facts.rows(split), f"facts ({split})"
     file: Traversable
     if data.path == "sample":
         file = resources.files("gistjax.data") / "sample" / f"{split}.json"
@@ -200,7 +203,7 @@ def _open_split(data: DataConfig, split: str) -> tuple[Iterable[Any], str]:
         if not file.is_file():
             raise DataError(
                 f"{file} is not there. --config.data.path takes a folder with train.json and "
-                "validation.json in SQuAD v1.1 format, or `sample`."
+                "validation.json in SQuAD v1.1 format, or `sample`, or `facts`."
             )
     return list(_json_rows(file)), str(file)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from gistjax.errors import ConfigError
 from gistjax.model.cache import CacheLayer
 
 
@@ -70,11 +71,21 @@ def causal_attention(
 
 
 def choose_kernel(name: str, head_dim: int, dtype: jnp.dtype, backend: str = "") -> str:
-    """`auto` becomes `cudnn` where cuDNN's flash attention can run, else `xla`."""
+    """`auto` becomes `cudnn` where cuDNN's flash attention can run, else `xla`.
+
+    Raises:
+        ConfigError: if cuDNN is asked for without a GPU.
+    """
+    backend = backend or jax.default_backend()
+    if name == "cudnn" and backend != "gpu":
+        raise ConfigError(
+            "model.attention='cudnn' needs a GPU, and JAX has none: set --config.model.attention=auto, or see "
+            "`python -m gistjax.doctor`."
+        )
     if name != "auto":
         return name
     fits = head_dim % 8 == 0 and head_dim <= 128 and dtype == jnp.bfloat16
-    return "cudnn" if fits and (backend or jax.default_backend()) == "gpu" else "xla"
+    return "cudnn" if fits and backend == "gpu" else "xla"
 
 
 @jax.custom_vjp

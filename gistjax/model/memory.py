@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
@@ -100,3 +103,27 @@ def soft_memory(x_BxXxD: Array, length_B: Array) -> Memory:
     return Memory(
         x_BxXxD, None, valid_BxX, jnp.zeros_like(valid_BxX), place_BxX, length_B, length_B
     )
+
+
+def join(memories: list[Memory], size: int) -> Memory:
+    """Memories of one row each, of soft tokens, one behind another in one row of `size` positions; numpy arrays."""
+    slots = [int(memory.slots_B[0]) for memory in memories]
+    starts = np.cumsum([0, *(int(memory.length_B[0]) for memory in memories)], dtype=np.float32)
+    x_SxD = np.concatenate([m.x_BxXxD[0, :n] for m, n in zip(memories, slots, strict=True)])
+    position_S = np.concatenate(
+        [
+            m.position_BxX[0, :n] + start
+            for m, n, start in zip(memories, slots, starts, strict=False)
+        ]
+    )
+    room = size - len(x_SxD)
+    valid_1xX = np.arange(size)[None] < len(x_SxD)
+    arrays: dict[str, Any] = {
+        "x_BxXxD": np.pad(x_SxD, ((0, room), (0, 0)))[None],
+        "valid_BxX": valid_1xX,
+        "cut_BxX": np.zeros_like(valid_1xX),
+        "position_BxX": np.pad(position_S, (0, room))[None],
+        "length_B": np.asarray([starts[-1]], np.int32),
+        "slots_B": np.asarray([len(x_SxD)], np.int32),
+    }
+    return Memory(kv=None, **arrays)

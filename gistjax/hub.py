@@ -1,0 +1,55 @@
+"""An exported folder onto the hub."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from gistjax.errors import ConfigError, ExportError
+
+log = logging.getLogger(__name__)
+
+
+def push(folder: Path, repo: str, dry_run: bool) -> dict[str, Any]:
+    """Uploads a folder's files to a model repository, which is made if there is none, private at first.
+
+    Args:
+        dry_run: check the name, list the files and stop; asks nothing of the hub.
+
+    Raises:
+        ConfigError: if the name is no repository's.
+        ExportError: if nobody is logged in, or the hub refuses or cannot be reached.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ConfigError(
+            f"--push={repo}: a repository is named organisation/model ({error})."
+        ) from error
+    if "/" not in repo:
+        raise ConfigError(f"--push={repo}: a repository is named organisation/model.")
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    plan = {"repository": repo, "files": files, "pushed": False}
+    if dry_run:
+        return plan
+    if not huggingface_hub.get_token():
+        raise ExportError(
+            "not logged in at the hub: run `hf auth login` with a token that may write."
+        )
+    try:
+        api = huggingface_hub.HfApi()
+        api.create_repo(repo, private=True, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message="Compressor and model card"
+        )
+    except Exception as error:  # refused, offline, proxies, timeouts: many kinds
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(
+            f"the hub did not take {repo} ({cause[:200]}): check the name, the token's right to write and the "
+            f"connection; the files are in {folder}."
+        ) from error
+    return {**plan, "pushed": True, "url": str(commit.commit_url)}

@@ -1,0 +1,294 @@
+"""A trained compressor at work: compress a text once, ask about it as often as you like.
+
+import gistjax
+
+reader = gistjax.load()                       # the compressor of the repository; or load("runs/qa_r4")
+memory = reader.compress("The mill was built in 1783 by Anneke Dursel. …")
+print(memory.ask("Who built the mill?").text)
+memory.save("mill.safetensors")
+memory = reader.open("mill.safetensors")      # later, without the text
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from gistjax.assembly import Foundation, model_on, untuned_full_context
+from gistjax.config import CompressionConfig, validate
+from gistjax.data.pieces import cut_text
+from gistjax.errors import CheckpointError, DataError
+from gistjax.model.cache import Cache
+from gistjax.model.compressed_lm import CompressedLM
+from gistjax.model.decoding import continue_greedily
+from gistjax.model.memory import Memory, Reading, join
+from gistjax.results import load_trained
+from gistjax.trained import SHIPPED, load_config
+from gistjax.training.step import split_model
+from gistjax.weights.checked import load_tensors, save_tensors
+
+QUESTION_TOKENS = (64, 128, 256, 512)
+"""Lengths that questions are padded to, each a compilation."""
+
+LEAST_POSITIONS = 64
+"""Contexts and memories are padded to this, or twice, four times … as much."""
+
+CHARACTERS_A_TOKEN = 32
+"""More than any text has on average: what is longer need not be tokenised to be too long."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, and what it took. Seconds are without compilation."""
+
+    text: str
+    positions: int  # slots (or, in full context, tokens) that stood in place of the context
+    seconds: float
+
+
+def load(run: str | Path = SHIPPED, config: CompressionConfig | None = None) -> Reader:
+    """The compressor of a run directory, in front of its base.
+
+    Args:
+        run: holds `config.json` and `compressor.safetensors`.
+        config: the run's configuration with another `model.path`, by default its own.
+
+    Raises:
+        GistjaxError: if there is no such run, or its base cannot be had or is another one.
+    """
+    run = Path(run)
+    config = config or load_config(run)
+    validate(config)
+    foundation, weights = load_trained(run, config)
+    return Reader(config, foundation, weights, _sha256(run / "compressor.safetensors"))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+class Reader:
+    """A model that reads a text once and answers questions about it: from slots, or from the text itself.
+
+    Args:
+        foundation: base, tokenizer and prompt.
+        weights: structure, trained leaves and frozen leaves.
+        compressor: SHA-256 of the exported compressor, which saved memories name; empty for the base alone.
+    """
+
+    def __init__(
+        self,
+        config: CompressionConfig,
+        foundation: Foundation,
+        weights: tuple[Any, ...],
+        compressor: str,
+    ):
+        graphdef, *self._weights = weights
+        self._graphdef = graphdef
+        self.config, self.compressor, self.foundation = config, compressor, foundation
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        max_tokens, end_id = config.evaluation.max_answer_tokens, foundation.prompt.end_id
+
+        def compress(weights: Any, ids_1xC: Array, length_1: Array) -> Memory:
+            return nnx.merge(graphdef, *weights).compress(ids_1xC, length_1)
+
+        def read(weights: Any, memory: Memory, room: int) -> Reading:
+            return nnx.merge(graphdef, *weights).prefill(memory, room)
+
+        def answer(weights: Any, reading: Reading, tokens_1xS: Array, length_1: Array) -> Array:
+            model = nnx.merge(graphdef, *weights)
+            last_1x1 = length_1[:, None] - 1
+            h_1x1xD, reading = model.ask(tokens_1xS, reading, last_1x1, length_1)
+            return continue_greedily(model, h_1x1xD[:, 0], reading, max_tokens, end_id)
+
+        self._compress, self._answer = jax.jit(compress), jax.jit(answer)
+        self._read = jax.jit(read, static_argnums=2)
+
+    def model(self) -> CompressedLM:
+        """Base, adapter and compressor as one module."""
+        return nnx.merge(self._graphdef, *self._weights)
+
+    def full_context(self) -> Reader:
+        """The same base, untuned, which reads the text itself: what compression is to be compared with."""
+        config = untuned_full_context(self.config)
+        weights = split_model(model_on(config, self.foundation))
+        return Reader(config, self.foundation, weights, "")
+
+    @property
+    def trained_tokens(self) -> int:
+        """The longest context that the compressor was trained on; longer texts are compressed in pieces."""
+        return self.config.data.context_tokens
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text that fits the base's positions with a question and its answer."""
+        around = len(self.foundation.prompt.prefix_ids) + self.config.evaluation.max_answer_tokens
+        return self.foundation.source.config.max_positions - around - QUESTION_TOKENS[0]
+
+    def compress(self, text: str) -> CompressedText:
+        """Reads a text once.
+
+        Raises:
+            DataError: if it is empty, or longer than the base can hold.
+        """
+        prompt, limit = self.foundation.prompt, self.max_tokens
+        if not text.strip():
+            raise DataError("the context is empty: give a text to ask about.")
+        too_long = len(text) > CHARACTERS_A_TOKEN * limit
+        pieces = [] if too_long else cut_text(text, prompt, self.trained_tokens)
+        tokens = sum(map(len, pieces))
+        if too_long or tokens > limit:
+            found = f"{len(text)} characters" if too_long else f"{tokens} tokens"
+            raise DataError(
+                f"the context has {found}, but {self.config.model.name} reads at most {limit} tokens: "
+                "ask about a part of it."
+            )
+        if len(pieces) > 1 and self.config.slot_form == "key_values":
+            raise DataError(
+                f"the context has {tokens} tokens; slots kept as keys and values hold at most "
+                f"{self.trained_tokens}: ask about a part of it, or train a compressor with "
+                "--config.slot_form=soft_tokens."
+            )
+        memories, seconds = [], 0.0
+        for ids in pieces:
+            size = self._padded(len(ids))
+            ids_1xC = np.pad(ids, (0, size - len(ids)))[None]
+            length_1 = np.asarray([len(ids)], np.int32)
+            memory, spent = self._timed("compress", self._compress, ids_1xC, length_1)
+            memories.append(jax.device_get(memory))
+            seconds += spent
+        memory = memories[0]
+        if len(memories) > 1:
+            memory = join(memories, _power(sum(int(m.slots_B[0]) for m in memories)))
+        return CompressedText(self, memory, tokens, len(pieces), seconds)
+
+    def _padded(self, length: int) -> int:
+        """C of the smallest shape that holds a context."""
+        return min(_power(length), max(self.trained_tokens, length))
+
+    def open(self, file: str | Path) -> CompressedText:
+        """What `CompressedText.save` wrote.
+
+        Raises:
+            CheckpointError: if the file is missing or damaged, or of another compressor.
+        """
+        file = Path(file)
+        arrays, metadata = load_tensors(file)
+        if metadata.get("format") != "gistjax-memory":
+            raise CheckpointError(
+                f"{file} holds no compressed text: give a file that `save` wrote."
+            )
+        if metadata.get("compressor") != self.compressor:
+            raise CheckpointError(
+                f"{file} was made by another compressor (SHA-256 {metadata.get('compressor', '')[:12]}…, this is "
+                f"{self.compressor[:12]}…): load that one, or compress the text again."
+            )
+        kv = None
+        if "k" in arrays:
+            k, v = arrays.pop("k"), arrays.pop("v")
+            stacked = self.config.model.scan_layers
+            kv = Cache(k, v) if stacked else Cache(tuple(k), tuple(v))
+        memory = Memory(kv=kv, **arrays)  # type: ignore[arg-type]  # numpy's are taken too
+        return CompressedText(self, memory, int(metadata["tokens"]), int(metadata["pieces"]), 0.0)
+
+    def _timed(self, name: str, function: Any, *arguments: Any) -> tuple[Any, float]:
+        """The result, and the seconds it took; compiled before, once for each shape."""
+        static = arguments[-1:] if name == "read" else ()
+        shapes = tuple(x.shape for x in jax.tree.leaves(arguments[: len(arguments) - len(static)]))
+        key = (name, shapes, static)
+        if key not in self._compiled:
+            self._compiled[key] = function.lower(self._weights, *arguments).compile()
+        start = time.perf_counter()
+        dynamic = arguments[: len(arguments) - len(static)]
+        result = jax.block_until_ready(self._compiled[key](self._weights, *dynamic))
+        return result, time.perf_counter() - start
+
+
+@dataclass
+class CompressedText:
+    """A text as its slots, ready for questions."""
+
+    reader: Reader
+    memory: Memory  # one row, numpy arrays
+    tokens: int  # of the text
+    pieces: int  # compressed one by one, since the text is longer than contexts in training
+    seconds: float  # to compress, and to read the slots before the first question; 0 if opened from a file
+    _readings: dict[int, Reading] = field(default_factory=dict, repr=False)
+
+    @property
+    def slots(self) -> int:
+        """Slots that stand for the text."""
+        return int(self.memory.slots_B[0])
+
+    def ask(self, question: str) -> Answer:
+        """Answers one question; the text is not read again.
+
+        Raises:
+            DataError: if the question is empty or too long.
+        """
+        ids, seconds = self.answer_ids(question)
+        text = str(self.reader.foundation.tokenizer.decode(ids, skip_special_tokens=True))
+        return Answer(text.strip(), self.slots, seconds)
+
+    def answer_ids(self, question: str) -> tuple[list[int], float]:
+        """The answer's tokens, without the end token, and the seconds they took."""
+        reader = self.reader
+        prompt = reader.foundation.prompt
+        if not question.strip():
+            raise DataError("the question is empty.")
+        ids = prompt.encode_question(question)
+        size = next((size for size in QUESTION_TOKENS if size >= len(ids)), None)
+        if size is None:
+            raise DataError(
+                f"the question has {len(ids)} tokens, more than {QUESTION_TOKENS[-1]}: shorten it, or put "
+                "what it tells into the context."
+            )
+        if size not in self._readings:
+            room = size + reader.config.evaluation.max_answer_tokens
+            self._readings[size], seconds = reader._timed("read", reader._read, self.memory, room)
+            self.seconds += seconds
+        tokens_1xS = np.pad(ids, (0, size - len(ids)))[None]
+        length_1 = np.asarray([len(ids)], np.int32)
+        answer_1xA, seconds = reader._timed(
+            "answer", reader._answer, self._readings[size], tokens_1xS, length_1
+        )
+        ids_A = answer_1xA[0].tolist()
+        end = ids_A.index(prompt.end_id) if prompt.end_id in ids_A else len(ids_A)
+        return ids_A[:end], seconds
+
+    def save(self, file: str | Path) -> None:
+        """Writes the slots as safetensors, with the SHA-256 of the compressor that alone can read them.
+
+        Raises:
+            StorageError: if the disk is full or fails.
+        """
+        arrays = {
+            name: getattr(self.memory, name)
+            for name in ("x_BxXxD", "valid_BxX", "cut_BxX", "position_BxX", "length_B", "slots_B")
+        }
+        if self.memory.kv is not None:
+            arrays |= {name: np.stack(getattr(self.memory.kv, name)) for name in ("k", "v")}
+        metadata = {
+            "format": "gistjax-memory",
+            "compressor": self.reader.compressor,
+            "tokens": str(self.tokens),
+            "pieces": str(self.pieces),
+        }
+        save_tensors(Path(file), arrays, metadata)
+
+
+def _power(length: int) -> int:
+    size = LEAST_POSITIONS
+    while size < length:
+        size *= 2
+    return size

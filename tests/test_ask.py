@@ -1,0 +1,94 @@
+"""The command, in this process, on a tiny random base."""
+
+import io
+import json
+import sys
+
+import pytest
+from absl import flags
+from test_reader import CONFIG, write_run
+
+from gistjax import ask, cli
+from gistjax.errors import ConfigError, DataError
+from gistjax.trained import load_config
+
+TEXT = "Ada wrote the first program. She lived in London."
+
+
+@pytest.fixture(scope="module")
+def rundir(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run") / "r8", CONFIG)
+
+
+@pytest.fixture
+def command(rundir, tmp_path, monkeypatch):
+    """Runs the command with some words, as `python -m gistjax.ask` would."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        values = flags.FlagValues()
+        ask.define_flags(values)
+        monkeypatch.setattr(sys, "argv", ["ask", f"--run={rundir}", *words])
+        config, rest = cli._parse(sys.argv, lambda argv: load_config(rundir), values)
+        ask.main(config, values, rest)
+
+    return call
+
+
+def test_each_question_is_answered_from_slots_and_from_the_text(command, capsys):
+    command("--context=text.txt", "Who wrote?", "--full", "Where?", "--json")
+    out = json.loads(capsys.readouterr().out)
+    assert out["tokens"] == len(TEXT) and out["slots"] == 7
+    assert [row["question"] for row in out["answers"]] == ["Who wrote?", "Where?"]
+    for row in out["answers"]:
+        assert row["slots"]["positions"] == 7 and row["full_context"]["positions"] == len(TEXT)
+        assert row["slots"]["seconds"] > 0 and row["full_context"]["seconds"] > 0
+
+
+def test_people_see_question_answer_and_cost(command, capsys):
+    command("--context", "text.txt", "Who wrote?")
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("49 tokens in 7 slots, compressed in ")
+    assert shown[1] == "Who wrote?" and shown[2].endswith("ms") and "7 slots" in shown[2]
+
+
+def test_text_or_questions_come_from_standard_input(command, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    command("--context=-", "Who wrote?", "--json")
+    from_text = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Who wrote?\n\nWhere?\n"))
+    command("--context=text.txt", "--json")
+    from_lines = json.loads(capsys.readouterr().out)
+    assert [row["question"] for row in from_lines["answers"]] == ["Who wrote?", "Where?"]
+    assert from_lines["answers"][0]["slots"]["text"] == from_text["answers"][0]["slots"]["text"]
+
+
+def test_kept_slots_are_asked_without_the_text(command, capsys, tmp_path):
+    command("--context=text.txt", "Who wrote?", "--save=kept.safetensors", "--json")
+    before = json.loads(capsys.readouterr().out)
+    (tmp_path / "text.txt").unlink()
+    command("--memory=kept.safetensors", "Who wrote?", "--json")
+    after = json.loads(capsys.readouterr().out)
+    assert after["answers"][0]["slots"]["text"] == before["answers"][0]["slots"]["text"]
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "says"),
+    [
+        (["Who?"], ConfigError, "which text"),
+        (["--context=text.txt", "--memory=x", "Who?"], ConfigError, "which text"),
+        (["--memory=x", "--full", "Who?"], ConfigError, "--full reads the text"),
+        (["--context=-"], ConfigError, "give the questions as arguments"),
+        (["--context=missing.txt", "Who?"], DataError, "missing.txt cannot be read: No such file"),
+        (["--context=Ada wrote it.", "Who?"], DataError, "pipe it into --context -"),
+        (["--context=.", "Who?"], DataError, "Is a directory"),
+        (["--context=binary", "Who?"], DataError, "not UTF-8 text"),
+        (["--context=empty", "Who?"], DataError, "context is empty"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(command, words, error, says, tmp_path):
+    (tmp_path / "binary").write_bytes(b"%PDF-1.7 \xff\xfe")
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(error, match=says):
+        command(*words)

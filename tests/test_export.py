@@ -1,0 +1,180 @@
+"""What is given away: the folder with its card, prompt embeddings, and the hub's dry run."""
+
+import json
+import sys
+
+import huggingface_hub
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from test_reader import CONFIG, write_run
+
+import gistjax
+from gistjax import cli, export
+from gistjax.errors import CheckpointError, ConfigError, ExportError
+from gistjax.hub import push
+from gistjax.model_card import model_card
+from gistjax.trained import SHIPPED, load_config
+
+TEXT = "Ada wrote the first program. She lived in London."
+METRICS = {
+    "final_f1": 0.5, "final_f1_interval": [0.4, 0.6], "final_em": 0.25, "n_examples": 9, "seed": 1,
+    "effective_compression_ratio": 3.9, "shuffled_f1": 0.03, "baseline_f1": 0.7, "baseline_em": 0.6,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rundir(tmp_path_factory):
+    packed = CONFIG.replace(slot_positions="packed")
+    rundir = write_run(tmp_path_factory.mktemp("run") / "r8", packed)
+    (rundir / "metrics.json").write_text(json.dumps(METRICS))
+    return rundir
+
+
+@pytest.fixture
+def command(rundir, monkeypatch, capsys):
+    """Runs the command and returns the object that it prints."""
+
+    def call(*words, run=rundir):
+        values = flags.FlagValues()
+        export.define_flags(values)
+        monkeypatch.setattr(sys, "argv", ["export", f"--run={run}", *words])
+        config, rest = cli._parse(sys.argv, lambda argv: load_config(run), values)
+        export.main(config, values, rest)
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def test_an_exported_folder_is_loaded_like_a_run_and_has_a_card(command, rundir, tmp_path):
+    out = command("--output", str(tmp_path / "out"))
+    assert out["files"] == ["README.md", "compressor.safetensors", "config.json"]
+    theirs = gistjax.load(tmp_path / "out").compress(TEXT).ask("Who?")
+    assert theirs.text == gistjax.load(rundir).compress(TEXT).ask("Who?").text
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| this compressor | 0.500 [0.400, 0.600] | 0.250 |" in card
+    assert "a slot for each 8 tokens" in card and "On 9 validation questions" in card
+
+
+def test_the_card_of_the_compressor_that_comes_with_the_repository():
+    stored = json.loads((SHIPPED / "config.json").read_text())
+    metrics = json.loads((SHIPPED / "metrics.json").read_text())
+    card = model_card(load_config(SHIPPED), stored, metrics)
+    assert card.startswith(
+        "---\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlibrary_name: gistjax\n"
+    )
+    assert "0.575 [0.563, 0.587] | 0.437" in card and "another text's slots | 0.026" in card
+    assert stored["base_sha256"] in card and "None" not in card
+    assert "Not measured." in model_card(load_config(SHIPPED), stored, {})
+
+
+def test_prompt_embeddings_give_the_same_answer_at_consecutive_positions(command, rundir, tmp_path):
+    """What an engine does: one causal pass over the embeddings, positions 0, 1, 2 …, with the decoder's LoRA."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    questions = ["Who wrote?", "Where did she live?"]
+    command(
+        "--to=prompt_embeds", "--output", str(tmp_path), f"--context={tmp_path}/text.txt", *questions
+    )  # fmt: skip
+    tensors = load_file(tmp_path / "prompt_embeds.safetensors")
+    reader = gistjax.load(rundir)
+    memory = reader.compress(TEXT)
+    model = reader.model()
+    for i, question in enumerate(questions):
+        prompt_TxD = tensors[f"question_{i}"]
+        answer = memory.answer_ids(question)[0]
+        assert answer
+        embeds_TxD = np.concatenate([prompt_TxD, np.asarray(model.base.embed(jnp.asarray(answer)))])
+        h_1xTxD, _ = model.base(
+            jnp.asarray(embeds_TxD)[None], jnp.arange(len(embeds_TxD))[None], lora=model.lora
+        )
+        logits_1xAxV = model.base.logits(h_1xTxD[:, len(prompt_TxD) - 1 : -1])
+        assert jnp.argmax(logits_1xAxV[0], axis=-1).tolist() == answer
+    with safe_open(tmp_path / "prompt_embeds.safetensors", "numpy") as file:
+        assert file.metadata()["question_1"] == "Where did she live?"
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({}, "slots have spread positions"),
+        ({"slot_form": "key_values", "slot_positions": "packed"}, "slots are keys and values of every layer"),
+    ],
+)  # fmt: skip
+def test_slots_that_engines_cannot_place_are_refused(command, rundir, tmp_path, changes, cause):
+    """From the configuration alone, before weights are read."""
+    stored = json.loads((rundir / "config.json").read_text())
+    stored["config"] = CONFIG.replace(**changes).to_json()
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    (tmp_path / "text.txt").write_text(TEXT)
+    with pytest.raises(
+        ExportError, match=f"but this compressor's {cause}: train one with .*soft_tokens"
+    ):
+        command(
+            "--to=prompt_embeds", f"--output={tmp_path}/out", f"--context={tmp_path}/text.txt", "Who?",
+            run=tmp_path,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "--output is missing"),
+        (["--output=out", "Who?"], "questions are for --to prompt_embeds"),
+        (["--output=out", "--to=prompt_embeds", "Who?"], "needs --context FILE"),
+        (["--output=out", "--to=peftt"], "peftt"),
+        (["--output=out", "--push=one/two/three", "--dry_run"], "named organisation/model"),
+        (["--output=out", "--push=alone", "--dry_run"], "named organisation/model"),
+    ],
+)
+def test_mistakes_are_named(command, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=says):
+        command(*words)
+
+
+def test_an_unfinished_run_is_refused(command, rundir, tmp_path):
+    (tmp_path / "config.json").write_bytes((rundir / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match="is the run finished"):
+        command("--output", str(tmp_path / "out"), run=tmp_path)
+
+
+def test_a_dry_run_of_a_push_asks_nothing_of_the_hub(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", None)
+    out = command("--output", str(tmp_path / "out"), "--push=me/compressor", "--dry_run")
+    assert out["pushed"] is False and out["repository"] == "me/compressor"
+    assert set(out["files"]) == {"README.md", "compressor.safetensors", "config.json"}
+    assert all(size > 0 for size in out["files"].values())
+
+
+def test_a_push_uploads_the_folder_and_its_failures_are_told(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("card")
+    calls = []
+
+    class Api:
+        def create_repo(self, repo, private, exist_ok):
+            calls.append((repo, private, exist_ok))
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            calls.append((repo_id, folder_path))
+            return type("Commit", (), {"commit_url": "https://hub/me/compressor/commit/1"})
+
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(ExportError, match="hf auth login"):
+        push(tmp_path, "me/compressor", dry_run=False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "token")
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    done = push(tmp_path, "me/compressor", dry_run=False)
+    assert calls == [("me/compressor", True, True), ("me/compressor", tmp_path)]
+    assert done["pushed"] and done["url"].startswith("https://hub/")
+
+    def refuse(self, *_, **__):
+        raise OSError("403 Forbidden\nmore")
+
+    monkeypatch.setattr(Api, "create_repo", refuse)
+    with pytest.raises(
+        ExportError, match=r"did not take me/compressor \(403 Forbidden\).*the files are in"
+    ):
+        push(tmp_path, "me/compressor", dry_run=False)

@@ -1,0 +1,158 @@
+"""Compress once, ask often: on a tiny random base, against the answers of the evaluation."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gistjax
+from gistjax import assembly, cli, results
+from gistjax.config import CompressionConfig, DataConfig, EvaluationConfig, LoraConfig, ModelConfig
+from gistjax.data import facts
+from gistjax.data.squad import load_squad
+from gistjax.errors import CheckpointError, DataError
+from gistjax.evaluate import evaluate_run
+from gistjax.training.checkpoint import export_trainable
+from gistjax.training.step import split_model
+
+ROOT = Path(__file__).parents[1]
+CONFIG = CompressionConfig(
+    architecture="pooling",
+    target_length=64,
+    ratio=8.0,
+    slot_start="window_means",
+    slot_positions="spread",
+    model=ModelConfig(name="tiny-random", dtype="float32"),
+    lora=LoraConfig(rank=2),
+    data=DataConfig(
+        path="sample", context="paragraph", context_tokens=512, context_buckets=(512,),
+        question_buckets=(192, 256), validation_examples=4,
+    ),
+    evaluation=EvaluationConfig(batch_size=1, max_answer_tokens=6, bootstrap_samples=10, baseline=False),
+)  # fmt: skip
+
+
+def write_run(rundir, config):
+    """A run directory as if training had ended after no step."""
+    rundir.mkdir(exist_ok=True)
+    foundation = assembly.lay_foundation(config)
+    results.write_config(rundir, config, foundation)
+    _, trainable, _ = split_model(assembly.model_on(config, foundation))
+    export_trainable(trainable, rundir / "compressor.safetensors", results.provenance(config))
+    return rundir
+
+
+@pytest.fixture(scope="module")
+def rundir(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run") / "r8", CONFIG)
+
+
+@pytest.fixture(scope="module")
+def reader(rundir):
+    return gistjax.load(rundir)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return load_squad(CONFIG.data, CONFIG.seed).validation
+
+
+def test_answers_are_those_of_the_evaluation(rundir, reader, examples, tmp_path):
+    evaluate_run(rundir, output=tmp_path / "predictions.json")
+    predictions = json.loads((tmp_path / "predictions.json").read_text())
+    for example, row in zip(examples, predictions, strict=True):
+        memory = reader.compress(example.context)
+        answer = memory.ask(example.question)
+        assert answer.text == row["prediction"] and answer.text
+        assert answer.positions == memory.slots == -(-memory.tokens // 8)
+        assert answer.seconds > 0 and memory.seconds > 0
+
+
+def test_the_full_context_is_read_token_by_token(reader, examples):
+    full = reader.full_context().compress(examples[0].context)
+    assert full.slots == full.tokens == reader.compress(examples[0].context).tokens
+    assert full.ask(examples[0].question).positions == full.tokens
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"slot_form": "key_values", "slot_positions": "packed"},
+        {"slot_form": "key_values", "model": ModelConfig("tiny-random", dtype="float32", scan_layers=True)},
+    ],
+)  # fmt: skip
+def test_a_saved_memory_answers_as_before(changes, examples, tmp_path):
+    reader = gistjax.load(write_run(tmp_path / "run", CONFIG.replace(**changes)))
+    memory = reader.compress(examples[0].context)
+    memory.save(tmp_path / "memory.safetensors")
+    opened = gistjax.load(tmp_path / "run").open(tmp_path / "memory.safetensors")
+    assert (opened.tokens, opened.slots, opened.pieces) == (memory.tokens, memory.slots, 1)
+    for example in examples:
+        assert opened.ask(example.question).text == memory.ask(example.question).text
+
+
+def test_a_memory_of_another_compressor_is_refused(reader, examples, tmp_path):
+    reader.compress(examples[0].context).save(tmp_path / "memory.safetensors")
+    other = write_run(tmp_path / "other", CONFIG.replace(seed=1))
+    with pytest.raises(
+        CheckpointError, match=r"another compressor \(SHA-256 .*compress the text again"
+    ):
+        gistjax.load(other).open(tmp_path / "memory.safetensors")
+
+
+def test_what_is_no_memory_is_refused(reader, rundir, tmp_path):
+    with pytest.raises(CheckpointError, match="holds no compressed text"):
+        reader.open(rundir / "compressor.safetensors")
+    with pytest.raises(CheckpointError, match="cannot read .*missing: No such file"):
+        reader.open(tmp_path / "missing")
+    (tmp_path / "text").write_text("no safetensors at all")
+    with pytest.raises(CheckpointError, match="text has no checksum"):
+        reader.open(tmp_path / "text")
+
+
+def test_long_texts_are_compressed_in_pieces(reader, examples):
+    text = " ".join(dict.fromkeys(example.context for example in examples))
+    memory = reader.compress(text[:1500])
+    assert memory.pieces >= 3 and memory.tokens > 2 * reader.trained_tokens
+    assert memory.slots >= memory.tokens / 8
+    used = memory.memory.position_BxX[0, : memory.slots]
+    assert np.all(np.diff(used) > 0) and used[-1] < memory.tokens == memory.memory.length_B[0]
+    assert isinstance(memory.ask(examples[0].question).text, str)
+
+
+def test_limits_are_named(reader, tmp_path):
+    with pytest.raises(DataError, match="context is empty"):
+        reader.compress(" \n ")
+    with pytest.raises(DataError, match=r"has 2100 tokens, but tiny-random reads at most 1\d\d\d"):
+        reader.compress("a" * 2100)
+    with pytest.raises(DataError, match="100000 characters"):
+        reader.compress("a" * 100_000)
+    memory = reader.compress("Ada wrote it.")
+    with pytest.raises(DataError, match="question is empty"):
+        memory.ask(" ")
+    with pytest.raises(DataError, match="question has 9.. tokens, more than 512"):
+        memory.ask("why " * 220)
+    kept = CONFIG.replace(slot_form="key_values", slot_positions="packed")
+    with pytest.raises(DataError, match="keys and values hold at most 512"):
+        gistjax.load(write_run(tmp_path, kept)).compress("a" * 600)
+
+
+def test_another_base_is_refused(rundir, tmp_path):
+    other = shutil.copytree(rundir, tmp_path / "other")
+    config = dataclasses.replace(CONFIG, model=ModelConfig("tiny-random", dtype="bfloat16"))
+    with pytest.raises(CheckpointError, match="other base weights"):
+        gistjax.load(other, config)
+
+
+def test_the_base_of_the_quickstart_answers_from_a_paragraph():
+    config = assembly.untuned_full_context(cli.read_config_file(ROOT / "configs/quickstart.py"))
+    foundation = assembly.lay_foundation(config)
+    weights = split_model(assembly.model_on(config, foundation))
+    context, questions = facts.paragraph(np.random.default_rng(0))
+    paragraph = gistjax.Reader(config, foundation, weights, "").compress(context)
+    right = [paragraph.ask(question).text == answer for question, answer in questions]
+    assert sum(right) >= 9
