@@ -29,7 +29,7 @@ from gistjax.model.heads import HEADS
 from gistjax.model.llama import Llama, LlamaConfig
 from gistjax.sharding import make_mesh, place, replicated, rows_per_step, shardings_of
 from gistjax.trained import load_config
-from gistjax.training.checkpoint import find_exported, import_trainable
+from gistjax.training.checkpoint import EXPORTED, find_exported, import_trainable
 from gistjax.training.step import split_model
 from gistjax.training.teacher import teacher_targets
 from gistjax.weights.registry import Source, load_base, load_tokenizer, resolve
@@ -218,7 +218,7 @@ def teach(
             f"the teacher {rundir} was trained on {theirs.model.name}, not on {config.model.name}: take one of the same base."
         )
     graphdef, fresh, frozen = split_model(model_on(theirs, foundation))
-    trainable = import_trainable(rundir / "compressor.safetensors", fresh)
+    trainable = import_trainable(rundir / EXPORTED, fresh)
     return teacher_targets(
         nnx.merge(graphdef, trainable, frozen),
         select(theirs, foundation, questions),

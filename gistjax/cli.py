@@ -24,7 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from gistjax.config import CompressionConfig, did_you_mean
-from gistjax.errors import ConfigError, GistjaxError
+from gistjax.errors import ConfigError, GistjaxError, first_line
 from gistjax.stopping import Stopped
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -109,7 +109,7 @@ def explain(error: Exception) -> tuple[str | None, int]:
         place = getattr(error, "filename", None)
         on = f" ({place})" if place else ""
         return f"the disk is full{on}: free some room, or give --workdir on another disk.", 2
-    cause = (text.strip().splitlines() or [type(error).__name__])[0][:200]
+    cause = first_line(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return f"memory ran out ({cause}): give less at once, or use a machine with more.", 2
     if isinstance(error, RuntimeError) and re.search(CUDA_FAILED, text):

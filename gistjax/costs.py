@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from gistjax.config import CompressionConfig
+from gistjax.devices import memory_limit
 from gistjax.planning import dry_run, memory_positions
 from gistjax.weights.registry import Source
 
@@ -127,7 +128,7 @@ def plan(config: CompressionConfig, source: Source) -> dict[str, Any]:
     """
     found = dry_run(config, source)
     device = jax.devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+    limit = memory_limit()
     own = [m for m in measurements() if m["base_model"] == config.model.name]
     cost = cost_of(config, found["trainable_parameters"], own)
     counted = config.data.train_examples >= 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,16 +73,14 @@ def _estimate(config: CompressionConfig) -> dict[str, float]:
 
 
 def _there_is() -> str:
-    import jax
+    from gistjax.devices import host_memory, memory_limit
 
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in statistics:
+    if limit := memory_limit():
         return (
-            f"JAX has {statistics['bytes_limit'] / GIB:,.2f} GiB (XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in the "
+            f"JAX has {limit / GIB:,.2f} GiB (XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 in the "
             "environment gives it nearly all of a GPU)"
         )
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return f"this machine has {total / GIB:,.2f} GiB"
+    return f"this machine has {host_memory() / GIB:,.2f} GiB"
 
 
 Way = tuple[dict[str, Any], str]

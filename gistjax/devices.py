@@ -43,6 +43,18 @@ def leaves_gpu_idle(devices: list[Any]) -> bool:
     return devices[0].platform == "cpu" and nvidia_driver() is not None and not chosen
 
 
+def memory_limit() -> int | None:
+    """Bytes that JAX may have of each device; None where it does not say, and of CPUs, which have none of their own."""
+    device = jax.local_devices()[0]
+    statistics = device.memory_stats() if device.platform != "cpu" else None
+    return (statistics or {}).get("bytes_limit")
+
+
+def host_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def nvidia_driver(file: Path = Path("/proc/driver/nvidia/version")) -> int | None:
     """Major version of the NVIDIA driver, or None where there is none."""
     try:

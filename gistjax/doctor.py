@@ -22,7 +22,7 @@ from typing import Literal
 from absl import flags
 
 from gistjax import cli, devices
-from gistjax.errors import ConfigError
+from gistjax.errors import ConfigError, first_line
 
 GIB = 2**30
 NEEDED_GIB, WANTED_GIB = 2, 20
@@ -67,9 +67,8 @@ def check_devices() -> Finding:
         cause, _, fix = str(error).partition("): ")
         return Finding("devices", "broken", f"{cause})", fix.partition(";")[0])
     text = f"{len(found)} x {found[0].device_kind} ({found[0].platform})"
-    statistics = found[0].memory_stats() if found[0].platform != "cpu" else None
-    if statistics and "bytes_limit" in statistics:
-        text += f", {statistics['bytes_limit'] / GIB:.0f} GiB each for JAX"
+    if limit := devices.memory_limit():
+        text += f", {limit / GIB:.0f} GiB each for JAX"
     driver = devices.nvidia_driver()
     if driver is None or not devices.leaves_gpu_idle(found):
         return Finding("devices", "ok", text)
@@ -122,7 +121,7 @@ def _version(package: str) -> str:
 
 def check_memory() -> Finding:
     """Host memory and cores."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    total = devices.host_memory() / GIB
     text = f"{os.cpu_count()} cores, {total:.0f} GiB of host memory"
     if total < 4:
         return Finding(
@@ -170,9 +169,8 @@ def check_hub() -> Finding:
     try:
         name = huggingface_hub.HfApi().whoami()["name"]
     except Exception as error:  # refused, offline, proxies, timeouts
-        cause = (str(error).splitlines() or [type(error).__name__])[0][:150]
         return Finding(
-            "hub", "warning", f"the token is not accepted or the hub not reached ({cause})",
+            "hub", "warning", f"the token is not accepted or the hub not reached ({first_line(error, 150)})",
             "hf auth login; or give local files with --config.model.path",
         )  # fmt: skip
     return Finding("hub", "ok", f"logged in as {name}")

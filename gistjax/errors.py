@@ -35,3 +35,8 @@ class TrainingError(GistjaxError):
 
 class ExportError(GistjaxError):
     """A run cannot be given away in this form, or the hub does not take it."""
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of what a library's error says, cut to `limit` characters; its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]

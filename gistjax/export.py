@@ -68,7 +68,7 @@ def export_peft(
     """The decoder's adapter."""
     from gistjax import peft_export
 
-    peft_export.export_peft(run, config, output, args, words)
+    peft_export.export_peft(run, config, output)
 
 
 EXPORTS: dict[str, Export] = {

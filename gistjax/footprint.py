@@ -191,7 +191,7 @@ def _sweep(values: Sequence[Value], results: Sequence[Value], spare: list[int]) 
     for value in events:
         at.setdefault(first[value], []).append(value)
     owned = {value: value.size for value in events}
-    final = {result for result in results}
+    final = set(results)
     for place in places:
         for value in at[place]:
             reusable = [

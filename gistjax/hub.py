@@ -9,7 +9,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from gistjax.errors import ConfigError, ExportError
+from gistjax.errors import ConfigError, ExportError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +47,8 @@ def push(folder: Path, repo: str, dry_run: bool) -> dict[str, Any]:
             repo_id=repo, folder_path=folder, commit_message="Compressor and model card"
         )
     except Exception as error:  # refused, offline, proxies, timeouts: many kinds
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(
-            f"the hub did not take {repo} ({cause[:200]}): check the name, the token's right to write and the "
+            f"the hub did not take {repo} ({first_line(error)}): check the name, the token's right to write and the "
             f"connection; the files are in {folder}."
         ) from error
     return {**plan, "pushed": True, "url": str(commit.commit_url)}

@@ -10,7 +10,6 @@ import os
 import socket
 import time
 from pathlib import Path
-from types import TracebackType
 
 from gistjax.errors import CheckpointError, StorageError
 
@@ -52,12 +51,7 @@ class RunLock:
         self._sign()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # The file itself stays: removing it could hand the directory to two.
         with contextlib.suppress(OSError):
             self._file.truncate(0)

@@ -7,17 +7,16 @@ of use with slots alone.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from safetensors.numpy import save_file
 
 from gistjax.config import CompressionConfig, LoraConfig
 from gistjax.errors import ConfigError
+from gistjax.files import write_json
 from gistjax.planning import abstract_model
 from gistjax.sharding import path_name
 from gistjax.training.checkpoint import EXPORTED, import_trainable
@@ -31,9 +30,7 @@ MODULES = {
 """Projection to its module in a layer of transformers' Llama."""
 
 
-def export_peft(
-    run: Path, config: CompressionConfig, output: Path, args: flags.FlagValues, words: list[str]
-) -> None:
+def export_peft(run: Path, config: CompressionConfig, output: Path) -> None:
     """Writes both files.
 
     Raises:
@@ -52,8 +49,7 @@ def export_peft(
         if parts[0] == "lora":
             tensors |= _tensors(parts[2], parts[3], np.asarray(leaf))
     save_file(tensors, output / "adapter_model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(adapter_config(config.lora, config.model.name), indent=2)
-    (output / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+    write_json(output / "adapter_config.json", adapter_config(config.lora, config.model.name))
 
 
 def _tensors(projection: str, factor: str, stacked_LxIxO: np.ndarray) -> dict[str, np.ndarray]:

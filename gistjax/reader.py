@@ -11,7 +11,6 @@ memory = reader.open("mill.safetensors")      # later, without the text
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,12 +26,14 @@ from gistjax.assembly import Foundation, model_on, untuned_full_context
 from gistjax.config import CompressionConfig, validate
 from gistjax.data.pieces import cut_text
 from gistjax.errors import CheckpointError, DataError
+from gistjax.files import sha256_of
 from gistjax.model.cache import Cache
 from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.decoding import continue_greedily
 from gistjax.model.memory import Memory, Reading, join
 from gistjax.results import load_trained
 from gistjax.trained import SHIPPED, load_config
+from gistjax.training.checkpoint import EXPORTED
 from gistjax.training.step import split_model
 from gistjax.weights.checked import load_tensors, save_tensors
 
@@ -69,12 +70,7 @@ def load(run: str | Path = SHIPPED, config: CompressionConfig | None = None) -> 
     config = config or load_config(run)
     validate(config)
     foundation, weights = load_trained(run, config)
-    return Reader(config, foundation, weights, _sha256(run / "compressor.safetensors"))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return Reader(config, foundation, weights, sha256_of(run / EXPORTED))
 
 
 class Reader:
@@ -164,7 +160,7 @@ class Reader:
             size = self._padded(len(ids))
             ids_1xC = np.pad(ids, (0, size - len(ids)))[None]
             length_1 = np.asarray([len(ids)], np.int32)
-            memory, spent = self._timed("compress", self._compress, ids_1xC, length_1)
+            memory, spent = self._timed(self._compress, ids_1xC, length_1)
             memories.append(jax.device_get(memory))
             seconds += spent
         memory = memories[0]
@@ -201,16 +197,15 @@ class Reader:
         memory = Memory(kv=kv, **arrays)  # type: ignore[arg-type]  # numpy's are taken too
         return CompressedText(self, memory, int(metadata["tokens"]), int(metadata["pieces"]), 0.0)
 
-    def _timed(self, name: str, function: Any, *arguments: Any) -> tuple[Any, float]:
+    def _timed(
+        self, function: Any, *arguments: Any, static: tuple[int, ...] = ()
+    ) -> tuple[Any, float]:
         """The result, and the seconds it took; compiled before, once for each shape."""
-        static = arguments[-1:] if name == "read" else ()
-        shapes = tuple(x.shape for x in jax.tree.leaves(arguments[: len(arguments) - len(static)]))
-        key = (name, shapes, static)
+        key = (function, tuple(x.shape for x in jax.tree.leaves(arguments)), static)
         if key not in self._compiled:
-            self._compiled[key] = function.lower(self._weights, *arguments).compile()
+            self._compiled[key] = function.lower(self._weights, *arguments, *static).compile()
         start = time.perf_counter()
-        dynamic = arguments[: len(arguments) - len(static)]
-        result = jax.block_until_ready(self._compiled[key](self._weights, *dynamic))
+        result = jax.block_until_ready(self._compiled[key](self._weights, *arguments))
         return result, time.perf_counter() - start
 
 
@@ -255,12 +250,12 @@ class CompressedText:
             )
         if size not in self._readings:
             room = size + reader.config.evaluation.max_answer_tokens
-            self._readings[size], seconds = reader._timed("read", reader._read, self.memory, room)
+            self._readings[size], seconds = reader._timed(reader._read, self.memory, static=(room,))
             self.seconds += seconds
         tokens_1xS = np.pad(ids, (0, size - len(ids)))[None]
         length_1 = np.asarray([len(ids)], np.int32)
         answer_1xA, seconds = reader._timed(
-            "answer", reader._answer, self._readings[size], tokens_1xS, length_1
+            reader._answer, self._readings[size], tokens_1xS, length_1
         )
         ids_A = answer_1xA[0].tolist()
         end = ids_A.index(prompt.end_id) if prompt.end_id in ids_A else len(ids_A)

@@ -9,7 +9,6 @@ network.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from absl import flags
 from gistjax import cli
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
+from gistjax.files import write_json
 
 flags.DEFINE_multi_string("runs", [], "Folder of a sweep, or directory of a run; may be repeated.")
 flags.DEFINE_string("write_to", "", "Folder for the report; by default the first of --runs.")
@@ -45,7 +45,7 @@ def report(
         "runs": {row["run"]: row for row in rows},
         "unfinished": [result.name for result in results if not result.metrics],
     }
-    (out / "results_summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False))
+    write_json(out / "results_summary.json", summary)
     (out / "results.md").write_text(tables.to_markdown(columns, rows), encoding="utf-8")
     (out / "results.csv").write_text(tables.to_csv(columns, rows), encoding="utf-8")
     html = page.render(title or out.resolve().name, results, columns, rows, questions)

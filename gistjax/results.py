@@ -63,7 +63,7 @@ def claim(rundir: Path, config: CompressionConfig) -> None:
                 "the folder away to train anew."
             )
         return
-    if (rundir / "compressor.safetensors").exists() and not checkpoint.exists():
+    if (rundir / EXPORTED).exists() and not checkpoint.exists():
         raise CheckpointError(
             f"{rundir} holds a finished run without its {checkpoint}: restore it, or choose another --workdir to "
             "train anew."

@@ -175,14 +175,6 @@ def check(runs: list[Run]) -> dict[str, CompressionConfig]:
     return configs
 
 
-def plan(config: CompressionConfig) -> dict[str, Any]:
-    """What a run will need, as `gistjax.train --dry_run` says it."""
-    from gistjax.planning import dry_run
-    from gistjax.weights.registry import resolve
-
-    return dry_run(config, resolve(config.model, offline=True))
-
-
 def run_study(runs: list[Run]) -> dict[str, dict[str, Any]]:
     """Makes the runs that are not finished; returns each run's metrics, or its error."""
     import jax
@@ -235,7 +227,15 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         print("\n".join(run.command for run in runs))
         return
     if args.dry_run:
-        cli.print_result({name: plan(config) for name, config in check(runs).items()})
+        from gistjax.costs import plan
+        from gistjax.weights.registry import resolve
+
+        cli.print_result(
+            {
+                name: plan(config, resolve(config.model, offline=True))
+                for name, config in check(runs).items()
+            }
+        )
         return
     found = run_study(runs)
     cli.print_result(found, "\n" + "\n".join(itertools.starmap(_line, found.items())))

@@ -73,7 +73,7 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
     from gistjax.data.prompts import encode_splits
     from gistjax.data.squad import load_squad
     from gistjax.stopping import StopSignals
-    from gistjax.training.checkpoint import Checkpointer, export_trainable, start_from
+    from gistjax.training.checkpoint import EXPORTED, Checkpointer, export_trainable, start_from
     from gistjax.training.context_views import context_views
     from gistjax.training.flops import least_seconds
     from gistjax.training.loop import MetricsLog, train
@@ -176,7 +176,7 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
             least_seconds(config, foundation.source.config),
         )
         metrics.close()
-    export_trainable(state.trainable, rundir / "compressor.safetensors", results.provenance(config))
+    export_trainable(state.trainable, rundir / EXPORTED, results.provenance(config))
 
     # Results
     if scorer is None:

@@ -25,10 +25,11 @@ from typing import Any
 
 from absl import flags
 
-from gistjax import cli, costs
+from gistjax import cli, costs, planning
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
-from gistjax.study import Run, check, choose, plan, read_study
+from gistjax.study import Run, check, choose, read_study
+from gistjax.weights.registry import resolve
 from launch import worker
 from launch.board import Board, progress
 from launch.schedule import FAILED, FINISHED, Ended, Job, ready, sole_sweep
@@ -213,7 +214,7 @@ def dry_run(
     os.environ["JAX_PLATFORMS"] = "cpu"  # shapes alone are looked at
     measured, runs, each = costs.measurements(), {}, {}
     for name, config in configs.items():
-        needs = plan(config)
+        needs = planning.dry_run(config, resolve(config.model, offline=True))
         cost = each[name] = costs.cost_of(config, needs["trainable_parameters"], measured)
         hours = cost.hours(gpus_per_run)
         runs[name] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import json
 import os
 import shlex
 import signal
@@ -13,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from gistjax.files import write_json
 
 LOG = "log.txt"
 TAIL_LINES = 15
@@ -41,7 +42,7 @@ def attempt(command: str, folder: str, workdir: str) -> tuple[int, str]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         host, devices = socket.gethostname(), _devices()
         started = {"command": command, "host": host, "devices": devices, "time": time.time()}
-        (rundir / "started.json").write_text(json.dumps(started), encoding="utf-8")
+        write_json(rundir / "started.json", started)
         log.write(f"--- {time.strftime('%F %T')} {host} {devices}\n".encode())
         log.flush()
         process = subprocess.Popen(

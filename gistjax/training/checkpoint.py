@@ -9,18 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from gistjax.errors import CheckpointError, StorageError
+from gistjax.errors import CheckpointError, StorageError, first_line
 from gistjax.files import sync_folder
 from gistjax.sharding import fetch, path_name, place, together, writes
 from gistjax.training.manifest import check_manifest, write_manifest
@@ -54,12 +54,7 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.wait()
         except StorageError as failure:
@@ -162,7 +157,7 @@ class Checkpointer:
             )
         except Exception as error:
             raise CheckpointError(
-                f"cannot restore step {step} from {self.directory}: {_first_line(error)}. "
+                f"cannot restore step {step} from {self.directory}: {first_line(error, 300)}. "
                 "Move that folder away to train anew, or use another --workdir."
             ) from error
         log.info("resumed from step %d of %s", step, self.directory)
@@ -299,15 +294,11 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _cause(error: BaseException | None) -> str:
     """What the operating system said, out of the many words of those who passed it on."""
-    first = _first_line(error) if error else ""
+    first = first_line(error, 300) if error else ""
     while error:
         if isinstance(error, OSError) and error.strerror:
             return error.strerror
-        if found := re.search(r"([^:]+) \[os_error_code=", str(error)):
-            return found[1].strip()
+        if found := re.search(r"\[os_error_code='?(\d+)", str(error)):  # tensorstore's
+            return os.strerror(int(found[1]))
         error = error.__cause__ or error.__context__
     return first
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import operator
 import os
 import time
 from collections.abc import Callable
@@ -69,9 +70,8 @@ class MetricsLog:
         kept, steps, again = [], [], []
         for number, line in enumerate(content.splitlines(keepends=True), 1):
             try:
-                step = json.loads(line)["step"]
-                assert isinstance(step, int)
-            except (ValueError, KeyError, TypeError, AssertionError):
+                step = operator.index(json.loads(line)["step"])
+            except (ValueError, KeyError, TypeError):
                 if line.endswith(b"\n"):  # or else cut short by a kill: its step is run again
                     log.warning("line %d of %s is damaged and left out", number, self._path)
                 continue

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from gistjax.config import ModelConfig, did_you_mean
-from gistjax.errors import WeightsError
+from gistjax.errors import WeightsError, first_line
 from gistjax.model.attention import choose_kernel
 from gistjax.model.llama import Layer, Llama, LlamaConfig, RopeScaling
 from gistjax.sharding import fetch, path_name
@@ -189,9 +189,8 @@ def _download(repo: str, install: str) -> Path:
             f"{elsewhere}"
         ) from error
     except Exception as error:  # offline, proxies, timeouts: many kinds, one cure
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(
-            f"the hub cannot be reached for {repo} ({cause[:200]}): connect, {elsewhere}"
+            f"the hub cannot be reached for {repo} ({first_line(error)}): connect, {elsewhere}"
         ) from error
     return Path(folder)
 

@@ -58,6 +58,27 @@ def test_restoring_onto_another_layout(saved):
         assert leaf.sharding == like.sharding
 
 
+@pytest.mark.parametrize(
+    "notes",
+    [
+        """[os_error_code='5'] [tensorstore_spec='{"create": true}']""",
+        """[tensorstore_spec='{"create": true}'] [os_error_code='5']""",
+    ],
+)
+def test_a_failed_save_names_the_system_s_error(notes, tmp_path, monkeypatch):
+    """tensorstore hangs its notes on in any order."""
+
+    def fail(*_):
+        raise ValueError(f'UNKNOWN: Error opening "zarr" driver: Failed to fsync: I/O {notes}')
+
+    with Checkpointer(tmp_path / "checkpoint") as checkpointer:
+        monkeypatch.setattr(checkpointer._orbax, "save", fail)
+        with pytest.raises(
+            StorageError, match="cannot save step 3 .*: Input/output error. There, no step"
+        ):
+            checkpointer.save(3, state_of())
+
+
 def test_a_fresh_directory_has_no_step(tmp_path):
     with Checkpointer(tmp_path / "checkpoint") as checkpointer:
         assert checkpointer.latest_step is None
