@@ -108,6 +108,33 @@ def shardings_of(tree: Any, mesh: Mesh, prefix: str = "") -> Any:
     )
 
 
+def whole(path: str, shape: tuple[int, ...], mesh: Mesh | None) -> NamedSharding | None:
+    """How a parameter is laid out where it is used: like its parts, but gathered over `fsdp`. None where they are whole."""
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return None
+    spec = spec_of(path, shape, mesh)
+    return NamedSharding(mesh, P(*(None if axis == "fsdp" else axis for axis in spec)))
+
+
+def gather(tree: Any, mesh: Mesh | None, prefix: str = "") -> Any:
+    """Parameters as `whole` lays them out: within a jitted function, an all-gather whose gradient is split again."""
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.lax.with_sharding_constraint(
+            leaf, whole(prefix + path_name(path), leaf.shape, mesh)
+        ),
+        tree,
+    )
+
+
+def by_rows(x_B: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """An activation within a jitted function, its rows split over `ROWS`, so that no partial parameter splits anything else."""
+    if mesh is None or mesh.shape["fsdp"] == 1 or x_B.shape[0] % rows_per_step(mesh):
+        return x_B
+    return jax.lax.with_sharding_constraint(x_B, NamedSharding(mesh, P(ROWS)))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, P())

@@ -26,11 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 
 from gistjax.errors import WeightsError
 from gistjax.model.attention import attention
 from gistjax.model.cache import Cache, CacheLayer
 from gistjax.model.lora import Factors, LoRA, adapted_product
+from gistjax.sharding import by_rows, whole
 
 
 class Frozen(nnx.Variable):
@@ -219,6 +221,7 @@ class Inputs:
     rope: tuple[Array, Array]
     mask_BxAxU: Array | None
     kernel: str  # of causal attention: xla | cudnn
+    mesh: Mesh | None
 
 
 Adapters = dict[str, Factors]
@@ -235,8 +238,11 @@ def run_layer(
     config = inputs.config
 
     def project(name: str, h_BxTxI: Array) -> Array:
-        return adapted_product(h_BxTxI, getattr(layer, name)[...], adapters.get(name))
+        w = getattr(layer, name)[...]
+        layout = whole(f"base/layers/{name}", w.shape, inputs.mesh)
+        return adapted_product(h_BxTxI, w, adapters.get(name), layout)
 
+    x_BxTxD = by_rows(x_BxTxD, inputs.mesh)
     h_BxTxD = rms_norm(x_BxTxD, layer.attention_norm[...], config.rms_eps)
     qkv_BxTxKxJxH = project("qkv", h_BxTxD)
     cos, sin = inputs.rope
@@ -290,6 +296,7 @@ class Llama(nnx.Module):
         self.output = None if config.tie_embeddings else Frozen(make((V, D), 0.02))
         self.remat = False
         self.kernel = "xla"  # of causal attention: xla | cudnn
+        self.mesh: Mesh | None = None  # that the weights are spread over
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -298,7 +305,7 @@ class Llama(nnx.Module):
 
     def embed(self, ids_BxT: Array) -> Array:
         """Token embeddings `[B, T, D]`."""
-        return jnp.take(self.embedding[...], ids_BxT, axis=0)
+        return by_rows(jnp.take(self.embedding[...], ids_BxT, axis=0), self.mesh)
 
     def logits(self, h_BxTxD: Array) -> Array:
         """Vocabulary scores in fp32 of states that `__call__` returned (already normed)."""
@@ -343,7 +350,7 @@ class Llama(nnx.Module):
         """
         depth = self.config.n_layers if n_layers is None else n_layers
         inputs = Inputs(
-            self.config, rope_angles(self.config, positions_BxT), mask_BxAxU, self.kernel
+            self.config, rope_angles(self.config, positions_BxT), mask_BxAxU, self.kernel, self.mesh
         )
         adapters = {} if lora is None else lora.fused(self.config, x_BxTxD.dtype)
         run = self._scan if isinstance(self.layers, Layer) else self._unroll

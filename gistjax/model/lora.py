@@ -14,12 +14,14 @@ drives the split for gradients, the optimizer and what is saved. `b` starts at z
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import NamedSharding
 
 from gistjax.config import LoraConfig
 
@@ -42,7 +44,7 @@ class Factors(NamedTuple):
     """What is added to one of the base's matrices, `a @ b`: of one layer, or stacked along L."""
 
     a: Array  # [I, R]
-    b: Array  # [R, *O], the scale within
+    b: Any  # [R, *O], the scale within
 
 
 class LoRA(nnx.Module):
@@ -95,39 +97,64 @@ class LoRA(nnx.Module):
         return Factors(adapter.a[...].astype(dtype), (self.scale * adapter.b[...]).astype(dtype))
 
 
-def adapted_product(x_BxTxI: Array, w: Array, factors: Factors | None) -> Array:
-    """`x @ w + (x @ a) @ b` for a frozen w `[I, *O]`: `[B, T, *O]`."""
-    if factors is None:
+def adapted_product(
+    x_BxTxI: Array, w: Array, factors: Factors | None, whole: NamedSharding | None = None
+) -> Array:
+    """`x @ w + (x @ a) @ b` for a frozen w `[I, *O]`: `[B, T, *O]`.
+
+    Args:
+        whole: how w is laid out in the product where each device keeps but a part of it. It is gathered for the product
+            and once more for its gradient, not kept between (Rajbhandari et al. 2020, arXiv:1910.02054).
+    """
+    if factors is None and whole is None:
         return jnp.tensordot(x_BxTxI, w, axes=1)
-    return _adapted_product(x_BxTxI, w, *factors)
+    return _adapted_product(x_BxTxI, w, factors, whole)
 
 
-@jax.custom_vjp
-def _adapted_product(x: Array, w: Array, a: Array, b: Array) -> Array:
-    return _forward(x, w, a, b)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _adapted_product(
+    x: Array, w: Array, factors: Factors | None, whole: NamedSharding | None
+) -> Array:
+    return _forward(x, w, factors, whole)[0]
 
 
-def _forward(x: Array, w: Array, a: Array, b: Array) -> tuple[Array, tuple[Array, ...]]:
+def _forward(
+    x: Array, w: Array, factors: Factors | None, whole: NamedSharding | None
+) -> tuple[Array, tuple[Any, ...]]:
+    if factors is None:
+        return jnp.tensordot(x, _gathered(w, whole), axes=1), (None, w, None, None)
+    a, b = factors
     z_BxTxR = x @ a
-    if _extends(x, w):
+    if whole is None and _extends(x, w):
         extended = jnp.concatenate([w, b])
         y = jnp.tensordot(jnp.concatenate([x, z_BxTxR], axis=-1), extended, axes=1)
-        return y, (x, extended, a, z_BxTxR)
-    y = jnp.tensordot(x, w, axes=1) + jnp.tensordot(z_BxTxR, b, axes=1)
-    return y, (x, w, a, z_BxTxR, b)
+        return y, (x, extended, Factors(a, None), z_BxTxR)
+    y = jnp.tensordot(x, _gathered(w, whole), axes=1) + jnp.tensordot(z_BxTxR, b, axes=1)
+    return y, (x, w, factors, z_BxTxR)
 
 
-def _backward(residuals: tuple[Array, ...], dy: Array) -> tuple[Array | None, ...]:
+def _backward(
+    whole: NamedSharding | None, residuals: tuple[Any, ...], dy: Array
+) -> tuple[Array, None, Factors | None]:
     """No gradient of w is formed."""
-    x, w, a, z_BxTxR, *b = residuals
+    x, w, factors, z_BxTxR = residuals
     outputs, weight_axes, rows = tuple(range(2, dy.ndim)), tuple(range(1, w.ndim)), (0, 1)
-    dx = jnp.tensordot(dy, w, (outputs, weight_axes))
-    if b:
-        dz_BxTxR = jnp.tensordot(dy, b[0], (outputs, weight_axes))
-    else:
+    if whole is not None:
+        w, dy = jax.lax.optimization_barrier((w, dy))  # not before it is needed
+    dx = jnp.tensordot(dy, _gathered(w, whole), (outputs, weight_axes))
+    if factors is None:
+        return dx, None, None
+    a, b = factors
+    if b is None:  # w is [w; b]
         dx, dz_BxTxR = jnp.split(dx, [x.shape[-1]], axis=-1)
+    else:
+        dz_BxTxR = jnp.tensordot(dy, b, (outputs, weight_axes))
     da = jnp.tensordot(x, dz_BxTxR, (rows, rows))
-    return dx + dz_BxTxR @ a.T, None, da, jnp.tensordot(z_BxTxR, dy, (rows, rows))
+    return dx + dz_BxTxR @ a.T, None, Factors(da, jnp.tensordot(z_BxTxR, dy, (rows, rows)))
+
+
+def _gathered(w: Array, whole: NamedSharding | None) -> Array:
+    return w if whole is None else jax.lax.with_sharding_constraint(w, whole)
 
 
 def _extends(x: Array, w: Array) -> bool:

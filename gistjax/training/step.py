@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from gistjax.data.batches import Batch
 from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.lora import Trainable
-from gistjax.sharding import path_name, place, replicated, shardings_of, spec_of
+from gistjax.sharding import gather, path_name, place, replicated, shardings_of, spec_of
 from gistjax.training.losses import LossSettings, total_loss
 
 
@@ -102,6 +102,7 @@ def make_train_step(
     """
 
     def loss_fn(trainable: Any, frozen: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        trainable = gather(trainable, shardings.step.mesh)
         return total_loss(nnx.merge(graphdef, trainable, frozen), batch, settings)
 
     def gradients(trainable: Any, frozen: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:

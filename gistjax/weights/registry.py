@@ -211,7 +211,7 @@ def load_base(source: Source, model: ModelConfig, mesh: Mesh, seed: int = 0) -> 
             llama = load_llama(reader, source.config, dtype, mesh, model.scan_layers)
         except WeightsError as error:
             raise WeightsError(f"{source.path}: {error}") from error
-    llama.remat = model.remat
+    llama.remat, llama.mesh = model.remat, mesh
     llama.kernel = choose_kernel(model.attention, source.config.head_dim, dtype)
     return llama
 
