@@ -49,8 +49,9 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         raise ConfigError(
             f"--answer_tokens={args.answer_tokens} leaves no question in --tokens={args.tokens}."
         )
-    from gistjax import results
+    from gistjax import assembly, results
 
+    assembly.choose_kernels(config)
     with device_memory.explained(
         config, "a forward pass" if args.mode in ("generate", "answer") else "training"
     ):

@@ -171,15 +171,17 @@ class Measured:
     slot_attention: list[dict[str, Any]]  # of some contexts; empty without slots
 
     def write(self, rundir: Path, steps: int, samples: int) -> dict[str, Any]:
-        """Writes the files, and some of the predictions to look at; returns the metrics."""
+        """Writes the files, and some of the predictions to look at; returns the metrics. `metrics.json` is the last: a run
+        that has it counts as finished.
+        """
         metrics = {**self.metrics, "steps": steps}
         if not writes():
             return metrics
         if self.slot_attention:
             write_json(rundir / "slot_attention.json", self.slot_attention, indent=None)
-        write_json(rundir / "metrics.json", metrics)
         write_json(rundir / "predictions.json", self.predictions)
         write_json(rundir / "sample_predictions.json", self.predictions[:samples])
+        write_json(rundir / "metrics.json", metrics)
         return metrics
 
 

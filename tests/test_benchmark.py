@@ -27,7 +27,10 @@ def run(*arguments):
     ],
 )
 def test_every_mode_ends_in_json(mode, keys):
-    more = ("--config.data.validation_examples=3",) if mode == "answer" else ()
+    more = {
+        "answer": ["--config.data.validation_examples=3"],
+        "train": ["--config.deterministic=True"],  # must be set before JAX looks for devices
+    }.get(mode, [])
     done = run(f"--mode={mode}", *more)
     result = json.loads(done.stdout.splitlines()[-1])
     assert keys | {"mode", "base_model", "device", "packages"} <= set(result), done.stderr

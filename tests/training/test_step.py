@@ -1,4 +1,5 @@
 import hashlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +50,24 @@ def test_every_layout_gives_the_loss_of_one_device(layout, one_device, caplog):
 def test_unrolled_layers_give_the_loss_of_one_device(one_device):
     model = tiny_model("gist", base=tiny_base(scan=False))
     batches = micro_batches(np.random.default_rng(0))
-    losses, _ = run(make_mesh(LAYOUTS["all three"]), batches, model=model)
+    mesh = model.base.mesh = make_mesh(LAYOUTS["all three"])
+    losses, _ = run(mesh, batches, model=model)
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
+
+
+def test_split_weights_are_gathered_and_activations_are_not_summed():
+    """A layer's weights twice for each time it is read: for its products, and for their gradients."""
+    mesh, base = make_mesh(LAYOUTS["fsdp"]), tiny_base(scan=False)
+    base.mesh = mesh
+    model, weights = tiny_model("gist", base=base), {"teacher_forcing": 1.0}
+    state, frozen, step = start(mesh, model=model, weights=weights)
+    batches = put_batch(micro_batches(np.random.default_rng(0)), mesh, leading=1)
+    program = step.lower(state, frozen, batches).compile().as_text()
+    down = ",".join(map(str, base.layers[0].down.shape))
+    gathered = re.findall(rf"f32\[{down}\]\S* all-gather\(", program)
+    assert len(gathered) == 2 * base.config.n_layers
+    T = batches.tokens_BxS.shape[2]
+    assert not re.search(rf"f32\[\d+,{T},\d+\]\S* all-reduce\(", program)
 
 
 def test_golden_losses(one_device):
