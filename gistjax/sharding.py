@@ -116,13 +116,13 @@ def whole(path: str, shape: tuple[int, ...], mesh: Mesh | None) -> NamedSharding
     return NamedSharding(mesh, P(*(None if axis == "fsdp" else axis for axis in spec)))
 
 
-def gather(tree: Any, mesh: Mesh | None, prefix: str = "") -> Any:
+def gather(tree: Any, mesh: Mesh) -> Any:
     """Parameters as `whole` lays them out: within a jitted function, an all-gather whose gradient is split again."""
-    if mesh is None or mesh.shape["fsdp"] == 1:
+    if mesh.shape["fsdp"] == 1:
         return tree
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jax.lax.with_sharding_constraint(
-            leaf, whole(prefix + path_name(path), leaf.shape, mesh)
+            leaf, whole(path_name(path), leaf.shape, mesh)
         ),
         tree,
     )
