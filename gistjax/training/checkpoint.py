@@ -167,7 +167,7 @@ class Checkpointer:
         damaged: list[tuple[int, CheckpointError]] = []
         for step in reversed(self.steps):
             try:
-                check_manifest(self.directory / str(step))
+                strays = check_manifest(self.directory / str(step))
             except CheckpointError as error:
                 damaged.append((step, error))
                 continue
@@ -178,11 +178,21 @@ class Checkpointer:
                 if writes():
                     shutil.rmtree(aside, ignore_errors=True)
                     (self.directory / str(other)).rename(aside)
+            self._move_out(strays)
             return step
         raise CheckpointError(
             f"{damaged[0][1] if damaged else 'nothing was saved'}, and {self.directory} holds no other step. "
             "Restore it from a copy; to train anew, move that folder away or use another --workdir."
         )
+
+    def _move_out(self, strays: list[Path]) -> None:
+        """Files that are not of a checkpoint: Orbax would read some by their names."""
+        for stray in strays if writes() else []:
+            target = self.directory / "strays" / stray.relative_to(self.directory)
+            log.warning("%s is not of this checkpoint: moved to %s", stray, target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stray.replace(target)
+        together("only what was saved is left")
 
 
 def _plain(state: TrainState) -> dict[str, Any]:

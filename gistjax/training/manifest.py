@@ -30,8 +30,11 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / NAME, digests)
 
 
-def check_manifest(folder: Path) -> None:
-    """Makes sure that every file is as it was listed. Files that are not listed are ignored.
+def check_manifest(folder: Path) -> list[Path]:
+    """Makes sure that every file is as it was listed.
+
+    Returns:
+        The files that are not listed.
 
     Raises:
         CheckpointError: naming the first file that is missing or changed.
@@ -54,3 +57,5 @@ def check_manifest(folder: Path) -> None:
             raise CheckpointError(f"{file} cannot be read ({error.strerror})") from error
         if digest != digests[name]:
             raise CheckpointError(f"{file} is damaged (its SHA-256 is not that of {NAME})")
+    listed = {path, *names.values()}
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file not in listed)

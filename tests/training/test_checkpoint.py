@@ -156,6 +156,15 @@ def test_what_an_interrupted_save_left_is_removed_and_not_taken_for_a_step(saved
     assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
 
 
+def test_a_stray_file_that_orbax_would_read_is_moved_out_and_nothing_is_lost(saved_twice, caplog):
+    folder, states = saved_twice
+    stray = folder / "6" / "array_metadatas" / "process_0.tmp"
+    stray.write_bytes(b"\x82\x01\xfd")
+    assert_equal(restored(folder), states[6])
+    assert str(stray) in caplog.text and not stray.exists()
+    assert (folder / "strays/6/array_metadatas/process_0.tmp").read_bytes() == b"\x82\x01\xfd"
+
+
 def test_a_save_that_fails_leaves_the_step_before_and_says_so(saved, monkeypatch):
     folder, state = saved
 
