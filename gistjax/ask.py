@@ -1,12 +1,12 @@
 """Questions about a text, answered from its slots: it is compressed once.
 
-    python -m gistjax.ask --context FILE "question" "question" … [--full] [--run DIR] [--config.KEY=VALUE …]
+    python -m gistjax.ask --context FILE "question" "question" … [--ratio 8] [--full] [--run DIR] [--config.KEY=VALUE …]
 
 FILE is a text; `-` reads standard input. Without a question, questions are read line by line: from the keyboard, or from
 what is piped in. --save keeps the slots, and --memory asks about slots that were kept, without the text.
 
-The compressor that comes with the repository takes texts of up to 512 tokens, and was trained on paragraphs and questions
-that a few words of them answer. It always answers, also where the text does not say.
+The compressor that comes with the repository takes texts of up to 512 tokens at 2 to 16 tokens a slot, and was trained
+on paragraphs and questions that a few words of them answer. It always answers, also where the text does not say.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         raise ConfigError(
             f"which text? Give --context {file} (or -), or --memory FILE that --save wrote."
         )
+    if args.memory and args.ratio:
+        raise ConfigError("--ratio is of compressing: the slots in --memory have theirs.")
     if args.memory and args.full:
         raise ConfigError("--full reads the text itself: give --context instead of --memory.")
     if args.context == "-" and not words:
@@ -47,7 +49,7 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     from gistjax.reader import load
 
     reader = load(args.run, config)
-    memory = reader.compress(text) if text is not None else reader.open(args.memory)
+    memory = reader.open(args.memory) if text is None else reader.compress(text, args.ratio or None)
     full = reader.full_context().compress(text) if args.full and text else None
     if not args.json:
         print(about(memory))
@@ -123,6 +125,9 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         ("memory", "", "Ask about slots that --save kept, instead of a text."),
     ):
         flags.DEFINE_string(name, default, about, values)
+    flags.DEFINE_float(
+        "ratio", 0.0, "Tokens a slot; by default what the compressor is set to.", flag_values=values
+    )
     flags.DEFINE_bool(
         "full", False, "Also answer from the whole text, by the untuned base.", values
     )

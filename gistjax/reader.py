@@ -3,7 +3,7 @@
 import gistjax
 
 reader = gistjax.load()                       # the compressor of the repository; or load("runs/qa_r4")
-memory = reader.compress("The mill was built in 1783 by Anneke Dursel. …")
+memory = reader.compress("The mill was built in 1783 by Anneke Dursel. …")      # or compress(text, ratio=8)
 print(memory.ask("Who built the mill?").text)
 memory.save("mill.safetensors")
 memory = reader.open("mill.safetensors")      # later, without the text
@@ -22,10 +22,10 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from gistjax.assembly import Foundation, model_on, untuned_full_context
+from gistjax.assembly import Foundation, compresses, model_on, untuned_full_context
 from gistjax.config import CompressionConfig, validate
 from gistjax.data.pieces import cut_text
-from gistjax.errors import CheckpointError, DataError
+from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.files import sha256_of
 from gistjax.model.cache import Cache
 from gistjax.model.compressed_lm import CompressedLM
@@ -95,8 +95,11 @@ class Reader:
         self._compiled: dict[Any, Callable[..., Any]] = {}
         max_tokens, end_id = config.evaluation.max_answer_tokens, foundation.prompt.end_id
 
-        def compress(weights: Any, ids_1xC: Array, length_1: Array) -> Memory:
-            return nnx.merge(graphdef, *weights).compress(ids_1xC, length_1)
+        def compress(weights: Any, ids_1xC: Array, length_1: Array, ratio: float | None) -> Memory:
+            model = nnx.merge(graphdef, *weights)
+            if ratio is not None:
+                model.compressor.ratio = ratio
+            return model.compress(ids_1xC, length_1)
 
         def read(weights: Any, memory: Memory, room: int) -> Reading:
             return nnx.merge(graphdef, *weights).prefill(memory, room)
@@ -107,7 +110,8 @@ class Reader:
             h_1x1xD, reading = model.ask(tokens_1xS, reading, last_1x1, length_1)
             return continue_greedily(model, h_1x1xD[:, 0], reading, max_tokens, end_id)
 
-        self._compress, self._answer = jax.jit(compress), jax.jit(answer)
+        self._compress = jax.jit(compress, static_argnums=3)
+        self._answer = jax.jit(answer)
         self._read = jax.jit(read, static_argnums=2)
 
     def model(self) -> CompressedLM:
@@ -131,12 +135,18 @@ class Reader:
         around = len(self.foundation.prompt.prefix_ids) + self.config.evaluation.max_answer_tokens
         return self.foundation.source.config.max_positions - around - QUESTION_TOKENS[0]
 
-    def compress(self, text: str) -> CompressedText:
+    def compress(self, text: str, ratio: float | None = None) -> CompressedText:
         """Reads a text once.
 
+        Args:
+            ratio: context tokens a slot, within those that the compressor was trained with; by default `config.ratio`.
+
         Raises:
-            DataError: if it is empty, or longer than the base can hold.
+            ConfigError: if the compressor was not trained with such a ratio.
+            DataError: if the text is empty, or longer than the base can hold.
         """
+        if ratio is not None:
+            self._check_ratio(ratio)
         prompt, limit = self.foundation.prompt, self.max_tokens
         if not text.strip():
             raise DataError("the context is empty: give a text to ask about.")
@@ -160,13 +170,23 @@ class Reader:
             size = self._padded(len(ids))
             ids_1xC = np.pad(ids, (0, size - len(ids)))[None]
             length_1 = np.asarray([len(ids)], np.int32)
-            memory, spent = self._timed(self._compress, ids_1xC, length_1)
+            memory, spent = self._timed(self._compress, ids_1xC, length_1, static=(ratio,))
             memories.append(jax.device_get(memory))
             seconds += spent
         memory = memories[0]
         if len(memories) > 1:
             memory = join(memories, _power(sum(int(m.slots_B[0]) for m in memories)))
         return CompressedText(self, memory, tokens, len(pieces), seconds)
+
+    def _check_ratio(self, ratio: float) -> None:
+        trained = self.config.ratios or (self.config.ratio,)
+        if not compresses(self.config) or trained[0] == 0:
+            raise ConfigError(f"ratio={ratio:g}: this model has no number of tokens a slot to set.")
+        if not trained[0] <= ratio <= trained[-1]:
+            known = " to ".join(f"{end:g}" for end in dict.fromkeys((trained[0], trained[-1])))
+            raise ConfigError(
+                f"ratio={ratio:g}: this compressor was trained with {known} tokens a slot."
+            )
 
     def _padded(self, length: int) -> int:
         """C of the smallest shape that holds a context."""
@@ -198,7 +218,7 @@ class Reader:
         return CompressedText(self, memory, int(metadata["tokens"]), int(metadata["pieces"]), 0.0)
 
     def _timed(
-        self, function: Any, *arguments: Any, static: tuple[int, ...] = ()
+        self, function: Any, *arguments: Any, static: tuple[Any, ...] = ()
     ) -> tuple[Any, float]:
         """The result, and the seconds it took; compiled before, once for each shape."""
         key = (function, tuple(x.shape for x in jax.tree.leaves(arguments)), static)

@@ -53,6 +53,14 @@ def test_people_see_question_answer_and_cost(command, capsys):
     assert shown[1] == "Who wrote?" and shown[2].endswith("ms") and "7 slots" in shown[2]
 
 
+def test_a_ratio_is_checked(command):
+    command("--context=text.txt", "Who wrote?", "--ratio=8", "--json")
+    with pytest.raises(ConfigError, match="trained with 8 tokens a slot"):
+        command("--context=text.txt", "Who wrote?", "--ratio=2")
+    with pytest.raises(ConfigError, match="--ratio is of compressing"):
+        command("--memory=slots", "Who wrote?", "--ratio=2")
+
+
 def test_text_or_questions_come_from_standard_input(command, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
     command("--context=-", "Who wrote?", "--json")

@@ -13,7 +13,7 @@ from gistjax import assembly, cli, results
 from gistjax.config import CompressionConfig, DataConfig, EvaluationConfig, LoraConfig, ModelConfig
 from gistjax.data import facts
 from gistjax.data.squad import load_squad
-from gistjax.errors import CheckpointError, DataError
+from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.evaluate import evaluate_run
 from gistjax.training.checkpoint import export_trainable
 from gistjax.training.step import split_model
@@ -75,6 +75,31 @@ def test_the_full_context_is_read_token_by_token(reader, examples):
     full = reader.full_context().compress(examples[0].context)
     assert full.slots == full.tokens == reader.compress(examples[0].context).tokens
     assert full.ask(examples[0].question).positions == full.tokens
+
+
+def test_one_compressor_at_several_ratios(examples, tmp_path):
+    trained = CONFIG.replace(ratio=4.0, ratios=(2.0, 8.0), slot_form="key_values", slot_positions="packed")  # fmt: skip
+    rundir = write_run(tmp_path / "run", trained)
+    reader = gistjax.load(rundir)
+    example = examples[0]
+    for ratio in (2.0, 8.0):
+        memory = reader.compress(example.context, ratio)
+        assert memory.slots == min(-(-memory.tokens // ratio), 64)
+        set_so = gistjax.load(rundir, trained.replace(ratio=ratio)).compress(example.context)
+        assert memory.ask(example.question).text == set_so.ask(example.question).text
+    assert reader.compress(example.context).slots == 64
+    for ratio in (1.0, 9.0, float("nan")):
+        with pytest.raises(ConfigError, match="trained with 2 to 8 tokens a slot"):
+            reader.compress(example.context, ratio)
+
+
+def test_a_ratio_needs_a_compressor_that_has_one(reader, examples, tmp_path):
+    with pytest.raises(ConfigError, match="trained with 8 tokens a slot"):
+        reader.compress(examples[0].context, 4.0)
+    fixed = gistjax.load(write_run(tmp_path / "run", CONFIG.replace(ratio=0.0)))
+    for without in (reader.full_context(), fixed):
+        with pytest.raises(ConfigError, match="no number of tokens a slot"):
+            without.compress(examples[0].context, 8.0)
 
 
 @pytest.mark.parametrize(

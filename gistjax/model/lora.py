@@ -140,7 +140,7 @@ def _backward(
     x, w, factors, z_BxTxR = residuals
     outputs, weight_axes, rows = tuple(range(2, dy.ndim)), tuple(range(1, w.ndim)), (0, 1)
     if whole is not None:
-        w, dy = jax.lax.optimization_barrier((w, dy))  # not before it is needed
+        w = jax.lax.optimization_barrier(w)  # else it would be the forward pass's, kept
     dx = jnp.tensordot(dy, _gathered(w, whole), (outputs, weight_axes))
     if factors is None:
         return dx, None, None

@@ -23,7 +23,7 @@ from gistjax.data.prompts import encode_splits, make_prompt
 from gistjax.data.squad import Example, load_squad
 from gistjax.evaluation.scores import score
 from gistjax.sharding import one_device
-from gistjax.trained import load_config
+from gistjax.trained import SHIPPED, load_config
 from gistjax.training.checkpoint import import_trainable
 from gistjax.training.step import split_model
 from gistjax.weights.registry import load_base, load_tokenizer, resolve
@@ -177,11 +177,10 @@ def tiny_config() -> CompressionConfig:
 
 def trained(validation: int) -> tuple[CompressionConfig, Path]:
     """The run that comes with the repository, in fp32, on the package's questions."""
-    run = next(ROOT.glob("launch/results/quality/qa_r4*/compressor.safetensors")).parent
-    config = load_config(run)
+    config = load_config(SHIPPED)
     data = DataConfig(**{**vars(config.data), "path": "sample", "validation_examples": validation})
     model = ModelConfig(**{**vars(config.model), "dtype": "float32"})
-    return config.replace(data=data, model=model), run
+    return config.replace(data=data, model=model), SHIPPED
 
 
 def check_batches(found: dict[int, dict[str, Any]]) -> list[str]:
