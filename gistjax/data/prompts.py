@@ -75,14 +75,17 @@ class Prompt:
     def encode_texts(self, texts: Sequence[str]) -> list[Any]:
         """Encodings by the fast tokenizer: `ids`, and where each token stands in its text.
 
-        A special token that is spelled out in a user's text stays plain text.
+        A special token that is spelled out in a user's text stays plain text. Of transformers' call only what it sets is
+        taken over: it makes lists of masks and types that nobody reads.
         """
-        if not texts:
-            return []
-        batch = self.tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
-        )
-        return batch.encodings
+        backend = self.tokenizer.backend_tokenizer
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        if not backend.encode_special_tokens:
+            backend.encode_special_tokens = True
+        return backend.encode_batch(list(texts), add_special_tokens=False)
 
     def encode_questions(self, questions: Sequence[str]) -> list[np.ndarray]:
         """Question ids `[S]` of each, with the template around them."""
