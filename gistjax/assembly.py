@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from gistjax.trained import load_config
 from gistjax.training.checkpoint import EXPORTED, find_exported, import_trainable
 from gistjax.training.step import split_model
 from gistjax.training.teacher import teacher_targets
-from gistjax.weights.registry import Source, load_base, load_tokenizer, resolve
+from gistjax.weights.registry import Source, base_hash, load_base, load_tokenizer, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,6 +52,11 @@ class Foundation:
     base: Llama
     tokenizer: PreTrainedTokenizerFast
     prompt: Prompt
+
+    @cached_property
+    def base_sha256(self) -> str:
+        """Of the base's names and bytes (`base_hash`)."""
+        return base_hash(self.base)
 
 
 def lay_foundation(config: CompressionConfig) -> Foundation:

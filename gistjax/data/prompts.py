@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
@@ -61,6 +62,7 @@ class Prompt:
     end_id: int
     pad_id: int
 
+    @cached_property
     def sha256(self) -> str:
         """Of all that turns texts into ids: vocabulary and template."""
         pieces = (self.prefix_ids, self.question_open_ids, self.question_close_ids, self.end_id)
