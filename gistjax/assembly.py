@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from gistjax.data.batches import Targets
 from gistjax.data.prompts import Prompt, Row, check_buckets, make_prompt
 from gistjax.data.report import DataReport
 from gistjax.data.text import find_text, load_articles, text_rows
-from gistjax.devices import find_devices
+from gistjax.devices import start_jax
 from gistjax.errors import ConfigError, WeightsError
 from gistjax.evaluation.controls import select_tokens, token_surprisal
 from gistjax.evaluation.generation import Answerer
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-
 
 @dataclass(frozen=True)
 class Foundation:
@@ -59,15 +56,13 @@ class Foundation:
         return base_hash(self.base)
 
 
-def lay_foundation(config: CompressionConfig) -> Foundation:
-    """Loads the base onto the mesh.
+def find_prompt(config: CompressionConfig) -> tuple[Source, Prompt]:
+    """Where the base comes from, and the prompt of its tokenizer; no weights are touched.
 
     Raises:
-        ConfigError: if mesh and devices, prompt and buckets, or the longest sequence and the base do not fit.
-        WeightsError: if weights or tokenizer cannot be had, or do not belong together.
+        ConfigError: if prompt and buckets, or the longest sequence and the base do not fit.
+        WeightsError: if base or tokenizer cannot be had, or do not belong together.
     """
-    start_jax(config)
-    mesh = make_mesh(config.mesh)
     source = resolve(config.model)
     tokenizer = load_tokenizer(source)
     if len(tokenizer) > source.config.vocab_size:
@@ -78,8 +73,26 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
     prompt = make_prompt(tokenizer)
     check_buckets(prompt, config.data)
     _check_fit(config, len(prompt.prefix_ids), source.config)
+    return source, prompt
+
+
+def lay_foundation(
+    config: CompressionConfig, found: tuple[Source, Prompt] | None = None
+) -> Foundation:
+    """Loads the base onto the mesh.
+
+    Args:
+        found: what `find_prompt` returned, where it was called before.
+
+    Raises:
+        ConfigError: if mesh and devices do not fit, or as `find_prompt` says.
+        WeightsError: if the weights cannot be had, or as `find_prompt` says.
+    """
+    start_jax(config)
+    mesh = make_mesh(config.mesh)
+    source, prompt = found or find_prompt(config)
     base = load_base(source, config.model, mesh)
-    return Foundation(mesh, source, base, tokenizer, prompt)
+    return Foundation(mesh, source, base, prompt.tokenizer, prompt)
 
 
 def check_sources(config: CompressionConfig) -> None:
@@ -98,56 +111,6 @@ def check_sources(config: CompressionConfig) -> None:
         load_config(Path(config.teacher))
     if any(map(config.loss_weights.get, TEXT_LOSSES)):
         find_text(config.text.path)
-
-
-def start_jax(config: CompressionConfig) -> None:
-    """Starts JAX, with what must be set before it looks for devices.
-
-    Raises:
-        ConfigError: if `config.deterministic` comes too late, because JAX runs already, or if JAX finds no device.
-    """
-    choose_kernels(config)
-    find_devices()
-    _keep_compiled_programs()
-
-
-def choose_kernels(config: CompressionConfig) -> None:
-    """With `config.deterministic` no kernels that add in no fixed order, and none chosen by a race.
-
-    Raises:
-        ConfigError: if that comes too late, because JAX runs already.
-    """
-    given = os.environ.get("XLA_FLAGS", "")
-    if not config.deterministic or DETERMINISTIC in given:
-        return
-    devices = jax.config.values["jax_num_cpu_devices"]
-    try:  # JAX refuses to change this once it runs, and does not say so otherwise
-        jax.config.update("jax_num_cpu_devices", devices + 1)
-    except RuntimeError as error:
-        raise ConfigError(
-            "deterministic=True comes too late, since JAX runs already in this process: start it with "
-            f"XLA_FLAGS={DETERMINISTIC} in the environment."
-        ) from error
-    jax.config.update("jax_num_cpu_devices", devices)
-    os.environ["XLA_FLAGS"] = f"{given} {DETERMINISTIC}".strip()
-
-
-def _keep_compiled_programs() -> None:
-    """Lets a second start of the same run find its programs in `JAX_COMPILATION_CACHE_DIR`, by default the user's cache.
-
-    Not on CPUs, where XLA warns about programs that another machine's features went into.
-    """
-    if jax.default_backend() == "cpu":
-        return
-    jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def compile_cache() -> Path:
-    """The folder of compiled programs."""
-    if folder := jax.config.values["jax_compilation_cache_dir"]:
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gistjax" / "xla"
 
 
 def _check_fit(config: CompressionConfig, prefix: int, base: LlamaConfig) -> None:

@@ -5,8 +5,8 @@ import sys
 import jax
 import pytest
 
-from gistjax.assembly import DETERMINISTIC, start_jax
 from gistjax.config import CompressionConfig
+from gistjax.devices import DETERMINISTIC, start_jax
 from gistjax.errors import ConfigError
 
 GIVEN = "--xla_backend_optimization_level=0"
@@ -16,7 +16,7 @@ def test_deterministic_sets_its_flag_before_jax_starts():
     """In a process of its own, since JAX runs in this one. XLA ends a process that gives it a flag it does not know."""
     script = """
 import os
-from gistjax.assembly import start_jax
+from gistjax.devices import start_jax
 from gistjax.config import CompressionConfig
 start_jax(CompressionConfig(deterministic=True))
 print(os.environ["XLA_FLAGS"])
