@@ -6,6 +6,7 @@ python -m gistjax.train --config configs/gist_m64.py [--config.KEY=VALUE …] [-
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,9 @@ flags.DEFINE_string(
 
 log = logging.getLogger(__name__)
 
+COLLECTED_AFTER = 50_000, 20, 20
+"""Python's garbage collector otherwise takes a tenth of a start, in which modules, texts and traces are there to stay."""
+
 
 def run_single_ablation(
     config: CompressionConfig,
@@ -63,7 +67,7 @@ def run_single_ablation(
     choose_kernels(config)
     with ThreadPoolExecutor(1) as pool:  # a GPU takes seconds to start, and so do the imports
         started = pool.submit(start_jax, config)
-        from gistjax import assembly
+        from gistjax import assembly, results
         from gistjax.data.squad import load_squad
         from gistjax.lock import RunLock
         from gistjax.sharding import writes
@@ -75,6 +79,7 @@ def run_single_ablation(
     rundir = Path(workdir) if workdir else default_workdir(config)
     lock = RunLock(rundir) if writes() else contextlib.nullcontext()
     with lock, device_memory.explained(config, "training"):
+        results.claim(rundir, config)
         return _run(config, rundir, squad, foundation)
 
 
@@ -92,8 +97,6 @@ def _run(
     from gistjax.training.losses import LossSettings
     from gistjax.training.optimizer import make_optimizer
     from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
-
-    results.claim(rundir, config)
 
     # Base, tokenizer, prompt, model; meanwhile the questions are tokenised
     with ThreadPoolExecutor(1) as pool:
@@ -207,6 +210,7 @@ def default_workdir(config: CompressionConfig) -> Path:
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command: a dry run, or the run."""
+    gc.set_threshold(*COLLECTED_AFTER)
     if args.dry_run:
         from gistjax import costs
         from gistjax.weights.registry import resolve

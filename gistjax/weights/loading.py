@@ -38,7 +38,7 @@ NAMES = {
 """Leaf of `Llama`, or part of one, to Hugging Face name; `{}` is the layer."""
 
 READERS = 4
-"""Leaves that are read at the same time; stacked ones, being large, one by one."""
+"""Leaves that are read at the same time; of stacked ones, being large, one and as many of its layers."""
 
 FUSED = {"layers/qkv": ("q", "k", "v"), "layers/gate_up": ("gate", "up")}
 """Leaves that hold several tensors."""
@@ -73,16 +73,23 @@ def load_llama(
 
     def load(item: tuple[tuple[Any, ...], jax.ShapeDtypeStruct], sharding: Any) -> jax.Array:
         path, leaf = item
-        host = _leaf(reader, path_name(path), leaf, config)
+        host = _leaf(reader, path_name(path), leaf, config, pool)
         return jax.block_until_ready(place(host, sharding))
 
     items, treedef = jax.tree_util.tree_flatten_with_path(shapes)
-    with ThreadPoolExecutor(1 if scan else READERS) as pool:
-        leaves = list(pool.map(load, items, jax.tree.leaves(shardings)))
+    with ThreadPoolExecutor(READERS) as pool:
+        each = map if scan else pool.map
+        leaves = list(each(load, items, jax.tree.leaves(shardings)))
     return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
 
 
-def _leaf(reader: Reader, path: str, leaf: jax.ShapeDtypeStruct, config: LlamaConfig) -> np.ndarray:
+def _leaf(
+    reader: Reader,
+    path: str,
+    leaf: jax.ShapeDtypeStruct,
+    config: LlamaConfig,
+    pool: ThreadPoolExecutor,
+) -> np.ndarray:
     """A leaf in its final layout: `layers/…` stacked, `layers/3/…` one layer's, or one of the others."""
     name = re.sub(r"/\d+/", "/", path)
     if not name.startswith("layers/"):
@@ -94,8 +101,11 @@ def _leaf(reader: Reader, path: str, leaf: jax.ShapeDtypeStruct, config: LlamaCo
     )  # is there, before memory for all is
     stack = np.empty(leaf.shape, leaf.dtype)
     stack[-1] = last
-    for layer in range(config.n_layers - 1):
+
+    def fill(layer: int) -> None:
         stack[layer] = _layer(reader, name, layer, config, leaf.dtype)
+
+    list(pool.map(fill, range(config.n_layers - 1)))
     return stack
 
 
