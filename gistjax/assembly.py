@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from gistjax.config import TEXT_LOSSES, CompressionConfig
 from gistjax.data.batches import Targets
@@ -186,8 +186,8 @@ def teach(
         raise ConfigError(
             f"the teacher {rundir} was trained on {theirs.model.name}, not on {config.model.name}: take one of the same base."
         )
-    graphdef, fresh, frozen = split_model(model_on(theirs, foundation))
-    trainable = import_trainable(rundir / EXPORTED, fresh)
+    graphdef, shapes, frozen = split_model(model_on(theirs, foundation, seeded=False))
+    trainable = import_trainable(rundir / EXPORTED, shapes)
     return teacher_targets(
         nnx.merge(graphdef, trainable, frozen),
         select(theirs, foundation, questions),
@@ -200,26 +200,47 @@ def teach(
     )
 
 
-def model_on(config: CompressionConfig, foundation: Foundation) -> CompressedLM:
+def model_on(
+    config: CompressionConfig, foundation: Foundation, seeded: bool = True
+) -> CompressedLM:
     """`build_model` on a foundation."""
     prefix_ids = foundation.prompt.prefix_ids
-    return build_model(config, foundation.base, prefix_ids, foundation.mesh)
+    return build_model(config, foundation.base, prefix_ids, foundation.mesh, seeded)
 
 
 def build_model(
-    config: CompressionConfig, base: Llama, prefix_ids: tuple[int, ...], mesh: Mesh
+    config: CompressionConfig,
+    base: Llama,
+    prefix_ids: tuple[int, ...],
+    mesh: Mesh,
+    seeded: bool = True,
 ) -> CompressedLM:
-    """The model of one ablation on a base, its trainable leaves seeded and on the mesh."""
-    model = CompressedLM(base, config, prefix_ids, jax.random.key(config.seed))
+    """The model of one ablation on a base, its trainable leaves seeded and on the mesh.
+
+    Args:
+        seeded: False leaves shapes with shardings in place of the trainable leaves, for those of a file: making them takes
+            dozens of small programs.
+    """
+
+    def make() -> CompressedLM:
+        return CompressedLM(base, config, prefix_ids, jax.random.key(config.seed))
+
+    model = make() if seeded else nnx.eval_shape(make)
+    model.base = base  # not as shapes
     if model.compressor is not None:
         rms = jax.jit(_embedding_rms, out_shardings=replicated(mesh))(base.embedding[...])
-        model.compressor.connector.embedding_rms[...] = rms
+        model.compressor.connector.embedding_rms.set_value(rms)
     graphdef, trainable, frozen = split_model(model)
+    shardings = shardings_of(trainable, mesh)
     return nnx.merge(
         graphdef,
-        place(trainable, shardings_of(trainable, mesh)),
+        place(trainable, shardings) if seeded else jax.tree.map(_shape, trainable, shardings),
         place(frozen, shardings_of(frozen, mesh)),
     )
+
+
+def _shape(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _embedding_rms(embedding_VxD: jax.Array) -> jax.Array:

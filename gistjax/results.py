@@ -138,8 +138,8 @@ def load_trained(rundir: Path, config: CompressionConfig) -> tuple[Foundation, t
     """
     foundation = lay_foundation(config)
     check_base(rundir, foundation)
-    graphdef, fresh, frozen = split_model(model_on(config, foundation))
-    return foundation, (graphdef, import_trainable(rundir / EXPORTED, fresh), frozen)
+    graphdef, shapes, frozen = split_model(model_on(config, foundation, seeded=False))
+    return foundation, (graphdef, import_trainable(rundir / EXPORTED, shapes), frozen)
 
 
 def write_config(rundir: Path, config: CompressionConfig, foundation: Foundation) -> None:

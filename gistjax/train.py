@@ -10,6 +10,7 @@ import gc
 import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,9 +107,15 @@ def _run(
         foundation = foundation or assembly.lay_foundation(config, found)
         mesh = foundation.mesh
         results.check_base(rundir, foundation)
-        graphdef, trainable, frozen = split_model(assembly.model_on(config, foundation))
+        model = partial(assembly.model_on, config, foundation)
+        graphdef, trainable, frozen = split_model(model(seeded=not config.init_from))
         if config.init_from:
-            trainable = start_from(Path(config.init_from), trainable, config.architecture)
+            trainable = start_from(
+                Path(config.init_from),
+                trainable,
+                config.architecture,
+                lambda: split_model(model())[1],
+            )
 
     # Data
     questions, validation_rows, report = encoded.result()
