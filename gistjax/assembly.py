@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from gistjax.config import TEXT_LOSSES, CompressionConfig
 from gistjax.data.batches import Targets
 from gistjax.data.prompts import Prompt, Row, check_buckets, make_prompt
 from gistjax.data.report import DataReport
 from gistjax.data.text import find_text, load_articles, text_rows
-from gistjax.devices import find_devices
+from gistjax.devices import start_jax
 from gistjax.errors import ConfigError, WeightsError
 from gistjax.evaluation.controls import select_tokens, token_surprisal
 from gistjax.evaluation.generation import Answerer
@@ -32,14 +32,12 @@ from gistjax.trained import load_config
 from gistjax.training.checkpoint import EXPORTED, find_exported, import_trainable
 from gistjax.training.step import split_model
 from gistjax.training.teacher import teacher_targets
-from gistjax.weights.registry import Source, load_base, load_tokenizer, resolve
+from gistjax.weights.registry import Source, base_hash, load_base, load_tokenizer, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
-
-DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 @dataclass(frozen=True)
@@ -52,16 +50,19 @@ class Foundation:
     tokenizer: PreTrainedTokenizerFast
     prompt: Prompt
 
+    @cached_property
+    def base_sha256(self) -> str:
+        """Of the base's names and bytes (`base_hash`)."""
+        return base_hash(self.base)
 
-def lay_foundation(config: CompressionConfig) -> Foundation:
-    """Loads the base onto the mesh.
+
+def find_prompt(config: CompressionConfig) -> tuple[Source, Prompt]:
+    """Where the base comes from, and the prompt of its tokenizer; no weights are touched.
 
     Raises:
-        ConfigError: if mesh and devices, prompt and buckets, or the longest sequence and the base do not fit.
-        WeightsError: if weights or tokenizer cannot be had, or do not belong together.
+        ConfigError: if prompt and buckets, or the longest sequence and the base do not fit.
+        WeightsError: if base or tokenizer cannot be had, or do not belong together.
     """
-    start_jax(config)
-    mesh = make_mesh(config.mesh)
     source = resolve(config.model)
     tokenizer = load_tokenizer(source)
     if len(tokenizer) > source.config.vocab_size:
@@ -72,8 +73,26 @@ def lay_foundation(config: CompressionConfig) -> Foundation:
     prompt = make_prompt(tokenizer)
     check_buckets(prompt, config.data)
     _check_fit(config, len(prompt.prefix_ids), source.config)
+    return source, prompt
+
+
+def lay_foundation(
+    config: CompressionConfig, found: tuple[Source, Prompt] | None = None
+) -> Foundation:
+    """Loads the base onto the mesh.
+
+    Args:
+        found: what `find_prompt` returned, where it was called before.
+
+    Raises:
+        ConfigError: if mesh and devices do not fit, or as `find_prompt` says.
+        WeightsError: if the weights cannot be had, or as `find_prompt` says.
+    """
+    start_jax(config)
+    mesh = make_mesh(config.mesh)
+    source, prompt = found or find_prompt(config)
     base = load_base(source, config.model, mesh)
-    return Foundation(mesh, source, base, tokenizer, prompt)
+    return Foundation(mesh, source, base, prompt.tokenizer, prompt)
 
 
 def check_sources(config: CompressionConfig) -> None:
@@ -92,56 +111,6 @@ def check_sources(config: CompressionConfig) -> None:
         load_config(Path(config.teacher))
     if any(map(config.loss_weights.get, TEXT_LOSSES)):
         find_text(config.text.path)
-
-
-def start_jax(config: CompressionConfig) -> None:
-    """Starts JAX, with what must be set before it looks for devices.
-
-    Raises:
-        ConfigError: if `config.deterministic` comes too late, because JAX runs already, or if JAX finds no device.
-    """
-    choose_kernels(config)
-    find_devices()
-    _keep_compiled_programs()
-
-
-def choose_kernels(config: CompressionConfig) -> None:
-    """With `config.deterministic` no kernels that add in no fixed order, and none chosen by a race.
-
-    Raises:
-        ConfigError: if that comes too late, because JAX runs already.
-    """
-    given = os.environ.get("XLA_FLAGS", "")
-    if not config.deterministic or DETERMINISTIC in given:
-        return
-    devices = jax.config.values["jax_num_cpu_devices"]
-    try:  # JAX refuses to change this once it runs, and does not say so otherwise
-        jax.config.update("jax_num_cpu_devices", devices + 1)
-    except RuntimeError as error:
-        raise ConfigError(
-            "deterministic=True comes too late, since JAX runs already in this process: start it with "
-            f"XLA_FLAGS={DETERMINISTIC} in the environment."
-        ) from error
-    jax.config.update("jax_num_cpu_devices", devices)
-    os.environ["XLA_FLAGS"] = f"{given} {DETERMINISTIC}".strip()
-
-
-def _keep_compiled_programs() -> None:
-    """Lets a second start of the same run find its programs in `JAX_COMPILATION_CACHE_DIR`, by default the user's cache.
-
-    Not on CPUs, where XLA warns about programs that another machine's features went into.
-    """
-    if jax.default_backend() == "cpu":
-        return
-    jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def compile_cache() -> Path:
-    """The folder of compiled programs."""
-    if folder := jax.config.values["jax_compilation_cache_dir"]:
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gistjax" / "xla"
 
 
 def _check_fit(config: CompressionConfig, prefix: int, base: LlamaConfig) -> None:
@@ -217,8 +186,8 @@ def teach(
         raise ConfigError(
             f"the teacher {rundir} was trained on {theirs.model.name}, not on {config.model.name}: take one of the same base."
         )
-    graphdef, fresh, frozen = split_model(model_on(theirs, foundation))
-    trainable = import_trainable(rundir / EXPORTED, fresh)
+    graphdef, shapes, frozen = split_model(model_on(theirs, foundation, seeded=False))
+    trainable = import_trainable(rundir / EXPORTED, shapes)
     return teacher_targets(
         nnx.merge(graphdef, trainable, frozen),
         select(theirs, foundation, questions),
@@ -231,26 +200,47 @@ def teach(
     )
 
 
-def model_on(config: CompressionConfig, foundation: Foundation) -> CompressedLM:
+def model_on(
+    config: CompressionConfig, foundation: Foundation, seeded: bool = True
+) -> CompressedLM:
     """`build_model` on a foundation."""
     prefix_ids = foundation.prompt.prefix_ids
-    return build_model(config, foundation.base, prefix_ids, foundation.mesh)
+    return build_model(config, foundation.base, prefix_ids, foundation.mesh, seeded)
 
 
 def build_model(
-    config: CompressionConfig, base: Llama, prefix_ids: tuple[int, ...], mesh: Mesh
+    config: CompressionConfig,
+    base: Llama,
+    prefix_ids: tuple[int, ...],
+    mesh: Mesh,
+    seeded: bool = True,
 ) -> CompressedLM:
-    """The model of one ablation on a base, its trainable leaves seeded and on the mesh."""
-    model = CompressedLM(base, config, prefix_ids, jax.random.key(config.seed))
+    """The model of one ablation on a base, its trainable leaves seeded and on the mesh.
+
+    Args:
+        seeded: False leaves shapes with shardings in place of the trainable leaves, for those of a file: making them takes
+            dozens of small programs.
+    """
+
+    def make() -> CompressedLM:
+        return CompressedLM(base, config, prefix_ids, jax.random.key(config.seed))
+
+    model = make() if seeded else nnx.eval_shape(make)
+    model.base = base  # not as shapes
     if model.compressor is not None:
         rms = jax.jit(_embedding_rms, out_shardings=replicated(mesh))(base.embedding[...])
-        model.compressor.connector.embedding_rms[...] = rms
+        model.compressor.connector.embedding_rms.set_value(rms)
     graphdef, trainable, frozen = split_model(model)
+    shardings = shardings_of(trainable, mesh)
     return nnx.merge(
         graphdef,
-        place(trainable, shardings_of(trainable, mesh)),
+        place(trainable, shardings) if seeded else jax.tree.map(_shape, trainable, shardings),
         place(frozen, shardings_of(frozen, mesh)),
     )
+
+
+def _shape(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _embedding_rms(embedding_VxD: jax.Array) -> jax.Array:

@@ -49,9 +49,10 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         raise ConfigError(
             f"--answer_tokens={args.answer_tokens} leaves no question in --tokens={args.tokens}."
         )
-    from gistjax import assembly, results
+    from gistjax import results
+    from gistjax.devices import choose_kernels
 
-    assembly.choose_kernels(config)
+    choose_kernels(config)
     with device_memory.explained(
         config, "a forward pass" if args.mode in ("generate", "answer") else "training"
     ):
@@ -304,7 +305,8 @@ def measure_answer(config: CompressionConfig, args: flags.FlagValues) -> dict[st
 
 def bare_model(config: CompressionConfig) -> tuple[Any, Any]:
     """The model without a prompt around its slots, and its mesh."""
-    from gistjax.assembly import build_model, start_jax
+    from gistjax.assembly import build_model
+    from gistjax.devices import start_jax
     from gistjax.sharding import make_mesh
     from gistjax.weights.registry import load_base, resolve
 

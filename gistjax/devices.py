@@ -1,4 +1,4 @@
-"""What JAX computes on, and whether that is what the machine has."""
+"""How JAX is started, what it computes on, and whether that is what the machine has."""
 
 from __future__ import annotations
 
@@ -10,9 +10,62 @@ from typing import Any
 
 import jax
 
+from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
+
+def start_jax(config: CompressionConfig) -> None:
+    """Starts JAX, with what must be set before it looks for devices.
+
+    Raises:
+        ConfigError: if `config.deterministic` comes too late, because JAX runs already, or if JAX finds no device.
+    """
+    choose_kernels(config)
+    find_devices()
+    _keep_compiled_programs()
+
+
+def choose_kernels(config: CompressionConfig) -> None:
+    """With `config.deterministic` no kernels that add in no fixed order, and none chosen by a race.
+
+    Raises:
+        ConfigError: if that comes too late, because JAX runs already.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if not config.deterministic or DETERMINISTIC in given:
+        return
+    devices = jax.config.values["jax_num_cpu_devices"]
+    try:  # JAX refuses to change this once it runs, and does not say so otherwise
+        jax.config.update("jax_num_cpu_devices", devices + 1)
+    except RuntimeError as error:
+        raise ConfigError(
+            "deterministic=True comes too late, since JAX runs already in this process: start it with "
+            f"XLA_FLAGS={DETERMINISTIC} in the environment."
+        ) from error
+    jax.config.update("jax_num_cpu_devices", devices)
+    os.environ["XLA_FLAGS"] = f"{given} {DETERMINISTIC}".strip()
+
+
+def _keep_compiled_programs() -> None:
+    """Lets a second start of the same run find its programs in `JAX_COMPILATION_CACHE_DIR`, by default the user's cache.
+
+    Not on CPUs, where XLA warns about programs that another machine's features went into.
+    """
+    if jax.default_backend() == "cpu":
+        return
+    jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def compile_cache() -> Path:
+    """The folder of compiled programs."""
+    if folder := jax.config.values["jax_compilation_cache_dir"]:
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gistjax" / "xla"
 
 
 def find_devices() -> list[Any]:

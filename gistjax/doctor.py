@@ -178,9 +178,7 @@ def check_hub() -> Finding:
 
 def check_cache() -> Finding:
     """Where compiled programs are kept."""
-    from gistjax.assembly import compile_cache
-
-    folder = compile_cache()
+    folder = devices.compile_cache()
     existing = folder
     while not existing.exists():
         existing = existing.parent

@@ -38,7 +38,7 @@ from gistjax.planning import abstract_model, nominal_ratio, parameter_counts
 from gistjax.sharding import writes
 from gistjax.training.checkpoint import EXPORTED, import_trainable
 from gistjax.training.step import split_model
-from gistjax.weights.registry import KNOWN, base_hash
+from gistjax.weights.registry import KNOWN
 
 log = logging.getLogger(__name__)
 
@@ -109,13 +109,13 @@ def check_base(rundir: Path, foundation: Foundation) -> None:
     """
     exists = (rundir / "config.json").exists()
     stored = read_config(rundir) if exists else {}
-    if stored.get("prompt_sha256") not in (None, foundation.prompt.sha256()):
+    if stored.get("prompt_sha256") not in (None, foundation.prompt.sha256):
         raise CheckpointError(
             f"{rundir} was trained with another tokenizer or chat template: give the base with its own "
             "tokenizer files, or another directory."
         )
     theirs = stored.get("base_sha256")
-    ours = base_hash(foundation.base)
+    ours = foundation.base_sha256
     if theirs not in (None, ours):
         raise CheckpointError(
             f"{rundir} was trained on other base weights (SHA-256 {theirs[:12]}…, these are {ours[:12]}…): "
@@ -138,8 +138,8 @@ def load_trained(rundir: Path, config: CompressionConfig) -> tuple[Foundation, t
     """
     foundation = lay_foundation(config)
     check_base(rundir, foundation)
-    graphdef, fresh, frozen = split_model(model_on(config, foundation))
-    return foundation, (graphdef, import_trainable(rundir / EXPORTED, fresh), frozen)
+    graphdef, shapes, frozen = split_model(model_on(config, foundation, seeded=False))
+    return foundation, (graphdef, import_trainable(rundir / EXPORTED, shapes), frozen)
 
 
 def write_config(rundir: Path, config: CompressionConfig, foundation: Foundation) -> None:
@@ -147,8 +147,8 @@ def write_config(rundir: Path, config: CompressionConfig, foundation: Foundation
     found = {
         "config": config.to_json(),
         "base_weights": foundation.source.describe(),
-        "base_sha256": base_hash(foundation.base),
-        "prompt_sha256": foundation.prompt.sha256(),
+        "base_sha256": foundation.base_sha256,
+        "prompt_sha256": foundation.prompt.sha256,
         "packages": versions(),
         "device": device_name(),
         "mesh": dict(foundation.mesh.shape),

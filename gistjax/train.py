@@ -6,8 +6,11 @@ python -m gistjax.train --config configs/gist_m64.py [--config.KEY=VALUE …] [-
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ from gistjax.errors import ConfigError
 
 if TYPE_CHECKING:
     from gistjax.assembly import Foundation
+    from gistjax.data.squad import Squad
 
 flags.DEFINE_string(
     "workdir", "", "Run directory; by default runs/compression_ablations/M<slots>_<architecture>."
@@ -35,6 +39,9 @@ flags.DEFINE_string(
 )
 
 log = logging.getLogger(__name__)
+
+COLLECTED_AFTER = 50_000, 20, 20
+"""Python's garbage collector otherwise takes a tenth of a start, in which modules, texts and traces are there to stay."""
 
 
 def run_single_ablation(
@@ -55,23 +62,34 @@ def run_single_ablation(
         GistjaxError: for anything that is the user's to mend.
         Stopped: if SIGTERM or CTRL-C asked to stop while training; the state is saved.
     """
-    from gistjax.assembly import start_jax
-    from gistjax.lock import RunLock
-    from gistjax.sharding import writes
+    from gistjax.devices import choose_kernels, start_jax
 
     validate(config)
-    start_jax(config)
+    choose_kernels(config)
+    with ThreadPoolExecutor(1) as pool:  # a GPU takes seconds to start, and so do the imports
+        started = pool.submit(start_jax, config)
+        from gistjax import assembly, results
+        from gistjax.data.squad import load_squad
+        from gistjax.lock import RunLock
+        from gistjax.sharding import writes
+
+        # What is read: refused, if at all, before weights are loaded
+        assembly.check_sources(config)
+        squad = load_squad(config.data, config.seed)
+        started.result()
     rundir = Path(workdir) if workdir else default_workdir(config)
     lock = RunLock(rundir) if writes() else contextlib.nullcontext()
     with lock, device_memory.explained(config, "training"):
-        return _run(config, rundir, foundation)
+        results.claim(rundir, config)
+        return _run(config, rundir, squad, foundation)
 
 
-def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None) -> dict[str, Any]:
+def _run(
+    config: CompressionConfig, rundir: Path, squad: Squad, foundation: Foundation | None
+) -> dict[str, Any]:
     from gistjax import assembly, results
     from gistjax.data.batches import TrainPlan
     from gistjax.data.prompts import encode_splits
-    from gistjax.data.squad import load_squad
     from gistjax.stopping import StopSignals
     from gistjax.training.checkpoint import EXPORTED, Checkpointer, export_trainable, start_from
     from gistjax.training.context_views import context_views
@@ -81,20 +99,26 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
     from gistjax.training.optimizer import make_optimizer
     from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
 
-    # What is read and where it is written: refused, if at all, before weights are loaded
-    assembly.check_sources(config)
-    squad = load_squad(config.data, config.seed)
-    results.claim(rundir, config)
-
-    # Base, tokenizer, prompt
-    foundation = foundation or assembly.lay_foundation(config)
-    mesh = foundation.mesh
-    results.check_base(rundir, foundation)
+    # Base, tokenizer, prompt, model; meanwhile the questions are tokenised
+    with ThreadPoolExecutor(1) as pool:
+        found = foundation and (foundation.source, foundation.prompt)
+        found = found or assembly.find_prompt(config)
+        encoded = pool.submit(encode_splits, squad, found[1], config.data, config.seed)
+        foundation = foundation or assembly.lay_foundation(config, found)
+        mesh = foundation.mesh
+        results.check_base(rundir, foundation)
+        model = partial(assembly.model_on, config, foundation)
+        graphdef, trainable, frozen = split_model(model(seeded=not config.init_from))
+        if config.init_from:
+            trainable = start_from(
+                Path(config.init_from),
+                trainable,
+                config.architecture,
+                lambda: split_model(model())[1],
+            )
 
     # Data
-    questions, validation_rows, report = encode_splits(
-        squad, foundation.prompt, config.data, config.seed
-    )
+    questions, validation_rows, report = encoded.result()
     texts = assembly.encode_text(config, foundation.prompt, questions, report)
     log.info("%s", report)
     train_rows = assembly.select(config, foundation, questions + texts)
@@ -127,10 +151,7 @@ def _run(config: CompressionConfig, rundir: Path, foundation: Foundation | None)
         teacher=assembly.teach(config, foundation, questions, answer_tokens),
     )
 
-    # Model, optimizer, train step
-    graphdef, trainable, frozen = split_model(assembly.model_on(config, foundation))
-    if config.init_from:
-        trainable = start_from(Path(config.init_from), trainable, config.architecture)
+    # Optimizer, train step
     optimizer = make_optimizer(config.optimizer, plan.total_steps, trainable)
     state = init_state(trainable, optimizer, mesh)
     settings = LossSettings(
@@ -196,6 +217,7 @@ def default_workdir(config: CompressionConfig) -> Path:
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command: a dry run, or the run."""
+    gc.set_threshold(*COLLECTED_AFTER)
     if args.dry_run:
         from gistjax import costs
         from gistjax.weights.registry import resolve
@@ -205,7 +227,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         cli.print_result({"config": config.to_json(), **found}, costs.for_people(found))
         return
     if args.distributed:
-        from gistjax.assembly import choose_kernels
+        from gistjax.devices import choose_kernels
 
         choose_kernels(config)
         join(args.distributed)

@@ -3,11 +3,15 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
+from test_reader import CONFIG
 
-from gistjax.assembly import DETERMINISTIC, start_jax
+from gistjax import assembly
 from gistjax.config import CompressionConfig
+from gistjax.devices import DETERMINISTIC, start_jax
 from gistjax.errors import ConfigError
+from gistjax.training.step import split_model
 
 GIVEN = "--xla_backend_optimization_level=0"
 
@@ -16,7 +20,7 @@ def test_deterministic_sets_its_flag_before_jax_starts():
     """In a process of its own, since JAX runs in this one. XLA ends a process that gives it a flag it does not know."""
     script = """
 import os
-from gistjax.assembly import start_jax
+from gistjax.devices import start_jax
 from gistjax.config import CompressionConfig
 start_jax(CompressionConfig(deterministic=True))
 print(os.environ["XLA_FLAGS"])
@@ -43,3 +47,16 @@ def test_nothing_is_set_where_it_is_given_or_not_wanted(deterministic, flags, mo
     monkeypatch.setenv("XLA_FLAGS", flags)
     start_jax(CompressionConfig(deterministic=deterministic))
     assert os.environ["XLA_FLAGS"] == flags
+
+
+@pytest.mark.parametrize("architecture", ["pooling", "gist", "none"])
+def test_a_model_to_be_read_is_the_seeded_one_but_for_its_arrays(architecture):
+    config = CONFIG.replace(architecture=architecture)
+    foundation = assembly.lay_foundation(config)
+    seeded = split_model(assembly.model_on(config, foundation))
+    shapes = split_model(assembly.model_on(config, foundation, seeded=False))
+    assert shapes[0] == seeded[0], "structure"
+    described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), seeded[1])
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), shapes[1]) == described
+    assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(shapes[1]))
+    jax.tree.map(np.testing.assert_array_equal, shapes[2], seeded[2])

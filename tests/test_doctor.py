@@ -10,7 +10,7 @@ import huggingface_hub
 import jax
 import pytest
 
-from gistjax import assembly, devices, doctor, trained
+from gistjax import devices, doctor, trained
 
 DRIVER = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}.126.09  Release Build\nGCC version: 12.3\n"
 
@@ -119,7 +119,7 @@ def test_compile_cache(monkeypatch, tmp_path):
     folder = tmp_path / "xla"
     folder.mkdir()
     (folder / "program").write_bytes(b"x" * 1000)
-    monkeypatch.setattr(assembly, "compile_cache", lambda: folder)
+    monkeypatch.setattr(devices, "compile_cache", lambda: folder)
     assert "1 files" in doctor.check_cache().text
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
     assert doctor.check_cache().state == "warning"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
@@ -61,6 +62,7 @@ class Prompt:
     end_id: int
     pad_id: int
 
+    @cached_property
     def sha256(self) -> str:
         """Of all that turns texts into ids: vocabulary and template."""
         pieces = (self.prefix_ids, self.question_open_ids, self.question_close_ids, self.end_id)
@@ -75,14 +77,17 @@ class Prompt:
     def encode_texts(self, texts: Sequence[str]) -> list[Any]:
         """Encodings by the fast tokenizer: `ids`, and where each token stands in its text.
 
-        A special token that is spelled out in a user's text stays plain text.
+        A special token that is spelled out in a user's text stays plain text. Of transformers' call only what it sets is
+        taken over: it makes lists of masks and types that nobody reads.
         """
-        if not texts:
-            return []
-        batch = self.tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
-        )
-        return batch.encodings
+        backend = self.tokenizer.backend_tokenizer
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        if not backend.encode_special_tokens:
+            backend.encode_special_tokens = True
+        return backend.encode_batch(list(texts), add_special_tokens=False)
 
     def encode_questions(self, questions: Sequence[str]) -> list[np.ndarray]:
         """Question ids `[S]` of each, with the template around them."""

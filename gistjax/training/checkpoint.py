@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -240,12 +241,18 @@ def import_trainable(path: Path, trainable: Any) -> Any:
     return jax.tree_util.tree_map_with_path(find, trainable)
 
 
-def start_from(path: Path, trainable: Any, architecture: str) -> Any:
+def start_from(
+    path: Path, trainable: Any, architecture: str, make: Callable[[], Any] | None = None
+) -> Any:
     """The leaves of an earlier stage: of `compressor.safetensors`, or of the run directory that holds it.
 
     What the earlier stage did not have stays as it is in `trainable`, and so do head, gate and connector if it was of
     another architecture; what is taken must fit. Of parameters of which only the first axis differs, such as the queries
     of fewer slots, the first rows are taken over.
+
+    Args:
+        trainable: arrays or, where there is `make`, shapes with shardings.
+        make: gives `trainable` as arrays; called if the file does not have all of it.
 
     Raises:
         CheckpointError: if the file is missing, damaged or of other shapes, or has nothing in common with `trainable`.
@@ -272,7 +279,14 @@ def start_from(path: Path, trainable: Any, architecture: str) -> Any:
     result = jax.tree_util.tree_map_with_path(find, trainable)
     if not taken:
         raise CheckpointError(f"{file} holds no parameter of this configuration.")
-    log.info("%d of %d parameter arrays from %s", len(taken), len(jax.tree.leaves(trainable)), file)
+    wanted = len(jax.tree.leaves(trainable))
+    log.info("%d of %d parameter arrays from %s", len(taken), wanted, file)
+    if make and len(taken) < wanted:
+        result = jax.tree.map(
+            lambda leaf, made: made if isinstance(leaf, jax.ShapeDtypeStruct) else leaf,
+            result,
+            make(),
+        )
     return result
 
 

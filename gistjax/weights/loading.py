@@ -38,7 +38,7 @@ NAMES = {
 """Leaf of `Llama`, or part of one, to Hugging Face name; `{}` is the layer."""
 
 READERS = 4
-"""Leaves that are read at the same time; stacked ones, being large, one by one."""
+"""Leaves that are read at the same time; of stacked ones, being large, one and as many of its layers."""
 
 FUSED = {"layers/qkv": ("q", "k", "v"), "layers/gate_up": ("gate", "up")}
 """Leaves that hold several tensors."""
@@ -73,38 +73,51 @@ def load_llama(
 
     def load(item: tuple[tuple[Any, ...], jax.ShapeDtypeStruct], sharding: Any) -> jax.Array:
         path, leaf = item
-        host = _leaf(reader, path_name(path), leaf, config)
+        host = _leaf(reader, path_name(path), leaf, config, pool)
         return jax.block_until_ready(place(host, sharding))
 
     items, treedef = jax.tree_util.tree_flatten_with_path(shapes)
-    with ThreadPoolExecutor(1 if scan else READERS) as pool:
-        leaves = list(pool.map(load, items, jax.tree.leaves(shardings)))
+    with ThreadPoolExecutor(READERS) as pool:
+        each = map if scan else pool.map
+        leaves = list(each(load, items, jax.tree.leaves(shardings)))
     return nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
 
 
-def _leaf(reader: Reader, path: str, leaf: jax.ShapeDtypeStruct, config: LlamaConfig) -> np.ndarray:
+def _leaf(
+    reader: Reader,
+    path: str,
+    leaf: jax.ShapeDtypeStruct,
+    config: LlamaConfig,
+    pool: ThreadPoolExecutor,
+) -> np.ndarray:
     """A leaf in its final layout: `layers/…` stacked, `layers/3/…` one layer's, or one of the others."""
     name = re.sub(r"/\d+/", "/", path)
     if not name.startswith("layers/"):
         return _fitting(reader.tensor(NAMES[name]), NAMES[name], leaf.shape).astype(leaf.dtype)
     if name != path:
-        return _layer(reader, name, int(path.split("/")[1]), config).astype(leaf.dtype)
-    last = _layer(reader, name, config.n_layers - 1, config)  # is there, before memory for all is
+        return _layer(reader, name, int(path.split("/")[1]), config, leaf.dtype)
+    last = _layer(
+        reader, name, config.n_layers - 1, config, leaf.dtype
+    )  # is there, before memory for all is
     stack = np.empty(leaf.shape, leaf.dtype)
     stack[-1] = last
-    for layer in range(config.n_layers - 1):
-        stack[layer] = _layer(reader, name, layer, config)
+
+    def fill(layer: int) -> None:
+        stack[layer] = _layer(reader, name, layer, config, leaf.dtype)
+
+    list(pool.map(fill, range(config.n_layers - 1)))
     return stack
 
 
-def _layer(reader: Reader, name: str, layer: int, config: LlamaConfig) -> np.ndarray:
+def _layer(reader: Reader, name: str, layer: int, config: LlamaConfig, dtype: Any) -> np.ndarray:
     """One layer's part of a leaf: matrices as `[in, out]`, those that are fused together."""
     sizes = projection_sizes(config)
 
     def matrix(part: str) -> np.ndarray:
         tensor = NAMES[part].format(layer)
         shape = sizes.get(part.removeprefix("layers/"), (config.d_model,))
-        return _fitting(reader.tensor(tensor), tensor, shape[::-1]).T
+        weight_OxI = _fitting(reader.tensor(tensor), tensor, shape[::-1])
+        return weight_OxI.astype(dtype, copy=False).T  # turned in fp32 it takes thrice as long
 
     parts = [matrix(part) for part in FUSED.get(name, (name,))]
     if name == "layers/qkv":

@@ -264,3 +264,13 @@ def test_filler_keeps_gold_whole_and_prefers_the_article(lengths, budget, seed):
     assert everything or sum(tokens[p] for p in order) >= budget
     if any(not p.startswith("0-") for p in order):  # others come only once the article is used up
         assert set(articles["T0"]) <= set(order)
+
+
+def test_texts_have_the_ids_of_the_tokenizer_whatever_it_cuts_and_pads(tokenizer):
+    texts = ["a cat", "", "<|im_end|> spelled out, and longer than eight tokens are"]
+    plain = tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+    prompt = make_prompt(tokenizer)
+    tokenizer.backend_tokenizer.enable_truncation(8)
+    tokenizer.backend_tokenizer.enable_padding()
+    assert [encoding.ids for encoding in prompt.encode_texts(texts)] == plain
+    assert prompt.encode_texts([]) == []

@@ -219,6 +219,27 @@ def test_a_stage_starts_from_the_one_before(tmp_path):
     assert_equal(start_from(tmp_path / "compressor.safetensors", fresh, "pooling"), earlier)
 
 
+def shapes_of(trainable):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trainable
+    )
+
+
+@pytest.mark.parametrize("name, made", [("pooling", 0), ("conv", 1)])
+def test_leaves_are_made_only_where_the_file_lacks_some(tmp_path, name, made):
+    exported(tmp_path, "pooling")
+    _, fresh, _ = split_model(tiny_model(name, seed=6))
+    makes = []
+
+    def make():
+        makes.append(1)
+        return fresh
+
+    started = start_from(tmp_path, shapes_of(fresh), name, make)
+    assert_equal(started, start_from(tmp_path, fresh, name))
+    assert len(makes) == made
+
+
 def test_another_head_starts_fresh_behind_its_gate(tmp_path):
     gated = {"slot_start": "window_means"}
     earlier = exported(tmp_path, "pooling", **gated)
@@ -238,6 +259,7 @@ def test_fewer_slots_take_the_first_queries(tmp_path):
     earlier = exported(tmp_path, "gist", target_length=8)
     _, fresh, _ = split_model(tiny_model("gist", seed=6))
     started = start_from(tmp_path, fresh, "gist")
+    assert_equal(start_from(tmp_path, shapes_of(fresh), "gist", lambda: fresh), started)
     np.testing.assert_array_equal(
         started.compressor.head.queries[...], earlier.compressor.head.queries[:4]
     )

@@ -160,6 +160,17 @@ def test_damaged_files_give_a_clear_error_or_the_same_config(tmp_path_factory, p
         pass
 
 
+def test_the_header_and_the_tensors_are_those_of_the_package(tmp_path):
+    path = tmp_path / "m.gguf"
+    write(path, quantize=Q.Q4_1)
+    ours, theirs = GgufReader(path), gguf.GGUFReader(path)
+    assert ours._meta == {name: field.contents() for name, field in theirs.fields.items()}
+    for tensor in theirs.tensors:
+        array = ours._dequantized(tensor.name)
+        expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_array_equal(array, expected, strict=True)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(WeightsError, match="there is no file"):
         GgufReader(tmp_path / "none.gguf")
