@@ -141,8 +141,14 @@ def tiny_batch(rng: np.random.Generator, B: int = 4, C: int = 16, S: int = 9) ->
         task_B=np.zeros(B),
     )
     batch = jax.tree.map(lambda x: x.astype(np.int32), batch)
-    views = _view(tiny_base(), batch.context_ids_ExC, batch.context_length_E, 2)
+    views = _tiny_views()(batch.context_ids_ExC, batch.context_length_E)
     return dataclasses.replace(batch, context_view_ExD=np.asarray(views))
+
+
+@functools.cache
+def _tiny_views():
+    base = tiny_base()
+    return jax.jit(lambda ids, length: _view(base, ids, length, 2))
 
 
 def positions_of(valid_BxT: jax.Array) -> jax.Array:
