@@ -42,6 +42,8 @@ CONFIG = CompressionConfig(
     ),
     evaluation=EvaluationConfig(batch_size=1, max_answer_tokens=4, bootstrap_samples=50),
 )  # fmt: skip
+UNSCORED = CONFIG.replace(data=dataclasses.replace(CONFIG.data, validation_examples=0))
+"""Training alone, where no score is looked at."""
 
 
 @pytest.fixture(scope="module")
@@ -97,20 +99,20 @@ jax.config.update("jax_num_cpu_devices", 8)
 sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
 from gistjax.training import loop
 from gistjax import run_single_ablation
-from test_train import CONFIG
+from test_train import UNSCORED
 write = loop.MetricsLog.write
 def kill(self, row):
     write(self, row)
     if row["step"] == 4:
         os.kill(os.getpid(), 9)
 loop.MetricsLog.write = kill
-run_single_ablation(CONFIG, {str(workdir)!r})
+run_single_ablation(UNSCORED, {str(workdir)!r})
 """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     assert done.returncode == -9, done.stderr.decode()
     assert not (workdir / "metrics.json").exists()
-    run_single_ablation(CONFIG, workdir)
+    run_single_ablation(UNSCORED, workdir)
     assert_same_trainables(rundir, workdir)
     steps = [
         json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()
@@ -198,8 +200,9 @@ def test_text_alone_is_trained_on_and_the_next_stage_starts_there(tmp_path):
     assert metrics == json.loads((tmp_path / "pretrain" / "metrics.json").read_text())
     assert metrics["steps"] == 2 and {"reconstruction", "cloze"} <= set(metrics["losses"])
     following = CONFIG.replace(
-        max_steps=0, slot_start="window_means", init_from=str(tmp_path / "pretrain")
-    )
+        max_steps=0, slot_start="window_means", init_from=str(tmp_path / "pretrain"),
+        evaluation=dataclasses.replace(CONFIG.evaluation, baseline=False),
+    )  # fmt: skip
     scored = run_single_ablation(following, tmp_path / "questions")
     assert scored["steps"] == 0 and scored["n_examples"] == 9
     assert_same_trainables(tmp_path / "pretrain", tmp_path / "questions")
@@ -208,10 +211,11 @@ def test_text_alone_is_trained_on_and_the_next_stage_starts_there(tmp_path):
 def test_learns_from_a_teacher(tmp_path):
     control = {"teacher_forcing": 1.0, "generation": 0.0, "contrastive": 0.0}
     run_single_ablation(
-        CONFIG.replace(architecture="none", loss_weights=control, max_steps=1), tmp_path / "teacher"
+        UNSCORED.replace(architecture="none", loss_weights=control, max_steps=1),
+        tmp_path / "teacher",
     )
     weights = {**control, "distillation": 1.0}
-    student = CONFIG.replace(loss_weights=weights, teacher=str(tmp_path / "teacher"), max_steps=2)
+    student = UNSCORED.replace(loss_weights=weights, teacher=str(tmp_path / "teacher"), max_steps=2)
     run_single_ablation(student, tmp_path / "student")
     rows = [json.loads(line) for line in (tmp_path / "student/metrics.jsonl").open()]
     assert all(0 < row["distillation"] < row["loss"] for row in rows)

@@ -1,6 +1,7 @@
 """The small models that many tests share."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from gistjax.config import (
 )
 from gistjax.data.batches import Batch
 from gistjax.model.compressed_lm import CompressedLM
+from gistjax.model.decoding import greedy
 from gistjax.model.llama import (
     Llama,
     LlamaConfig,
@@ -95,6 +97,35 @@ def tiny_model(
     return model
 
 
+class Compiled:
+    """A model whose methods run as a program each, which models that differ in their weights alone share.
+
+    Op by op, each call of a method would trace its layers anew, and compile them.
+    """
+
+    def __init__(self, model: CompressedLM):
+        self.base, (self._graphdef, self._state) = model.base, nnx.split(model)
+
+    def __getattr__(self, name: str):
+        return functools.partial(self._call, getattr(CompressedLM, name))
+
+    def greedy(self, *args: object):
+        """`greedy` with this model."""
+        return self._call(greedy, *args)
+
+    def _call(self, function, *args, **arrays):
+        sizes = tuple((i, x) for i, x in enumerate(args) if isinstance(x, int))
+        others = [None if isinstance(x, int) else x for x in args]
+        return _run(function, self._graphdef, sizes, self._state, others, arrays)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run(function, graphdef, sizes, state, args, arrays):
+    for i, size in sizes:
+        args[i] = size
+    return function(nnx.merge(graphdef, state), *args, **arrays)
+
+
 def tiny_batch(rng: np.random.Generator, B: int = 4, C: int = 16, S: int = 9) -> Batch:
     """Random rows of random lengths; rows 0 and 1 share their context."""
     question_length = rng.integers(2, 5, B)
@@ -110,8 +141,14 @@ def tiny_batch(rng: np.random.Generator, B: int = 4, C: int = 16, S: int = 9) ->
         task_B=np.zeros(B),
     )
     batch = jax.tree.map(lambda x: x.astype(np.int32), batch)
-    views = _view(tiny_base(), batch.context_ids_ExC, batch.context_length_E, 2)
+    views = _tiny_views()(batch.context_ids_ExC, batch.context_length_E)
     return dataclasses.replace(batch, context_view_ExD=np.asarray(views))
+
+
+@functools.cache
+def _tiny_views():
+    base = tiny_base()
+    return jax.jit(lambda ids, length: _view(base, ids, length, 2))
 
 
 def positions_of(valid_BxT: jax.Array) -> jax.Array:

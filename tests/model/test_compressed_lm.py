@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,11 +8,10 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import TINY, tiny_base, tiny_model
+from tiny import TINY, Compiled, tiny_base, tiny_model
 
 from gistjax.config import EncoderConfig, LoraConfig
 from gistjax.model.compressed_lm import answer_positions
-from gistjax.model.decoding import greedy
 from gistjax.model.heads import HEADS
 from gistjax.model.llama import Frozen, LlamaConfig
 from gistjax.model.lora import Trainable
@@ -42,7 +43,7 @@ def inputs(rng, B=3, C=16, S=7):
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_with_every_encoder(name, encoder, rng):
-    model = tiny_model(name, encoder=ENCODERS[encoder])
+    model = Compiled(tiny_model(name, encoder=ENCODERS[encoder]))
     ids, length, tokens, tokens_length = inputs(rng)
     memory = model.memory(ids, length)
     chex.assert_shape(memory.x_BxXxD, (3, 4, 32))
@@ -53,7 +54,7 @@ def test_every_head_with_every_encoder(name, encoder, rng):
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_padding_tokens_change_nothing(name, form, rng):
     encoder = ENCODERS["embeddings" if form == "key_values" else "bidirectional"]
-    model = tiny_model(name, slot_form=form, encoder=encoder)
+    model = Compiled(tiny_model(name, slot_form=form, encoder=encoder))
     ids, length, tokens, tokens_length = inputs(rng)
 
     def states(ids, tokens):
@@ -69,7 +70,7 @@ def test_padding_tokens_change_nothing(name, form, rng):
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_wider_padding_changes_nothing(name, form, rng):
-    model = tiny_model(name, slot_form=form)
+    model = Compiled(tiny_model(name, slot_form=form))
     ids, length, tokens, tokens_length = inputs(rng)
     wide_ids, wide_tokens = jnp.pad(ids, ((0, 0), (0, 5))), jnp.pad(tokens, ((0, 0), (0, 3)))
     narrow = model.states(model.memory(ids, length), tokens, tokens_length)
@@ -81,9 +82,9 @@ def test_wider_padding_changes_nothing(name, form, rng):
 @pytest.mark.parametrize(("name", "form"), FORMS)
 @pytest.mark.parametrize("slots", [*SLOTS, INSIDE], ids=["packed", "means", "ends", "inside"])
 def test_cached_answers_equal_uncached_ones(name, form, slots, rng):
-    model = tiny_model(name, slot_form=form, **slots)
+    model = Compiled(tiny_model(name, slot_form=form, **slots))
     ids, length, tokens, tokens_length = inputs(rng)
-    answers = np.asarray(greedy(model, model.compress(ids, length), tokens, tokens_length, 5, -1))
+    answers = np.asarray(model.greedy(model.compress(ids, length), tokens, tokens_length, 5, -1))
     sequence = np.concatenate([np.asarray(tokens), np.zeros((3, 5), int)], axis=1)
     ends, rows = np.asarray(tokens_length), np.arange(3)
     for step in range(5):
@@ -95,35 +96,49 @@ def test_cached_answers_equal_uncached_ones(name, form, slots, rng):
 
 @pytest.mark.parametrize(("name", "form"), [("gist", "soft_tokens"), ("gist", "key_values")])
 def test_an_answer_does_not_depend_on_its_batch(name, form, rng):
-    model = tiny_model(name, slot_form=form)
+    model = Compiled(tiny_model(name, slot_form=form))
     ids, length, tokens, tokens_length = inputs(rng)
-    together = greedy(model, model.compress(ids, length), tokens, tokens_length, 5, 7)
+    together = model.greedy(model.compress(ids, length), tokens, tokens_length, 5, 7)
     for b in range(3):
         row = slice(b, b + 1)
-        alone = greedy(
-            model, model.compress(ids[row], length[row]), tokens[row], tokens_length[row], 5, 7
+        alone = model.greedy(
+            model.compress(ids[row], length[row]), tokens[row], tokens_length[row], 5, 7
         )
         np.testing.assert_array_equal(together[row], alone)
 
 
 def test_greedy_stops_at_the_end_token_and_fills_with_it(rng):
-    model = tiny_model("gist")
+    model = Compiled(tiny_model("gist"))
     ids, length, tokens, tokens_length = inputs(rng)
-    free = np.asarray(greedy(model, model.memory(ids, length), tokens, tokens_length, 6, -1))
+    free = np.asarray(model.greedy(model.memory(ids, length), tokens, tokens_length, 6, -1))
     end = int(free[0, 2])
-    stopped = np.asarray(greedy(model, model.memory(ids, length), tokens, tokens_length, 6, end))
+    stopped = np.asarray(model.greedy(model.memory(ids, length), tokens, tokens_length, 6, end))
     first = list(free[0]).index(end)
     np.testing.assert_array_equal(stopped[0, :first], free[0, :first])
     assert (stopped[0, first:] == end).all()
 
 
 def test_key_values_have_m_positions_and_no_context(rng):
-    model = tiny_model("gist", slot_form="key_values")
+    model = Compiled(tiny_model("gist", slot_form="key_values"))
     ids, length, *_ = inputs(rng)
     memory = model.compress(ids, length)
     assert memory.size == 4
     chex.assert_shape(memory.kv.k, (3, 3, 2, 4, 8))
     chex.assert_shape(memory.kv.v, (3, 3, 2, 4, 8))
+
+
+@functools.cache
+def one_layer_of_gist():
+    """The memory of contexts, and the gradient of what follows it with respect to what it is read from."""
+    one_layer = LlamaConfig(**{**TINY.__dict__, "n_layers": 1})
+    model = Compiled(tiny_model("gist", slot_form="key_values", base=tiny_base(one_layer)))
+
+    def last_state(x, memory, tokens, tokens_length):
+        last = tokens_length[:, None] - 1
+        h = model.states(memory.replace(x_BxXxD=x), tokens, tokens_length, last)
+        return jnp.sum(jnp.sin(h))
+
+    return model.memory, jax.jit(jax.grad(last_state))
 
 
 @given(
@@ -134,20 +149,12 @@ def test_key_values_have_m_positions_and_no_context(rng):
 def test_what_follows_the_slots_does_not_see_the_context(lengths, seed):
     """In a base of one layer, nothing of the context has reached a slot's key or value yet: any gradient from the
     answer to the context would be a leak through the gist mask. Slots themselves must be seen."""
-    one_layer = LlamaConfig(**{**TINY.__dict__, "n_layers": 1})
-    model = tiny_model("gist", slot_form="key_values", base=tiny_base(one_layer))
+    memory_of, gradient = one_layer_of_gist()
     rng = np.random.default_rng(seed)
     ids, tokens = (jnp.array(rng.integers(0, 61, (2, n))) for n in (9, 5))
     length, tokens_length = (jnp.array(column) for column in zip(*lengths, strict=True))
-    memory = model.memory(ids, length)
-
-    def last_state(x):
-        last = tokens_length[:, None] - 1
-        return jnp.sum(
-            jnp.sin(model.states(memory.replace(x_BxXxD=x), tokens, tokens_length, last))
-        )
-
-    grad = np.abs(np.asarray(jax.grad(last_state)(memory.x_BxXxD))).sum(-1)
+    memory = memory_of(ids, length)
+    grad = np.abs(np.asarray(gradient(memory.x_BxXxD, memory, tokens, tokens_length))).sum(-1)
     assert (grad[:, :9] == 0).all()
     used = np.minimum(np.asarray(length), 4)
     assert ((grad[:, 9:] > 0) == (np.arange(4) < used[:, None])).all()
@@ -165,9 +172,10 @@ def test_deeper_bases_see_the_context_through_the_slots_alone(rng):
         return jnp.sum(jnp.where(lengths_to_valid(tokens_length, h.shape[1])[..., None], h, 0))
 
     x = model.memory(ids, length).x_BxXxD
-    open_path = np.abs(np.asarray(jax.grad(total)(x, False)))[:, :16]
+    gradient = jax.jit(jax.grad(total), static_argnums=1)
+    open_path = np.abs(np.asarray(gradient(x, False)))[:, :16]
     assert (open_path.sum(-1) > 0).sum() == int(length.sum())
-    assert (np.asarray(jax.grad(total)(x, True))[:, :16] == 0).all()
+    assert (np.asarray(gradient(x, True))[:, :16] == 0).all()
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -183,7 +191,7 @@ def test_encoder_mask_through_gradients(bidirectional, rng):
         inner.base.embedding = Frozen(table.at[:12].set(x.reshape(12, 32)))
         return inner.compressor.encoder(inner.base, ids, length).sum(-1)
 
-    jacobian = np.asarray(jax.jacobian(state_sums)(table[ids]))
+    jacobian = np.asarray(jax.jit(jax.jacobian(state_sums))(table[ids]))
     influence = np.abs(jacobian).sum(-1)
     for b, t, u in np.ndindex(2, 6, 6):
         if t < length[b]:
@@ -202,8 +210,8 @@ def test_rms_connector_matches_the_embeddings(rng):
 
 def test_mean_pool_of_one_token_a_slot_is_the_uncompressed_model(rng):
     ids, length, tokens, tokens_length = inputs(rng)
-    pooled = tiny_model("mean_pool", target_length=16, connector="none")
-    whole = tiny_model("none")
+    pooled = Compiled(tiny_model("mean_pool", target_length=16, connector="none"))
+    whole = Compiled(tiny_model("none"))
     real = lengths_to_valid(tokens_length, tokens.shape[1])
     chex.assert_trees_all_close(
         pooled.states(pooled.memory(ids, length), tokens, tokens_length)[real],
@@ -218,7 +226,7 @@ def test_training_starts_at_the_uncompressed_model(name, slots, rng):
     """A slot a token: window means are the embeddings, and the head's gate is shut."""
     ids, length, tokens, tokens_length = inputs(rng)
     changes = {**slots, "ratio": 1.0, "target_length": 16, "connector": "none"}
-    slotted, whole = tiny_model(name, **changes), tiny_model("none")
+    slotted, whole = Compiled(tiny_model(name, **changes)), Compiled(tiny_model("none"))
     real = lengths_to_valid(tokens_length, tokens.shape[1])
     chex.assert_trees_all_close(
         slotted.states(slotted.memory(ids, length), tokens, tokens_length)[real],
@@ -229,7 +237,7 @@ def test_training_starts_at_the_uncompressed_model(name, slots, rng):
 
 def test_slots_of_a_ratio_and_their_positions(rng):
     ids, length, tokens, tokens_length = inputs(rng)
-    model = tiny_model("pooling", target_length=16, ratio=4.0, slot_positions="spread")
+    model = Compiled(tiny_model("pooling", target_length=16, ratio=4.0, slot_positions="spread"))
     memory = model.memory(ids, length)
     np.testing.assert_array_equal(memory.slots_B, [4, 3, 1])  # of 16, 9 and 3 tokens
     np.testing.assert_allclose(memory.position_BxX[0], [1.5, 5.5, 9.5, 13.5])
@@ -240,14 +248,14 @@ def test_slots_of_a_ratio_and_their_positions(rng):
 
 def test_each_row_may_have_its_own_ratio(rng):
     ids, length, tokens, tokens_length = inputs(rng)
-    model = tiny_model("pooling", target_length=16, ratio=4.0, ratios=(2.0, 4.0))
+    model = Compiled(tiny_model("pooling", target_length=16, ratio=4.0, ratios=(2.0, 4.0)))
     ratio = jnp.array([2.0, 4.0, 2.0])
     memory = model.memory(ids, length, ratio)
     np.testing.assert_array_equal(memory.slots_B, [8, 3, 2])
     chex.assert_shape(memory.x_BxXxD, (3, 8, 32))  # room for the least ratio
     h = model.states(memory, tokens, tokens_length)
     for b in range(3):
-        alone = tiny_model("pooling", target_length=16, ratio=float(ratio[b]))
+        alone = Compiled(tiny_model("pooling", target_length=16, ratio=float(ratio[b])))
         expected = alone.states(alone.memory(ids, length), tokens, tokens_length)
         n = tokens_length[b]
         chex.assert_trees_all_close(h[b, :n], expected[b, :n], atol=1e-5)
@@ -257,8 +265,8 @@ def test_each_row_may_have_its_own_ratio(rng):
 def test_slots_inside_the_context_start_at_the_uncompressed_model(name, rng):
     ids, length, tokens, tokens_length = inputs(rng)
     changes = {**INSIDE, "ratio": 1.0, "target_length": 16, "connector": "none"}
-    slotted = tiny_model(name, slot_form="key_values", **changes)
-    whole = tiny_model("none")
+    slotted = Compiled(tiny_model(name, slot_form="key_values", **changes))
+    whole = Compiled(tiny_model("none"))
     real = lengths_to_valid(tokens_length, tokens.shape[1])
     chex.assert_trees_all_close(
         slotted.states(slotted.compress(ids, length), tokens, tokens_length)[real],
@@ -269,7 +277,7 @@ def test_slots_inside_the_context_start_at_the_uncompressed_model(name, rng):
 
 def test_slots_inside_the_context_are_its_windows_last_tokens(rng):
     ids, length, *_ = inputs(rng)
-    model = tiny_model("gist", slot_form="key_values", target_length=16, **INSIDE)
+    model = Compiled(tiny_model("gist", slot_form="key_values", target_length=16, **INSIDE))
     memory = model.memory(ids, length)
     np.testing.assert_array_equal(memory.slots_B, [6, 3, 1])  # of 16, 9 and 3 tokens
     seen = np.asarray(memory.valid_BxX & ~memory.cut_BxX)
@@ -282,7 +290,9 @@ def test_slots_inside_the_context_are_its_windows_last_tokens(rng):
 
 @pytest.mark.parametrize("slots", [*SLOTS, INSIDE], ids=["packed", "means", "ends", "inside"])
 def test_slots_as_keys_and_values_are_those_under_the_gist_mask(slots, rng):
-    model = tiny_model("gist", slot_form="key_values", base=tiny_base(scan=False), **slots)
+    model = Compiled(
+        tiny_model("gist", slot_form="key_values", base=tiny_base(scan=False), **slots)
+    )
     ids, length, tokens, tokens_length = inputs(rng)
     kept, plain = model.compress(ids, length), model.memory(ids, length)
     real = lengths_to_valid(tokens_length, tokens.shape[1])
@@ -302,7 +312,7 @@ def test_slots_as_keys_and_values_are_those_under_the_gist_mask(slots, rng):
     ],
 )
 def test_a_memory_that_is_read_once_answers_each_question_as_if_alone(name, changes, rng):
-    model = tiny_model(name, base=tiny_base(scan=False), **changes)
+    model = Compiled(tiny_model(name, base=tiny_base(scan=False), **changes))
     ids, length, tokens, tokens_length = inputs(rng, B=3)
     tokens6, length6 = jnp.repeat(tokens, 2, 0)[::-1], jnp.repeat(tokens_length, 2)[::-1]
     alone = model.memory(jnp.repeat(ids, 2, 0), jnp.repeat(length, 2))
@@ -327,14 +337,14 @@ def test_an_encoder_of_its_own_makes_the_keys_and_values(rng):
         h = model.states(model.compress(ids, length), tokens, tokens_length)
         return jnp.sum(jnp.sin(h))
 
-    grad = jax.grad(total)(trainable)
+    grad = jax.jit(jax.grad(total))(trainable)
     for lora in (grad.lora, grad.compressor.encoder.lora):
         moved = [name for name in lora.adapters if float(jnp.abs(lora.adapters[name].a[...]).max())]
         assert set(moved) == set(lora.adapters)
 
 
 def test_closed_book_sees_no_context(rng):
-    model = tiny_model("closed_book")
+    model = Compiled(tiny_model("closed_book"))
     ids, length, tokens, tokens_length = inputs(rng)
     one, other = (
         model.states(model.memory(x, length), tokens, tokens_length) for x in (ids, 60 - ids)
@@ -375,6 +385,8 @@ def test_wanted_states_are_those_of_all(slot_form, scan, rng):
         return jnp.take_along_axis(h, wanted[:, :, None], axis=1)
 
     x = memory.x_BxXxD
-    chex.assert_trees_all_close(few(x), all_of_them(x), rtol=1e-4, atol=1e-5)
-    grads = [jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))(x) for f in (few, all_of_them)]
+    chex.assert_trees_all_close(*(jax.jit(f)(x) for f in (few, all_of_them)), rtol=1e-4, atol=1e-5)
+    grads = [
+        jax.jit(jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x)))))(x) for f in (few, all_of_them)
+    ]
     chex.assert_trees_all_close(*grads, rtol=1e-3, atol=1e-5)

@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,19 @@ LLAMA_31 = {
 
 
 def run(base, x, valid, **kwargs):
-    return base(x, positions_of(valid), causal_mask(valid), **kwargs)[0]
+    return call(base, x, positions_of(valid), causal_mask(valid), **kwargs)[0]
+
+
+def call(base, *args, **kwargs):
+    """The base as one program, which bases that differ in their weights alone share."""
+    graphdef, state = nnx.split(base)
+    n_layers = kwargs.pop("n_layers", None)
+    return _call(graphdef, n_layers, state, args, kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _call(graphdef, n_layers, state, args, kwargs):
+    return nnx.merge(graphdef, state)(*args, n_layers=n_layers, **kwargs)
 
 
 def test_shapes_and_dtypes(rng):
@@ -55,7 +69,7 @@ def test_unrolled_and_rematerialised_layers_give_the_same(rng, scan, remat):
         return jnp.sum(run(base, x, valid, lora=lora) ** 3)
 
     chex.assert_trees_all_close(run(base, x, valid), run(other, x, valid), rtol=1e-5, atol=1e-6)
-    grads = [jax.grad(loss)((lora, x), b) for b in (base, other)]
+    grads = [jax.jit(jax.grad(loss))((lora, x), b) for b in (base, other)]
     chex.assert_trees_all_close(*(jax.tree.leaves(g) for g in grads), rtol=1e-4, atol=1e-3)
     chex.assert_trees_all_close(
         run(base, x, valid, n_layers=2), run(other, x, valid, n_layers=2), rtol=1e-5, atol=1e-6
@@ -67,7 +81,7 @@ def test_without_a_mask_attention_is_causal(rng, scan):
     base = tiny_base(scan=scan)
     x = jnp.array(rng.normal(size=(2, 7, 32)), jnp.float32)
     valid = lengths_to_valid(jnp.array([7, 4]), 7)
-    causal, _ = base(x, jnp.arange(7)[None])
+    causal, _ = call(base, x, jnp.arange(7)[None])
     chex.assert_trees_all_close(causal[valid], run(base, x, valid)[valid], rtol=1e-5, atol=1e-5)
 
 
@@ -76,8 +90,8 @@ def test_a_mask_of_the_last_positions_leaves_those_before_causal(rng):
     x = jnp.array(rng.normal(size=(2, 7, 32)), jnp.float32)
     mask = np.asarray(causal_mask(jnp.ones((2, 7), bool))).copy()
     mask[:, 5:, 1:3] = False
-    whole, _ = base(x, jnp.arange(7)[None], jnp.array(mask))
-    tail, _ = base(x, jnp.arange(7)[None], jnp.array(mask[:, 5:]))
+    whole, _ = call(base, x, jnp.arange(7)[None], jnp.array(mask))
+    tail, _ = call(base, x, jnp.arange(7)[None], jnp.array(mask[:, 5:]))
     chex.assert_trees_all_close(tail, whole, rtol=1e-5, atol=1e-5)
 
 
@@ -86,7 +100,7 @@ def test_gradients_prove_causality_and_padding(rng):
     x = jnp.array(rng.normal(size=(2, 6, 32)), jnp.float32)
     valid = lengths_to_valid(jnp.array([6, 4]), 6)
     # d output at t / d input at u, summed over channels
-    jacobian = jax.jacobian(lambda x: run(base, x, valid).sum(-1))(x)
+    jacobian = jax.jit(jax.jacobian(lambda x: run(base, x, valid).sum(-1)))(x)
     influence = np.abs(np.asarray(jacobian)).sum(-1)
     for b, t in np.ndindex(2, 6):
         assert (influence[b, t, 1 - b] == 0).all(), "rows are independent"
@@ -107,8 +121,8 @@ def test_cache_in_pieces_equals_one_pass(rng, scan):
     mask = jnp.pad(causal_mask(valid), ((0, 0), (0, 0), (0, 2)))
     pieces = []
     for start, end in [(0, 3), (3, 4), (4, 7)]:
-        h, cache = base(
-            x[:, start:end], positions_of(valid)[:, start:end], mask[:, start:end],
+        h, cache = call(
+            base, x[:, start:end], positions_of(valid)[:, start:end], mask[:, start:end],
             cache=cache, start=start,
         )  # fmt: skip
         pieces.append(h)

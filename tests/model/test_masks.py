@@ -11,8 +11,9 @@ from gistjax.model.masks import (
     lengths_to_valid,
 )
 
-rows_of_bools = st.integers(1, 9).flatmap(
-    lambda T: st.lists(st.lists(st.booleans(), min_size=T, max_size=T), min_size=1, max_size=3)
+# Each shape is a program to compile: two rows, of few lengths.
+rows_of_bools = st.sampled_from((1, 2, 5, 9)).flatmap(
+    lambda T: st.lists(st.lists(st.booleans(), min_size=T, max_size=T), min_size=2, max_size=2)
 )
 
 
@@ -41,9 +42,9 @@ def test_no_query_looks_at_nothing(rows):
         assert bool(jnp.all(jnp.any(mask, axis=-1)))
 
 
-@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4), st.integers(1, 5))
-def test_gist_mask_cuts_the_context_from_what_follows_and_nothing_else(P, C, M, S):
-    T = P + C + M + S
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4))
+def test_gist_mask_cuts_the_context_from_what_follows_and_nothing_else(P, C, M):
+    T = 16  # what follows is 1 to 13 tokens
     where = np.arange(T)
     cut = (where >= P) & (where < P + C)
     after = where >= P + C + M

@@ -20,7 +20,9 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def smollm2(smollm2_path):
     """The real SmolLM2-135M-Instruct in fp32 on one device."""
-    config = ModelConfig(name="smollm2-135m-instruct", path=str(smollm2_path), dtype="float32")
+    config = ModelConfig(
+        name="smollm2-135m-instruct", path=str(smollm2_path), dtype="float32", scan_layers=True
+    )
     mesh = jax.make_mesh(
         (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1],
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
@@ -30,12 +32,19 @@ def smollm2(smollm2_path):
 
 @pytest.fixture(scope="session")
 def torch_smollm2(smollm2_path):
-    """The same file, read by transformers into PyTorch, with its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """The same file, read by transformers into PyTorch."""
+    from transformers import AutoModelForCausalLM
 
     folder, file = smollm2_path.parent, smollm2_path.name
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype="float32").eval()
-    return model, AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype="float32").eval()
+
+
+@pytest.fixture(scope="session")
+def their_tokenizer(smollm2_path):
+    """The file's tokenizer, read by transformers."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name)
 
 
 @pytest.fixture

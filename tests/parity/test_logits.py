@@ -1,16 +1,22 @@
-"""Logits against the Llama of transformers, in PyTorch and fp32."""
+"""Logits and greedy continuations against the Llama of transformers, in PyTorch and fp32.
+
+In one file, so that one worker reads SmolLM2 for both.
+"""
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from tiny import positions_of
+from flax import nnx
+from tiny import Compiled, positions_of
 from transformers import LlamaConfig as TorchConfig
 from transformers import LlamaForCausalLM
 
-from gistjax.config import MeshConfig, ModelConfig
+from gistjax.config import CompressionConfig, LoraConfig, MeshConfig, ModelConfig
+from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.masks import causal_mask, lengths_to_valid
 from gistjax.sharding import make_mesh
 from gistjax.weights.registry import load_base, resolve
@@ -19,6 +25,12 @@ ROPE_31 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
 }  # fmt: skip
+SUBJECTS = ["the tides", "a steam engine", "Mount Fuji", "bread", "the violin", "chess", "glass",
+            "the Silk Road", "photosynthesis", "a prime number"]  # fmt: skip
+PROMPTS = [f"Explain {subject} in one sentence." for subject in SUBJECTS] + [
+    f"The most surprising thing about {subject} is" for subject in SUBJECTS
+]
+NEW = 16
 
 
 def torch_llama(**changes):
@@ -40,8 +52,14 @@ def torch_llama(**changes):
 
 def ours(base, ids, lengths):
     valid = lengths_to_valid(jnp.array(lengths), ids.shape[1])
-    h, _ = base(base.embed(jnp.array(ids)), positions_of(valid), causal_mask(valid))
-    return np.asarray(base.logits(h))
+    graphdef, state = nnx.split(base)
+
+    @jax.jit
+    def logits(state, ids):
+        base = nnx.merge(graphdef, state)
+        return base.logits(base(base.embed(ids), positions_of(valid), causal_mask(valid))[0])
+
+    return np.asarray(logits(state, jnp.array(ids)))
 
 
 def assert_same_logits(base, model, ids, lengths):
@@ -91,11 +109,33 @@ def test_config_written_by_older_transformers(tmp_path, rng):
     assert_same_logits(base, model, rng.integers(0, 97, (1, 100)), [100])
 
 
-def test_smollm2_logits(smollm2, torch_smollm2, rng):
-    model, tokenizer = torch_smollm2
+def test_smollm2_logits(smollm2, torch_smollm2, their_tokenizer, rng):
+    model, tokenizer = torch_smollm2, their_tokenizer
     text = (
         "In 1887 the harbour of Tromsø burned down; 36 houses were lost. Who rebuilt it, and why?"
     )
     ids = np.array(tokenizer(text).input_ids)
     rows = np.stack([ids, np.roll(ids, 7), rng.integers(0, 49152, len(ids))])
     assert_same_logits(smollm2, model, rows, [len(ids), 11, len(ids)])
+
+
+def test_continuations_are_equal_on_20_prompts(smollm2, torch_smollm2, their_tokenizer):
+    model, tokenizer = torch_smollm2, their_tokenizer
+    config = CompressionConfig(architecture="closed_book", lora=LoraConfig(rank=0))
+    encoded = [tokenizer(prompt).input_ids for prompt in PROMPTS]
+    longest = max(map(len, encoded))
+    tokens = np.zeros((len(encoded), longest), np.int32)
+    for row, ids in zip(tokens, encoded, strict=True):
+        row[: len(ids)] = ids
+    lengths = jnp.array([len(ids) for ids in encoded])
+    compiled = Compiled(CompressedLM(smollm2, config, (), jax.random.key(0)))
+    no_context = jnp.zeros((len(encoded), 1), jnp.int32), jnp.ones(len(encoded), jnp.int32)
+    end = tokenizer.eos_token_id
+    memory = compiled.memory(*no_context)
+    found = compiled.greedy(memory, jnp.array(tokens), lengths, NEW, end)
+    for ids, row in zip(encoded, np.asarray(found).tolist(), strict=True):
+        with torch.no_grad():
+            theirs = model.generate(
+                torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, pad_token_id=0
+            )[0, len(ids) :].tolist()
+        assert row[: len(theirs)] == theirs

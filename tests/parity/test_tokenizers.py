@@ -14,8 +14,8 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def test_smollm2_ids_equal_those_of_transformers(smollm2_path, torch_smollm2):
-    ours, theirs = GgufReader(smollm2_path).tokenizer(), torch_smollm2[1]
+def test_smollm2_ids_equal_those_of_transformers(smollm2_path, their_tokenizer):
+    ours, theirs = GgufReader(smollm2_path).tokenizer(), their_tokenizer
     for text in TEXTS:
         assert ours(text).input_ids == theirs(text, add_special_tokens=False).input_ids, text
         ids = ours(text).input_ids

@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import tiny_batch, tiny_model
+from tiny import Compiled, tiny_batch, tiny_model
 
 from gistjax.model.compressed_lm import answer_positions
-from gistjax.model.decoding import greedy
 from gistjax.model.lora import Trainable
 from gistjax.training import losses
 from gistjax.training.losses import Forward, LossSettings, total_loss
@@ -19,6 +18,23 @@ ALL = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
 
 def settings(weights=ALL, answer_tokens=5):
     return LossSettings(weights, answer_tokens, end_id=7)
+
+
+def compiled(function, model, batch):
+    """`function(model, batch)` as one program."""
+    graphdef, state = nnx.split(model)
+    return jax.jit(lambda state, batch: function(nnx.merge(graphdef, state), batch))(state, batch)
+
+
+def total(model, batch, weights=ALL):
+    return compiled(lambda model, batch: total_loss(model, batch, settings(weights)), model, batch)
+
+
+def loss_of(loss, model, batch, weights=ALL):
+    """One loss alone."""
+    return compiled(
+        lambda model, batch: loss(Forward(model, batch, settings(weights))), model, batch
+    )
 
 
 def log_probability(model, ids, length, context_tokens, target):
@@ -33,39 +49,39 @@ def log_probability(model, ids, length, context_tokens, target):
 @pytest.mark.parametrize("weights", [{"teacher_forcing": 1.0}, ALL])
 def test_teacher_forcing_token_by_token(architecture, weights, rng):
     model, batch = tiny_model(architecture), tiny_batch(rng)
-    expected = []
+    plain, expected = Compiled(model), []
     for b in range(4):
         q, a = int(batch.question_length_B[b]), int(batch.answer_length_B[b])
         row = batch.tokens_BxS[b]
         terms = [
             log_probability(
-                model, row[: q + i], batch.context_length_E[b], batch.context_ids_ExC[b], row[q + i]
+                plain, row[: q + i], batch.context_length_E[b], batch.context_ids_ExC[b], row[q + i]
             )
             for i in range(a)
         ]
         expected.append(-np.mean(terms))
-    loss = losses.teacher_forcing(Forward(model, batch, settings(weights)))
+    loss = loss_of(losses.teacher_forcing, model, batch, weights)
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
 
 
 @pytest.mark.parametrize("slot_form", ["soft_tokens", "key_values"])
 def test_generation_scores_gold_given_the_models_own_prefix(slot_form, rng):
     model, batch = tiny_model("gist", slot_form=slot_form), tiny_batch(rng)
-    memory = model.memory(batch.context_ids_ExC, batch.context_length_E)
-    own = np.asarray(greedy(model, memory, batch.tokens_BxS, batch.question_length_B, 5, 7))
-    expected = []
+    plain, expected = Compiled(model), []
+    memory = plain.memory(batch.context_ids_ExC, batch.context_length_E)
+    own = np.asarray(plain.greedy(memory, batch.tokens_BxS, batch.question_length_B, 5, 7))
     for b in range(4):
         q, a = int(batch.question_length_B[b]), int(batch.answer_length_B[b])
         row = batch.tokens_BxS[b]
         terms = [
             log_probability(
-                model, [*row[:q], *own[b, :i]], batch.context_length_E[b],
+                plain, [*row[:q], *own[b, :i]], batch.context_length_E[b],
                 batch.context_ids_ExC[b], row[q + i],
             )
             for i in range(a)
         ]  # fmt: skip
         expected.append(-np.mean(terms))
-    loss = losses.generation(Forward(model, batch, settings()))
+    loss = loss_of(losses.generation, model, batch)
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
 
 
@@ -73,9 +89,10 @@ def test_generation_scores_gold_given_the_models_own_prefix(slot_form, rng):
 def test_every_loss_reaches_the_compressor(name, rng):
     model, batch = tiny_model("gist"), tiny_batch(rng)
     graphdef, trainable, frozen = nnx.split(model, Trainable, ...)
-    grad = jax.grad(
+    gradient = jax.grad(
         lambda t: total_loss(nnx.merge(graphdef, t, frozen), batch, settings({name: 1.0}))[0]
-    )(trainable)
+    )
+    grad = jax.jit(gradient)(trainable)
     for leaf in jax.tree.leaves(grad.compressor.head):
         assert float(jnp.abs(leaf).max()) > 0
     assert jax.tree.structure(grad) == jax.tree.structure(trainable), "no gradient for the base"
@@ -84,7 +101,7 @@ def test_every_loss_reaches_the_compressor(name, rng):
 def test_contrastive_against_a_plain_loop(rng):
     model, batch = tiny_model("conv"), tiny_batch(rng)
     batch.answer_length_B[3], batch.context_id_E[3] = 0, -1  # row 3 is padding
-    memory = model.memory(batch.context_ids_ExC, batch.context_length_E)
+    memory = Compiled(model).memory(batch.context_ids_ExC, batch.context_length_E)
     slot = np.asarray(memory.x_BxXxD[:, 0], np.float64)
     target = np.asarray(batch.context_view_ExD, np.float64)
     slot /= np.linalg.norm(slot, axis=1, keepdims=True)
@@ -94,7 +111,7 @@ def test_contrastive_against_a_plain_loop(rng):
         rivals = [j for j in range(3) if batch.context_id_E[j] != batch.context_id_E[i]]
         scores = np.array([slot[i] @ target[j] / losses.TEMPERATURE for j in [i, *rivals]])
         expected.append(np.log(np.exp(scores).sum()) - scores[0])
-    loss = losses.contrastive(Forward(model, batch, settings()))
+    loss = loss_of(losses.contrastive, model, batch)
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
 
 
@@ -116,7 +133,7 @@ def test_questions_that_share_a_compression_have_the_loss_of_those_that_do_not(s
         context_view_ExD=batch.context_view_ExD[::2],
     )
     weights = {"teacher_forcing": 0.6, "generation": 0.4}
-    one, other = (total_loss(model, b, settings(weights))[0] for b in (alone, shared))
+    one, other = (total(model, b, weights)[0] for b in (alone, shared))
     np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
@@ -124,8 +141,8 @@ def test_text_tasks_are_means_over_their_own_rows(rng):
     model, batch = tiny_model("pooling"), tiny_batch(rng)
     batch.task_B[:] = [0, 1, 3, 1]  # answer, reconstruction, cloze, reconstruction
     names = ("teacher_forcing", "reconstruction", "continuation", "cloze")
-    _, parts = total_loss(model, batch, settings(dict.fromkeys(names, 1.0)))
-    loss_B = np.asarray(Forward(model, batch, settings({"cloze": 1.0})).gold_loss_B)
+    _, parts = total(model, batch, dict.fromkeys(names, 1.0))
+    loss_B = np.asarray(loss_of(lambda f: f.gold_loss_B, model, batch, {"cloze": 1.0}))
     expected = [loss_B[0], loss_B[[1, 3]].mean(), 0.0, loss_B[2]]
     np.testing.assert_allclose([parts[name] for name in names], expected, rtol=1e-5)
 
@@ -139,15 +156,15 @@ def test_the_batchs_ratios_decide_the_slots(rng):
 
 def test_total_is_the_weighted_sum_and_zero_weights_cost_nothing(rng, monkeypatch):
     model, batch = tiny_model("gist"), tiny_batch(rng)
-    total, parts = total_loss(model, batch, settings())
+    loss, parts = total(model, batch)
     assert set(parts) == set(ALL)
-    np.testing.assert_allclose(total, sum(ALL[k] * parts[k] for k in ALL), rtol=1e-6)
+    np.testing.assert_allclose(loss, sum(ALL[k] * parts[k] for k in ALL), rtol=1e-6)
 
     def never(*_):
         raise AssertionError("a loss of weight 0 was computed")
 
     monkeypatch.setitem(losses.LOSSES, "generation", never)
-    _, parts = total_loss(model, batch, settings({**ALL, "generation": 0.0}))
+    _, parts = total(model, batch, {**ALL, "generation": 0.0})
     assert set(parts) == {"teacher_forcing", "contrastive"}
 
 
@@ -159,18 +176,18 @@ def test_padding_rows_do_not_count(rng):
         array = getattr(padded, name)
         array[4:] = value
     padded.context_id_E[4:] = -1
+    (_, parts), (_, padded_parts) = (total(model, b) for b in (batch, padded))
     for name in ALL:
-        one, _ = total_loss(model, batch, settings({name: 1.0}))
-        other, _ = total_loss(model, padded, settings({name: 1.0}))
-        np.testing.assert_allclose(one, other, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(parts[name], padded_parts[name], rtol=1e-5, err_msg=name)
 
 
 def test_generation_gradient_is_that_of_its_own_prefix_read_at_once(rng):
     """The shared pass, cache and all, must give the gradient of reading question and own answer in one go."""
     model, batch = tiny_model("gist"), tiny_batch(rng)
     graphdef, trainable, frozen = nnx.split(model, Trainable, ...)
-    memory = model.memory(batch.context_ids_ExC, batch.context_length_E)
-    own = np.asarray(greedy(model, memory, batch.tokens_BxS, batch.question_length_B, 5, 7))
+    whole = Compiled(model)
+    memory = whole.memory(batch.context_ids_ExC, batch.context_length_E)
+    own = np.asarray(whole.greedy(memory, batch.tokens_BxS, batch.question_length_B, 5, 7))
     tokens = batch.tokens_BxS.copy()
     for b, q in enumerate(batch.question_length_B):
         tokens[b, q : q + 5] = own[b, : 9 - q]
@@ -187,5 +204,7 @@ def test_generation_gradient_is_that_of_its_own_prefix_read_at_once(rng):
         return losses.generation(Forward(nnx.merge(graphdef, t, frozen), batch, settings()))
 
     chex.assert_trees_all_close(
-        *(jax.tree.leaves(jax.grad(f)(trainable)) for f in (plain, shared)), rtol=1e-3, atol=1e-6
+        *(jax.tree.leaves(jax.jit(jax.grad(f))(trainable)) for f in (plain, shared)),
+        rtol=1e-3,
+        atol=1e-6,
     )
