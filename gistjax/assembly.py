@@ -26,7 +26,7 @@ from gistjax.evaluation.controls import select_tokens, token_surprisal
 from gistjax.evaluation.generation import Answerer
 from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.heads import HEADS
-from gistjax.model.llama import Llama, LlamaConfig
+from gistjax.model.llama import Llama
 from gistjax.sharding import make_mesh, place, replicated, rows_per_step, shardings_of
 from gistjax.trained import load_config
 from gistjax.training.checkpoint import EXPORTED, find_exported, import_trainable
@@ -60,7 +60,6 @@ def find_prompt(config: CompressionConfig) -> tuple[Source, Prompt]:
     """Where the base comes from, and the prompt of its tokenizer; no weights are touched.
 
     Raises:
-        ConfigError: if prompt and buckets, or the longest sequence and the base do not fit.
         WeightsError: if base or tokenizer cannot be had, or do not belong together.
     """
     source = resolve(config.model)
@@ -70,10 +69,7 @@ def find_prompt(config: CompressionConfig) -> tuple[Source, Prompt]:
             f"the tokenizer has {len(tokenizer)} tokens, but {config.model.name} embeds {source.config.vocab_size}: "
             "it belongs to another model. Put the model's own tokenizer files beside its weights."
         )
-    prompt = make_prompt(tokenizer)
-    check_buckets(prompt, config.data)
-    _check_fit(config, len(prompt.prefix_ids), source.config)
-    return source, prompt
+    return source, make_prompt(tokenizer)
 
 
 def lay_foundation(
@@ -85,12 +81,13 @@ def lay_foundation(
         found: what `find_prompt` returned, where it was called before.
 
     Raises:
-        ConfigError: if mesh and devices do not fit, or as `find_prompt` says.
+        ConfigError: if mesh and devices do not fit, or as `check_fit` says.
         WeightsError: if the weights cannot be had, or as `find_prompt` says.
     """
     start_jax(config)
     mesh = make_mesh(config.mesh)
     source, prompt = found or find_prompt(config)
+    check_fit(config, source, prompt)
     base = load_base(source, config.model, mesh)
     return Foundation(mesh, source, base, prompt.tokenizer, prompt)
 
@@ -113,14 +110,21 @@ def check_sources(config: CompressionConfig) -> None:
         find_text(config.text.path)
 
 
-def _check_fit(config: CompressionConfig, prefix: int, base: LlamaConfig) -> None:
+def check_fit(config: CompressionConfig, source: Source, prompt: Prompt) -> None:
+    """Whether base and prompt can take what the configuration asks for.
+
+    Raises:
+        ConfigError: if prompt and buckets, or the longest sequence or the encoder's layers and the base do not fit.
+    """
+    check_buckets(prompt, config.data)
+    base = source.config
     if config.encoder.layers > base.n_layers:
         raise ConfigError(
             f"encoder.layers={config.encoder.layers}, but the base has {base.n_layers} layers: lower it, or "
             "set it to -1 for all."
         )
     tokens = max(config.data.question_buckets) + config.evaluation.max_answer_tokens
-    longest = prefix + config.data.context_tokens + tokens
+    longest = len(prompt.prefix_ids) + config.data.context_tokens + tokens
     if longest > base.max_positions:
         raise ConfigError(
             f"the base reads {base.max_positions} tokens, but prefix, context and question take up to "

@@ -60,7 +60,9 @@ def model_card(
     if "/" in base:
         header.insert(0, f"base_model: {base}")
     slots = f"{config.target_length} slots"
-    if config.ratio:
+    if config.ratios:
+        slots = f"a slot for each {config.ratios[0]:g} to {config.ratios[-1]:g} tokens, as asked ({config.ratio:g} by default)"
+    elif config.ratio:
         slots = f"a slot for each {config.ratio:g} tokens"
     return SECTIONS.format(
         header="\n".join(header),

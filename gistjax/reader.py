@@ -95,9 +95,9 @@ class Reader:
         self._compiled: dict[Any, Callable[..., Any]] = {}
         max_tokens, end_id = config.evaluation.max_answer_tokens, foundation.prompt.end_id
 
-        def compress(weights: Any, ids_1xC: Array, length_1: Array, ratio: float | None) -> Memory:
+        def compress(weights: Any, ids_1xC: Array, length_1: Array, ratio: float) -> Memory:
             model = nnx.merge(graphdef, *weights)
-            if ratio is not None:
+            if model.compressor is not None:
                 model.compressor.ratio = ratio
             return model.compress(ids_1xC, length_1)
 
@@ -147,6 +147,7 @@ class Reader:
         """
         if ratio is not None:
             self._check_ratio(ratio)
+        ratio = ratio or self.config.ratio
         prompt, limit = self.foundation.prompt, self.max_tokens
         if not text.strip():
             raise DataError("the context is empty: give a text to ask about.")

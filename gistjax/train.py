@@ -41,7 +41,8 @@ flags.DEFINE_string(
 log = logging.getLogger(__name__)
 
 COLLECTED_AFTER = 50_000, 20, 20
-"""Python's garbage collector otherwise takes a tenth of a start, in which modules, texts and traces are there to stay."""
+"""For the whole run: Python's garbage collector otherwise takes a tenth of a start, in which modules, texts and traces are
+there to stay, and of what a step makes little is garbage."""
 
 
 def run_single_ablation(
@@ -71,12 +72,15 @@ def run_single_ablation(
         from gistjax import assembly, results
         from gistjax.data.squad import load_squad
         from gistjax.lock import RunLock
-        from gistjax.sharding import writes
+        from gistjax.sharding import make_mesh, writes
 
         # What is read: refused, if at all, before weights are loaded
         assembly.check_sources(config)
+        if started.done():
+            started.result()  # no device: told before questions are fetched, if it is known
         squad = load_squad(config.data, config.seed)
         started.result()
+    make_mesh(config.mesh)
     rundir = Path(workdir) if workdir else default_workdir(config)
     lock = RunLock(rundir) if writes() else contextlib.nullcontext()
     with lock, device_memory.explained(config, "training"):
@@ -99,26 +103,17 @@ def _run(
     from gistjax.training.optimizer import make_optimizer
     from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
 
-    # Base, tokenizer, prompt, model; meanwhile the questions are tokenised
+    # Tokenizer, prompt, base; meanwhile the questions are tokenised, and whatever goes wrong waits for them
+    found = (foundation.source, foundation.prompt) if foundation else assembly.find_prompt(config)
+    assembly.check_fit(config, *found)
     with ThreadPoolExecutor(1) as pool:
-        found = foundation and (foundation.source, foundation.prompt)
-        found = found or assembly.find_prompt(config)
         encoded = pool.submit(encode_splits, squad, found[1], config.data, config.seed)
         foundation = foundation or assembly.lay_foundation(config, found)
-        mesh = foundation.mesh
         results.check_base(rundir, foundation)
-        model = partial(assembly.model_on, config, foundation)
-        graphdef, trainable, frozen = split_model(model(seeded=not config.init_from))
-        if config.init_from:
-            trainable = start_from(
-                Path(config.init_from),
-                trainable,
-                config.architecture,
-                lambda: split_model(model())[1],
-            )
+        questions, validation_rows, report = encoded.result()
+    mesh = foundation.mesh
 
     # Data
-    questions, validation_rows, report = encoded.result()
     texts = assembly.encode_text(config, foundation.prompt, questions, report)
     log.info("%s", report)
     train_rows = assembly.select(config, foundation, questions + texts)
@@ -151,7 +146,13 @@ def _run(
         teacher=assembly.teach(config, foundation, questions, answer_tokens),
     )
 
-    # Optimizer, train step
+    # Model, optimizer, train step
+    model = partial(assembly.model_on, config, foundation)
+    graphdef, trainable, frozen = split_model(model(seeded=not config.init_from))
+    if config.init_from:
+        trainable = start_from(
+            Path(config.init_from), trainable, config.architecture, lambda: split_model(model())[1]
+        )
     optimizer = make_optimizer(config.optimizer, plan.total_steps, trainable)
     state = init_state(trainable, optimizer, mesh)
     settings = LossSettings(

@@ -18,9 +18,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # PyTorch's threads wait by spinning on other workers' cores
+# PyTorch's threads wait by spinning on other workers' cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for a hub
 
 import jax

@@ -8,9 +8,10 @@ import pytest
 from test_reader import CONFIG
 
 from gistjax import assembly
-from gistjax.config import CompressionConfig
+from gistjax.config import CompressionConfig, EncoderConfig
 from gistjax.devices import DETERMINISTIC, start_jax
 from gistjax.errors import ConfigError
+from gistjax.train import run_single_ablation
 from gistjax.training.step import split_model
 
 GIVEN = "--xla_backend_optimization_level=0"
@@ -21,7 +22,7 @@ def test_deterministic_sets_its_flag_before_jax_starts():
     script = """
 import os
 from gistjax.devices import start_jax
-from gistjax.config import CompressionConfig
+from gistjax.config import CompressionConfig, EncoderConfig
 start_jax(CompressionConfig(deterministic=True))
 print(os.environ["XLA_FLAGS"])
 import jax
@@ -60,3 +61,10 @@ def test_a_model_to_be_read_is_the_seeded_one_but_for_its_arrays(architecture):
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), shapes[1]) == described
     assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(shapes[1]))
     jax.tree.map(np.testing.assert_array_equal, shapes[2], seeded[2])
+
+
+def test_a_base_that_runs_share_is_checked_against_each_of_them(tmp_path):
+    foundation = assembly.lay_foundation(CONFIG)
+    deeper = CONFIG.replace(encoder=EncoderConfig(kind="hidden", layers=99))
+    with pytest.raises(ConfigError, match="encoder.layers=99, but the base has"):
+        run_single_ablation(deeper, tmp_path / "run", foundation)

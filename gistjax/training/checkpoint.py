@@ -190,9 +190,16 @@ class Checkpointer:
         """Files that are not of a checkpoint: Orbax would read some by their names."""
         for stray in strays if writes() else []:
             target = self.directory / "strays" / stray.relative_to(self.directory)
+            while target.exists():
+                target = target.with_name(target.name + "_")
             log.warning("%s is not of this checkpoint: moved to %s", stray, target)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            stray.replace(target)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                stray.rename(target)
+            except OSError as error:
+                raise StorageError(
+                    f"{stray} is not of this checkpoint and cannot be moved ({error.strerror}): take it away."
+                ) from error
         together("only what was saved is left")
 
 

@@ -58,4 +58,4 @@ def check_manifest(folder: Path) -> list[Path]:
         if digest != digests[name]:
             raise CheckpointError(f"{file} is damaged (its SHA-256 is not that of {NAME})")
     listed = {path, *names.values()}
-    return sorted(file for file in folder.rglob("*") if file.is_file() and file not in listed)
+    return sorted(file for file in folder.rglob("*") if not file.is_dir() and file not in listed)

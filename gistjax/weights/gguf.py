@@ -6,6 +6,7 @@ GGUF stores queries and keys with the two halves of each head interleaved, for a
 from __future__ import annotations
 
 import functools
+import math
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,7 +205,7 @@ class GgufReader:
         tensor = self._tensors.get(name)
         if tensor is None:
             raise WeightsError(f"{self._path} lacks the tensor {name}.")
-        rows = tensor.data.shape[0] if tensor.data.ndim else 1
+        rows = math.prod(tensor.data.shape[:-1])
         rows //= JOINED_ROWS if rows % JOINED_ROWS == 0 else 1
         try:
             array = gguf.quants.dequantize(tensor.data.reshape(rows, -1), tensor.tensor_type)

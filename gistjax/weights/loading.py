@@ -96,9 +96,8 @@ def _leaf(
         return _fitting(reader.tensor(NAMES[name]), NAMES[name], leaf.shape).astype(leaf.dtype)
     if name != path:
         return _layer(reader, name, int(path.split("/")[1]), config, leaf.dtype)
-    last = _layer(
-        reader, name, config.n_layers - 1, config, leaf.dtype
-    )  # is there, before memory for all is
+    # The last layer is there before memory for all is
+    last = _layer(reader, name, config.n_layers - 1, config, leaf.dtype)
     stack = np.empty(leaf.shape, leaf.dtype)
     stack[-1] = last
 
@@ -117,7 +116,7 @@ def _layer(reader: Reader, name: str, layer: int, config: LlamaConfig, dtype: An
         tensor = NAMES[part].format(layer)
         shape = sizes.get(part.removeprefix("layers/"), (config.d_model,))
         weight_OxI = _fitting(reader.tensor(tensor), tensor, shape[::-1])
-        return weight_OxI.astype(dtype, copy=False).T  # turned in fp32 it takes thrice as long
+        return weight_OxI.astype(dtype).T  # turned in fp32 it takes thrice as long
 
     parts = [matrix(part) for part in FUSED.get(name, (name,))]
     if name == "layers/qkv":

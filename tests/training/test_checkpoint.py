@@ -163,6 +163,9 @@ def test_a_stray_file_that_orbax_would_read_is_moved_out_and_nothing_is_lost(sav
     assert_equal(restored(folder), states[6])
     assert str(stray) in caplog.text and not stray.exists()
     assert (folder / "strays/6/array_metadatas/process_0.tmp").read_bytes() == b"\x82\x01\xfd"
+    stray.symlink_to("nowhere")  # a second one of the name, and no file
+    restored(folder)
+    assert (folder / "strays/6/array_metadatas/process_0.tmp_").is_symlink()
 
 
 def test_a_save_that_fails_leaves_the_step_before_and_says_so(saved, monkeypatch):
