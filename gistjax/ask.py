@@ -33,12 +33,14 @@ log = logging.getLogger(__name__)
 
 def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) -> None:
     """The command."""
-    if bool(args.context) == bool(args.memory):
+    if args.context and args.memory:
+        raise ConfigError("--context and --memory: give one of them, the text or the slots of one.")
+    if not args.context and not args.memory:
         file = next((word for word in words if Path(word).is_file()), "FILE")
         raise ConfigError(
             f"which text? Give --context {file} (or -), or --memory FILE that --save wrote."
         )
-    if args.memory and args.ratio:
+    if args.memory and args.ratio is not None:
         raise ConfigError("--ratio is of compressing: the slots in --memory have theirs.")
     if args.memory and args.full:
         raise ConfigError("--full reads the text itself: give --context instead of --memory.")
@@ -49,7 +51,7 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     from gistjax.reader import load
 
     reader = load(args.run, config)
-    memory = reader.open(args.memory) if text is None else reader.compress(text, args.ratio or None)
+    memory = reader.open(args.memory) if text is None else reader.compress(text, args.ratio)
     full = reader.full_context().compress(text) if args.full and text else None
     if not args.json:
         print(about(memory))
@@ -126,7 +128,10 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     ):
         flags.DEFINE_string(name, default, about, values)
     flags.DEFINE_float(
-        "ratio", 0.0, "Tokens a slot; by default what the compressor is set to.", flag_values=values
+        "ratio",
+        None,
+        "Tokens a slot; by default what the compressor is set to.",
+        flag_values=values,
     )
     flags.DEFINE_bool(
         "full", False, "Also answer from the whole text, by the untuned base.", values

@@ -143,12 +143,14 @@ class Reader:
 
         Raises:
             ConfigError: if the compressor was not trained with such a ratio.
-            DataError: if the text is empty, or longer than the base can hold.
+            DataError: if the text is empty or no text, or longer than the base can hold.
         """
         if ratio is not None:
             self._check_ratio(ratio)
         ratio = ratio or self.config.ratio
         prompt, limit = self.foundation.prompt, self.max_tokens
+        if not isinstance(text, str):
+            raise DataError(f"the context must be a text (str), not {type(text).__name__}.")
         if not text.strip():
             raise DataError("the context is empty: give a text to ask about.")
         too_long = len(text) > CHARACTERS_A_TOKEN * limit
@@ -241,6 +243,9 @@ class CompressedText:
     seconds: float  # to compress, and to read the slots before the first question; 0 if opened from a file
     _readings: dict[int, Reading] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        return f"CompressedText({self.tokens} tokens in {self.slots} slots)"
+
     @property
     def slots(self) -> int:
         """Slots that stand for the text."""
@@ -250,7 +255,7 @@ class CompressedText:
         """Answers one question; the text is not read again.
 
         Raises:
-            DataError: if the question is empty or too long.
+            DataError: if the question is empty, too long or no text.
         """
         ids, seconds = self.answer_ids(question)
         text = str(self.reader.foundation.tokenizer.decode(ids, skip_special_tokens=True))
@@ -260,6 +265,9 @@ class CompressedText:
         """The answer's tokens, without the end token, and the seconds they took."""
         reader = self.reader
         prompt = reader.foundation.prompt
+        if not isinstance(question, str):
+            kind = type(question).__name__
+            raise DataError(f"a question must be a text (str), not {kind}: ask one at a time.")
         if not question.strip():
             raise DataError("the question is empty.")
         ids = prompt.encode_question(question)

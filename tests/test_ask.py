@@ -57,6 +57,10 @@ def test_a_ratio_is_checked(command):
     command("--context=text.txt", "Who wrote?", "--ratio=8", "--json")
     with pytest.raises(ConfigError, match="trained with 8 tokens a slot"):
         command("--context=text.txt", "Who wrote?", "--ratio=2")
+    with pytest.raises(ConfigError, match="trained with 8 tokens a slot"):
+        command("--context=text.txt", "Who wrote?", "--ratio=0")
+    with pytest.raises(ConfigError, match="give one of them"):
+        command("--memory=slots", "--context=text.txt", "Who wrote?")
     with pytest.raises(ConfigError, match="--ratio is of compressing"):
         command("--memory=slots", "Who wrote?", "--ratio=2")
 

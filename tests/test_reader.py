@@ -93,6 +93,15 @@ def test_one_compressor_at_several_ratios(examples, tmp_path):
             reader.compress(example.context, ratio)
 
 
+def test_what_is_no_text_is_refused_and_a_memory_is_shown_in_short(reader, examples):
+    memory = reader.compress(examples[0].context)
+    assert repr(memory) == f"CompressedText({memory.tokens} tokens in {memory.slots} slots)"
+    with pytest.raises(DataError, match="must be a text .* not NoneType"):
+        reader.compress(None)
+    with pytest.raises(DataError, match="not list: ask one at a time"):
+        memory.ask(["Who?", "When?"])
+
+
 def test_a_ratio_needs_a_compressor_that_has_one(reader, examples, tmp_path):
     with pytest.raises(ConfigError, match="trained with 8 tokens a slot"):
         reader.compress(examples[0].context, 4.0)
