@@ -89,7 +89,7 @@ def test_kept_slots_are_asked_without_the_text(command, capsys, tmp_path):
     ("words", "error", "says"),
     [
         (["Who?"], ConfigError, "which text"),
-        (["--context=text.txt", "--memory=x", "Who?"], ConfigError, "which text"),
+        (["--context=text.txt", "--memory=x", "Who?"], ConfigError, "give one of them"),
         (["--memory=x", "--full", "Who?"], ConfigError, "--full reads the text"),
         (["--context=-"], ConfigError, "give the questions as arguments"),
         (["--context=missing.txt", "Who?"], DataError, "missing.txt cannot be read: No such file"),
