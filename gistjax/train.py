@@ -80,7 +80,7 @@ def run_single_ablation(
             started.result()  # no device: told before questions are fetched, if it is known
         squad = load_squad(config.data, config.seed)
         started.result()
-    make_mesh(config.mesh)
+    make_mesh(config.mesh)  # refused, if at all, before anything is written or tokenised
     rundir = Path(workdir) if workdir else default_workdir(config)
     lock = RunLock(rundir) if writes() else contextlib.nullcontext()
     with lock, device_memory.explained(config, "training"):

@@ -190,7 +190,7 @@ class Checkpointer:
         """Files that are not of a checkpoint: Orbax would read some by their names."""
         for stray in strays if writes() else []:
             target = self.directory / "strays" / stray.relative_to(self.directory)
-            while target.exists():
+            while os.path.lexists(target):  # a link that leads nowhere too
                 target = target.with_name(target.name + "_")
             log.warning("%s is not of this checkpoint: moved to %s", stray, target)
             try:
