@@ -299,6 +299,10 @@ def validate(config: CompressionConfig) -> None:
             f"spike_factor={config.spike_factor} must be 0 (no loss is a spike) or above 1.",
         ),
         (
+            not config.deterministic or config.model.attention != "cudnn",
+            "deterministic=True cannot have model.attention='cudnn', in which XLA then fails: leave it at 'auto'.",
+        ),
+        (
             config.encoder.kind != "lora" or config.encoder.lora.rank > 0,
             "encoder.kind='lora' needs encoder.lora.rank above 0.",
         ),

@@ -158,8 +158,9 @@ def memory_estimate(
     The step is traced in its largest shapes, and `activations` is the most that it keeps at once beside its arguments:
     what the backward pass reads again, gradients, logits (`gistjax.footprint`).
     """
+    dtype = jnp.dtype(config.model.dtype)
     kernel = choose_kernel(
-        config.model.attention, base.head_dim, jnp.dtype(config.model.dtype), "gpu"
+        config.model.attention, base.head_dim, dtype, "gpu", config.deterministic
     )
     program = train_program(config, base, prefix, "traced" if kernel == "cudnn" else kernel)
     traced = program.step.trace(*program.arguments).jaxpr  # type: ignore[attr-defined]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from gistjax.devices import DETERMINISTIC
 from gistjax.errors import ConfigError
 from gistjax.model.cache import CacheLayer
 
@@ -70,8 +72,13 @@ def causal_attention(
     return y_BxTxNxH[:, :T]
 
 
-def choose_kernel(name: str, head_dim: int, dtype: jnp.dtype, backend: str = "") -> str:
+def choose_kernel(
+    name: str, head_dim: int, dtype: jnp.dtype, backend: str = "", deterministic: bool | None = None
+) -> str:
     """`auto` becomes `cudnn` where cuDNN's flash attention can run, else `xla`.
+
+    Not where steps are to be deterministic, by default what XLA was started with: it then loses the program of all but the
+    first of several backward passes of one shape, and ends in an IndexError (https://github.com/openxla/xla/pull/46500).
 
     Raises:
         ConfigError: if cuDNN is asked for without a GPU.
@@ -84,8 +91,10 @@ def choose_kernel(name: str, head_dim: int, dtype: jnp.dtype, backend: str = "")
         )
     if name != "auto":
         return name
+    if deterministic is None:
+        deterministic = DETERMINISTIC in os.environ.get("XLA_FLAGS", "")
     fits = head_dim % 8 == 0 and head_dim <= 128 and dtype == jnp.bfloat16
-    return "cudnn" if fits and backend == "gpu" else "xla"
+    return "cudnn" if fits and backend == "gpu" and not deterministic else "xla"
 
 
 @jax.custom_vjp

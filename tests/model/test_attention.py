@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from gistjax.devices import DETERMINISTIC
 from gistjax.model.attention import attention, causal_attention, choose_kernel
 from gistjax.model.masks import causal_mask
 
@@ -49,3 +50,10 @@ def test_the_kernel_is_chosen_by_device_dtype_and_width():
     assert choose_kernel("auto", 64, jnp.dtype("float32")) == "xla"
     assert choose_kernel("auto", 20, jnp.dtype("bfloat16")) == "xla"
     assert choose_kernel("xla", 64, jnp.dtype("bfloat16")) == "xla"
+    assert choose_kernel("auto", 64, jnp.dtype("bfloat16"), "gpu") == "cudnn"
+    assert choose_kernel("auto", 64, jnp.dtype("bfloat16"), "gpu", deterministic=True) == "xla"
+
+
+def test_deterministic_steps_have_no_cudnn(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", DETERMINISTIC)
+    assert choose_kernel("auto", 64, jnp.dtype("bfloat16"), "gpu") == "xla"
