@@ -67,6 +67,9 @@ class DataConfig:
     path: str = ""  # folder with train.json and validation.json in SQuAD v1.1 format, or `sample`, or `facts`
     train_examples: int = 10_000
     validation_examples: int = 1_000  # -1 is all
+    task: str = (
+        "answer"  # what is learned to be written: answer | question (the question to an answer)
+    )
     context: str = "filled"  # paragraph | filled
     select: str = "all"  # architecture none: tokens it reads, as many as slots: all | first | last | random | surprisal
     context_tokens: int = 512  # longest context; what `filled` fills up to
@@ -335,6 +338,7 @@ def _check_choices(config: CompressionConfig) -> None:
         ("connector", config.connector, ("rms", "linear", "none")),
         ("on_bad_step", config.on_bad_step, ("stop", "skip")),
         ("encoder.kind", config.encoder.kind, ("embeddings", "hidden", "lora")),
+        ("data.task", config.data.task, ("answer", "question")),
         ("data.context", config.data.context, ("paragraph", "filled")),
         ("data.select", config.data.select, SELECTIONS),
         ("model.dtype", config.model.dtype, ("bfloat16", "float32")),

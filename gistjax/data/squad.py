@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from gistjax.data.report import DataReport
 from gistjax.errors import DataError
 
 SPLITS = ("train", "validation")
+ASK = "Which question is answered by: {answer}"
 Articles = dict[str, tuple[str, ...]]
 """Every usable paragraph of a split, by article title."""
 
@@ -46,7 +48,7 @@ class Squad:
 
 
 def load_squad(data: DataConfig, seed: int) -> Squad:
-    """Reads both splits and draws `train_examples` and `validation_examples` rows by seed; nothing where both are 0.
+    """Reads the splits and draws `train_examples` and `validation_examples` rows by seed; a split of 0 rows is not read.
 
     Rows that cannot be used are skipped and counted in the report.
 
@@ -54,17 +56,18 @@ def load_squad(data: DataConfig, seed: int) -> Squad:
         DataError: if the files or the hub data set cannot be read, or a split has no usable row, or too many others.
     """
     report = DataReport()
-    if not data.train_examples and not data.validation_examples:
-        return Squad([], [], report, {}, {})
-    train = _usable_split(data, "train", report)
-    if data.holdout:
-        train, validation = hold_out(train, data.holdout)
-    else:
-        validation = _usable_split(data, "validation", report)
     drawn = {}
     wanted = {"train": data.train_examples, "validation": data.validation_examples}
+    if data.holdout and any(wanted.values()):
+        train, validation = hold_out(_usable_split(data, "train", report), data.holdout)
+    else:
+        train, validation = (
+            _usable_split(data, split, report) if wanted[split] else [] for split in SPLITS
+        )
     for split, examples in (("train", train), ("validation", validation)):
         drawn[split] = draw(examples, wanted[split], seed, split)
+        if data.task == "question":
+            drawn[split] = [swap(example) for example in drawn[split]]
         if wanted[split] > len(examples):
             report.note(
                 f"{split}: {wanted[split]} questions asked for, all {len(examples)} there are used"
@@ -76,6 +79,12 @@ def load_squad(data: DataConfig, seed: int) -> Squad:
         group_articles(train),
         group_articles(validation),
     )
+
+
+def swap(example: Example) -> Example:
+    """The question as what is to be written, its answer as what is asked for."""
+    question = ASK.format(answer=example.answers[0])
+    return dataclasses.replace(example, question=question, answers=(example.question,))
 
 
 def hold_out(examples: list[Example], share: float) -> tuple[list[Example], list[Example]]:

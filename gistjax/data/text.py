@@ -46,13 +46,14 @@ ARTICLES_TOGETHER, CHUNKS_TOGETHER = 256, 2048
 """How many are tokenised at once."""
 
 _SENTENCE = re.compile(r"[^.!?\n]{25,}[.!?]?")
-_TARGETS = (
+TARGETS = (
     re.compile(r"(?<=\s)(?:[A-Z][\w'’-]+)(?: (?:of |the |de |and )?[A-Z][\w'’-]+)*"),  # names
     re.compile(
         r"(?<=\s)[$£€]?\d[\d,.]*\d?%?(?!\w)(?: (?:million|billion|percent|[A-Z][a-z]+ \d{4}))?"
     ),
     re.compile(r"(?<=\s)[a-z][\w'’-]{4,}(?: [a-z][\w'’-]{4,}){0,2}"),  # other words
 )
+"""What is asked for, of a text: names, numbers, other words."""
 _SHARES = (0.4, 0.25, 0.35)
 
 
@@ -256,7 +257,7 @@ def cloze_questions(text: str, n: int, rng: np.random.Generator) -> Iterator[tup
     for _ in range(n):
         sentence = sentences[int(rng.integers(len(sentences)))].strip()
         for kind in _prefer(rng):
-            found = list(_TARGETS[kind].finditer(sentence))
+            found = list(TARGETS[kind].finditer(sentence))
             if found:
                 target = found[int(rng.integers(len(found)))]
                 before = sentence[: target.start()].split()[-CLOZE_WORDS:]
@@ -269,5 +270,5 @@ def cloze_questions(text: str, n: int, rng: np.random.Generator) -> Iterator[tup
 
 def _prefer(rng: np.random.Generator) -> list[int]:
     """The kinds of target, a drawn one first."""
-    first = int(rng.choice(len(_TARGETS), p=_SHARES))
-    return [first, *(kind for kind in range(len(_TARGETS)) if kind != first)]
+    first = int(rng.choice(len(TARGETS), p=_SHARES))
+    return [first, *(kind for kind in range(len(TARGETS)) if kind != first)]

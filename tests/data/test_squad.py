@@ -315,3 +315,19 @@ def test_where_no_question_is_asked_for_no_file_is_opened():
     data = DataConfig(path="/nowhere", train_examples=0, validation_examples=0)
     squad = load_squad(data, 0)
     assert squad.train == squad.validation == []
+
+
+def test_a_split_of_no_rows_is_not_read(tmp_path):
+    (tmp_path / "validation.json").write_text(json.dumps(squad_json(GOOD)))
+    assert len(load(tmp_path, train=0).validation) == 2
+    with pytest.raises(DataError, match="train.json is not there"):
+        load(tmp_path, train=1)
+
+
+def test_questions_to_answers(tmp_path):
+    folder = write_folder(tmp_path, squad_json(GOOD))
+    data = DataConfig(path=str(folder), task="question")
+    for examples in (load_squad(data, 0).train, load_squad(data, 0).validation):
+        first = next(example for example in examples if example.id == "a")
+        assert first.question == "Which question is answered by: cat"
+        assert first.answers == ("Who sat?",) and first.context == "The cat sat."

@@ -1,0 +1,129 @@
+"""Questions on plain text: places, what is written for them, and which are kept."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gistjax.config import DataConfig
+from gistjax.data.squad import load_squad
+from gistjax.questions import LONGEST, LONGEST_PLACE, SHORTEST, ask, find_places, keep
+
+SENTENCE = "In March 1812 Ada Holm built the old mill of Harrow for 300 pounds, with her brothers. "
+
+
+def paragraphs(n: int) -> str:
+    return "\n\n".join(f"Part {i}. " + SENTENCE * 5 for i in range(n))
+
+
+@given(st.integers(0, 9), st.integers(1, 8), st.integers(0, 99))
+def test_places_stand_in_their_contexts(n, places, seed):
+    found = list(find_places([paragraphs(n)] * 2, 5, places, seed))
+    assert found == list(find_places([paragraphs(n)] * 2, 5, places, seed))
+    assert len(found) <= 5 and bool(found) == (n > 0)
+    for paragraph in found:
+        context, qas = paragraph["context"], paragraph["qas"]
+        assert SHORTEST <= len(context) <= LONGEST and context in paragraphs(n)
+        texts = [qa["answers"][0]["text"] for qa in qas]
+        assert len(texts) <= places and len(set(texts)) == len(texts)
+        assert all(text in context and len(text) <= LONGEST_PLACE for text in texts)
+    ids = [qa["id"] for paragraph in found for qa in paragraph["qas"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_kinds_of_places():
+    text = paragraphs(3)
+    found = {
+        qa["answers"][0]["text"] for p in find_places([text] * 40, 40, 8, 0) for qa in p["qas"]
+    }
+    assert {"Ada Holm", "Harrow", "1812", "300"} <= found
+    assert "In" not in found and "Part" not in found  # the first word of a sentence is no name
+
+
+def test_nothing_in_a_short_or_a_dense_text():
+    assert not list(find_places(["Too short.", "x" * (LONGEST + 1)], 9, 3, 0))
+
+
+def qa(id_: str, question: str, answer: str) -> dict:
+    return {"id": id_, "question": question, "answers": [{"text": answer}]}
+
+
+PLACES = [
+    {"context": "Ada Holm built it.", "qas": [qa("a", "Ada", "Ada"), qa("b", "it", "it"), qa("c", "Holm", "Holm")]},
+    {"context": "Nobody.", "qas": [qa("d", "Nobody", "Nobody")]},
+]  # fmt: skip
+
+
+def test_ask_leaves_out_what_is_empty_or_said_twice():
+    asked = list(ask(PLACES, {"a": "Who built it?", "b": " ", "c": "Who built it?"}))
+    assert asked == [{"context": "Ada Holm built it.", "qas": [qa("a", "Who built it?", "Ada")]}]
+
+
+def test_keep():
+    answered = {"a": "Ada Holm", "b": "ada", "c": "Ada Holmes", "d": "Somebody"}
+    f1 = {"a": 0.67, "b": 0.2, "c": 0.5, "d": 0.0}
+    [kept] = keep(PLACES, answered, f1, 0.5)
+    # the answer where the context has it, else the place
+    assert [(q["id"], q["answers"][0]["text"]) for q in kept["qas"]] == [
+        ("a", "Ada Holm"),
+        ("c", "Holm"),
+    ]
+
+
+def run(*words):
+    command = [sys.executable, "-m", "gistjax.questions", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_commands(tmp_path):
+    article = {"title": "t", "paragraphs": paragraphs(12).split("\n\n")}
+    (tmp_path / "text.jsonl").write_text(json.dumps(article))
+    places, asked, out = (tmp_path / name for name in ("places", "asked", "questions"))
+    done = run("places", f"--config.text.path={tmp_path}", "--to", places, "--contexts", 3)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["contexts"] == 3
+
+    # the folder can be answered: by a writer, then by the full-context model
+    data = DataConfig(path=str(places), train_examples=0, validation_examples=-1)
+    examples = load_squad(data, 0).validation
+    assert len(examples) == found["questions"] and not load_squad(data, 0).train
+    written = [{"id": e.id, "prediction": f"What of {e.id}?", "f1": 0.0} for e in examples]
+    (tmp_path / "written.json").write_text(json.dumps(written))
+    done = run("ask", "--folder", places, "--predictions", tmp_path / "written.json", "--to", asked)
+    assert done.returncode == 0, done.stderr
+    answered = [{"id": e.id, "prediction": e.answers[0], "f1": i % 2} for i, e in enumerate(examples)]  # fmt: skip
+    for half in (0, 1):
+        (tmp_path / f"{half}.json").write_text(json.dumps(answered[half::2]))
+    files = f"{tmp_path}/0.json,{tmp_path}/1.json"
+    done = run("keep", "--folder", asked, "--predictions", files, "--to", out)
+    assert done.returncode == 0, done.stderr
+
+    train = load_squad(DataConfig(path=str(out), train_examples=-1, validation_examples=0), 0).train
+    assert sorted(e.id for e in train) == sorted(a["id"] for a in answered if a["f1"])
+    assert all(e.question == f"What of {e.id}?" for e in train)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "which stage"),
+        (("place", "--to", "x"), "did you mean 'places'"),
+        (("places",), "--to"),
+        (("places", "--to", "x"), "--config.text.path"),
+        (("ask", "--folder", "nowhere", "--to", "x"), "--folder takes the folder"),
+    ],
+)
+def test_mistakes(tmp_path, words, told):
+    done = run(*words)
+    assert done.returncode == 2 and told in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_predictions(tmp_path):
+    (tmp_path / "validation.json").write_text(json.dumps({"data": [{"paragraphs": PLACES}]}))
+    done = run("ask", "--folder", tmp_path, "--predictions", tmp_path / "no.json", "--to", "x")
+    assert done.returncode == 2 and "--predictions takes what" in done.stderr
