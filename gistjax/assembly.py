@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from gistjax import device_memory
 from gistjax.config import TEXT_LOSSES, CompressionConfig
-from gistjax.data.batches import Targets
+from gistjax.data.batches import Targets, TrainPlan, longest_answer
 from gistjax.data.prompts import Prompt, Row, check_buckets, make_prompt
 from gistjax.data.report import DataReport
 from gistjax.data.text import find_text, load_articles, text_rows
@@ -29,7 +30,8 @@ from gistjax.model.heads import HEADS
 from gistjax.model.llama import Llama
 from gistjax.sharding import make_mesh, place, replicated, rows_per_step, shardings_of
 from gistjax.trained import load_config
-from gistjax.training.checkpoint import EXPORTED, find_exported, import_trainable
+from gistjax.training.checkpoint import EXPORTED, find_exported, import_trainable, start_from
+from gistjax.training.context_views import context_views
 from gistjax.training.step import split_model
 from gistjax.training.teacher import teacher_targets
 from gistjax.weights.registry import Source, base_hash, load_base, load_tokenizer, resolve
@@ -129,6 +131,51 @@ def check_fit(config: CompressionConfig, source: Source, prompt: Prompt) -> None
         raise ConfigError(
             f"the base reads {base.max_positions} tokens, but prefix, context and question take up to "
             f"{longest}: lower --config.data.context_tokens."
+        )
+
+
+def plan_training(
+    config: CompressionConfig, foundation: Foundation, questions: list[Row], report: DataReport
+) -> TrainPlan:
+    """The rows to train on, questions and text, and what their losses compare with, step by step; logs what was left out.
+
+    Raises:
+        DataError: if the text cannot be read, or there are too few rows for a step.
+        GistjaxError: as `teach` says.
+    """
+    texts = encode_text(config, foundation.prompt, questions, report)
+    log.info("%s", report)
+    rows = select(config, foundation, questions + texts)
+    return TrainPlan(
+        rows,
+        batch_size=config.batch_size * rows_per_step(foundation.mesh),
+        accumulation=config.accumulation,
+        seed=config.seed,
+        context_buckets=config.data.context_buckets,
+        question_buckets=config.data.question_buckets,
+        questions=config.data.questions_per_context,
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+        ratios=config.ratios,
+        ratio_growth=config.ratio_growth,
+        views=_view(config, foundation, rows),
+        teacher=teach(config, foundation, questions, longest_answer(rows)),
+    )
+
+
+def _view(config: CompressionConfig, foundation: Foundation, rows: list[Row]) -> Any:
+    """What the base makes of the contexts; None where the contrastive loss is off."""
+    if not config.loss_weights.get("contrastive"):
+        return None
+    with device_memory.explained(config, "a forward pass"):
+        return context_views(
+            foundation.base,
+            rows,
+            config.contrastive_layers,
+            foundation.mesh,
+            config.evaluation.batch_size,
+            config.data.context_buckets,
+            config.data.question_buckets,
         )
 
 
@@ -249,6 +296,25 @@ def _shape(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtyp
 
 def _embedding_rms(embedding_VxD: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean(jnp.square(embedding_VxD.astype(jnp.float32))))
+
+
+def start_model(config: CompressionConfig, foundation: Foundation) -> tuple[Any, Any, Any]:
+    """The model that training starts from, as structure, trained leaves and frozen leaves: seeded, or of an earlier stage.
+
+    Raises:
+        CheckpointError: if the earlier stage's leaves cannot be read, or do not fit.
+    """
+    graphdef, trainable, frozen = split_model(
+        model_on(config, foundation, seeded=not config.init_from)
+    )
+    if config.init_from:
+
+        def seeded() -> Any:
+            return split_model(model_on(config, foundation))[1]
+
+        path = Path(config.init_from)
+        trainable = start_from(path, trainable, config.architecture, seeded)
+    return graphdef, trainable, frozen
 
 
 def make_answerer(config: CompressionConfig, foundation: Foundation, graphdef: Any) -> Answerer:

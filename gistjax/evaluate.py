@@ -16,7 +16,7 @@ from absl import flags
 
 from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig, validate
-from gistjax.trained import load_config
+from gistjax.trained import load_config, ratio_problem
 
 flags.DEFINE_string("run", "", "Directory of a finished run.")
 flags.DEFINE_string("output", "", "Also write the predictions of every question to this JSON file.")
@@ -47,8 +47,11 @@ def evaluate_run(
     from gistjax.data.squad import load_squad
 
     rundir = Path(rundir)
-    config = config or load_config(rundir)
+    trained = load_config(rundir)
+    config = config or trained
     validate(config)
+    if config.ratio not in (0, trained.ratio) and (problem := ratio_problem(trained, config.ratio)):
+        log.warning("warning: %s", problem)
     squad = load_squad(config.data, config.seed)
     foundation, (graphdef, trainable, frozen) = results.load_trained(rundir, config)
     _, rows, report = encode_splits(squad, foundation.prompt, config.data, config.seed)

@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from gistjax.assembly import Foundation, compresses, model_on, untuned_full_context
+from gistjax.assembly import Foundation, model_on, untuned_full_context
 from gistjax.config import CompressionConfig, validate
 from gistjax.data.pieces import cut_text
 from gistjax.errors import CheckpointError, ConfigError, DataError
@@ -32,7 +32,7 @@ from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.decoding import continue_greedily
 from gistjax.model.memory import Memory, Reading, join
 from gistjax.results import load_trained
-from gistjax.trained import SHIPPED, load_config
+from gistjax.trained import SHIPPED, load_config, ratio_problem
 from gistjax.training.checkpoint import EXPORTED
 from gistjax.training.step import split_model
 from gistjax.weights.checked import load_tensors, save_tensors
@@ -145,8 +145,8 @@ class Reader:
             ConfigError: if the compressor was not trained with such a ratio.
             DataError: if the text is empty or no text, or longer than the base can hold.
         """
-        if ratio is not None:
-            self._check_ratio(ratio)
+        if ratio is not None and (problem := ratio_problem(self.config, ratio)):
+            raise ConfigError(problem)
         ratio = ratio or self.config.ratio
         prompt, limit = self.foundation.prompt, self.max_tokens
         if not isinstance(text, str):
@@ -180,16 +180,6 @@ class Reader:
         if len(memories) > 1:
             memory = join(memories, _power(sum(int(m.slots_B[0]) for m in memories)))
         return CompressedText(self, memory, tokens, len(pieces), seconds)
-
-    def _check_ratio(self, ratio: float) -> None:
-        trained = self.config.ratios or (self.config.ratio,)
-        if not compresses(self.config) or trained[0] == 0:
-            raise ConfigError(f"ratio={ratio:g}: this model has no number of tokens a slot to set.")
-        if not trained[0] <= ratio <= trained[-1]:
-            known = " to ".join(f"{end:g}" for end in dict.fromkeys((trained[0], trained[-1])))
-            raise ConfigError(
-                f"ratio={ratio:g}: this compressor was trained with {known} tokens a slot."
-            )
 
     def _padded(self, length: int) -> int:
         """C of the smallest shape that holds a context."""

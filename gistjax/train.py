@@ -10,7 +10,6 @@ import gc
 import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,12 @@ from gistjax.errors import ConfigError
 
 if TYPE_CHECKING:
     from gistjax.assembly import Foundation
+    from gistjax.data.batches import TrainPlan
+    from gistjax.data.prompts import Row
+    from gistjax.data.report import DataReport
     from gistjax.data.squad import Squad
+    from gistjax.results import Scorer
+    from gistjax.training.step import TrainState, TrainStep
 
 flags.DEFINE_string(
     "workdir", "", "Run directory; by default runs/compression_ablations/M<slots>_<architecture>."
@@ -92,112 +96,31 @@ def _run(
     config: CompressionConfig, rundir: Path, squad: Squad, foundation: Foundation | None
 ) -> dict[str, Any]:
     from gistjax import assembly, results
-    from gistjax.data.batches import TrainPlan
-    from gistjax.data.prompts import encode_splits
-    from gistjax.stopping import StopSignals
-    from gistjax.training.checkpoint import EXPORTED, Checkpointer, export_trainable, start_from
-    from gistjax.training.context_views import context_views
-    from gistjax.training.flops import least_seconds
-    from gistjax.training.loop import MetricsLog, train
+    from gistjax.training.checkpoint import EXPORTED, export_trainable
     from gistjax.training.losses import LossSettings
     from gistjax.training.optimizer import make_optimizer
-    from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
+    from gistjax.training.step import init_state, make_train_step, state_shardings
 
-    # Tokenizer, prompt, base; meanwhile the questions are tokenised, and whatever goes wrong waits for them
-    found = (foundation.source, foundation.prompt) if foundation else assembly.find_prompt(config)
-    assembly.check_fit(config, *found)
-    with ThreadPoolExecutor(1) as pool:
-        encoded = pool.submit(encode_splits, squad, found[1], config.data, config.seed)
-        foundation = foundation or assembly.lay_foundation(config, found)
-        results.check_base(rundir, foundation)
-        questions, validation_rows, report = encoded.result()
-    mesh = foundation.mesh
-
-    # Data
-    texts = assembly.encode_text(config, foundation.prompt, questions, report)
-    log.info("%s", report)
-    train_rows = assembly.select(config, foundation, questions + texts)
-    answer_tokens = max(len(row.answer_ids) for row in train_rows)
-    views = None
-    if config.loss_weights.get("contrastive"):
-        with device_memory.explained(config, "a forward pass"):
-            views = context_views(
-                foundation.base,
-                train_rows,
-                config.contrastive_layers,
-                mesh,
-                config.evaluation.batch_size,
-                config.data.context_buckets,
-                config.data.question_buckets,
-            )
-    plan = TrainPlan(
-        train_rows,
-        batch_size=config.batch_size * assembly.rows_per_step(mesh),
-        accumulation=config.accumulation,
-        seed=config.seed,
-        context_buckets=config.data.context_buckets,
-        question_buckets=config.data.question_buckets,
-        questions=config.data.questions_per_context,
-        epochs=config.epochs,
-        max_steps=config.max_steps,
-        ratios=config.ratios,
-        ratio_growth=config.ratio_growth,
-        views=views,
-        teacher=assembly.teach(config, foundation, questions, answer_tokens),
-    )
+    # Base and data
+    foundation, questions, validation_rows, report = _read(config, rundir, squad, foundation)
+    plan = assembly.plan_training(config, foundation, questions, report)
 
     # Model, optimizer, train step
-    model = partial(assembly.model_on, config, foundation)
-    graphdef, trainable, frozen = split_model(model(seeded=not config.init_from))
-    if config.init_from:
-        trainable = start_from(
-            Path(config.init_from), trainable, config.architecture, lambda: split_model(model())[1]
-        )
+    graphdef, trainable, frozen = assembly.start_model(config, foundation)
     optimizer = make_optimizer(config.optimizer, plan.total_steps, trainable)
-    state = init_state(trainable, optimizer, mesh)
-    settings = LossSettings(
-        weights=config.loss_weights,
-        answer_tokens=answer_tokens,
-        end_id=foundation.prompt.end_id,
-    )
-    train_step = make_train_step(
-        graphdef, optimizer, settings, state_shardings(state, mesh), config.spike_factor
-    )
+    state = init_state(trainable, optimizer, foundation.mesh)
+    settings = LossSettings(config.loss_weights, plan.answer_tokens, foundation.prompt.end_id)
+    shardings = state_shardings(state, foundation.mesh)
+    train_step = make_train_step(graphdef, optimizer, settings, shardings, config.spike_factor)
 
     # Evaluation, where there are questions to answer
     scorer = None
     if validation_rows:
         scorer = results.Scorer(config, foundation, validation_rows, squad.validation, graphdef)
 
-    def evaluate(state: Any) -> dict[str, float]:
-        if scorer is None:
-            return {}
-        with device_memory.explained(config, "a forward pass"):
-            return scorer.headline(state.trainable, frozen)
-
     # Training, from the last checkpoint on
     results.write_config(rundir, config, foundation)
-    with StopSignals() as stop, Checkpointer(rundir / "checkpoint") as checkpointer:
-        if checkpointer.latest_step is not None:
-            state = checkpointer.restore(state)
-        metrics = MetricsLog(
-            rundir / "metrics.jsonl", int(state.step), config.log_every, config.tensorboard
-        )
-        state = train(
-            state,
-            frozen,
-            train_step,
-            plan,
-            plan.total_steps,
-            checkpointer,
-            metrics,
-            config,
-            mesh,
-            stop,
-            evaluate,
-            least_seconds(config, foundation.source.config),
-        )
-        metrics.close()
+    state = _train(config, rundir, foundation, plan, train_step, state, frozen, scorer)
     export_trainable(state.trainable, rundir / EXPORTED, results.provenance(config))
 
     # Results
@@ -206,6 +129,58 @@ def _run(
     with device_memory.explained(config, "a forward pass"):
         measured = scorer.measure(state.trainable, frozen)
     return measured.write(rundir, int(state.step), config.evaluation.sample_predictions)
+
+
+def _read(
+    config: CompressionConfig, rundir: Path, squad: Squad, foundation: Foundation | None
+) -> tuple[Foundation, list[Row], list[Row], DataReport]:
+    """The base, and beside loading it the questions as tokens: to train on, to answer, and what was left out."""
+    from gistjax import assembly, results
+    from gistjax.data.prompts import encode_splits
+
+    found = (foundation.source, foundation.prompt) if foundation else assembly.find_prompt(config)
+    assembly.check_fit(config, *found)
+    with ThreadPoolExecutor(1) as pool:
+        encoded = pool.submit(encode_splits, squad, found[1], config.data, config.seed)
+        foundation = foundation or assembly.lay_foundation(config, found)
+        results.check_base(rundir, foundation)
+        return foundation, *encoded.result()
+
+
+def _train(
+    config: CompressionConfig,
+    rundir: Path,
+    foundation: Foundation,
+    plan: TrainPlan,
+    train_step: TrainStep,
+    state: TrainState,
+    frozen: Any,
+    scorer: Scorer | None,
+) -> TrainState:
+    """Trains on from the last checkpoint, if there is one, with log, checkpoints and signals."""
+    from gistjax.stopping import StopSignals
+    from gistjax.training.checkpoint import Checkpointer
+    from gistjax.training.flops import least_seconds
+    from gistjax.training.loop import MetricsLog, train
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        if scorer is None:
+            return {}
+        with device_memory.explained(config, "a forward pass"):
+            return scorer.headline(state.trainable, frozen)
+
+    with StopSignals() as stop, Checkpointer(rundir / "checkpoint") as checkpointer:
+        if checkpointer.latest_step is not None:
+            state = checkpointer.restore(state)
+        log_file = rundir / "metrics.jsonl"
+        metrics = MetricsLog(log_file, int(state.step), config.log_every, config.tensorboard)
+        seconds = least_seconds(config, foundation.source.config)
+        state = train(
+            state, frozen, train_step, plan, plan.total_steps, checkpointer, metrics, config, foundation.mesh,
+            stop, evaluate, seconds,
+        )  # fmt: skip
+        metrics.close()
+    return state
 
 
 def default_workdir(config: CompressionConfig) -> Path:

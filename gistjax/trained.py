@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from gistjax.config import CompressionConfig
+from gistjax.config import UNCOMPRESSED, CompressionConfig
 from gistjax.errors import CheckpointError, DataError
 
 SHIPPED = Path(__file__).parents[1] / "launch/results/quality/qa_any_s42"
@@ -28,6 +28,17 @@ def load_config(rundir: Path) -> CompressionConfig:
             "printed by gistjax.train; the repository has one in launch/results/quality/qa_any_s42."
         ) from error
     return CompressionConfig.from_dict(values)
+
+
+def ratio_problem(config: CompressionConfig, ratio: float) -> str:
+    """Why a compressor of this configuration was not trained for so many tokens a slot; empty if it was."""
+    trained = config.ratios or (config.ratio,)
+    if config.architecture in UNCOMPRESSED or trained[0] == 0:
+        return f"ratio={ratio:g}: this model has no number of tokens a slot to set."
+    if trained[0] <= ratio <= trained[-1]:
+        return ""
+    known = " to ".join(f"{end:g}" for end in dict.fromkeys((trained[0], trained[-1])))
+    return f"ratio={ratio:g}: this compressor was trained with {known} tokens a slot."
 
 
 def read_text(name: str) -> str:

@@ -190,3 +190,8 @@ def test_the_base_of_the_quickstart_answers_from_a_paragraph():
     paragraph = gistjax.Reader(config, foundation, weights, "").compress(context)
     right = [paragraph.ask(question).text == answer for question, answer in questions]
     assert sum(right) >= 9
+
+
+def test_evaluating_at_a_ratio_that_was_not_trained_is_said(rundir, caplog):
+    evaluate_run(rundir, CONFIG.replace(ratio=16.0))
+    assert "trained with 8 tokens a slot" in caplog.text

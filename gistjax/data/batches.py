@@ -111,6 +111,7 @@ class TrainPlan:
         self._shapes = self._unit_shapes(context_buckets, question_buckets)
         self._common = _common_shapes(self._shapes)
         self._epoch, self._groups = -1, list[tuple[Shape, np.ndarray]]()
+        self.answer_tokens = longest_answer(rows)
         self.steps_per_epoch = len(self._shapes) // (batch_size * accumulation)
         if not self.steps_per_epoch:
             kind = "rows" if questions == 1 else f"units of up to {questions} rows on a context"
@@ -223,6 +224,11 @@ class TrainPlan:
             unit[: len(members)] = rng.permutation(members)
             dealt.append(unit.reshape(-1, Q, order="F"))  # even shares, so that no unit is empty
         return np.concatenate(dealt)
+
+
+def longest_answer(rows: Sequence[Row]) -> int:
+    """Tokens of the longest answer, end token included; 0 of no rows."""
+    return max((len(row.answer_ids) for row in rows), default=0)
 
 
 def evaluation_batches(
