@@ -16,11 +16,9 @@ config.model.path says otherwise. `training.flops` says what counts as a FLOP.
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -28,8 +26,14 @@ from absl import flags
 from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig, DataConfig, ModelConfig, validate
 from gistjax.errors import ConfigError
-
-log = logging.getLogger(__name__)
+from gistjax.instruments import (
+    GIB,
+    HostMemory,
+    log_kernels,
+    machine_rates,
+    median_seconds,
+    peak_memory_gib,
+)
 
 
 def defaults() -> CompressionConfig:
@@ -347,103 +351,6 @@ def decode_bytes(config: CompressionConfig, base: Any, rows: int, positions: int
     matrices = layer_parameters(base) * base.n_layers + base.vocab_size * base.d_model
     cache = 2 * base.n_layers * rows * positions * base.n_kv_heads * base.head_dim
     return (matrices + cache) * jnp.dtype(config.model.dtype).itemsize
-
-
-GIB = 2**30
-
-
-def median_seconds(function: Callable[[], Any], repeats: int) -> float:
-    """Median wall time of calls that are waited for, after two that are not counted."""
-    import jax
-
-    seconds = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        seconds.append(time.perf_counter() - start)
-    return sorted(seconds[2:])[repeats // 2]
-
-
-def machine_rates() -> dict[str, float]:
-    """What this device reaches in a large bf16 matmul and in a copy (bytes read and written), 10 in a row."""
-    import jax
-    import jax.numpy as jnp
-
-    on_cpu = jax.default_backend() == "cpu"
-    n, chain, size = (1024, 2, 1 << 24) if on_cpu else (8192, 10, 1 << 30)
-    key = jax.random.key(0)
-    a = jax.random.normal(key, (n, n), jnp.bfloat16) / n**0.5
-    matmul = jax.jit(lambda x: jax.lax.fori_loop(0, chain, lambda _, y: y @ x, x))
-    copy = jax.jit(lambda x: jax.lax.fori_loop(0, chain, lambda _, y: -y, x))
-    matmul_s = median_seconds(lambda: matmul(a), 5) / chain
-    buffer = jax.random.normal(key, (size,), jnp.bfloat16)
-    copy_s = median_seconds(lambda: copy(buffer), 5) / chain
-    return {
-        "matmul_tflops": float(f"{2 * n**3 / matmul_s / 1e12:.4g}"),
-        "copy_tb_per_s": float(f"{2 * buffer.nbytes / copy_s / 1e12:.4g}"),
-    }
-
-
-def peak_memory_gib() -> float | None:
-    """Most device memory in use so far; None where the backend does not tell."""
-    import jax
-
-    statistics = jax.devices()[0].memory_stats() or {}
-    peak = statistics.get("peak_bytes_in_use")
-    return None if peak is None else round(peak / GIB, 2)
-
-
-def log_kernels(function: Callable[[], Any], n: int) -> None:
-    """Logs the kernels that took longest, by the profiler's own account."""
-    import tempfile
-    from collections import Counter
-    from pathlib import Path
-
-    import jax
-
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            jax.block_until_ready(function())
-        trace = next(Path(folder).rglob("*.xplane.pb"))
-        data = jax.profiler.ProfileData.from_file(str(trace))
-    milliseconds, calls = Counter[str](), Counter[str]()
-    for plane in data.planes:
-        for line in plane.lines:
-            if "GPU" in plane.name and line.name.startswith("Stream"):
-                for event in line.events:
-                    milliseconds[event.name] += event.duration_ns / 1e6
-                    calls[event.name] += 1
-    log.info("%d kernels, %.2f ms busy", calls.total(), milliseconds.total())
-    for name, duration in milliseconds.most_common(n):
-        log.info("%9.3f ms  %5d x  %s", duration, calls[name], name[:90])
-
-
-class HostMemory:
-    """Samples what this process has allocated itself: its peak over the time in the `with` block, in bytes."""
-
-    def __enter__(self) -> HostMemory:
-        import threading
-
-        self._before, self.peak, self._done = self._now(), 0, threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._done.wait(0.005):
-            self.peak = max(self.peak, self._now() - self._before)
-
-    @staticmethod
-    def _now() -> int:
-        import re
-        from pathlib import Path
-
-        match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        return int(match[1]) * 1024 if match else 0
 
 
 MEASURES = {
