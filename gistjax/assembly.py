@@ -165,7 +165,7 @@ def plan_training(
 
 def _view(config: CompressionConfig, foundation: Foundation, rows: list[Row]) -> Any:
     """What the base makes of the contexts; None where the contrastive loss is off."""
-    if not config.loss_weights.get("contrastive"):
+    if not config.loss_weights.get("contrastive") or not rows:
         return None
     with device_memory.explained(config, "a forward pass"):
         return context_views(
@@ -227,7 +227,7 @@ def teach(
 
     Raises:
         CheckpointError: if the teacher's run cannot be read.
-        ConfigError: if it has another base.
+        ConfigError: if it has another base, or another task.
     """
     if not config.loss_weights.get("distillation"):
         return None
@@ -236,6 +236,10 @@ def teach(
     if theirs.model.name != config.model.name:
         raise ConfigError(
             f"the teacher {rundir} was trained on {theirs.model.name}, not on {config.model.name}: take one of the same base."
+        )
+    if theirs.data.task != config.data.task:
+        raise ConfigError(
+            f"the teacher {rundir} was trained with data.task={theirs.data.task}, not {config.data.task}."
         )
     graphdef, shapes, frozen = split_model(model_on(theirs, foundation, seeded=False))
     trainable = import_trainable(rundir / EXPORTED, shapes)

@@ -302,8 +302,9 @@ def validate(config: CompressionConfig) -> None:
             f"spike_factor={config.spike_factor} must be 0 (no loss is a spike) or above 1.",
         ),
         (
-            not config.deterministic or config.model.attention != "cudnn",
-            "deterministic=True cannot have model.attention='cudnn', in which XLA then fails: leave it at 'auto'.",
+            not config.deterministic or config.model.attention != "cudnn" or config.model.scan_layers,
+            "deterministic=True cannot have model.attention='cudnn' in unrolled layers, where XLA then fails: leave it at "
+            "'auto'.",
         ),
         (
             config.encoder.kind != "lora" or config.encoder.lora.rank > 0,

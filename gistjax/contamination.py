@@ -9,6 +9,7 @@ the most touched ones; a compressor that learned to repeat such paragraphs is no
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -71,7 +72,8 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
             "which text? Give the folder that was trained on, as --config.text.path=FOLDER."
         )
     report = DataReport()
-    articles = load_squad(config.data, config.seed).validation_articles
+    data = dataclasses.replace(config.data, train_examples=0, validation_examples=-1)
+    articles = load_squad(data, config.seed).validation_articles
     contexts = [paragraph for paragraphs in articles.values() for paragraph in paragraphs]
     overlaps = longest_overlaps(contexts, load_articles(config.text.path, report), args.words)
     touched = sum(overlap > 0 for overlap in overlaps)

@@ -50,6 +50,14 @@ def choose_kernels(config: CompressionConfig) -> None:
     os.environ["XLA_FLAGS"] = f"{given} {DETERMINISTIC}".strip()
 
 
+def is_deterministic(config: CompressionConfig | None = None) -> bool:
+    """Whether steps give the same bytes in every run: by configuration, or because XLA was told so in the environment."""
+    given = re.search(
+        r"--xla_gpu_deterministic_ops(=(true|1)|\s|$)", os.environ.get("XLA_FLAGS", "")
+    )
+    return bool(given) or (config is not None and config.deterministic)
+
+
 def _keep_compiled_programs() -> None:
     """Lets a second start of the same run find its programs in `JAX_COMPILATION_CACHE_DIR`, by default the user's cache.
 

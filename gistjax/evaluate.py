@@ -9,6 +9,7 @@ trained.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from absl import flags
 
 from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig, validate
+from gistjax.errors import ConfigError
 from gistjax.trained import load_config, ratio_problem
 
 flags.DEFINE_string("run", "", "Directory of a finished run.")
@@ -43,6 +45,7 @@ def evaluate_run(
         GistjaxError: for anything that is the user's to mend.
     """
     from gistjax import results
+    from gistjax.assembly import compresses
     from gistjax.data.prompts import encode_splits
     from gistjax.data.squad import load_squad
 
@@ -50,9 +53,15 @@ def evaluate_run(
     trained = load_config(rundir)
     config = config or trained
     validate(config)
-    if config.ratio not in (0, trained.ratio) and (problem := ratio_problem(trained, config.ratio)):
+    untrained = compresses(config) and config.ratio not in (0, trained.ratio)
+    if untrained and (problem := ratio_problem(trained, config.ratio)):
         log.warning("warning: %s", problem)
-    squad = load_squad(config.data, config.seed)
+    if not config.data.validation_examples:
+        raise ConfigError(
+            "no question is asked for: set --config.data.validation_examples (-1 is all)."
+        )
+    data = config.data if config.data.holdout else replace(config.data, train_examples=0)
+    squad = load_squad(data, config.seed)
     foundation, (graphdef, trainable, frozen) = results.load_trained(rundir, config)
     _, rows, report = encode_splits(squad, foundation.prompt, config.data, config.seed)
     log.info("%s", report)

@@ -13,6 +13,7 @@ from flax import nnx
 from gistjax.config import TEXT_LOSSES, CompressionConfig
 from gistjax.data.batches import Batch, Targets
 from gistjax.data.prompts import make_prompt
+from gistjax.devices import is_deterministic
 from gistjax.footprint import peak_bytes
 from gistjax.model.attention import choose_kernel
 from gistjax.model.compressed_lm import CompressedLM
@@ -160,7 +161,7 @@ def memory_estimate(
     """
     dtype = jnp.dtype(config.model.dtype)
     kernel = choose_kernel(
-        config.model.attention, base.head_dim, dtype, "gpu", config.deterministic
+        config.model.attention, base.head_dim, dtype, "gpu", is_deterministic(config)
     )
     program = train_program(config, base, prefix, "traced" if kernel == "cudnn" else kernel)
     traced = program.step.trace(*program.arguments).jaxpr  # type: ignore[attr-defined]

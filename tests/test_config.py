@@ -139,6 +139,8 @@ WRONG = [
     ({"accumulation": 0}, "accumulation"),
     ({"seed": -1}, "seed"),
     ({"log_every": 0}, "log_every"),
+    ({"data": DataConfig(task="ask")}, "data.task cannot be 'ask'"),
+    ({"deterministic": True, "model": ModelConfig(attention="cudnn")}, "leave it at 'auto'"),
     ({"loss_weights": {"teacher_forcng": 1.0}}, "did you mean 'teacher_forcing'"),
     ({"loss_weights": {"teacher_forcing": -1.0}}, "0 .off. or above"),
     ({"loss_weights": {"teacher_forcing": float("nan")}}, "0 .off. or above"),

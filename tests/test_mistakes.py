@@ -1,5 +1,6 @@
 """What goes wrong on people's machines: each is one message of cause and fix, and no traceback."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -17,6 +18,7 @@ from gistjax.data.prompts import make_prompt
 from gistjax.data.squad import load_squad
 from gistjax.errors import CheckpointError, ConfigError, DataError, WeightsError
 from gistjax.evaluate import evaluate_run
+from gistjax.trained import load_config
 from gistjax.weights import registry
 from gistjax.weights.registry import byte_tokenizer, resolve
 
@@ -160,3 +162,21 @@ def test_a_run_of_another_base_or_tokenizer(rundir, tmp_path, key, says):
 def test_a_dtype_that_is_not_supported():
     with pytest.raises(ConfigError, match="model.dtype cannot be 'float16'.*bfloat16"):
         validate(CONFIG.replace(model=ModelConfig("tiny-random", dtype="float16")))
+
+
+def test_nothing_to_evaluate(rundir):
+    config = load_config(rundir)
+    none = dataclasses.replace(config.data, validation_examples=0)
+    with pytest.raises(ConfigError, match="no question is asked for.*validation_examples"):
+        evaluate_run(rundir, config.replace(data=none))
+
+
+def test_a_teacher_of_another_task(rundir):
+    config = load_config(rundir)
+    config = config.replace(
+        data=dataclasses.replace(config.data, task="question"),
+        teacher=str(rundir),
+        loss_weights={"teacher_forcing": 1.0, "distillation": 1.0},
+    )
+    with pytest.raises(ConfigError, match="trained with data.task=answer, not question"):
+        assembly.teach(config, assembly.lay_foundation(config), [], 4)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gistjax.config import DataConfig
-from gistjax.data.squad import load_squad
-from gistjax.questions import LONGEST, LONGEST_PLACE, SHORTEST, ask, find_places, keep
+from gistjax.data.squad import load_squad, swap
+from gistjax.questions import LONGEST, LONGEST_PLACE, SHORTEST, Prediction, ask, find_places, keep
 
 SENTENCE = "In March 1812 Ada Holm built the old mill of Harrow for 300 pounds, with her brothers. "
 
@@ -23,7 +23,7 @@ def paragraphs(n: int) -> str:
 def test_places_stand_in_their_contexts(n, places, seed):
     found = list(find_places([paragraphs(n)] * 2, 5, places, seed))
     assert found == list(find_places([paragraphs(n)] * 2, 5, places, seed))
-    assert len(found) <= 5 and bool(found) == (n > 0)
+    assert len(found) <= 5 and (n > 0 or not found)
     for paragraph in found:
         context, qas = paragraph["context"], paragraph["qas"]
         assert SHORTEST <= len(context) <= LONGEST and context in paragraphs(n)
@@ -57,15 +57,19 @@ PLACES = [
 ]  # fmt: skip
 
 
+def predicted(**texts: str) -> dict[str, Prediction]:
+    return {id_: Prediction("?", text, 0.0) for id_, text in texts.items()}
+
+
 def test_ask_leaves_out_what_is_empty_or_said_twice():
-    asked = list(ask(PLACES, {"a": "Who built it?", "b": " ", "c": "Who built it?"}))
+    asked = list(ask(PLACES, predicted(a="Who built it?", b="", c="Who built it?")))
     assert asked == [{"context": "Ada Holm built it.", "qas": [qa("a", "Who built it?", "Ada")]}]
 
 
 def test_keep():
-    answered = {"a": "Ada Holm", "b": "ada", "c": "Ada Holmes", "d": "Somebody"}
+    answered = predicted(a="Ada Holm", b="ada", c="Ada Holmes", d="Somebody")
     f1 = {"a": 0.67, "b": 0.2, "c": 0.5, "d": 0.0}
-    [kept] = keep(PLACES, answered, f1, 0.5)
+    [kept] = keep(PLACES, {id_: p._replace(f1=f1[id_]) for id_, p in answered.items()}, 0.5)
     # the answer where the context has it, else the place
     assert [(q["id"], q["answers"][0]["text"]) for q in kept["qas"]] == [
         ("a", "Ada Holm"),
@@ -76,6 +80,10 @@ def test_keep():
 def run(*words):
     command = [sys.executable, "-m", "gistjax.questions", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+def row(id_: str, question: str, prediction: str, f1: float = 0.0) -> dict:
+    return {"id": id_, "question": question, "prediction": prediction, "f1": f1}
 
 
 def test_commands(tmp_path):
@@ -91,11 +99,13 @@ def test_commands(tmp_path):
     data = DataConfig(path=str(places), train_examples=0, validation_examples=-1)
     examples = load_squad(data, 0).validation
     assert len(examples) == found["questions"] and not load_squad(data, 0).train
-    written = [{"id": e.id, "prediction": f"What of {e.id}?", "f1": 0.0} for e in examples]
+    written = [row(e.id, swap(e).question, f"What of {e.id}?") for e in examples]
     (tmp_path / "written.json").write_text(json.dumps(written))
+    done = run("keep", "--folder", places, "--predictions", tmp_path / "written.json", "--to", out)
+    assert done.returncode == 2 and "not of this folder" in done.stderr
     done = run("ask", "--folder", places, "--predictions", tmp_path / "written.json", "--to", asked)
     assert done.returncode == 0, done.stderr
-    answered = [{"id": e.id, "prediction": e.answers[0], "f1": i % 2} for i, e in enumerate(examples)]  # fmt: skip
+    answered = [row(e.id, f"What of {e.id}?", e.answers[0], i % 2) for i, e in enumerate(examples)]
     for half in (0, 1):
         (tmp_path / f"{half}.json").write_text(json.dumps(answered[half::2]))
     files = f"{tmp_path}/0.json,{tmp_path}/1.json"
@@ -114,16 +124,60 @@ def test_commands(tmp_path):
         (("place", "--to", "x"), "did you mean 'places'"),
         (("places",), "--to"),
         (("places", "--to", "x"), "--config.text.path"),
-        (("ask", "--folder", "nowhere", "--to", "x"), "--folder takes the folder"),
+        (("ask", "--folder", "x", "--to", "x"), "takes --folder FOLDER and --predictions"),
+        (("keep", "--predictions", "x", "--to", "x"), "takes --folder FOLDER and --predictions"),
+        (("ask", "--folder", "no", "--predictions", "x", "--to", "x"), "--folder takes the folder"),
     ],
 )
-def test_mistakes(tmp_path, words, told):
-    done = run(*words)
+def test_mistakes(tmp_path, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    refused(run(*words), told)
+
+
+def refused(done, told):
     assert done.returncode == 2 and told in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_no_predictions(tmp_path):
-    (tmp_path / "validation.json").write_text(json.dumps({"data": [{"paragraphs": PLACES}]}))
-    done = run("ask", "--folder", tmp_path, "--predictions", tmp_path / "no.json", "--to", "x")
-    assert done.returncode == 2 and "--predictions takes what" in done.stderr
+PREDICTED = [row("a", "Which question is answered by: Ada", "Who?")]
+
+
+@pytest.mark.parametrize(
+    ("paragraphs", "predictions", "told"),
+    [
+        (PLACES, None, "--predictions takes what"),
+        (PLACES, [{"id": "a"}], "--predictions takes what"),
+        (PLACES, [{**PREDICTED[0], "prediction": None}], "--predictions takes what"),
+        (PLACES, [{**PREDICTED[0], "f1": "x"}], "--predictions takes what"),
+        (PLACES, [], "none of its questions"),
+        (PLACES, [row("z", "?", "Who?")], "none of its questions"),
+        (PLACES, [row("a", "Who built it?", "Ada")], "not of this folder"),
+        (["text"], PREDICTED, "--folder takes the folder"),
+        ([{"context": "Ada."}], PREDICTED, "--folder takes the folder"),
+        ([{"context": "Ada.", "qas": [{"id": "a", "question": "?", "answers": []}]}], PREDICTED, "--folder takes the"),
+    ],
+)  # fmt: skip
+def test_files_that_are_something_else(tmp_path, paragraphs, predictions, told):
+    content = {"data": [{"title": "text", "paragraphs": paragraphs}]}
+    (tmp_path / "validation.json").write_text(json.dumps(content))
+    file = tmp_path / "predictions.json"
+    if predictions is not None:
+        file.write_text(json.dumps(predictions))
+    refused(run("ask", "--folder", tmp_path, "--predictions", file, "--to", tmp_path / "to"), told)
+
+
+def test_what_cannot_be_written(tmp_path):
+    content = {"data": [{"title": "text", "paragraphs": PLACES}]}
+    (tmp_path / "validation.json").write_text(json.dumps(content))
+    file = tmp_path / "predictions.json"
+    file.write_text(json.dumps(PREDICTED))
+    refused(run("ask", "--folder", tmp_path, "--predictions", file, "--to", file), "cannot be made")
+
+
+def test_what_was_not_answered_is_said(tmp_path):
+    content = {"data": [{"title": "text", "paragraphs": PLACES}]}
+    (tmp_path / "validation.json").write_text(json.dumps(content))
+    (tmp_path / "p.json").write_text(json.dumps(PREDICTED))
+    words = ("--folder", tmp_path, "--predictions", tmp_path / "p.json", "--to", tmp_path / "to")
+    done = run("ask", *words)
+    assert done.returncode == 0 and "3 of 4 questions have no prediction" in done.stderr

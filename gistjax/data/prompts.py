@@ -295,7 +295,7 @@ def _encode_train(
         context = contexts[example.context_id]
         if context.gold_cut:
             report.count("train: truncated contexts", example.id)
-        if data.task == "answer" and example.answers[0] not in context.kept_text:
+        if example.in_context[0] not in context.kept_text:
             report.count("train: skipped, answers cut off", example.id)
         elif len(answer_ids) > data.answer_tokens:
             report.count("train: skipped, answers too long", example.id)
@@ -323,8 +323,7 @@ def _encode_validation(
         context = contexts[example.context_id]
         if context.gold_cut:
             report.count("validation: truncated contexts", example.id)
-        in_context = any(answer in context.kept_text for answer in example.answers)
-        if data.task == "answer" and not in_context:
+        if not any(answer in context.kept_text for answer in example.in_context):
             report.count("validation: answers cut off, still scored", example.id)
         if len(question_ids) > limit:
             report.count("validation: questions shortened to fit, still scored", example.id)

@@ -34,6 +34,12 @@ class Example:
     question: str
     answers: tuple[str, ...]  # gold answers; the first is trained on, all are scored against
     context_id: int  # of the paragraph, within the split
+    asked: tuple[str, ...] = ()  # where the question is to be written (`swap`): the answers to it
+
+    @property
+    def in_context(self) -> tuple[str, ...]:
+        """What stands in the context: the answers."""
+        return self.asked or self.answers
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,9 @@ def load_squad(data: DataConfig, seed: int) -> Squad:
 def swap(example: Example) -> Example:
     """The question as what is to be written, its answer as what is asked for."""
     question = ASK.format(answer=example.answers[0])
-    return dataclasses.replace(example, question=question, answers=(example.question,))
+    return dataclasses.replace(
+        example, question=question, answers=(example.question,), asked=example.answers
+    )
 
 
 def hold_out(examples: list[Example], share: float) -> tuple[list[Example], list[Example]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gistjax.devices import DETERMINISTIC
+from gistjax.devices import is_deterministic
 from gistjax.errors import ConfigError
 from gistjax.model.cache import CacheLayer
 
@@ -92,7 +91,7 @@ def choose_kernel(
     if name != "auto":
         return name
     if deterministic is None:
-        deterministic = DETERMINISTIC in os.environ.get("XLA_FLAGS", "")
+        deterministic = is_deterministic()
     fits = head_dim % 8 == 0 and head_dim <= 128 and dtype == jnp.bfloat16
     return "cudnn" if fits and backend == "gpu" and not deterministic else "xla"
 

@@ -11,7 +11,7 @@ from gistjax.config import DataConfig
 from gistjax.data.filling import Filler
 from gistjax.data.prompts import encode_splits, make_prompt
 from gistjax.data.report import DataReport
-from gistjax.data.squad import Example, Squad
+from gistjax.data.squad import Example, Squad, swap
 from gistjax.errors import ConfigError, DataError, WeightsError
 
 LLAMA_LIKE = (
@@ -177,6 +177,16 @@ def test_what_is_cut_or_too_long_is_counted(prompt):
         "validation: answers cut off, still scored": 1,
         "validation: questions shortened to fit, still scored": 1,
     }
+
+
+def test_a_question_is_written_only_where_its_answer_was_read(prompt):
+    squad = squad_of(
+        swap(example("dog " * 100 + "cat")), replace(swap(example("A cat.")), context_id=1)
+    )
+    data = data_config(context_tokens=16, task="question")
+    [row], _, report = encode_splits(squad, prompt, data, seed=0)
+    assert row.context_id == 1
+    assert report.counts["train: skipped, answers cut off"] == 1
 
 
 def test_nothing_left_to_train_on(prompt):

@@ -54,6 +54,15 @@ def test_the_kernel_is_chosen_by_device_dtype_and_width():
     assert choose_kernel("auto", 64, jnp.dtype("bfloat16"), "gpu", deterministic=True) == "xla"
 
 
-def test_deterministic_steps_have_no_cudnn(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", DETERMINISTIC)
-    assert choose_kernel("auto", 64, jnp.dtype("bfloat16"), "gpu") == "xla"
+@pytest.mark.parametrize(
+    "flags, kernel",
+    [
+        (DETERMINISTIC, "xla"),
+        ("--xla_gpu_deterministic_ops --xla_dump_to=x", "xla"),
+        ("--xla_gpu_deterministic_ops=false", "cudnn"),
+        ("", "cudnn"),
+    ],
+)
+def test_deterministic_steps_have_no_cudnn(flags, kernel, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert choose_kernel("auto", 64, jnp.dtype("bfloat16"), "gpu") == kernel
