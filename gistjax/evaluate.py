@@ -17,7 +17,7 @@ from absl import flags
 
 from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig, validate
-from gistjax.errors import ConfigError
+from gistjax.errors import ConfigError, StorageError
 from gistjax.trained import load_config, ratio_problem
 
 flags.DEFINE_string("run", "", "Directory of a finished run.")
@@ -50,6 +50,9 @@ def evaluate_run(
     from gistjax.data.squad import load_squad
 
     rundir = Path(rundir)
+    for file in (output, slot_attention):
+        if file and not Path(file).absolute().parent.is_dir():
+            raise StorageError(f"cannot write {file}: there is no folder {Path(file).parent}.")
     trained = load_config(rundir)
     config = config or trained
     validate(config)

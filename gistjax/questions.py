@@ -9,7 +9,7 @@
 `places` picks what could be asked for: names, numbers, words. WRITER, trained with `--config.data.task=question`, writes a question
 to each; READER, the full-context model, answers them; and `keep` keeps those of which the answer is the place that was asked for
 (round-trip consistency: Alberti et al. 2019, arXiv:1906.05416). Each stage is a folder in SQuAD v1.1 form: `validation.json` to be
-answered, `train.json` to train on. Predictions may lie in several files, of parts of a folder.
+answered, `train.json` to train on (the runs are in launch/studies/quality.json). Predictions may lie in several files, of parts of a folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 
 from gistjax import cli
-from gistjax.config import CompressionConfig, did_you_mean
+from gistjax.config import CompressionConfig, did_you_mean, validate
 from gistjax.data.filling import JOINER, join
 from gistjax.data.report import DataReport
 from gistjax.data.squad import ASK
@@ -199,7 +199,10 @@ def read_predictions(files: Iterable[str]) -> Predictions:
         try:
             for row in json.loads(Path(file).read_text(encoding="utf-8")):
                 asked, text = _text(row["question"]), _text(row["prediction"]).strip()
-                predictions[_text(row["id"])] = Prediction(asked, text, float(row["f1"]))
+                f1 = float(row["f1"])
+                if not 0 <= f1 <= 1:
+                    raise ValueError(f"f1 {f1} is no score")
+                predictions[_text(row["id"])] = Prediction(asked, text, f1)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{file} cannot be read ({type(error).__name__}: {error}): --predictions takes what "
@@ -211,6 +214,7 @@ def read_predictions(files: Iterable[str]) -> Predictions:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
+    value.encode()  # no lone surrogates, which cannot be written
     return value
 
 
@@ -251,7 +255,10 @@ def write_folder(folder: Path, split: str, paragraphs: Iterable[Paragraph]) -> d
     """
     written = list(paragraphs)
     if not written:
-        raise DataError(f"nothing is left to write to {folder / split}.json.")
+        raise DataError(
+            f"nothing is left to write to {folder / split}.json: no paragraphs of {SHORTEST} to {LONGEST} characters, no "
+            "question written, or no answer that agrees with its place (--agreement)."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -269,9 +276,11 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         GistjaxError: if a file is missing or damaged, or the command says too little.
     """
     stage = words[0] if len(words) == 1 else ""
+    validate(config)
     if stage not in ("places", "ask", "keep"):
         raise ConfigError(
-            f"which stage? {' '.join(words)!r} is none{did_you_mean(stage, ('places', 'ask', 'keep'))}"
+            f"which stage? {' '.join(words)!r} is none{did_you_mean(stage, ('places', 'ask', 'keep'))} Several files of "
+            "--predictions are separated by commas."
         )
     if not args.to:
         raise ConfigError("where to? Give --to FOLDER.")
@@ -283,6 +292,8 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         raise ConfigError(
             f"what was answered, and how? `{stage}` takes --folder FOLDER and --predictions FILE[,…]."
         )
+    if stage == "ask" and out.resolve() == Path(args.folder).resolve():
+        raise ConfigError("--to is --folder, whose questions would be lost: give another folder.")
     paragraphs, found = read_paragraphs(Path(args.folder)), read_predictions(args.predictions)
     check_predictions(paragraphs, found, stage)
     if stage == "ask":
@@ -296,8 +307,9 @@ def _read_places(config: CompressionConfig, args: flags.FlagValues) -> Iterator[
         raise ConfigError("which text? Give a folder of it, as --config.text.path=FOLDER.")
     report = DataReport()
     articles = load_articles(config.text.path, report, config.data.max_dropped)
-    yield from find_places(articles, args.contexts, args.places, config.seed)
-    if report.counts:
+    try:
+        yield from find_places(articles, args.contexts, args.places, config.seed)
+    finally:
         log.info("%s", report)
 
 

@@ -16,7 +16,7 @@ from gistjax import assembly, cli, devices
 from gistjax.config import DataConfig, ModelConfig, validate
 from gistjax.data.prompts import make_prompt
 from gistjax.data.squad import load_squad
-from gistjax.errors import CheckpointError, ConfigError, DataError, WeightsError
+from gistjax.errors import CheckpointError, ConfigError, DataError, StorageError, WeightsError
 from gistjax.evaluate import evaluate_run
 from gistjax.trained import load_config
 from gistjax.weights import registry
@@ -169,6 +169,11 @@ def test_nothing_to_evaluate(rundir):
     none = dataclasses.replace(config.data, validation_examples=0)
     with pytest.raises(ConfigError, match="no question is asked for.*validation_examples"):
         evaluate_run(rundir, config.replace(data=none))
+
+
+def test_predictions_that_have_no_folder(rundir, tmp_path):
+    with pytest.raises(StorageError, match="no folder"):
+        evaluate_run(rundir, output=tmp_path / "no" / "predictions.json")
 
 
 def test_a_teacher_of_another_task(rundir):
