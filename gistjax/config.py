@@ -67,9 +67,7 @@ class DataConfig:
     path: str = ""  # folder with train.json and validation.json in SQuAD v1.1 format, or `sample`, or `facts`
     train_examples: int = 10_000
     validation_examples: int = 1_000  # -1 is all
-    task: str = (
-        "answer"  # what is learned to be written: answer | question (the question to an answer)
-    )
+    task: str = "answer"  # what is learned to be written: answer | question (to an answer)
     context: str = "filled"  # paragraph | filled
     select: str = "all"  # architecture none: tokens it reads, as many as slots: all | first | last | random | surprisal
     context_tokens: int = 512  # longest context; what `filled` fills up to

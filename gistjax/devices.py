@@ -35,8 +35,7 @@ def choose_kernels(config: CompressionConfig) -> None:
     Raises:
         ConfigError: if that comes too late, because JAX runs already.
     """
-    given = os.environ.get("XLA_FLAGS", "")
-    if not config.deterministic or DETERMINISTIC in given:
+    if not config.deterministic or is_deterministic():
         return
     devices = jax.config.values["jax_num_cpu_devices"]
     try:  # JAX refuses to change this once it runs, and does not say so otherwise
@@ -47,7 +46,7 @@ def choose_kernels(config: CompressionConfig) -> None:
             f"XLA_FLAGS={DETERMINISTIC} in the environment."
         ) from error
     jax.config.update("jax_num_cpu_devices", devices)
-    os.environ["XLA_FLAGS"] = f"{given} {DETERMINISTIC}".strip()
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
 
 
 def is_deterministic(config: CompressionConfig | None = None) -> bool:

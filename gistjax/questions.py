@@ -14,6 +14,7 @@ answered, `train.json` to train on (the runs are in launch/studies/quality.json)
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -27,10 +28,10 @@ import numpy as np
 from absl import flags
 
 from gistjax import cli
-from gistjax.config import CompressionConfig, did_you_mean, validate
+from gistjax.config import CompressionConfig, DataConfig, did_you_mean, validate
 from gistjax.data.filling import JOINER, join
 from gistjax.data.report import DataReport
-from gistjax.data.squad import ASK
+from gistjax.data.squad import Example, load_squad, swap
 from gistjax.data.text import TARGETS, load_articles
 from gistjax.errors import ConfigError, DataError, StorageError
 from gistjax.files import write_json
@@ -48,15 +49,14 @@ SHORTEST, LONGEST = 350, 1_900
 """Characters of a context: shorter and longer than SQuAD's paragraphs."""
 LONGEST_PLACE = 60
 """Characters."""
+TITLE = "text"
+"""Of the one article that a folder holds."""
 _NAME = re.compile(  # not a sentence's first word, as far as a full stop tells
     r"(?<=[^.!?\s] )[A-Z][\w'’-]+(?: (?:of |the |de |and )?[A-Z][\w'’-]+)*"
 )
 _CLAUSE_END = re.compile(r"(?<=\s)(?:[a-z][\w'’-]* ){1,4}[a-z][\w'’-]{3,}(?=[,.;])")
 _KINDS = (_NAME, *TARGETS[1:], _CLAUSE_END)
 _SHARES = (0.35, 0.25, 0.2, 0.2)
-
-Paragraph = dict[str, Any]
-"""`{"context", "qas": [{"id", "question", "answers": [{"text"}]}]}`"""
 
 
 class Prediction(NamedTuple):
@@ -75,8 +75,8 @@ log = logging.getLogger(__name__)
 
 def find_places(
     articles: Iterable[str], contexts: int, places: int, seed: int
-) -> Iterator[Paragraph]:
-    """Contexts of one or several paragraphs, their lengths drawn by seed, each with places in it to be asked for.
+) -> Iterator[Example]:
+    """Places to be asked for, each as question and answer of its context: one or several paragraphs, its length drawn by seed.
 
     Args:
         articles: texts, their paragraphs joined as `load_articles` does.
@@ -85,11 +85,9 @@ def find_places(
     """
     rng = np.random.default_rng([seed, 4])
     pieces = (piece for article in articles for piece in _pieces(article, rng))
-    for name, context in islice(_distinct(pieces), contexts):
-        found = _places(context, places, rng)
-        if found:
-            qas = [_qa(f"{name}-{i}", place, place) for i, place in enumerate(found)]
-            yield {"context": context, "qas": qas}
+    for context_id, (name, context) in enumerate(islice(_distinct(pieces), contexts)):
+        for i, place in enumerate(_places(context, places, rng)):
+            yield Example(f"{name}-{i}", TITLE, context, place, (place,), context_id)
 
 
 def _distinct(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -131,61 +129,39 @@ def _places(context: str, n: int, rng: np.random.Generator) -> list[str]:
     return list(dict.fromkeys(match[0].rstrip(",.") for match in taken))
 
 
-def ask(paragraphs: Iterable[Paragraph], written: Predictions) -> Iterator[Paragraph]:
-    """The paragraphs with what was written for each place as its question; empty ones and repetitions are left out."""
-    for paragraph in paragraphs:
-        questions: dict[str, Paragraph] = {}
-        for qa in paragraph["qas"]:
-            if text := written[qa["id"]].text if qa["id"] in written else "":
-                questions.setdefault(text, _qa(qa["id"], text, qa["answers"][0]["text"]))
-        if questions:
-            yield {"context": paragraph["context"], "qas": list(questions.values())}
+def ask(places: Iterable[Example], written: Predictions) -> Iterator[Example]:
+    """The places with what was written for each as its question; empty ones and repetitions on a context are left out."""
+    asked: set[tuple[int, str]] = set()
+    for example in places:
+        text = written[example.id].text if example.id in written else ""
+        if text and (example.context_id, text) not in asked:
+            asked.add((example.context_id, text))
+            yield dataclasses.replace(example, question=text)
 
 
-def keep(
-    paragraphs: Iterable[Paragraph], answered: Predictions, agreement: float
-) -> Iterator[Paragraph]:
+def keep(asked: Iterable[Example], answered: Predictions, agreement: float) -> Iterator[Example]:
     """The questions of which the answer agrees with the place, with that answer where the context has it word for word."""
-    for paragraph in paragraphs:
-        context, kept = paragraph["context"], []
-        for qa in paragraph["qas"]:
-            found = answered.get(qa["id"])
-            if found and found.f1 >= agreement:
-                place = qa["answers"][0]["text"]
-                answer = found.text if found.text and found.text in context else place
-                kept.append(_qa(qa["id"], qa["question"], answer))
-        if kept:
-            yield {"context": context, "qas": kept}
+    for example in asked:
+        found = answered.get(example.id)
+        if found and found.f1 >= agreement:
+            word_for_word = found.text and found.text in example.context
+            yield dataclasses.replace(example, answers=(found.text,)) if word_for_word else example
 
 
-def _qa(id_: str, question: str, answer: str) -> Paragraph:
-    return {"id": id_, "question": question, "answers": [{"text": answer}]}
-
-
-def read_paragraphs(folder: Path) -> list[Paragraph]:
-    """What an earlier stage wrote.
+def read_examples(folder: Path) -> list[Example]:
+    """What an earlier stage wrote, context by context.
 
     Raises:
         DataError: if it cannot be read, or is not what a stage writes.
     """
-    path = folder / "validation.json"
+    data = DataConfig(path=str(folder), train_examples=0, validation_examples=-1)
     try:
-        [article] = json.loads(path.read_text(encoding="utf-8"))["data"]
-        return [
-            {
-                "context": _text(paragraph["context"]),
-                "qas": [
-                    _qa(*(_text(x) for x in (qa["id"], qa["question"], qa["answers"][0]["text"])))
-                    for qa in paragraph["qas"]
-                ],
-            }
-            for paragraph in article["paragraphs"]
-        ]
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        examples = load_squad(data, seed=0).validation
+    except DataError as error:
         raise DataError(
-            f"{path} cannot be read ({type(error).__name__}: {error}): --folder takes the folder that `places` or `ask` "
-            "wrote."
+            f"{error} --folder takes the folder that `places` or `ask` wrote."
         ) from error
+    return sorted(examples, key=lambda example: (example.context_id, example.id))
 
 
 def read_predictions(files: Iterable[str]) -> Predictions:
@@ -218,42 +194,40 @@ def _text(value: Any) -> str:
     return value
 
 
-def check_predictions(paragraphs: list[Paragraph], found: Predictions, stage: str) -> None:
+def check_predictions(examples: list[Example], found: Predictions, stage: str) -> None:
     """Says how many questions have no prediction.
 
     Raises:
         DataError: if the predictions are of other questions.
     """
-    qas = [qa for paragraph in paragraphs for qa in paragraph["qas"]]
-    answered = [qa for qa in qas if qa["id"] in found]
-    for qa in answered:
-        place = qa["answers"][0]["text"]
-        expected = ASK.format(answer=place) if stage == "ask" else qa["question"]
-        if found[qa["id"]].question != expected:
+    answered = [example for example in examples if example.id in found]
+    for example in answered:
+        asked = found[example.id].question
+        expected = swap(example).question if stage == "ask" else example.question
+        if asked != expected:
             raise DataError(
-                f"the predictions are not of this folder: {qa['id']} was asked {found[qa['id']].question!r}, not "
-                f"{expected!r}. `ask` takes what a model of data.task=question wrote of `places`, `keep` what the reader "
-                "answered of `ask`."
+                f"the predictions are not of this folder: {example.id} was asked {asked!r}, not {expected!r}. `ask` takes "
+                "what a model of data.task=question wrote of `places`, `keep` what the reader answered of `ask`."
             )
     if not answered:
         raise DataError("the predictions are not of this folder: none of its questions is there.")
-    if len(answered) < len(qas):
+    if len(answered) < len(examples):
         log.warning(
             "warning: %d of %d questions have no prediction and are left out; evaluate with "
             "--config.data.validation_examples=-1 to have all",
-            len(qas) - len(answered),
-            len(qas),
+            len(examples) - len(answered),
+            len(examples),
         )
 
 
-def write_folder(folder: Path, split: str, paragraphs: Iterable[Paragraph]) -> dict[str, Any]:
+def write_folder(folder: Path, split: str, examples: Iterable[Example]) -> dict[str, Any]:
     """Writes `folder/split.json`; returns how many contexts and questions it has.
 
     Raises:
         DataError: if there is nothing to write.
         StorageError: if it cannot be written.
     """
-    written = list(paragraphs)
+    written = list(examples)
     if not written:
         raise DataError(
             f"nothing is left to write to {folder / split}.json: no paragraphs of {SHORTEST} to {LONGEST} characters, no "
@@ -263,10 +237,15 @@ def write_folder(folder: Path, split: str, paragraphs: Iterable[Paragraph]) -> d
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"--to {folder} cannot be made: {error.strerror}.") from error
-    article = {"title": "text", "paragraphs": written}
+    qas: dict[str, list[dict[str, Any]]] = {}
+    for example in written:
+        answers = [{"text": a, "answer_start": example.context.find(a)} for a in example.answers]
+        qa = {"id": example.id, "question": example.question, "answers": answers}
+        qas.setdefault(example.context, []).append(qa)
+    paragraphs = [{"context": context, "qas": of_context} for context, of_context in qas.items()]
+    article = {"title": TITLE, "paragraphs": paragraphs}
     write_json(folder / f"{split}.json", {"version": "1.1", "data": [article]}, indent=None)
-    questions = sum(len(paragraph["qas"]) for paragraph in written)
-    return {"folder": str(folder), "contexts": len(written), "questions": questions}
+    return {"folder": str(folder), "contexts": len(paragraphs), "questions": len(written)}
 
 
 def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) -> None:
@@ -294,15 +273,15 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         )
     if stage == "ask" and out.resolve() == Path(args.folder).resolve():
         raise ConfigError("--to is --folder, whose questions would be lost: give another folder.")
-    paragraphs, found = read_paragraphs(Path(args.folder)), read_predictions(args.predictions)
-    check_predictions(paragraphs, found, stage)
+    examples, found = read_examples(Path(args.folder)), read_predictions(args.predictions)
+    check_predictions(examples, found, stage)
     if stage == "ask":
-        cli.print_result(write_folder(out, "validation", ask(paragraphs, found)))
+        cli.print_result(write_folder(out, "validation", ask(examples, found)))
     else:
-        cli.print_result(write_folder(out, "train", keep(paragraphs, found, args.agreement)))
+        cli.print_result(write_folder(out, "train", keep(examples, found, args.agreement)))
 
 
-def _read_places(config: CompressionConfig, args: flags.FlagValues) -> Iterator[Paragraph]:
+def _read_places(config: CompressionConfig, args: flags.FlagValues) -> Iterator[Example]:
     if not config.text.path:
         raise ConfigError("which text? Give a folder of it, as --config.text.path=FOLDER.")
     report = DataReport()

@@ -68,7 +68,7 @@ def claim(rundir: Path, config: CompressionConfig) -> None:
             f"{rundir} holds a finished run without its {checkpoint}: restore it, or choose another --workdir to "
             "train anew."
         )
-    theirs = _with_defaults(read_config(rundir)["config"], CompressionConfig().to_json())
+    theirs = CompressionConfig.from_dict(read_config(rundir)["config"]).to_json()
     ours = json.loads(json.dumps(config.to_json()))
     changed = [
         f"{key} was {theirs[key]!r} and is {value!r}"
@@ -80,16 +80,6 @@ def claim(rundir: Path, config: CompressionConfig) -> None:
             f"{rundir} holds a run of another configuration ({'; '.join(changed)}). "
             "Choose another --workdir, or move that folder away."
         )
-
-
-def _with_defaults(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the keys that there were not yet when it was written."""
-    groups = {
-        key: _with_defaults(stored[key], value)
-        for key, value in defaults.items()
-        if isinstance(value, dict) and isinstance(stored.get(key), dict) and key != "loss_weights"
-    }
-    return {**defaults, **stored, **groups}
 
 
 def read_config(rundir: Path) -> dict[str, Any]:

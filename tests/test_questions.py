@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gistjax.config import DataConfig
-from gistjax.data.squad import load_squad, swap
+from gistjax.data.squad import Example, load_squad, swap
 from gistjax.questions import LONGEST, LONGEST_PLACE, SHORTEST, Prediction, ask, find_places, keep
 
 SENTENCE = "In March 1812 Ada Holm built the old mill of Harrow for 300 pounds, with her brothers. "
@@ -23,22 +23,23 @@ def paragraphs(n: int) -> str:
 def test_places_stand_in_their_contexts(n, places, seed):
     found = list(find_places([paragraphs(n)] * 2, 5, places, seed))
     assert found == list(find_places([paragraphs(n)] * 2, 5, places, seed))
-    assert len(found) <= 5 and (n > 0 or not found)
-    for paragraph in found:
-        context, qas = paragraph["context"], paragraph["qas"]
+    assert n > 0 or not found
+    by_context = {}
+    for example in found:
+        assert example.question in example.context and len(example.question) <= LONGEST_PLACE
+        assert example.answers == (example.question,)
+        by_context.setdefault(example.context_id, []).append(example)
+    assert len(by_context) <= 5
+    for examples in by_context.values():
+        [context] = {example.context for example in examples}
         assert SHORTEST <= len(context) <= LONGEST and context in paragraphs(n)
-        texts = [qa["answers"][0]["text"] for qa in qas]
-        assert len(texts) <= places and len(set(texts)) == len(texts)
-        assert all(text in context and len(text) <= LONGEST_PLACE for text in texts)
-    ids = [qa["id"] for paragraph in found for qa in paragraph["qas"]]
-    assert len(set(ids)) == len(ids)
+        assert len({example.question for example in examples}) == len(examples) <= places
+    assert len({example.id for example in found}) == len(found)
 
 
 def test_kinds_of_places():
     text = paragraphs(3)
-    found = {
-        qa["answers"][0]["text"] for p in find_places([text] * 40, 40, 8, 0) for qa in p["qas"]
-    }
+    found = {example.question for example in find_places([text] * 40, 40, 8, 0)}
     assert {"Ada Holm", "Harrow", "1812", "300"} <= found
     assert "In" not in found and "Part" not in found  # the first word of a sentence is no name
 
@@ -61,20 +62,25 @@ def predicted(**texts: str) -> dict[str, Prediction]:
     return {id_: Prediction("?", text, 0.0) for id_, text in texts.items()}
 
 
+def examples(paragraphs: list[dict]) -> list[Example]:
+    return [
+        Example(q["id"], "text", p["context"], q["question"], (q["answers"][0]["text"],), i)
+        for i, p in enumerate(paragraphs)
+        for q in p["qas"]
+    ]
+
+
 def test_ask_leaves_out_what_is_empty_or_said_twice():
-    asked = list(ask(PLACES, predicted(a="Who built it?", b="", c="Who built it?")))
-    assert asked == [{"context": "Ada Holm built it.", "qas": [qa("a", "Who built it?", "Ada")]}]
+    asked = list(ask(examples(PLACES), predicted(a="Who built it?", b="", c="Who built it?")))
+    assert asked == examples([{"context": "Ada Holm built it.", "qas": [qa("a", "Who built it?", "Ada")]}])  # fmt: skip
 
 
 def test_keep():
     answered = predicted(a="Ada Holm", b="ada", c="Ada Holmes", d="Somebody")
     f1 = {"a": 0.67, "b": 0.2, "c": 0.5, "d": 0.0}
-    [kept] = keep(PLACES, {id_: p._replace(f1=f1[id_]) for id_, p in answered.items()}, 0.5)
+    kept = keep(examples(PLACES), {i: p._replace(f1=f1[i]) for i, p in answered.items()}, 0.5)
     # the answer where the context has it, else the place
-    assert [(q["id"], q["answers"][0]["text"]) for q in kept["qas"]] == [
-        ("a", "Ada Holm"),
-        ("c", "Holm"),
-    ]
+    assert [(e.id, e.answers[0]) for e in kept] == [("a", "Ada Holm"), ("c", "Holm")]
 
 
 def run(*words):
@@ -97,21 +103,25 @@ def test_commands(tmp_path):
 
     # the folder can be answered: by a writer, then by the full-context model
     data = DataConfig(path=str(places), train_examples=0, validation_examples=-1)
-    examples = load_squad(data, 0).validation
-    assert len(examples) == found["questions"] and not load_squad(data, 0).train
-    written = [row(e.id, swap(e).question, f"What of {e.id}?") for e in examples]
+    to_answer = load_squad(data, 0).validation
+    assert len(to_answer) == found["questions"] and not load_squad(data, 0).train
+    written = [row(e.id, swap(e).question, f"What of {e.id}?") for e in to_answer]
     (tmp_path / "written.json").write_text(json.dumps(written))
     done = run("keep", "--folder", places, "--predictions", tmp_path / "written.json", "--to", out)
     assert done.returncode == 2 and "not of this folder" in done.stderr
     done = run("ask", "--folder", places, "--predictions", tmp_path / "written.json", "--to", asked)
     assert done.returncode == 0, done.stderr
-    answered = [row(e.id, f"What of {e.id}?", e.answers[0], i % 2) for i, e in enumerate(examples)]
+    answered = [row(e.id, f"What of {e.id}?", e.answers[0], i % 2) for i, e in enumerate(to_answer)]
     for half in (0, 1):
         (tmp_path / f"{half}.json").write_text(json.dumps(answered[half::2]))
     files = f"{tmp_path}/0.json,{tmp_path}/1.json"
     done = run("keep", "--folder", asked, "--predictions", files, "--to", out)
     assert done.returncode == 0, done.stderr
 
+    [article] = json.loads((out / "train.json").read_text())["data"]
+    for p in article["paragraphs"]:
+        for answer in (answer for q in p["qas"] for answer in q["answers"]):
+            assert p["context"][answer["answer_start"] :].startswith(answer["text"])
     train = load_squad(DataConfig(path=str(out), train_examples=-1, validation_examples=0), 0).train
     assert sorted(e.id for e in train) == sorted(a["id"] for a in answered if a["f1"])
     assert all(e.question == f"What of {e.id}?" for e in train)
