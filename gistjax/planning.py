@@ -17,7 +17,8 @@ from gistjax.devices import is_deterministic
 from gistjax.footprint import peak_bytes
 from gistjax.model.attention import choose_kernel
 from gistjax.model.compressed_lm import CompressedLM
-from gistjax.model.llama import Llama, LlamaConfig, random_initializer
+from gistjax.model.llama import Llama, random_initializer
+from gistjax.model.llama_config import LlamaConfig
 from gistjax.sharding import one_device, path_name
 from gistjax.training.losses import LossSettings
 from gistjax.training.optimizer import make_optimizer

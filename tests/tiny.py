@@ -18,14 +18,8 @@ from gistjax.config import (
 from gistjax.data.batches import Batch
 from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.decoding import greedy
-from gistjax.model.llama import (
-    Llama,
-    LlamaConfig,
-    RopeScaling,
-    fuse_qkv,
-    random_initializer,
-    unstack,
-)
+from gistjax.model.llama import Llama, fuse_qkv, random_initializer, unstack
+from gistjax.model.llama_config import LlamaConfig, RopeScaling
 from gistjax.model.lora import Trainable
 from gistjax.sharding import shardings_of
 from gistjax.training import step as steps

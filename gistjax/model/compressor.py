@@ -19,7 +19,8 @@ from gistjax.model.heads import (
     window_ends,
     window_means,
 )
-from gistjax.model.llama import Frozen, Llama, LlamaConfig, take_positions
+from gistjax.model.llama import Frozen, Llama, take_positions
+from gistjax.model.llama_config import LlamaConfig
 from gistjax.model.lora import LoRA
 from gistjax.model.masks import bidirectional_mask, lengths_to_valid
 

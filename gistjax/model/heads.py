@@ -19,8 +19,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from gistjax.model.llama import LlamaConfig, apply_rope, rms_norm, rope_frequencies, rotations
+from gistjax.model.llama import rms_norm
+from gistjax.model.llama_config import LlamaConfig
 from gistjax.model.masks import lengths_to_valid
+from gistjax.model.rope import apply_rope, rope_frequencies, rotations
 
 NORM_EPS = 1e-6
 ROPE_THETA = 10_000.0

@@ -17,7 +17,7 @@ Architecture: Touvron et al. 2023 (arXiv:2307.09288) and Grattafiori et al. 2024
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,144 +28,16 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from gistjax.errors import WeightsError
 from gistjax.model.attention import attention
 from gistjax.model.cache import Cache, CacheLayer
+from gistjax.model.llama_config import LlamaConfig
 from gistjax.model.lora import Factors, LoRA, adapted_product
+from gistjax.model.rope import apply_rope, rope_angles
 from gistjax.sharding import by_rows, whole
 
 
 class Frozen(nnx.Variable):
     """A weight of the base. Trainable weights are `nnx.Param`, so the two never share a tree."""
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """The llama3 frequency scaling (arXiv:2407.21783; `rope_type: llama3` in Hugging Face configs)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_positions: int
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """Sizes and constants of a base model."""
-
-    vocab_size: int
-    d_model: int
-    d_ff: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    rms_eps: float = 1e-5
-    tie_embeddings: bool = False
-    max_positions: int = 2048
-
-    @classmethod
-    def from_hugging_face(cls, hf: Mapping[str, Any]) -> LlamaConfig:
-        """Reads a Hugging Face `config.json`.
-
-        Raises:
-            WeightsError: where the file asks for something that this model does not do.
-        """
-        _refuse_malformed(hf)
-        _refuse_unsupported(hf)
-        # transformers 5 groups RoPE under rope_parameters; earlier files spread it over two keys.
-        rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
-        n_heads = hf["num_attention_heads"]
-        return cls(
-            vocab_size=hf["vocab_size"],
-            d_model=hf["hidden_size"],
-            d_ff=hf["intermediate_size"],
-            n_layers=hf["num_hidden_layers"],
-            n_heads=n_heads,
-            n_kv_heads=hf.get("num_key_value_heads") or n_heads,
-            head_dim=hf.get("head_dim") or hf["hidden_size"] // n_heads,
-            rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta") or 10_000.0),
-            rope_scaling=_rope_scaling(rope),
-            rms_eps=float(hf.get("rms_norm_eps", 1e-6)),
-            tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
-            max_positions=hf.get("max_position_embeddings", 2048),
-        )
-
-
-def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
-    if rope.get("rope_type", rope.get("type", "default")) != "llama3":
-        return None
-    return RopeScaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_positions=int(rope["original_max_position_embeddings"]),
-    )
-
-
-LARGEST = {"num_hidden_layers": 1024, "num_attention_heads": 4096, "num_key_value_heads": 4096}
-"""Beyond these, and 2^24 for other sizes, a file is damaged or hostile: no model is larger."""
-
-
-def _refuse_malformed(hf: Mapping[str, Any]) -> None:
-    """What is there has its type, and sizes are sizes."""
-    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-             "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
-    for key in sizes:
-        size = hf.get(key)
-        if size is not None and not (type(size) is int and 1 <= size <= LARGEST.get(key, 2**24)):
-            raise WeightsError(f"{key} is {size!r}: fetch the file again.")
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = hf.get(key) or {}
-        numbers = ("rope_theta", "partial_rotary_factor", *ROPE_NUMBERS)
-        if not isinstance(rope, Mapping) or not all(
-            _is_number(rope.get(name, 1)) for name in numbers
-        ):
-            raise WeightsError(f"{key} is {rope!r}: fetch the file again.")
-        if rope.get("rope_type", rope.get("type")) == "llama3" and not rope.keys() >= {
-            *ROPE_NUMBERS
-        }:
-            raise WeightsError(
-                f"{key} lacks some of {', '.join(ROPE_NUMBERS)}: fetch the file again."
-            )
-    for key in ("rope_theta", "rms_norm_eps"):
-        if not _is_number(hf.get(key) or 1):
-            raise WeightsError(f"{key} is {hf[key]!r}: fetch the file again.")
-
-
-ROPE_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 < value < math.inf
-
-
-def _refuse_unsupported(hf: Mapping[str, Any]) -> None:
-    rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                "num_attention_heads")  # fmt: skip
-    missing = [key for key in required if not isinstance(hf.get(key), int)]
-    heads, kv_heads = hf.get("num_attention_heads", 1), hf.get("num_key_value_heads")
-    reasons = {
-        f"the model type is {hf.get('model_type')!r}": hf.get("model_type", "llama") != "llama",
-        f"its config lacks {', '.join(missing)}": bool(missing),
-        f"its activation is {hf.get('hidden_act')!r}": hf.get("hidden_act", "silu") != "silu",
-        "its attention projections have biases": bool(hf.get("attention_bias")),
-        "its feed-forward projections have biases": bool(hf.get("mlp_bias")),
-        f"its RoPE type is {rope_type!r}": rope_type not in ("default", "llama3"),
-        "its RoPE turns only a part of each head": rope.get("partial_rotary_factor", 1.0) != 1.0,
-        "its query heads do not divide by its key/value heads": bool(kv_heads)
-        and heads % kv_heads != 0,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise WeightsError(
-                f"cannot load this base: {reason}. gistjax runs Llama 2, Llama 3.x and SmolLM2 "
-                "(silu, no biases, RoPE 'default' or 'llama3')."
-            )
 
 
 Initializer = Callable[[tuple[int, ...], float], Array]
@@ -440,38 +312,3 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     x_32 = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(x_32 * x_32, axis=-1, keepdims=True) + eps)
     return (x_32 * scale).astype(x.dtype) * weight
-
-
-def rope_angles(config: LlamaConfig, positions_BxT: Array) -> tuple[Array, Array]:
-    """Cosine and sine `[B, T, 1, H/2]` in fp32 of each position's rotation (arXiv:2104.09864)."""
-    freq = rope_frequencies(config.head_dim, config.rope_theta)
-    if config.rope_scaling is not None:
-        freq = scale_frequencies(freq, config.rope_scaling)
-    return rotations(positions_BxT, freq)
-
-
-def rope_frequencies(head_dim: int, theta: float) -> Array:
-    """Radians a position turns, `[H/2]`."""
-    return theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-
-
-def rotations(positions_BxT: Array, freq: Array) -> tuple[Array, Array]:
-    """Cosine and sine `[B, T, 1, H/2]` in fp32; positions may be fractions."""
-    angles = positions_BxT[:, :, None, None].astype(jnp.float32) * freq
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def scale_frequencies(freq: Array, s: RopeScaling) -> Array:
-    """Slow rotations are slowed by `factor`, fast ones kept, those between interpolated."""
-    turns = s.original_positions * freq / (2 * math.pi)
-    keep = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
-    keep = jnp.clip(keep, 0.0, 1.0)
-    return freq * (keep + (1.0 - keep) / s.factor)
-
-
-def apply_rope(x_BxTxNxH: Array, rope: tuple[Array, Array]) -> Array:
-    """Rotates each head; its first half pairs with its second half, as in Hugging Face weights."""
-    cos, sin = rope
-    first, second = jnp.split(x_BxTxNxH.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BxTxNxH.dtype)

@@ -15,7 +15,7 @@ drives the split for gradients, the optimizer and what is saved. `b` starts at z
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from gistjax.config import LoraConfig
-
-if TYPE_CHECKING:
-    from gistjax.model.llama import LlamaConfig
+from gistjax.model.llama_config import LlamaConfig
 
 Trainable = nnx.Param
 

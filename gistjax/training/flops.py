@@ -14,7 +14,7 @@ import numpy as np
 
 from gistjax.config import CompressionConfig
 from gistjax.data.batches import Batch
-from gistjax.model.llama import LlamaConfig
+from gistjax.model.llama_config import LlamaConfig
 from gistjax.model.lora import projection_sizes
 
 PEAK_TFLOPS = {

@@ -16,7 +16,8 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from gistjax.errors import WeightsError
-from gistjax.model.llama import LlamaConfig, RopeScaling, rope_frequencies, scale_frequencies
+from gistjax.model.llama_config import LlamaConfig, RopeScaling
+from gistjax.model.rope import rope_frequencies, scale_frequencies
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -17,7 +17,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gistjax.errors import WeightsError
-from gistjax.model.llama import Llama, LlamaConfig, fuse_qkv, random_initializer
+from gistjax.model.llama import Llama, fuse_qkv, random_initializer
+from gistjax.model.llama_config import LlamaConfig
 from gistjax.model.lora import projection_sizes
 from gistjax.sharding import path_name, place, shardings_of
 

@@ -20,7 +20,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from gistjax.config import ModelConfig, did_you_mean
 from gistjax.errors import WeightsError, first_line
 from gistjax.model.attention import choose_kernel
-from gistjax.model.llama import Layer, Llama, LlamaConfig, RopeScaling
+from gistjax.model.llama import Layer, Llama
+from gistjax.model.llama_config import LlamaConfig, RopeScaling
 from gistjax.sharding import fetch, path_name
 from gistjax.weights.gguf import open_gguf
 from gistjax.weights.loading import READERS, load_llama, random_llama

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from gistjax.errors import WeightsError
-from gistjax.model.llama import LlamaConfig
+from gistjax.model.llama_config import LlamaConfig
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -13,7 +13,8 @@ from tiny import TINY, Compiled, tiny_base, tiny_model
 from gistjax.config import EncoderConfig, LoraConfig
 from gistjax.model.compressed_lm import answer_positions
 from gistjax.model.heads import HEADS
-from gistjax.model.llama import Frozen, LlamaConfig
+from gistjax.model.llama import Frozen
+from gistjax.model.llama_config import LlamaConfig
 from gistjax.model.lora import Trainable
 from gistjax.model.masks import lengths_to_valid
 

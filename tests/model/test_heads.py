@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import TINY
 
 from gistjax.model.heads import HEADS, Attention, masked_softmax, window_ends, window_means, windows
-from gistjax.model.llama import LlamaConfig
+from gistjax.model.llama_config import LlamaConfig
 
 LLAMA_8B = LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128)
 BUDGET = {"cross_attention": 6, "conv": 2, "pooling": 1, "gist": 8, "mean_pool": 0}

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gistjax.errors import WeightsError
-from gistjax.model.llama import RopeScaling, rope_frequencies, scale_frequencies
+from gistjax.model.llama_config import RopeScaling
+from gistjax.model.rope import rope_frequencies, scale_frequencies
 from gistjax.weights.gguf import GgufReader, _uninterleave, open_gguf
 from gistjax.weights.loading import NAMES
 
