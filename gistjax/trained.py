@@ -9,7 +9,7 @@ from pathlib import Path
 from gistjax.config import UNCOMPRESSED, CompressionConfig
 from gistjax.errors import CheckpointError, DataError
 
-SHIPPED = Path(__file__).parents[1] / "launch/results/quality/qa_any_written_s42"
+SHIPPED = Path(__file__).parents[1] / "launch/results/quality/qa_any_more_s42"
 """The compressor that comes with the repository: SmolLM2-135M-Instruct, 2 to 16 tokens a slot, contexts of up to 512 tokens."""
 
 
@@ -25,7 +25,7 @@ def load_config(rundir: Path) -> CompressionConfig:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}): --run takes the directory of a run, as "
-            "printed by gistjax.train; the repository has one in launch/results/quality/qa_any_written_s42."
+            f"printed by gistjax.train; the repository has one in {Path(*SHIPPED.parts[-4:])}."
         ) from error
     return CompressionConfig.from_dict(values)
 
