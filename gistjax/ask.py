@@ -23,6 +23,7 @@ from absl import flags
 from gistjax import cli
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
+from gistjax.files import check_writable
 from gistjax.trained import SHIPPED, load_config, read_text
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         raise ConfigError("--full reads the text itself: give --context instead of --memory.")
     if args.context == "-" and not words:
         raise ConfigError("standard input is the text, so give the questions as arguments.")
+    if args.save:
+        check_save(Path(args.save), args.context)
     text = read_text(args.context) if args.context else None
     log.info("loading %s and its compressor …", config.model.name)
     from gistjax.reader import load
@@ -65,6 +68,18 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     asked = [ask(memory, full, question, not args.json) for question in words or questions()]
     if args.json:
         cli.print_result(summary(memory, full, asked))
+
+
+def check_save(file: Path, context: str) -> None:
+    """Refuses a --save that could not be written, or would take the text's place.
+
+    Raises:
+        ConfigError: if it is the text.
+        StorageError: as `check_writable` says.
+    """
+    check_writable(file)
+    if context and file.exists() and Path(context).exists() and file.samefile(context):
+        raise ConfigError(f"--save={file} is the text itself: give another file.")
 
 
 def questions() -> Iterator[str]:

@@ -77,7 +77,8 @@ def guard(command: Callable[[], None]) -> None:
     """Runs a command and exits: errors as one line, unless --traceback asks for more."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of PyTorch, which is not used
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("jax", "httpx", "huggingface_hub"):
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it sets its own level when imported
+    for chatty in ("jax", "httpx", "huggingface_hub", "datasets"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     for raises in ("absl", "orbax"):  # they log tracebacks of what they raise
         logging.getLogger(raises).setLevel(logging.CRITICAL)

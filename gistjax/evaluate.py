@@ -17,7 +17,8 @@ from absl import flags
 
 from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig, validate
-from gistjax.errors import ConfigError, StorageError
+from gistjax.errors import ConfigError
+from gistjax.files import check_writable
 from gistjax.trained import load_config, ratio_problem
 
 flags.DEFINE_string("run", "", "Directory of a finished run.")
@@ -51,8 +52,8 @@ def evaluate_run(
 
     rundir = Path(rundir)
     for file in (output, slot_attention):
-        if file and not Path(file).absolute().parent.is_dir():
-            raise StorageError(f"cannot write {file}: there is no folder {Path(file).parent}.")
+        if file:
+            check_writable(Path(file))
     trained = load_config(rundir)
     config = config or trained
     validate(config)

@@ -7,14 +7,12 @@
     peft            the decoder's adapter for PyTorch (gistjax/peft_export.py)
     prompt_embeds   a text's slots between template and question, as embeddings for vLLM (gistjax/prompt_embeds.py)
 
---push uploads the folder to the hub, privately; with --dry_run it only tells what would be uploaded.
+--push uploads the files that were written to the hub, privately; with --dry_run it only tells what would be uploaded.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,34 +21,45 @@ from absl import flags
 from gistjax import cli
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
+from gistjax.files import make_folder, write_atomically
 from gistjax.trained import load_config, read_text
 
 log = logging.getLogger(__name__)
 
-Export = Callable[[Path, CompressionConfig, Path, flags.FlagValues, list[str]], None]
+Export = Callable[[Path, CompressionConfig, Path, flags.FlagValues, list[str]], list[str]]
+"""From run, its configuration, folder, flags and arguments to the names of the files that were written."""
+
+CARD_MARK = "library_name: gistjax"
+"""In the head of every model card."""
 
 
 def export_safetensors(
     run: Path, config: CompressionConfig, output: Path, args: flags.FlagValues, words: list[str]
-) -> None:
+) -> list[str]:
     """The compressor, its configuration and a model card."""
     from gistjax.model_card import model_card
-    from gistjax.results import read_config
+    from gistjax.results import read_config, read_metrics
+    from gistjax.training.checkpoint import EXPORTED
+    from gistjax.weights.checked import load_tensors
 
-    if not (run / "compressor.safetensors").is_file():
-        raise CheckpointError(f"{run} has no compressor.safetensors: is the run finished?")
-    stored = read_config(run)
-    metrics = run / "metrics.json"
-    scores = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
-    for name in ("compressor.safetensors", "config.json"):
+    if not (run / EXPORTED).is_file():
+        raise CheckpointError(f"{run} has no {EXPORTED}: is the run finished?")
+    load_tensors(run / EXPORTED)  # whole, or an error
+    scores = read_metrics(run) if (run / "metrics.json").is_file() else {}
+    text, card = model_card(config, read_config(run), scores), output / "README.md"
+    if card.is_file() and CARD_MARK not in card.read_text(encoding="utf-8", errors="replace"):
+        raise ConfigError(f"{card} is not of this command: move it, or give another --output.")
+    make_folder(output)
+    for name in (EXPORTED, "config.json"):
         if run.resolve() != output.resolve():
-            shutil.copyfile(run / name, output / name)
-    (output / "README.md").write_text(model_card(config, stored, scores), encoding="utf-8")
+            write_atomically(output / name, (run / name).read_bytes())
+    write_atomically(card, text.encode())
+    return [EXPORTED, "config.json", "README.md"]
 
 
 def export_embeds(
     run: Path, config: CompressionConfig, output: Path, args: flags.FlagValues, words: list[str]
-) -> None:
+) -> list[str]:
     """A text's slots, once for each question."""
     if not args.context or not words:
         raise ConfigError("--to prompt_embeds needs --context FILE and at least one question.")
@@ -59,16 +68,16 @@ def export_embeds(
     from gistjax.reader import load
 
     check_exportable(config)
-    export_prompt_embeds(load(run, config).compress(text), words, output)
+    return export_prompt_embeds(load(run, config).compress(text), words, output)
 
 
 def export_peft(
     run: Path, config: CompressionConfig, output: Path, args: flags.FlagValues, words: list[str]
-) -> None:
+) -> list[str]:
     """The decoder's adapter."""
     from gistjax import peft_export
 
-    peft_export.export_peft(run, config, output)
+    return peft_export.export_peft(run, config, output)
 
 
 EXPORTS: dict[str, Export] = {
@@ -84,14 +93,15 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         raise ConfigError(
             f"unexpected argument {words[0]!r}: questions are for --to prompt_embeds."
         )
+    if args.dry_run and not args.push:
+        raise ConfigError("--dry_run is of --push: it tells what would be uploaded.")
     output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    EXPORTS[args.to](Path(args.run), config, output, args, words)
-    result = {"output": str(output), "files": sorted(path.name for path in output.iterdir())}
+    names = EXPORTS[args.to](Path(args.run), config, output, args, words)
+    result = {"output": str(output), "files": sorted(names)}
     if args.push:
         from gistjax.hub import push
 
-        result |= push(output, args.push, args.dry_run)
+        result |= push(output, names, args.push, args.dry_run)
     cli.print_result(result)
 
 
@@ -101,7 +111,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         ("run", "Directory of a finished run."),
         ("output", "Folder to write to; made if it is not there."),
         ("context", "--to prompt_embeds: the text, a file; - is standard input."),
-        ("push", "Upload the folder to this hub repository, organisation/name."),
+        ("push", "Upload what was written to this hub repository, organisation/name."),
     ):
         flags.DEFINE_string(name, "", about, values)
     flags.DEFINE_enum("to", "safetensors", list(EXPORTS), "The form.", flag_values=values)

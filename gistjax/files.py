@@ -12,12 +12,39 @@ from typing import Any
 from gistjax.errors import StorageError
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or the disk after a crash, has all of the new content or all of the old.
+def check_writable(path: Path) -> None:
+    """Refuses what cannot become a file, before the work that is to go into it.
 
     Raises:
-        StorageError: if the disk is full or fails; the old content stays.
+        StorageError: if there is no such folder, or a folder, device or pipe stands there.
     """
+    if not path.absolute().parent.is_dir():
+        raise StorageError(f"cannot write {path}: there is no folder {path.parent}.")
+    if path.exists() and not path.is_file():
+        kind = "folder" if path.is_dir() else "device or pipe"
+        raise StorageError(f"cannot write {path}: it is a {kind}. Give the name of a file.")
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, where there is none.
+
+    Raises:
+        StorageError: if it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"the folder {path} cannot be made: {error.strerror}.") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader, or the disk after a crash, has all of the new content or all of the old. A link is
+    replaced, what it points to stays.
+
+    Raises:
+        StorageError: if the disk is full or fails, the old content then stays; or as `check_writable` says.
+    """
+    check_writable(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:

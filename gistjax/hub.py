@@ -14,10 +14,11 @@ from gistjax.errors import ConfigError, ExportError, first_line
 log = logging.getLogger(__name__)
 
 
-def push(folder: Path, repo: str, dry_run: bool) -> dict[str, Any]:
-    """Uploads a folder's files to a model repository, which is made if there is none, private at first.
+def push(folder: Path, names: list[str], repo: str, dry_run: bool) -> dict[str, Any]:
+    """Uploads files of a folder to a model repository, which is made if there is none, private at first.
 
     Args:
+        names: of the files; others in the folder stay where they are.
         dry_run: check the name, list the files and stop; asks nothing of the hub.
 
     Raises:
@@ -32,7 +33,7 @@ def push(folder: Path, repo: str, dry_run: bool) -> dict[str, Any]:
         ) from error
     if "/" not in repo:
         raise ConfigError(f"--push={repo}: a repository is named organisation/model.")
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    files = {name: (folder / name).stat().st_size for name in sorted(names)}
     plan = {"repository": repo, "files": files, "pushed": False}
     if dry_run:
         return plan
@@ -44,7 +45,10 @@ def push(folder: Path, repo: str, dry_run: bool) -> dict[str, Any]:
         api = huggingface_hub.HfApi()
         api.create_repo(repo, private=True, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=repo, folder_path=folder, commit_message="Compressor and model card"
+            repo_id=repo,
+            folder_path=folder,
+            allow_patterns=names,
+            commit_message="Compressor and model card",
         )
     except Exception as error:  # refused, offline, proxies, timeouts: many kinds
         raise ExportError(

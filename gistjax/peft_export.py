@@ -12,16 +12,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from gistjax.config import CompressionConfig, LoraConfig
 from gistjax.errors import ConfigError
-from gistjax.files import write_json
+from gistjax.files import make_folder, write_atomically, write_json
 from gistjax.planning import abstract_model
 from gistjax.sharding import path_name
 from gistjax.training.checkpoint import EXPORTED, import_trainable
 from gistjax.training.step import split_model
 from gistjax.weights.registry import KNOWN, resolve
+
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 MODULES = {
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
@@ -30,12 +32,13 @@ MODULES = {
 """Projection to its module in a layer of transformers' Llama."""
 
 
-def export_peft(run: Path, config: CompressionConfig, output: Path) -> None:
-    """Writes both files.
+def export_peft(run: Path, config: CompressionConfig, output: Path) -> list[str]:
+    """Writes both files; returns their names.
 
     Raises:
         CheckpointError: if the run has no exported leaves, or others than its configuration says.
         ConfigError: if its decoder has no adapter.
+        StorageError: if the files cannot be written.
         WeightsError: if the sizes of its base cannot be found.
     """
     if config.lora.rank == 0 or not config.lora.targets:
@@ -48,8 +51,10 @@ def export_peft(run: Path, config: CompressionConfig, output: Path) -> None:
         parts = path_name(path).split("/")  # lora/adapters/q/a
         if parts[0] == "lora":
             tensors |= _tensors(parts[2], parts[3], np.asarray(leaf))
-    save_file(tensors, output / "adapter_model.safetensors", metadata={"format": "pt"})
-    write_json(output / "adapter_config.json", adapter_config(config.lora, config.model.name))
+    make_folder(output)
+    write_atomically(output / ADAPTER, save(tensors, metadata={"format": "pt"}))
+    write_json(output / ADAPTER_CONFIG, adapter_config(config.lora, config.model.name))
+    return [ADAPTER, ADAPTER_CONFIG]
 
 
 def _tensors(projection: str, factor: str, stacked_LxIxO: np.ndarray) -> dict[str, np.ndarray]:

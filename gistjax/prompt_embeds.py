@@ -18,11 +18,14 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from gistjax.config import CompressionConfig
 from gistjax.errors import ExportError
-from gistjax.reader import CompressedText
+from gistjax.files import make_folder, write_atomically
+from gistjax.reader import CompressedText, check_text
+
+FILE = "prompt_embeds.safetensors"
 
 
 def check_exportable(config: CompressionConfig) -> None:
@@ -47,10 +50,12 @@ def prompt_embeds(memory: CompressedText, question: str) -> np.ndarray:
     """`[T, D]` in the base's dtype: the embeddings of prefix, slots and question, up to the answer.
 
     Raises:
+        DataError: if the question is empty or no text.
         ExportError: if the slots are no embeddings at consecutive positions.
     """
     reader = memory.reader
     check_exportable(reader.config)
+    check_text(question, "question")
     prompt, base = reader.foundation.prompt, reader.foundation.base
     slots_SxD = memory.memory.x_BxXxD[0, : memory.slots]
     before, after = (
@@ -60,8 +65,15 @@ def prompt_embeds(memory: CompressedText, question: str) -> np.ndarray:
     return np.concatenate([before, slots_SxD.astype(before.dtype), after])
 
 
-def export_prompt_embeds(memory: CompressedText, questions: list[str], folder: Path) -> None:
-    """Writes `prompt_embeds.safetensors`: `question_0`, `question_1`, …, and their texts in its metadata."""
+def export_prompt_embeds(memory: CompressedText, questions: list[str], folder: Path) -> list[str]:
+    """Writes `prompt_embeds.safetensors`: `question_0`, `question_1`, …, and their texts in its metadata.
+
+    Raises:
+        DataError: if a question is empty or no text.
+        StorageError: if the file cannot be written.
+    """
     names = {f"question_{i}": question for i, question in enumerate(questions)}
     tensors = {name: prompt_embeds(memory, question) for name, question in names.items()}
-    save_file(tensors, folder / "prompt_embeds.safetensors", metadata={"format": "pt", **names})
+    make_folder(folder)
+    write_atomically(folder / FILE, save(tensors, metadata={"format": "pt", **names}))
+    return [FILE]

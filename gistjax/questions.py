@@ -33,8 +33,8 @@ from gistjax.data.filling import JOINER, join
 from gistjax.data.report import DataReport
 from gistjax.data.squad import Example, load_squad, swap
 from gistjax.data.text import TARGETS, load_articles
-from gistjax.errors import ConfigError, DataError, StorageError
-from gistjax.files import write_json
+from gistjax.errors import ConfigError, DataError
+from gistjax.files import make_folder, write_json
 
 flags.DEFINE_integer("contexts", 26_000, "places: contexts to take.", lower_bound=1)
 flags.DEFINE_integer("places", 6, "places: in each context.", lower_bound=1)
@@ -233,10 +233,7 @@ def write_folder(folder: Path, split: str, examples: Iterable[Example]) -> dict[
             f"nothing is left to write to {folder / split}.json: no paragraphs of {SHORTEST} to {LONGEST} characters, no "
             "question written, or no answer that agrees with its place (--agreement)."
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"--to {folder} cannot be made: {error.strerror}.") from error
+    make_folder(folder)
     qas: dict[str, list[dict[str, Any]]] = {}
     for example in written:
         answers = [{"text": a, "answer_start": example.context.find(a)} for a in example.answers]
@@ -286,10 +283,8 @@ def _read_places(config: CompressionConfig, args: flags.FlagValues) -> Iterator[
         raise ConfigError("which text? Give a folder of it, as --config.text.path=FOLDER.")
     report = DataReport()
     articles = load_articles(config.text.path, report, config.data.max_dropped)
-    try:
-        yield from find_places(articles, args.contexts, args.places, config.seed)
-    finally:
-        log.info("%s", report)
+    yield from find_places(articles, args.contexts, args.places, config.seed)
+    log.info("%s", report)
 
 
 if __name__ == "__main__":

@@ -64,11 +64,14 @@ def load(run: str | Path = SHIPPED, config: CompressionConfig | None = None) -> 
         config: the run's configuration with another `model.path`, by default its own.
 
     Raises:
-        GistjaxError: if there is no such run, or its base cannot be had or is another one.
+        GistjaxError: if there is no such run, it was not trained for `config.ratio`, or its base cannot be had or is
+            another one.
     """
-    run = Path(run)
-    config = config or load_config(run)
+    run, trained = Path(run), load_config(Path(run))
+    config = config or trained
     validate(config)
+    if config.ratio != trained.ratio and (problem := ratio_problem(trained, config.ratio)):
+        raise ConfigError(problem)
     foundation, weights = load_trained(run, config)
     return Reader(config, foundation, weights, sha256_of(run / EXPORTED))
 
@@ -149,10 +152,7 @@ class Reader:
             raise ConfigError(problem)
         ratio = ratio or self.config.ratio
         prompt, limit = self.foundation.prompt, self.max_tokens
-        if not isinstance(text, str):
-            raise DataError(f"the context must be a text (str), not {type(text).__name__}.")
-        if not text.strip():
-            raise DataError("the context is empty: give a text to ask about.")
+        check_text(text, "context")
         too_long = len(text) > CHARACTERS_A_TOKEN * limit
         pieces = [] if too_long else cut_text(text, prompt, self.trained_tokens)
         tokens = sum(map(len, pieces))
@@ -202,19 +202,30 @@ class Reader:
                 f"{file} was made by another compressor (SHA-256 {metadata.get('compressor', '')[:12]}…, this is "
                 f"{self.compressor[:12]}…): load that one, or compress the text again."
             )
+        try:
+            memory = self._memory(arrays)
+            tokens, pieces = int(metadata["tokens"]), int(metadata["pieces"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{file} is no whole compressed text ({type(error).__name__}: {error}): compress the text again."
+            ) from error
+        return CompressedText(self, memory, tokens, pieces, 0.0)
+
+    def _memory(self, arrays: dict[str, np.ndarray]) -> Memory:
+        """Of the arrays that `save` wrote."""
         kv = None
         if "k" in arrays:
             k, v = arrays.pop("k"), arrays.pop("v")
             stacked = self.config.model.scan_layers
             kv = Cache(k, v) if stacked else Cache(tuple(k), tuple(v))
-        memory = Memory(kv=kv, **arrays)  # type: ignore[arg-type]  # numpy's are taken too
-        return CompressedText(self, memory, int(metadata["tokens"]), int(metadata["pieces"]), 0.0)
+        return Memory(kv=kv, **arrays)  # type: ignore[arg-type]  # numpy's are taken too
 
     def _timed(
         self, function: Any, *arguments: Any, static: tuple[Any, ...] = ()
     ) -> tuple[Any, float]:
         """The result, and the seconds it took; compiled before, once for each shape."""
-        key = (function, tuple(x.shape for x in jax.tree.leaves(arguments)), static)
+        shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(arguments))
+        key = (function, shapes, static)
         if key not in self._compiled:
             self._compiled[key] = function.lower(self._weights, *arguments, *static).compile()
         start = time.perf_counter()
@@ -255,11 +266,7 @@ class CompressedText:
         """The answer's tokens, without the end token, and the seconds they took."""
         reader = self.reader
         prompt = reader.foundation.prompt
-        if not isinstance(question, str):
-            kind = type(question).__name__
-            raise DataError(f"a question must be a text (str), not {kind}: ask one at a time.")
-        if not question.strip():
-            raise DataError("the question is empty.")
+        check_text(question, "question")
         ids = prompt.encode_question(question)
         size = next((size for size in QUESTION_TOKENS if size >= len(ids)), None)
         if size is None:
@@ -299,6 +306,25 @@ class CompressedText:
             "pieces": str(self.pieces),
         }
         save_tensors(Path(file), arrays, metadata)
+
+
+def check_text(text: object, what: str) -> None:
+    """Whether a context or a question, `what` it is, can be tokenised.
+
+    Raises:
+        DataError: if it is empty, no `str`, or holds what UTF-8 cannot, such as the bytes of another encoding.
+    """
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        raise DataError(f"the {what} must be one text (str), not {kind}.")
+    if not text.strip():
+        raise DataError(f"the {what} is empty.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the {what} is no UTF-8 text ({error.reason} at character {error.start}): convert it first."
+        ) from error
 
 
 def _power(length: int) -> int:

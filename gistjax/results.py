@@ -101,6 +101,25 @@ def read_config(rundir: Path) -> dict[str, Any]:
     )
 
 
+def read_metrics(rundir: Path) -> dict[str, Any]:
+    """What `metrics.json` of a finished run holds.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    path = rundir / "metrics.json"
+    try:
+        metrics = json.loads(path.read_bytes())
+        if "final_f1_interval" in metrics or "losses" in metrics:
+            return dict(metrics)
+        error: Exception | str = "no scores are in it"
+    except (OSError, ValueError, TypeError, RecursionError) as caught:
+        error = caught
+    raise CheckpointError(
+        f"{path} is damaged ({error}): restore it from a copy, or remove it, and the run ends anew from its last checkpoint."
+    )
+
+
 def check_base(rundir: Path, foundation: Foundation) -> None:
     """Makes sure that a run goes on with, or is evaluated on, the base and tokenizer that it was trained on.
 

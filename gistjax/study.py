@@ -5,7 +5,7 @@
 A study is a JSON file: `{"set": {KEY: VALUE}, "runs": [{"name", "config", "set": {KEY: VALUE}, "seeds": [..]}]}`. Each run
 is a config file with settings of the study, of the run and of the command line, in this order; it goes to `OUT/NAME`, with
 seeds to `OUT/NAME_s1` and so on. `@NAME` as the value of `init_from` or `teacher` is an earlier run of the study. Finished runs are
-skipped, interrupted ones resume, a failed one does not stop the others.
+skipped, interrupted ones resume, a failed one does not stop the others; exit code 1 tells of it.
 
 An entry with `"grid": {KEY: [VALUE, …]}` is a run for each combination of the values; `{KEY}` in its name and its settings is
 the value: `"name": "M{target_length}_{architecture}"`. `python -m launch.ablations` makes the same runs side by side.
@@ -17,6 +17,7 @@ import itertools
 import json
 import logging
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,19 +181,19 @@ def run_study(runs: list[Run]) -> dict[str, dict[str, Any]]:
     import jax
 
     from gistjax.assembly import lay_foundation
+    from gistjax.results import read_metrics
 
     configs = check(runs)
     found: dict[str, dict[str, Any]] = {}
     foundations: dict[Any, Any] = {}
     for run in runs:
         config = configs[run.name]
-        finished = run.workdir / "metrics.json"
-        if finished.exists():
-            found[run.name] = json.loads(finished.read_text(encoding="utf-8"))
-            continue
-        log.info("\n%s", run.command)
         key = (config.model, config.mesh, config.deterministic)
         try:
+            if (run.workdir / "metrics.json").exists():
+                found[run.name] = read_metrics(run.workdir)
+                continue
+            log.info("\n%s", run.command)
             if key not in foundations:
                 foundations.clear()  # one base in memory at a time
                 foundations[key] = lay_foundation(config)
@@ -239,6 +240,8 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         return
     found = run_study(runs)
     cli.print_result(found, "\n" + "\n".join(itertools.starmap(_line, found.items())))
+    if any("error" in metrics for metrics in found.values()):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

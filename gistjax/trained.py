@@ -60,6 +60,8 @@ def read_text(name: str) -> str:
     except OSError as error:
         hint = " (for a text on the command line, pipe it into --context -)" if " " in name else ""
         raise DataError(f"--context={name} cannot be read: {error.strerror}{hint}.") from error
+    if "\0" in text:
+        raise DataError(f"--context={name} is no text: it has zero bytes in it.")
     if not text.strip():
         raise DataError("the context is empty: give a text to ask about.")
     return text

@@ -9,7 +9,7 @@ from absl import flags
 from test_reader import CONFIG, write_run
 
 from gistjax import ask, cli
-from gistjax.errors import ConfigError, DataError
+from gistjax.errors import ConfigError, DataError, StorageError
 from gistjax.trained import load_config
 
 TEXT = "Ada wrote the first program. She lived in London."
@@ -97,10 +97,16 @@ def test_kept_slots_are_asked_without_the_text(command, capsys, tmp_path):
         (["--context=.", "Who?"], DataError, "Is a directory"),
         (["--context=binary", "Who?"], DataError, "not UTF-8 text"),
         (["--context=empty", "Who?"], DataError, "context is empty"),
+        (["--context=zeros", "Who?"], DataError, "zeros is no text: it has zero bytes"),
+        (["--context=text.txt", "\udcff who?"], DataError, "question is no UTF-8 text .*at character 0"),
+        (["--context=text.txt", "--save=text.txt", "Who?"], ConfigError, "is the text itself"),
+        (["--context=text.txt", "--save=none/x", "Who?"], StorageError, "there is no folder none"),
+        (["--context=text.txt", "--config.ratio=100", "Who?"], ConfigError, "trained with 8 tokens a slot"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(command, words, error, says, tmp_path):
     (tmp_path / "binary").write_bytes(b"%PDF-1.7 \xff\xfe")
     (tmp_path / "empty").write_text("\n")
+    (tmp_path / "zeros").write_bytes(b"a\0b")
     with pytest.raises(error, match=says):
         command(*words)

@@ -1,6 +1,8 @@
 """What is given away: the folder with its card, prompt embeddings, and the hub's dry run."""
 
 import json
+import os
+import shutil
 import sys
 
 import huggingface_hub
@@ -14,7 +16,7 @@ from test_reader import CONFIG, write_run
 
 import gistjax
 from gistjax import cli, export
-from gistjax.errors import CheckpointError, ConfigError, ExportError
+from gistjax.errors import CheckpointError, ConfigError, ExportError, StorageError
 from gistjax.hub import push
 from gistjax.model_card import model_card
 from gistjax.trained import SHIPPED, load_config
@@ -66,7 +68,7 @@ def test_the_card_of_the_compressor_that_comes_with_the_repository():
     assert card.startswith(
         "---\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlibrary_name: gistjax\n"
     )
-    assert "0.641 [0.628, 0.653] | 0.514" in card and "another text's slots | 0.027" in card
+    assert "0.664 [0.652, 0.676] | 0.533" in card and "another text's slots | 0.024" in card
     assert "a slot for each 2 to 16 tokens, as asked (4 by default)" in card
     assert stored["base_sha256"] in card and "None" not in card
     assert "Not measured." in model_card(load_config(SHIPPED), stored, {})
@@ -126,6 +128,7 @@ def test_slots_that_engines_cannot_place_are_refused(command, rundir, tmp_path, 
         (["--output=out", "Who?"], "questions are for --to prompt_embeds"),
         (["--output=out", "--to=prompt_embeds", "Who?"], "needs --context FILE"),
         (["--output=out", "--to=peftt"], "peftt"),
+        (["--output=out", "--dry_run"], "--dry_run is of --push"),
         (["--output=out", "--push=one/two/three", "--dry_run"], "named organisation/model"),
         (["--output=out", "--push=alone", "--dry_run"], "named organisation/model"),
     ],
@@ -134,6 +137,35 @@ def test_mistakes_are_named(command, tmp_path, monkeypatch, words, says):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=says):
         command(*words)
+
+
+def test_what_stands_in_the_folder_is_neither_lost_nor_given_away(command, tmp_path):
+    (tmp_path / "README.md").write_text("# Mine")
+    with pytest.raises(ConfigError, match=r"README\.md is not of this command"):
+        command(f"--output={tmp_path}")
+    assert os.listdir(tmp_path) == ["README.md"]
+    (tmp_path / "README.md").rename(tmp_path / "notes.md")
+    for _ in range(2):  # its own card it may write over
+        out = command(f"--output={tmp_path}", "--push=me/compressor", "--dry_run")
+        assert "notes.md" not in out["files"] and len(out["files"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("compressor.safetensors", b"hi"), ("metrics.json", b'{"final_f1')]
+)
+def test_a_damaged_run_is_not_exported(command, rundir, tmp_path, name, content):
+    run = shutil.copytree(rundir, tmp_path / "run")
+    (run / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        command(f"--output={tmp_path}/out", run=run)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(command, tmp_path):
+    (tmp_path / "file").touch()
+    for to in ("safetensors", "peft"):
+        with pytest.raises(StorageError, match="file cannot be made"):
+            command(f"--output={tmp_path}/file", f"--to={to}")
 
 
 def test_an_unfinished_run_is_refused(command, rundir, tmp_path):
@@ -150,25 +182,27 @@ def test_a_dry_run_of_a_push_asks_nothing_of_the_hub(command, tmp_path, monkeypa
     assert all(size > 0 for size in out["files"].values())
 
 
-def test_a_push_uploads_the_folder_and_its_failures_are_told(tmp_path, monkeypatch):
+def test_a_push_uploads_what_was_written_and_its_failures_are_told(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("card")
+    (tmp_path / "secret.txt").write_text("not of the export")
     calls = []
 
     class Api:
         def create_repo(self, repo, private, exist_ok):
             calls.append((repo, private, exist_ok))
 
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            calls.append((repo_id, folder_path))
+        def upload_folder(self, repo_id, folder_path, allow_patterns, commit_message):
+            calls.append((repo_id, folder_path, allow_patterns))
             return type("Commit", (), {"commit_url": "https://hub/me/compressor/commit/1"})
 
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(ExportError, match="hf auth login"):
-        push(tmp_path, "me/compressor", dry_run=False)
+        push(tmp_path, ["README.md"], "me/compressor", dry_run=False)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "token")
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    done = push(tmp_path, "me/compressor", dry_run=False)
-    assert calls == [("me/compressor", True, True), ("me/compressor", tmp_path)]
+    done = push(tmp_path, ["README.md"], "me/compressor", dry_run=False)
+    assert calls == [("me/compressor", True, True), ("me/compressor", tmp_path, ["README.md"])]
+    assert list(done["files"]) == ["README.md"]
     assert done["pushed"] and done["url"].startswith("https://hub/")
 
     def refuse(self, *_, **__):
@@ -178,4 +212,4 @@ def test_a_push_uploads_the_folder_and_its_failures_are_told(tmp_path, monkeypat
     with pytest.raises(
         ExportError, match=r"did not take me/compressor \(403 Forbidden\).*the files are in"
     ):
-        push(tmp_path, "me/compressor", dry_run=False)
+        push(tmp_path, ["README.md"], "me/compressor", dry_run=False)

@@ -17,6 +17,7 @@ from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.evaluate import evaluate_run
 from gistjax.training.checkpoint import export_trainable
 from gistjax.training.step import split_model
+from gistjax.weights.checked import load_tensors, save_tensors
 
 ROOT = Path(__file__).parents[1]
 CONFIG = CompressionConfig(
@@ -96,9 +97,9 @@ def test_one_compressor_at_several_ratios(examples, tmp_path):
 def test_what_is_no_text_is_refused_and_a_memory_is_shown_in_short(reader, examples):
     memory = reader.compress(examples[0].context)
     assert repr(memory) == f"CompressedText({memory.tokens} tokens in {memory.slots} slots)"
-    with pytest.raises(DataError, match="must be a text .* not NoneType"):
+    with pytest.raises(DataError, match="context must be one text .* not NoneType"):
         reader.compress(None)
-    with pytest.raises(DataError, match="not list: ask one at a time"):
+    with pytest.raises(DataError, match="question must be one text .* not list"):
         memory.ask(["Who?", "When?"])
 
 
@@ -146,6 +147,31 @@ def test_what_is_no_memory_is_refused(reader, rundir, tmp_path):
     (tmp_path / "text").write_text("no safetensors at all")
     with pytest.raises(CheckpointError, match="text has no checksum"):
         reader.open(tmp_path / "text")
+
+
+def test_a_memory_without_all_of_its_arrays_is_refused(reader, examples, tmp_path):
+    file = tmp_path / "memory"
+    reader.compress(examples[0].context).save(file)
+    arrays, metadata = load_tensors(file)
+    del metadata["sha256"]
+    for broken in (
+        ({name: a for name, a in arrays.items() if name != "slots_B"}, metadata),
+        (arrays, {**metadata, "tokens": "many"}),
+    ):
+        save_tensors(file, *broken)
+        with pytest.raises(CheckpointError, match="no whole compressed text"):
+            reader.open(file)
+
+
+def test_packed_slots_of_one_piece_and_of_several_are_asked_in_turn(tmp_path):
+    """In one shape: a program is compiled for each shape and dtype."""
+    data = dataclasses.replace(CONFIG.data, context_tokens=256, context_buckets=(256,))
+    packed = CONFIG.replace(slot_positions="packed", ratios=(4.0, 8.0), data=data)
+    reader, text = gistjax.load(write_run(tmp_path / "run", packed)), "Ada wrote a program. " * 18
+    one, several = reader.compress(text[:250], 4.0), reader.compress(text, 8.0)
+    assert (one.pieces, several.pieces) == (1, 2)
+    assert one.memory.x_BxXxD.shape == several.memory.x_BxXxD.shape
+    assert one.ask("Who wrote?").positions == 63 and several.ask("Who wrote?").positions < 63
 
 
 def test_long_texts_are_compressed_in_pieces(reader, examples):

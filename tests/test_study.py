@@ -1,10 +1,13 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
+from gistjax import study
+from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.study import Run, choose, read_study, run_study
 
@@ -133,8 +136,20 @@ def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_non
     }
     again = run_study(read_study(path, tmp_path, []))
     assert again["first"] == found["first"]
+    (tmp_path / "second/metrics.json").write_text('{"final_f1": 0.')
+    assert "metrics.json is damaged" in run_study(read_study(path, tmp_path, []))["second"]["error"]
+    times.pop("second")
     for name, time in times.items():
         assert (tmp_path / name / "metrics.json").stat().st_mtime_ns == time
+
+
+def test_the_exit_code_tells_of_a_failed_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "run_study", lambda runs: {"a": {"error": "broken"}})
+    path = write(tmp_path, {"runs": [{"name": "a", "config": "configs/gist_m64.py"}]})
+    args = SimpleNamespace(study=path, out=tmp_path, only=[], list=False, dry_run=False)
+    with pytest.raises(SystemExit) as stopped:
+        study.main(CompressionConfig(), args)
+    assert stopped.value.code == 1 and json.loads(capsys.readouterr().out)["a"]["error"] == "broken"
 
 
 def test_a_directory_with_another_configuration_is_refused_before_the_first_run(tmp_path):

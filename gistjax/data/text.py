@@ -75,8 +75,9 @@ def find_text(folder: str) -> list[Path]:
     path = Path(folder).expanduser()
     files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
     if not files:
+        found = "is a file" if path.is_file() else "has no *.jsonl or *.jsonl.gz files"
         raise DataError(
-            f"{path} has no *.jsonl or *.jsonl.gz files: --config.text.path takes a folder of them, "
+            f"{path} {found}: --config.text.path takes a folder of *.jsonl or *.jsonl.gz files, "
             'each line {"title": …, "paragraphs": ["…", …]}.'
         )
     return files

@@ -114,7 +114,8 @@ def join(memories: list[Memory], size: int) -> Memory:
         [
             m.position_BxX[0, :n] + start
             for m, n, start in zip(memories, slots, starts, strict=False)
-        ]
+        ],
+        dtype=np.float32,
     )
     room = size - len(x_SxD)
     valid_1xX = np.arange(size)[None] < len(x_SxD)
