@@ -75,9 +75,8 @@ def find_text(folder: str) -> list[Path]:
     path = Path(folder).expanduser()
     files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
     if not files:
-        found = "is a file" if path.is_file() else "has no *.jsonl or *.jsonl.gz files"
         raise DataError(
-            f"{path} {found}: --config.text.path takes a folder of *.jsonl or *.jsonl.gz files, "
+            f"{path} is no folder with *.jsonl or *.jsonl.gz files, which --config.text.path takes, "
             'each line {"title": …, "paragraphs": ["…", …]}.'
         )
     return files

@@ -295,7 +295,7 @@ def sources(folder: Path) -> Iterator[Case]:
         yield Case(says, (*TINY, "--config.model.name=llama-3.2-1b-instruct", f"--config.{key}={path}"))  # fmt: skip
     for text in ("absent", "no_json", "file"):
         words = ("--config.loss_weights.cloze=1", f"--config.text.path={made}/{text}")
-        yield Case(r"no \*.jsonl", (*TINY, *words))
+        yield Case(r"no folder with \*.jsonl", (*TINY, *words))
     yield Case("workdir", (*TINY, f"--workdir={made}/file"))
     yield Case("workdir", (*TINY, f"--workdir={made}/file/below"))
     damaged = made / "damaged"
