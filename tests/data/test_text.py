@@ -103,7 +103,7 @@ def test_a_line_without_end_is_not_read_into_memory(tmp_path):
 
 
 def test_a_folder_without_text_and_a_damaged_file_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"no \*.jsonl"):
+    with pytest.raises(DataError, match=r"no folder with \*.jsonl"):
         list(load_articles(str(tmp_path), DataReport()))
     write(tmp_path, [json.dumps({"paragraphs": ["one"]})] * 50, "a.jsonl.gz")
     whole = (tmp_path / "a.jsonl.gz").read_bytes()
