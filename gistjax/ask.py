@@ -23,7 +23,7 @@ from absl import flags
 from gistjax import cli
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
-from gistjax.files import check_writable
+from gistjax.files import check_writable, is_file
 from gistjax.trained import SHIPPED, load_config, read_text
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     if args.context and args.memory:
         raise ConfigError("--context and --memory: give one of them, the text or the slots of one.")
     if not args.context and not args.memory:
-        file = next((word for word in words if Path(word).is_file()), "FILE")
+        file = next((word for word in words if is_file(word)), "FILE")
         raise ConfigError(
             f"which text? Give --context {file} (or -), or --memory FILE that --save wrote."
         )
@@ -78,7 +78,7 @@ def check_save(file: Path, context: str) -> None:
         StorageError: as `check_writable` says.
     """
     check_writable(file)
-    if context and file.exists() and Path(context).exists() and file.samefile(context):
+    if is_file(file) and is_file(context) and file.samefile(context):
         raise ConfigError(f"--save={file} is the text itself: give another file.")
 
 

@@ -1,7 +1,7 @@
 """What the commands share: typed overrides of a config file, errors without tracebacks, JSON as the last line.
 
 A command defines its own absl flags, writes `main(config, args)`, and ends in `cli.run(main)`. Exit codes: 0 done,
-2 a mistake that is the user's to mend, 75 stopped by SIGTERM or CTRL-C with the training saved (run the same command again
+1 some runs of a study failed, 2 a mistake that is the user's to mend, 75 stopped by SIGTERM or CTRL-C with the training saved (run the same command again
 to go on), 130 interrupted at once.
 """
 
@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from gistjax.config import CompressionConfig, did_you_mean
 from gistjax.errors import ConfigError, GistjaxError, first_line
+from gistjax.files import is_file
 from gistjax.stopping import Stopped
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -257,7 +258,7 @@ def read_config_file(path: Path) -> CompressionConfig:
     Raises:
         ConfigError: if it is missing, fails, or returns no config.
     """
-    if not path.is_file():
+    if not is_file(path):
         near = difflib.get_close_matches(
             path.name, [p.name for p in Path("configs").glob("*.py")], 1
         )

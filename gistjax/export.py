@@ -7,7 +7,8 @@
     peft            the decoder's adapter for PyTorch (gistjax/peft_export.py)
     prompt_embeds   a text's slots between template and question, as embeddings for vLLM (gistjax/prompt_embeds.py)
 
---push uploads the files that were written to the hub, privately; with --dry_run it only tells what would be uploaded.
+--push uploads the files that were written to the hub, to a private repository if there is none yet; with --dry_run it only
+tells what would be uploaded.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 Export = Callable[[Path, CompressionConfig, Path, flags.FlagValues, list[str]], list[str]]
 """From run, its configuration, folder, flags and arguments to the names of the files that were written."""
 
+EXPORTED, CARD = "compressor.safetensors", "README.md"
 CARD_MARK = "library_name: gistjax"
 """In the head of every model card."""
 
@@ -39,22 +41,37 @@ def export_safetensors(
     """The compressor, its configuration and a model card."""
     from gistjax.model_card import model_card
     from gistjax.results import read_config, read_metrics
-    from gistjax.training.checkpoint import EXPORTED
     from gistjax.weights.checked import load_tensors
 
     if not (run / EXPORTED).is_file():
         raise CheckpointError(f"{run} has no {EXPORTED}: is the run finished?")
     load_tensors(run / EXPORTED)  # whole, or an error
     scores = read_metrics(run) if (run / "metrics.json").is_file() else {}
-    text, card = model_card(config, read_config(run), scores), output / "README.md"
-    if card.is_file() and CARD_MARK not in card.read_text(encoding="utf-8", errors="replace"):
-        raise ConfigError(f"{card} is not of this command: move it, or give another --output.")
+    text, in_place = model_card(config, read_config(run), scores), run.resolve() == output.resolve()
+    names = [EXPORTED, "config.json", CARD]
+    check_output(output, [CARD] if in_place else names)
     make_folder(output)
-    for name in (EXPORTED, "config.json"):
-        if run.resolve() != output.resolve():
-            write_atomically(output / name, (run / name).read_bytes())
-    write_atomically(card, text.encode())
-    return [EXPORTED, "config.json", "README.md"]
+    for name in () if in_place else names[:2]:
+        write_atomically(output / name, (run / name).read_bytes())
+    write_atomically(output / CARD, text.encode())
+    return names
+
+
+def check_output(folder: Path, names: list[str]) -> None:
+    """Refuses to write over what an earlier call of this command did not write.
+
+    Raises:
+        ConfigError: if a file of these names stands in the folder, and no card of ours, or a training does.
+    """
+    card = folder / CARD
+    ours = card.is_file() and CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
+    theirs = [name for name in names if (folder / name).exists()] if not ours else []
+    if EXPORTED in names and (folder / "checkpoint").exists():
+        theirs = ["checkpoint"]
+    if theirs:
+        raise ConfigError(
+            f"{folder / theirs[0]} is not of this command: move it, or give another --output."
+        )
 
 
 def export_embeds(

@@ -16,13 +16,27 @@ def check_writable(path: Path) -> None:
     """Refuses what cannot become a file, before the work that is to go into it.
 
     Raises:
-        StorageError: if there is no such folder, or a folder, device or pipe stands there.
+        StorageError: if there is no such folder or nothing may be written there, or a folder, device or pipe has the name.
     """
-    if not path.absolute().parent.is_dir():
-        raise StorageError(f"cannot write {path}: there is no folder {path.parent}.")
-    if path.exists() and not path.is_file():
-        kind = "folder" if path.is_dir() else "device or pipe"
-        raise StorageError(f"cannot write {path}: it is a {kind}. Give the name of a file.")
+    folder = path.absolute().parent
+    try:
+        if not folder.is_dir():
+            raise StorageError(f"cannot write {path}: there is no folder {path.parent}.")
+        if path.exists() and not path.is_file():
+            kind = "folder" if path.is_dir() else "device or pipe"
+            raise StorageError(f"cannot write {path}: it is a {kind}. Give the name of a file.")
+    except OSError as error:  # a name too long, or a folder that may not be entered
+        raise StorageError(f"cannot write {path}: {error.strerror}.") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(f"cannot write {path}: the folder may not be written to.")
+
+
+def is_file(name: str | Path) -> bool:
+    """Whether there is such a file; False too for what can be no name, such as a long text."""
+    try:
+        return Path(name).is_file()
+    except OSError:
+        return False
 
 
 def make_folder(path: Path) -> None:

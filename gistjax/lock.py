@@ -24,7 +24,7 @@ class RunLock:
 
     Raises:
         CheckpointError: if another process holds the directory, naming its pid and host.
-        StorageError: if the lock cannot be written.
+        StorageError: if the lock cannot be written, or the file system has none.
     """
 
     def __init__(self, rundir: Path):
@@ -46,6 +46,11 @@ class RunLock:
             raise CheckpointError(
                 f"{self.path.parent} is in use by {holder}. Wait for it or stop it, or choose another --workdir."
             ) from None
+        except OSError as error:
+            self._file.close()
+            raise StorageError(
+                f"{self.path} cannot be locked: {error.strerror}. Choose a --workdir on a file system with locks."
+            ) from error
         if left := self._holder():
             log.warning("%s was left by %s, which has ended: recovered", self.path, left)
         self._sign()

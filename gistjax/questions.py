@@ -220,6 +220,25 @@ def check_predictions(examples: list[Example], found: Predictions, stage: str) -
         )
 
 
+def check_output(folder: Path, split: str) -> None:
+    """Refuses to write over a data set that no stage wrote.
+
+    Raises:
+        ConfigError: if the folder has one.
+    """
+    file = folder / f"{split}.json"
+    if not file.exists():
+        return
+    try:
+        titles = [article["title"] for article in json.loads(file.read_bytes())["data"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        titles = []
+    if titles != [TITLE]:
+        raise ConfigError(
+            f"--to {folder}: its {file.name} is not of this command, and would be lost: give another folder."
+        )
+
+
 def write_folder(folder: Path, split: str, examples: Iterable[Example]) -> dict[str, Any]:
     """Writes `folder/split.json`; returns how many contexts and questions it has.
 
@@ -261,6 +280,7 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     if not args.to:
         raise ConfigError("where to? Give --to FOLDER.")
     out = Path(args.to)
+    check_output(out, "train" if stage == "keep" else "validation")
     if stage == "places":
         cli.print_result(write_folder(out, "validation", _read_places(config, args)))
         return

@@ -274,6 +274,17 @@ class CompressedText:
                 f"the question has {len(ids)} tokens, more than {QUESTION_TOKENS[-1]}: shorten it, or put "
                 "what it tells into the context."
             )
+        room = reader.foundation.source.config.max_positions - len(prompt.prefix_ids)
+        left = (
+            room
+            - int(np.ceil(self.memory.length_B[0]))
+            - reader.config.evaluation.max_answer_tokens
+        )
+        if len(ids) > left:
+            raise DataError(
+                f"the question has {len(ids)} tokens, and {reader.config.model.name} has room for {left} behind this "
+                "context: shorten one of them."
+            )
         if size not in self._readings:
             room = size + reader.config.evaluation.max_answer_tokens
             self._readings[size], seconds = reader._timed(reader._read, self.memory, static=(room,))

@@ -68,6 +68,15 @@ def claim(rundir: Path, config: CompressionConfig) -> None:
             f"{rundir} holds a finished run without its {checkpoint}: restore it, or choose another --workdir to "
             "train anew."
         )
+    check_same(rundir, config)
+
+
+def check_same(rundir: Path, config: CompressionConfig) -> None:
+    """Whether the run in a directory, unfinished or finished, is of this configuration.
+
+    Raises:
+        CheckpointError: if it is not, or its configuration is missing or damaged.
+    """
     theirs = CompressionConfig.from_dict(read_config(rundir)["config"]).to_json()
     ours = json.loads(json.dumps(config.to_json()))
     changed = [
@@ -216,7 +225,8 @@ def write_untested(rundir: Path, config: CompressionConfig, steps: int) -> dict[
         "device": device_name(),
         "packages": versions(),
     }
-    write_json(rundir / "metrics.json", metrics)
+    if writes():
+        write_json(rundir / "metrics.json", metrics)
     return metrics
 
 

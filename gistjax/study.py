@@ -167,11 +167,14 @@ def check(runs: list[Run]) -> dict[str, CompressionConfig]:
         ConfigError: if a setting is wrong.
         CheckpointError: if a run's directory holds a run of another configuration.
     """
-    from gistjax.results import claim
+    from gistjax.results import check_same, claim
 
     configs = {run.name: run.config() for run in runs}
     for run in runs:
-        if (run.workdir / "checkpoint").exists():
+        if (run.workdir / "metrics.json").exists():  # a finished one needs no checkpoint
+            if (run.workdir / "config.json").exists():
+                check_same(run.workdir, configs[run.name])
+        elif (run.workdir / "checkpoint").exists():
             claim(run.workdir, configs[run.name])
     return configs
 
@@ -223,6 +226,10 @@ def _line(name: str, metrics: Mapping[str, Any]) -> str:
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command."""
+    if not args.study:
+        raise ConfigError("which study? Give --study FILE; launch/studies has some.")
+    if args.workdir or args.distributed:
+        raise ConfigError("--workdir and --distributed are of one run: a study's go to --out.")
     runs = choose(read_study(Path(args.study), Path(args.out), cli.overrides()), args.only)
     if args.list:
         print("\n".join(run.command for run in runs))

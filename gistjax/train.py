@@ -164,8 +164,7 @@ def _train(
     from gistjax.training.loop import MetricsLog, train
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        if scorer is None:
-            return {}
+        assert scorer is not None
         with device_memory.explained(config, "a forward pass"):
             return scorer.headline(state.trainable, frozen)
 
@@ -177,7 +176,7 @@ def _train(
         seconds = least_seconds(config, foundation.source.config)
         state = train(
             state, frozen, train_step, plan, plan.total_steps, checkpointer, metrics, config, foundation.mesh,
-            stop, evaluate, seconds,
+            stop, evaluate if scorer else None, seconds,
         )  # fmt: skip
         metrics.close()
     return state

@@ -150,6 +150,20 @@ def test_what_stands_in_the_folder_is_neither_lost_nor_given_away(command, tmp_p
         assert "notes.md" not in out["files"] and len(out["files"]) == 3
 
 
+def test_another_run_is_not_written_over(command, rundir, tmp_path):
+    other = shutil.copytree(rundir, tmp_path / "other")
+    before = (other / "compressor.safetensors").read_bytes()
+    (other / "compressor.safetensors").write_bytes(before[::-1])
+    with pytest.raises(ConfigError, match=r"compressor\.safetensors is not of this command"):
+        command(f"--output={other}")
+    (other / "checkpoint").mkdir()
+    (other / "README.md").write_text("library_name: gistjax")
+    with pytest.raises(ConfigError, match="checkpoint is not of this command"):
+        command(f"--output={other}")
+    assert (other / "compressor.safetensors").read_bytes() == before[::-1]
+    assert command(f"--output={rundir}")["files"][0] == "README.md", "a run gets its card"
+
+
 @pytest.mark.parametrize(
     ("name", "content"), [("compressor.safetensors", b"hi"), ("metrics.json", b'{"final_f1')]
 )

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from gistjax.errors import StorageError
-from gistjax.files import check_writable, make_folder, write_atomically
+from gistjax.files import check_writable, is_file, make_folder, write_atomically
 
 
 def test_a_file_is_written_and_written_over(tmp_path):
@@ -33,6 +33,18 @@ def test_folders_devices_and_pipes_are_not_replaced(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(StorageError, match=f"there is no folder {tmp_path}/none"):
         check_writable(tmp_path / "none" / "file")
+
+
+def test_what_can_be_no_name(tmp_path):
+    with pytest.raises(StorageError, match="name too long"):
+        check_writable(tmp_path / ("a" * 300))
+    assert not is_file("Ada wrote it. " * 30)
+
+
+def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)  # root may everywhere
+    with pytest.raises(StorageError, match="may not be written to"):
+        check_writable(tmp_path / "file")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -6,7 +8,7 @@ import sys
 
 import pytest
 
-from gistjax.errors import CheckpointError
+from gistjax.errors import CheckpointError, StorageError
 from gistjax.lock import RunLock
 
 
@@ -16,6 +18,15 @@ def test_a_second_holder_is_refused_and_told_of_the_first(tmp_path):
         RunLock(tmp_path).__enter__()
     with RunLock(tmp_path):
         pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(StorageError, match=r"run\.lock cannot be locked: No locks available"):
+        RunLock(tmp_path).__enter__()
 
 
 def test_the_lock_of_a_killed_process_is_recovered(tmp_path, caplog):

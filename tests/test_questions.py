@@ -1,16 +1,29 @@
 """Questions on plain text: places, what is written for them, and which are kept."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gistjax.config import DataConfig
+from gistjax.data import squad
 from gistjax.data.squad import Example, load_squad, swap
-from gistjax.questions import LONGEST, LONGEST_PLACE, SHORTEST, Prediction, ask, find_places, keep
+from gistjax.errors import ConfigError
+from gistjax.questions import (
+    LONGEST,
+    LONGEST_PLACE,
+    SHORTEST,
+    Prediction,
+    ask,
+    check_output,
+    find_places,
+    keep,
+)  # fmt: skip
 
 SENTENCE = "In March 1812 Ada Holm built the old mill of Harrow for 300 pounds, with her brothers. "
 
@@ -117,6 +130,12 @@ def test_commands(tmp_path):
     files = f"{tmp_path}/0.json,{tmp_path}/1.json"
     done = run("keep", "--folder", asked, "--predictions", files, "--to", out)
     assert done.returncode == 0, done.stderr
+
+    # what it wrote it may write over, and nothing else
+    check_output(out, "train")
+    shutil.copy(Path(squad.__file__).parent / "sample/validation.json", tmp_path)
+    with pytest.raises(ConfigError, match=r"its validation\.json is not of this command"):
+        check_output(tmp_path, "validation")
 
     [article] = json.loads((out / "train.json").read_text())["data"]
     for p in article["paragraphs"]:

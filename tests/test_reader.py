@@ -196,6 +196,10 @@ def test_limits_are_named(reader, tmp_path):
         memory.ask(" ")
     with pytest.raises(DataError, match="question has 9.. tokens, more than 512"):
         memory.ask("why " * 220)
+    full = reader.compress("a" * reader.max_tokens)
+    assert full.ask("Who wrote it?").positions == full.slots
+    with pytest.raises(DataError, match="question has 1.. tokens, and tiny-random has room for 64"):
+        full.ask("why " * 40)
     kept = CONFIG.replace(slot_form="key_values", slot_positions="packed")
     with pytest.raises(DataError, match="keys and values hold at most 512"):
         gistjax.load(write_run(tmp_path, kept)).compress("a" * 600)

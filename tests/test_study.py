@@ -10,6 +10,7 @@ from gistjax import study
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.study import Run, choose, read_study, run_study
+from gistjax.training.checkpoint import find_exported
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -146,7 +147,12 @@ def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_non
 def test_the_exit_code_tells_of_a_failed_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "run_study", lambda runs: {"a": {"error": "broken"}})
     path = write(tmp_path, {"runs": [{"name": "a", "config": "configs/gist_m64.py"}]})
-    args = SimpleNamespace(study=path, out=tmp_path, only=[], list=False, dry_run=False)
+    args = SimpleNamespace(
+        study=path, out=tmp_path, only=[], list=False, dry_run=False, workdir="", distributed=""
+    )
+    for wrong in ({"study": ""}, {"workdir": "runs"}, {"distributed": "auto"}):
+        with pytest.raises(ConfigError, match="which study|are of one run"):
+            study.main(CompressionConfig(), SimpleNamespace(**{**vars(args), **wrong}))
     with pytest.raises(SystemExit) as stopped:
         study.main(CompressionConfig(), args)
     assert stopped.value.code == 1 and json.loads(capsys.readouterr().out)["a"]["error"] == "broken"
@@ -159,9 +165,13 @@ def test_a_directory_with_another_configuration_is_refused_before_the_first_run(
     (tmp_path / "b" / "checkpoint").mkdir(parents=True)
     stored = {"config": theirs.to_json(), "base_sha256": "0" * 64}
     (tmp_path / "b" / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(CheckpointError, match="seed was 1 and is 42"):
-        run_study(read_study(path, tmp_path, []))
-    assert not (tmp_path / "a").exists()
+    for finished in (False, True):
+        if finished:
+            (tmp_path / "b" / "metrics.json").write_text('{"losses": {}}')
+            (tmp_path / "b" / "checkpoint").rmdir()
+        with pytest.raises(CheckpointError, match="seed was 1 and is 42"):
+            run_study(read_study(path, tmp_path, []))
+        assert not (tmp_path / "a").exists()
 
 
 def test_chosen_runs_and_a_mistyped_one():
@@ -177,7 +187,10 @@ STUDIES = [*(ROOT / "launch/studies").glob("*.json"), *(ROOT / "launch/sweeps").
 @pytest.mark.parametrize("path", sorted(STUDIES), ids=lambda path: path.stem)
 def test_the_studies_are_valid(path):
     for run in read_study(path, Path("out"), ["--config.text.path=text"]):
-        assert run.config().model.path == "", "weights are the user's to give"
+        config = run.config()
+        assert config.model.path == "", "weights are the user's to give"
+        if config.init_from and not run.after:
+            assert find_exported(ROOT / config.init_from).is_file()
 
 
 def test_a_run_that_does_not_fit_the_device_is_reported(tmp_path, monkeypatch):

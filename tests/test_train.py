@@ -194,6 +194,7 @@ def test_text_alone_is_trained_on_and_the_next_stage_starts_there(tmp_path):
     )
     config = CONFIG.replace(
         max_steps=2, ratios=(4.0, 64.0), slot_start="window_means", loss_weights=losses, data=data,
+        eval_every=1,
         text=TextConfig(path=str(text)),
     )  # fmt: skip
     metrics = run_single_ablation(config, tmp_path / "pretrain")

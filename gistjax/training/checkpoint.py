@@ -178,7 +178,13 @@ class Checkpointer:
                 log.warning("%s: going back to step %d; %s is set aside", cause, step, aside)
                 if writes():
                     shutil.rmtree(aside, ignore_errors=True)
-                    (self.directory / str(other)).rename(aside)
+                    try:
+                        (self.directory / str(other)).rename(aside)
+                    except OSError as error:
+                        raise StorageError(
+                            f"{aside.stem} of {self.directory} is damaged and cannot be set aside ({error.strerror}): "
+                            "take it away."
+                        ) from error
             self._move_out(strays)
             return step
         raise CheckpointError(

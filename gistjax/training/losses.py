@@ -1,7 +1,7 @@
 """What a compressor is trained on: a dictionary of named losses, each a scalar in fp32.
 
-Every loss is a mean over the batch's rows of its task (padding rows apart), so that accumulating micro-batches of equal
-size gives exactly the gradient of one large batch; only `contrastive` depends on which rows stand together.
+Every loss is a mean over the batch's rows of its task (padding rows apart), so that accumulating micro-batches with equally
+many rows of each task gives exactly the gradient of one large batch; only `contrastive` depends on which rows stand together.
 
     teacher_forcing, generation                answers to questions
     distillation                               answers to questions, from a teacher's distributions
