@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -22,6 +23,8 @@ SPLITS = ("train", "validation")
 ASK = "Which question is answered by: {answer}"
 Articles = dict[str, tuple[str, ...]]
 """Every usable paragraph of a split, by article title."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -270,6 +273,7 @@ def _hub_rows(name: str, split: str) -> Iterable[Any]:
     """Rows of a data set of the hub, by the `datasets` library and its cache."""
     import datasets  # slow to import, and only the hub needs it
 
+    log.info("asking the hub for %s (%s) …", name, split)  # it tries for half a minute
     try:
         return datasets.load_dataset(name, split=split)
     except Exception as error:  # many kinds: offline, gated, unknown, no such split
