@@ -32,6 +32,8 @@ ROOT = Path(__file__).parents[2]
 ASCII_PUNCTUATION = {chr(c) for c in range(33, 127) if not chr(c).isalnum()}
 ARTICLES = ("a", "an", "the")
 BATCHES = (1, 8, 32)
+ADDED = 200
+"""Questions that torchmetrics is given at a time: it adds scores up in fp32."""
 ODD = (
     "", " ", "\u00a0\u2003", "the", "A", "...", "\u200b", "\u202e", "İ", "ß", "ﬁ", "Ǆ", "e\u0301", "é", "ＣＡＴ", "１２", "²",
     "a\u0301", "the\u0301", "an-the", "_a_", "a_b", "👩‍👩‍👧", "\ud83d\ude00", "—", "“quoted”", "don't", "U.S.A.", "\0", "\x1c", "A\x85B",
@@ -114,20 +116,19 @@ def check_torchmetrics(examples: Sequence[Example], seed: int) -> tuple[int, lis
             for text, example in zip(column, examples, strict=True)
             if words(text) and all(words(gold) for gold in example.answers)
         ]
-        if not pairs:
-            continue
-        given = [{"prediction_text": text, "id": e.id} for text, e in pairs]
-        target = [
-            {"answers": {"answer_start": [0] * len(e.answers), "text": list(e.answers)}, "id": e.id} for _, e in pairs
-        ]  # fmt: skip
-        theirs = squad(given, target)
-        ours = score([text for text, _ in pairs], [e for _, e in pairs], samples=2, seed=0)
-        number += len(pairs)
-        apart = abs(100 * ours.f1 - float(theirs["f1"])) + abs(
-            100 * ours.em - float(theirs["exact_match"])
-        )
-        if apart > 1e-3:
-            wrong.append(f"{ours.f1}, {ours.em} for {theirs}")
+        for start in range(0, len(pairs), ADDED):
+            number += len(some := pairs[start : start + ADDED])
+            given = [{"prediction_text": text, "id": e.id} for text, e in some]
+            target = [
+                {"answers": {"answer_start": [0] * len(e.answers), "text": list(e.answers)}, "id": e.id} for _, e in some
+            ]  # fmt: skip
+            theirs = squad(given, target)
+            ours = score([text for text, _ in some], [e for _, e in some], samples=2, seed=0)
+            apart = abs(100 * ours.f1 - float(theirs["f1"])) + abs(
+                100 * ours.em - float(theirs["exact_match"])
+            )
+            if apart > 1e-3:
+                wrong.append(f"{ours.f1}, {ours.em} for {theirs}")
     return number, wrong
 
 
