@@ -241,6 +241,9 @@ def teach(
         raise ConfigError(
             f"the teacher {rundir} was trained with data.task={theirs.data.task}, not {config.data.task}."
         )
+    from gistjax.results import check_base  # which imports this module
+
+    check_base(rundir, foundation)
     graphdef, shapes, frozen = split_model(model_on(theirs, foundation, seeded=False))
     trainable = import_trainable(rundir / EXPORTED, shapes)
     return teacher_targets(

@@ -387,6 +387,7 @@ def _check_numbers(config: CompressionConfig) -> None:
         ("accumulation", config.accumulation, 1),
         ("max_steps", config.max_steps, -1),
         ("contrastive_layers", config.contrastive_layers, 0),
+        ("teacher_tokens", config.teacher_tokens, 1),
         ("log_every", config.log_every, 1),
         ("checkpoint_every", config.checkpoint_every, 1),
         ("epochs", config.epochs, 0),

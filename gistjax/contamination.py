@@ -10,6 +10,7 @@ the most touched ones; a compressor that learned to repeat such paragraphs is no
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ flags.DEFINE_integer("words", 13, "Words in a row that make an overlap.", lower_
 
 SHOWN = 10
 _WORD = re.compile(r"\w+")
+
+log = logging.getLogger(__name__)
 
 
 def words_of(text: str) -> list[str]:
@@ -75,7 +78,9 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     data = dataclasses.replace(config.data, train_examples=0, validation_examples=-1)
     articles = load_squad(data, config.seed).validation_articles
     contexts = [paragraph for paragraphs in articles.values() for paragraph in paragraphs]
-    overlaps = longest_overlaps(contexts, load_articles(config.text.path, report), args.words)
+    read = load_articles(config.text.path, report, config.data.max_dropped)
+    overlaps = longest_overlaps(contexts, read, args.words)
+    log.info("%s", report)
     touched = sum(overlap > 0 for overlap in overlaps)
     worst = sorted(zip(overlaps, contexts, strict=True), reverse=True)[:SHOWN]
     found: dict[str, Any] = {

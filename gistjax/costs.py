@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from gistjax.config import CompressionConfig
+from gistjax.config import TEXT_LOSSES, CompressionConfig
 from gistjax.devices import memory_limit
 from gistjax.planning import dry_run, memory_positions
 from gistjax.weights.registry import Source
@@ -33,8 +33,8 @@ GIB = 2**30
 class Cost:
     """Of one run on one GPU."""
 
-    steps: int
-    train_s: float | None  # None where the base was never measured
+    steps: int | None  # None where nobody knows how many rows -1 are
+    train_s: float | None  # None also where the base was never measured
     evaluate_s: float | None
     disk_gib: float
 
@@ -45,12 +45,20 @@ class Cost:
         return (START_S + (self.train_s + self.evaluate_s) / max(gpus, 1)) / 3600
 
 
-def steps_of(config: CompressionConfig) -> int:
-    """Optimizer steps on one device; where a context is read once for all its questions, as in SQuAD on average."""
+def steps_of(config: CompressionConfig) -> int | None:
+    """Optimizer steps on one device; where a context is read once for all its questions, as in SQuAD on average. At most
+    `max_steps` where nobody knows how many rows -1 are; None if that is not set either.
+    """
+    tasks = [task for task in TEXT_LOSSES if config.loss_weights.get(task)]
+    if config.data.train_examples < 0 or (tasks and config.text.chunks < 0):
+        return config.max_steps if config.max_steps >= 0 else None
     shared = min(config.data.questions_per_context, QUESTIONS_OF_A_PARAGRAPH)
-    contexts = max(config.data.train_examples, 0) / shared
-    if any(config.loss_weights.get(task) for task in ("reconstruction", "continuation", "cloze")):
-        contexts += max(config.text.chunks, 0)
+    contexts = config.data.train_examples / shared
+    if tasks:
+        rows_of_a_chunk = sum(getattr(config.text, task) for task in tasks)
+        contexts += config.text.chunks * math.ceil(
+            rows_of_a_chunk / config.data.questions_per_context
+        )
     steps = int(config.epochs * contexts / (config.batch_size * config.accumulation))
     return steps if config.max_steps < 0 else min(steps, config.max_steps)
 
@@ -65,11 +73,11 @@ def cost_of(config: CompressionConfig, trainable: int, measured: Sequence[Mappin
     # Checkpoints of parameters and two moments, in fp32: two are kept and one is being written. And the exported leaves.
     disk_gib = trainable * 4 * (3 * 3 + 1) / GIB
     own = [m for m in measured if m["base_model"] == config.model.name]
-    if not own:
+    if not own or steps is None or min(config.data.train_examples, config.data.validation_examples) < 0:  # fmt: skip
         return Cost(steps, None, None, disk_gib)
     near = nearest(config, own)
     train_s = steps * config.accumulation * _micro_step_s(config, near) + _views_s(config, near)
-    questions = max(config.data.validation_examples, 0)
+    questions = config.data.validation_examples
     answer = near["answer_32_s"] if config.architecture != "none" else near["answer_32_full_context_s"]  # fmt: skip
     answer += near["answer_32_full_context_s"] if config.evaluation.baseline else 0
     answer += near["answer_32_s"] if config.evaluation.shuffled else 0
@@ -124,21 +132,20 @@ def plan(config: CompressionConfig, source: Source) -> dict[str, Any]:
     """What a run will need, beside what there is: `planning.dry_run`, the device's memory, steps, hours and disk.
 
     `hours` are on one of the GPUs `hours_on`, where steps were measured; None where the base was never measured, or
-    nobody knows how many examples `data.train_examples=-1` are. A CPU has no memory of its own to compare with.
+    nobody knows how many examples a count of -1 is. A CPU has no memory of its own to compare with.
     """
     found = dry_run(config, source)
     device = jax.devices()[0]
     limit = memory_limit()
     own = [m for m in measurements() if m["base_model"] == config.model.name]
     cost = cost_of(config, found["trainable_parameters"], own)
-    counted = config.data.train_examples >= 0
-    hours = cost.hours(1) if counted else None
+    hours = cost.hours(1)
     return {
         **found,
         "device": f"{jax.device_count()} x {device.device_kind}",
         "device_memory_gib": limit and round(limit / GIB, 3),
         "fits": limit and found["memory_estimate_gib"]["total"] * GIB <= limit,
-        "steps": cost.steps if counted else config.max_steps if config.max_steps >= 0 else None,
+        "steps": cost.steps,
         "hours": hours and round(hours, 2),
         "hours_on": nearest(config, own)["device"] if own else None,
         "disk_gib": round(cost.disk_gib, 3),

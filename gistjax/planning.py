@@ -206,9 +206,8 @@ def dry_run(config: CompressionConfig, source: Source) -> dict[str, Any]:
 
 
 def nominal_ratio(config: CompressionConfig) -> float:
-    """Configured context length over slots; 1 where nothing is compressed."""
-    if config.architecture in ("none", "closed_book"):
+    """Context length over slots, or over the tokens that a control selects, as configured; 1 where the whole context is read."""
+    reads_all = config.architecture == "none" and config.data.select == "all"
+    if reads_all or config.architecture == "closed_book":
         return 1.0
-    if config.ratio:
-        return config.ratio
-    return config.data.context_tokens / config.target_length
+    return max(config.ratio, config.data.context_tokens / config.target_length)

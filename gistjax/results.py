@@ -215,7 +215,8 @@ class Measured:
 
 def write_untested(rundir: Path, config: CompressionConfig, steps: int) -> dict[str, Any]:
     """`metrics.json` of a run without validation questions: the last losses are all there is to tell."""
-    lines = (rundir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    log_file = rundir / "metrics.jsonl"  # none where no step was made
+    lines = log_file.read_text(encoding="utf-8").splitlines() if log_file.exists() else []
     metrics = {
         "architecture": config.architecture,
         "losses": json.loads(lines[-1]) if lines else {},

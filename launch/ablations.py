@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
 from gistjax import cli, costs, planning
@@ -211,7 +212,7 @@ def dry_run(
         raise ConfigError(
             f"--plan_gpus={','.join(plan_gpus)} must be numbers, at least --gpus_per_run={gpus_per_run:g} each."
         )
-    os.environ["JAX_PLATFORMS"] = "cpu"  # shapes alone are looked at
+    jax.config.update("jax_platforms", "cpu")  # shapes alone are looked at
     measured, runs, each = costs.measurements(), {}, {}
     for name, config in configs.items():
         needs = planning.dry_run(config, resolve(config.model, offline=True))

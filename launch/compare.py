@@ -59,7 +59,9 @@ def json_lines(command: list[str], timeout: float) -> list[dict[str, Any]]:
         output = done.stdout
         if done.returncode:
             print(done.stderr[-2000:], file=sys.stderr)
-    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    lines = [line for line in output.splitlines() if line.startswith("{")]
+    whole = lines if output.endswith("\n") else lines[:-1]  # the last may be cut off
+    return [json.loads(line) for line in whole]
 
 
 def measure_peer(

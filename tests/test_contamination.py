@@ -60,6 +60,12 @@ def test_command(tmp_path):
     assert found["most"][0]["words"] == len(words_of(context))
 
 
+def test_text_that_cannot_be_read_is_not_clean(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"title": "t", "body": "words"}\n')
+    done = run(f"--config.text.path={tmp_path}")
+    assert done.returncode == 2 and "a.jsonl" in done.stderr
+
+
 def test_no_text_named():
     done = run()
     assert done.returncode == 2 and "--config.text.path" in done.stderr

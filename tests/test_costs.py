@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from gistjax.config import (
@@ -6,6 +8,7 @@ from gistjax.config import (
     EncoderConfig,
     EvaluationConfig,
     ModelConfig,
+    TextConfig,
 )
 from gistjax.costs import (
     START_S,
@@ -70,6 +73,27 @@ def test_what_was_never_measured_or_counted_is_not_guessed():
     found = plan(config, resolve(config.model, offline=True))
     assert found["steps"] is None and found["hours"] is None and found["hours_on"] is None
     assert "steps unknown" in for_people(found)
+
+
+def test_unknown_counts():
+    text = {"teacher_forcing": 0.0, "reconstruction": 1.0, "cloze": 1.0}
+    chunks = TextConfig(path="text", chunks=320, reconstruction=2, cloze=6)
+    few = CompressionConfig(
+        loss_weights=text,
+        text=chunks,
+        batch_size=32,
+        accumulation=1,
+        data=DataConfig(train_examples=0),
+    )
+    shared = dataclasses.replace(few.data, questions_per_context=4)
+    assert steps_of(few) == 80 * int(few.epochs) and steps_of(few.replace(data=shared)) == 20 * int(
+        few.epochs
+    )
+    unknown = few.replace(text=dataclasses.replace(chunks, chunks=-1))
+    assert steps_of(unknown) is None and steps_of(unknown.replace(max_steps=7)) == 7
+    unscored = CompressionConfig(loss_weights=TEACHER, data=DataConfig(validation_examples=-1))
+    cost = cost_of(unscored, 1, MEASURED)
+    assert cost.steps == 3125 and cost.hours(1) is None, "nobody knows how long the evaluation is"
 
 
 def test_other_losses_and_sizes_cost_what_they_add():

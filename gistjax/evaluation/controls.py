@@ -101,9 +101,10 @@ def _surprisal(base: Llama, prefix_P: Array, ids_BxC: Array) -> Array:
 def shuffle_contexts(rows: Sequence[Row]) -> list[Row]:
     """Rows that each get the context half a split away: what a model scores that ignores its slots.
 
-    So far away it is of another article: neighbours fill their contexts with each other's paragraphs.
+    Contexts stand in the order of the data, so that one so far away is of another article where there are several of
+    some size: neighbours fill their contexts with each other's paragraphs.
     """
-    distinct = {row.context_id: row.context_ids for row in rows}
+    distinct = {row.context_id: row.context_ids for row in sorted(rows, key=lambda r: r.context_id)}
     ids, half = list(distinct), (len(distinct) + 1) // 2
     following = dict(zip(ids, ids[half:] + ids[:half], strict=True))
     return [

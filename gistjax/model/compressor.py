@@ -91,7 +91,11 @@ class Compressor(nnx.Module):
     def slots_used(self, length_B: Array, ratio_B: Array | None = None) -> Array:
         """⌈tokens / ratio⌉ of each row, at most M."""
         ratio = (self.ratio or 1) if ratio_B is None else ratio_B
-        return jnp.minimum(jnp.ceil(length_B / ratio).astype(jnp.int32), self.M)
+        if ratio_B is None and ratio == int(ratio):
+            used_B = -(-length_B // int(ratio))  # XLA divides by a constant inexactly
+        else:
+            used_B = jnp.ceil(length_B / ratio).astype(jnp.int32)
+        return jnp.minimum(used_B, self.M)
 
     def __call__(
         self, base: Llama, ids_BxC: Array, length_B: Array, ratio_B: Array | None = None

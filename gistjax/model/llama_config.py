@@ -58,9 +58,9 @@ class LlamaConfig:
             head_dim=hf.get("head_dim") or hf["hidden_size"] // n_heads,
             rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta") or 10_000.0),
             rope_scaling=_rope_scaling(rope),
-            rms_eps=float(hf.get("rms_norm_eps", 1e-6)),
+            rms_eps=float(hf.get("rms_norm_eps") or 1e-6),
             tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
-            max_positions=hf.get("max_position_embeddings", 2048),
+            max_positions=hf.get("max_position_embeddings") or 2048,
         )
 
 

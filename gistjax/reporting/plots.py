@@ -194,7 +194,8 @@ def training_curves(results: Sequence[Result], series: Series) -> str | None:
 
 
 def _thinned(rows: Rows, most: int = 300) -> Rows:
-    return rows[:: max(len(rows) // most, 1)]
+    every = max(-(-len(rows) // most), 1)
+    return rows[(len(rows) - 1) % every :: every]  # the last one is among them
 
 
 def by_type(results: Sequence[Result], series: Series) -> str | None:

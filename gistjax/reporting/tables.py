@@ -11,7 +11,7 @@ from gistjax.reporting.runs import Result
 
 ALWAYS_SHOWN = ("architecture", "target_length", "seed")
 NOT_SHOWN = (
-    "model.path", "data.path", "text.path", "init_from", "log_every", "checkpoint_every", "eval_every", "tensorboard", "tensorboard",
+    "model.path", "data.path", "text.path", "init_from", "log_every", "checkpoint_every", "eval_every", "tensorboard",
     "evaluation.", "mesh.", "ratio_growth", "model.scan_layers", "model.attention", "model.remat",
 )  # fmt: skip
 MOST_SETTINGS = 8
@@ -56,8 +56,7 @@ def table(results: Sequence[Result]) -> tuple[list[Column], list[dict[str, Any]]
     """
     scored = sorted((result for result in results if result.scored), key=_place)
     settings = varied([result for result in scored if result.compresses])
-    full = next((result for result in scored if result.full_context), None)
-    rows = [_row(result, settings, full) for result in scored]
+    rows = [_row(result, settings, _full_context_of(result, scored)) for result in scored]
     rows += _untuned(scored)
     columns = list(COLUMNS)
     columns[3:3] = [Column(key, key.split(".")[-1].replace("_", " ")) for key in settings]
@@ -82,11 +81,23 @@ def varied(results: Sequence[Result]) -> list[str]:
     return differing[:MOST_SETTINGS]
 
 
+def _full_context_of(result: Result, scored: Sequence[Result]) -> Result | None:
+    """The control with the whole context, on the same base and the same contexts and questions."""
+    controls = (other for other in scored if other.full_context and other is not result)
+    return next((full for full in controls if _task(full) == _task(result) and same_questions([full, result])), None)  # fmt: skip
+
+
+def _task(result: Result) -> tuple[Any, ...]:
+    """Base and contexts."""
+    keys = ("model.name", "data.context", "data.context_tokens")
+    return tuple(result.settings.get(key) for key in keys)
+
+
 def _row(result: Result, settings: Sequence[str], full: Result | None) -> dict[str, Any]:
     m = result.metrics
     times = m.get("wall_time_per_sample_s") or {}
     retained = None
-    if full and full is not result and same_questions([full, result]) and full.metrics["final_f1"]:
+    if full and full.metrics["final_f1"]:
         retained = m["final_f1"] / full.metrics["final_f1"]
     slots = result.settings.get("target_length") if result.compresses else None
     if result.settings.get("ratio"):

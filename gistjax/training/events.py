@@ -22,7 +22,7 @@ class Events:
     def write(self, row: dict[str, Any]) -> None:
         """A line of `metrics.jsonl`."""
         for name, value in row.items():
-            if name not in ("step", "total_steps"):
+            if name not in ("step", "total_steps") and value is not None:  # None is not finite
                 self._writer.add_scalar(name, value, row["step"])
 
     def close(self) -> None:

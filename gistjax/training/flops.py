@@ -1,8 +1,9 @@
 """The work in a train step, and the most that the devices could do of it.
 
 FLOPs are counted without recomputation: 2 per parameter and token forward, 2 more where activations need a gradient;
-frozen matrices need no more. Attention, adapters, head and losses other than teacher forcing are left out, so that the
-share of the peak (MFU, as in arXiv:2204.02311) is a lower bound.
+frozen matrices need no more. Attention, adapters, head and losses other than teacher forcing are left out; the vocabulary
+product counts for every position of the decoder, although a step makes it for answers alone: the share of the peak (MFU, as
+in arXiv:2204.02311) is there to compare with others, who count so.
 """
 
 from __future__ import annotations

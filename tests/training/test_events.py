@@ -31,7 +31,7 @@ def scalars(folder):
 def test_each_logged_number_is_an_event(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl", 0, tensorboard=True)
     log.write({"step": 10, "total_steps": 20, "loss": 2.5, "step_s": 0.5})
-    log.write({"step": 10, "f1": 0.25})
+    log.write({"step": 10, "f1": 0.25, "loss": None})  # as of a loss that is not finite
     log.close()
     found = scalars(tmp_path / "tensorboard")
     assert found == [(10, "loss", 2.5), (10, "step_s", 0.5), (10, "f1", 0.25)]

@@ -87,6 +87,21 @@ def test_dry_runs_need_no_hub():
     assert (source.kind, source.config.n_layers) == ("hub", 32)
 
 
+def test_an_unknown_model_is_not_fetched_for_a_dry_run(monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def not_there(repo, local_files_only, **_):
+        asked.append(local_files_only)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("not there")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", not_there)
+    with pytest.raises(WeightsError, match="me/llama is not in the hub's cache"):
+        resolve(ModelConfig(name="me/llama"), offline=True)
+    assert asked == [True]
+
+
 def test_source_descriptions_name_no_local_folder(tmp_path):
     source = registry.Source("gguf", "x", KNOWN["tiny-random"].config, tmp_path / "m.gguf")
     assert source.describe() == "gguf: m.gguf"
