@@ -272,6 +272,11 @@ def validate(config: CompressionConfig) -> None:
             "slot_form='key_values' makes keys and values in a causal pass: set encoder.bidirectional=False.",
         ),
         (
+            config.slot_form == "soft_tokens" or (config.encoder.kind != "hidden" and config.encoder.layers < 0),
+            "slot_form='key_values' makes keys and values in a pass through all layers: set encoder.kind='lora' or "
+            "'embeddings' (no adapter of its own) and encoder.layers=-1.",
+        ),
+        (
             config.data.select == "all" or config.architecture == "none",
             f"data.select={config.data.select!r} is a control for the uncompressed model: it needs architecture='none'.",
         ),

@@ -76,7 +76,7 @@ class Compressor(nnx.Module):
         key_e, key_h, key_c = jax.random.split(key, 3)
         self.M, self.ratio = config.target_length, config.ratio
         self.least_ratio = min(config.ratios, default=config.ratio)
-        ratio = int(config.ratio) or max(config.data.context_tokens // config.target_length, 1)
+        ratio = int(self.least_ratio) or max(config.data.context_tokens // self.M, 1)
         self.encoder = Encoder(base, config.encoder, config.slot_form, key_e)
         self.head = HEADS[config.architecture](base, self.M, ratio, key_h)
         self.connector = Connector(base, config.connector, key_c)

@@ -162,6 +162,8 @@ def contradictions() -> Iterator[Case]:
         ("slot_place='inside' needs slot_form", "slot_place=inside"),
         ("encoder.bidirectional=False", "slot_form=key_values", "encoder.kind=lora", "encoder.bidirectional=True"),
         ("encoder.kind='lora': the untuned base", "encoder.bidirectional=True"),
+        ("pass through all layers: set encoder.kind='lora' or", "slot_form=key_values", "encoder.kind=hidden"),
+        ("encoder.layers=-1", "slot_form=key_values", "encoder.kind=lora", "encoder.layers=4"),
         ("needs architecture='none'", "data.select=first"),
         ("encoder.lora.rank above 0", "encoder.kind=lora", "encoder.lora.rank=0"),
         ("give --config.text.path", "loss_weights.cloze=1"),
