@@ -29,8 +29,8 @@ from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.heads import HEADS
 from gistjax.model.llama import Llama
 from gistjax.sharding import make_mesh, place, replicated, rows_per_step, shardings_of
-from gistjax.trained import load_config
-from gistjax.training.checkpoint import EXPORTED, find_exported, import_trainable, start_from
+from gistjax.trained import EXPORTED, load_config
+from gistjax.training.checkpoint import find_exported, import_trainable, start_from
 from gistjax.training.context_views import context_views
 from gistjax.training.step import split_model
 from gistjax.training.teacher import teacher_targets

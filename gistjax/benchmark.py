@@ -24,7 +24,7 @@ from typing import Any
 from absl import flags
 
 from gistjax import cli, device_memory
-from gistjax.config import CompressionConfig, DataConfig, ModelConfig, validate
+from gistjax.config import CompressionConfig, DataConfig, ModelConfig
 from gistjax.errors import ConfigError
 from gistjax.instruments import (
     GIB,
@@ -34,6 +34,7 @@ from gistjax.instruments import (
     median_seconds,
     peak_memory_gib,
 )
+from gistjax.validation import validate
 
 
 def defaults() -> CompressionConfig:

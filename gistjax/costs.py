@@ -73,7 +73,8 @@ def cost_of(config: CompressionConfig, trainable: int, measured: Sequence[Mappin
     # Checkpoints of parameters and two moments, in fp32: two are kept and one is being written. And the exported leaves.
     disk_gib = trainable * 4 * (3 * 3 + 1) / GIB
     own = [m for m in measured if m["base_model"] == config.model.name]
-    if not own or steps is None or min(config.data.train_examples, config.data.validation_examples) < 0:  # fmt: skip
+    counts = (config.data.train_examples, config.data.validation_examples)
+    if not own or steps is None or min(counts) < 0:
         return Cost(steps, None, None, disk_gib)
     near = nearest(config, own)
     train_s = steps * config.accumulation * _micro_step_s(config, near) + _views_s(config, near)

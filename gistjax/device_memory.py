@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from gistjax.config import CompressionConfig, validate
+from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError, DeviceMemoryError
+from gistjax.validation import validate
 
 GIB = 2**30
 SHOWN = 3

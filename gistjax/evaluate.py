@@ -16,10 +16,11 @@ from typing import Any
 from absl import flags
 
 from gistjax import cli, device_memory
-from gistjax.config import CompressionConfig, validate
+from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.files import check_writable
 from gistjax.trained import load_config, ratio_problem
+from gistjax.validation import validate
 
 flags.DEFINE_string("run", "", "Directory of a finished run.")
 flags.DEFINE_string("output", "", "Also write the predictions of every question to this JSON file.")

@@ -23,16 +23,15 @@ from gistjax import cli
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.files import make_folder, write_atomically
-from gistjax.trained import load_config, read_text
+from gistjax.model_card import MARK
+from gistjax.trained import EXPORTED, load_config, read_text
 
 log = logging.getLogger(__name__)
 
 Export = Callable[[Path, CompressionConfig, Path, flags.FlagValues, list[str]], list[str]]
 """From run, its configuration, folder, flags and arguments to the names of the files that were written."""
 
-EXPORTED, CARD = "compressor.safetensors", "README.md"
-CARD_MARK = "library_name: gistjax"
-"""In the head of every model card."""
+CARD = "README.md"
 
 
 def export_safetensors(
@@ -47,31 +46,36 @@ def export_safetensors(
         raise CheckpointError(f"{run} has no {EXPORTED}: is the run finished?")
     load_tensors(run / EXPORTED)  # whole, or an error
     scores = read_metrics(run) if (run / "metrics.json").is_file() else {}
-    text, in_place = model_card(config, read_config(run), scores), run.resolve() == output.resolve()
-    names = [EXPORTED, "config.json", CARD]
-    check_output(output, [CARD] if in_place else names)
+    card = model_card(config, read_config(run), scores)
+    in_place = run.resolve() == output.resolve()
+    check_output(output, in_place)
     make_folder(output)
-    for name in () if in_place else names[:2]:
-        write_atomically(output / name, (run / name).read_bytes())
-    write_atomically(output / CARD, text.encode())
-    return names
+    if not in_place:
+        for name in (EXPORTED, "config.json"):
+            write_atomically(output / name, (run / name).read_bytes())
+    write_atomically(output / CARD, card.encode())
+    return [EXPORTED, "config.json", CARD]
 
 
-def check_output(folder: Path, names: list[str]) -> None:
-    """Refuses to write over what an earlier call of this command did not write.
+def check_output(folder: Path, in_place: bool) -> None:
+    """Refuses to write over what an earlier call of this command did not write: files without a card of ours, or a training.
+
+    Args:
+        in_place: the folder is the run's own, and gets its card alone.
 
     Raises:
-        ConfigError: if a file of these names stands in the folder, and no card of ours, or a training does.
+        ConfigError: naming what stands there.
     """
     card = folder / CARD
-    ours = card.is_file() and CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
-    theirs = [name for name in names if (folder / name).exists()] if not ours else []
-    if EXPORTED in names and (folder / "checkpoint").exists():
-        theirs = ["checkpoint"]
-    if theirs:
-        raise ConfigError(
-            f"{folder / theirs[0]} is not of this command: move it, or give another --output."
-        )
+    ours = card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
+    theirs = [] if ours else [CARD]
+    if not in_place:
+        theirs += ["checkpoint"] if ours else ["checkpoint", EXPORTED, "config.json"]
+    for name in theirs:
+        if (folder / name).exists():
+            raise ConfigError(
+                f"{folder / name} is not of this command: move it, or give another --output."
+            )
 
 
 def export_embeds(

@@ -8,6 +8,9 @@ from typing import Any
 from gistjax.config import CompressionConfig
 from gistjax.weights.registry import KNOWN
 
+MARK = "library_name: gistjax"
+"""In the head of every card."""
+
 SECTIONS = """\
 ---
 {header}
@@ -56,7 +59,7 @@ def model_card(
     """
     known = KNOWN.get(config.model.name)
     base = known.repo if known and known.repo else config.model.name
-    header = ["library_name: gistjax", "tags: [context-compression]"]
+    header = [MARK, "tags: [context-compression]"]
     if "/" in base:
         header.insert(0, f"base_model: {base}")
     slots = f"{config.target_length} slots"

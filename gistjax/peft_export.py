@@ -19,7 +19,8 @@ from gistjax.errors import ConfigError
 from gistjax.files import make_folder, write_atomically, write_json
 from gistjax.planning import abstract_model
 from gistjax.sharding import path_name
-from gistjax.training.checkpoint import EXPORTED, import_trainable
+from gistjax.trained import EXPORTED
+from gistjax.training.checkpoint import import_trainable
 from gistjax.training.step import split_model
 from gistjax.weights.registry import KNOWN, resolve
 

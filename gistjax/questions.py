@@ -28,13 +28,14 @@ import numpy as np
 from absl import flags
 
 from gistjax import cli
-from gistjax.config import CompressionConfig, DataConfig, did_you_mean, validate
+from gistjax.config import CompressionConfig, DataConfig, did_you_mean
 from gistjax.data.filling import JOINER, join
 from gistjax.data.report import DataReport
 from gistjax.data.squad import Example, load_squad, swap
 from gistjax.data.text import TARGETS, load_articles
 from gistjax.errors import ConfigError, DataError
 from gistjax.files import make_folder, write_json
+from gistjax.validation import validate
 
 flags.DEFINE_integer("contexts", 26_000, "places: contexts to take.", lower_bound=1)
 flags.DEFINE_integer("places", 6, "places: in each context.", lower_bound=1)

@@ -23,7 +23,7 @@ from flax import nnx
 from jax import Array
 
 from gistjax.assembly import Foundation, model_on, untuned_full_context
-from gistjax.config import CompressionConfig, validate
+from gistjax.config import CompressionConfig
 from gistjax.data.pieces import cut_text
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.files import sha256_of
@@ -32,9 +32,9 @@ from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.decoding import continue_greedily
 from gistjax.model.memory import Memory, Reading, join
 from gistjax.results import load_trained
-from gistjax.trained import SHIPPED, load_config, ratio_problem
-from gistjax.training.checkpoint import EXPORTED
+from gistjax.trained import EXPORTED, SHIPPED, load_config, ratio_problem
 from gistjax.training.step import split_model
+from gistjax.validation import validate
 from gistjax.weights.checked import load_tensors, save_tensors
 
 QUESTION_TOKENS = (64, 128, 256, 512)
@@ -274,12 +274,7 @@ class CompressedText:
                 f"the question has {len(ids)} tokens, more than {QUESTION_TOKENS[-1]}: shorten it, or put "
                 "what it tells into the context."
             )
-        room = reader.foundation.source.config.max_positions - len(prompt.prefix_ids)
-        left = (
-            room
-            - int(np.ceil(self.memory.length_B[0]))
-            - reader.config.evaluation.max_answer_tokens
-        )
+        left = reader.max_tokens + QUESTION_TOKENS[0] - int(np.ceil(self.memory.length_B[0]))
         if len(ids) > left:
             raise DataError(
                 f"the question has {len(ids)} tokens, and {reader.config.model.name} has room for {left} behind this "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ from gistjax.evaluation.statistics import paired_difference
 from gistjax.files import write_json
 from gistjax.planning import abstract_model, nominal_ratio, parameter_counts
 from gistjax.sharding import writes
-from gistjax.training.checkpoint import EXPORTED, import_trainable
+from gistjax.trained import EXPORTED
+from gistjax.training.checkpoint import import_trainable
 from gistjax.training.step import split_model
 from gistjax.weights.registry import KNOWN
 
@@ -78,7 +79,7 @@ def check_same(rundir: Path, config: CompressionConfig) -> None:
         CheckpointError: if it is not, or its configuration is missing or damaged.
     """
     theirs = CompressionConfig.from_dict(read_config(rundir)["config"]).to_json()
-    ours = json.loads(json.dumps(config.to_json()))
+    ours = config.to_json()
     changed = [
         f"{key} was {theirs[key]!r} and is {value!r}"
         for key, value in ours.items()
@@ -97,17 +98,12 @@ def read_config(rundir: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file is missing or damaged.
     """
-    path = rundir / "config.json"
-    try:
-        stored = json.loads(path.read_bytes())
-        if isinstance(stored["config"], dict) and isinstance(stored["base_sha256"], str):
-            return stored
-        error: Exception | str = "no configuration is in it"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as caught:
-        error = caught
-    raise CheckpointError(
-        f"{path} is damaged ({error}): restore it from a copy, or move {rundir} away to train anew."
-    )
+
+    def is_whole(stored: Any) -> bool:
+        return isinstance(stored["config"], dict) and isinstance(stored["base_sha256"], str)
+
+    cure = f"move {rundir} away to train anew"
+    return _read(rundir / "config.json", is_whole, cure)
 
 
 def read_metrics(rundir: Path) -> dict[str, Any]:
@@ -116,17 +112,25 @@ def read_metrics(rundir: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file is missing or damaged.
     """
-    path = rundir / "metrics.json"
+
+    def is_whole(metrics: Any) -> bool:
+        return isinstance(metrics, dict) and not metrics.keys().isdisjoint(
+            ("final_f1_interval", "losses")
+        )
+
+    cure = "remove it, and the run ends anew from its last checkpoint"
+    return _read(rundir / "metrics.json", is_whole, cure)
+
+
+def _read(path: Path, is_whole: Callable[[Any], bool], cure: str) -> dict[str, Any]:
     try:
-        metrics = json.loads(path.read_bytes())
-        if "final_f1_interval" in metrics or "losses" in metrics:
-            return dict(metrics)
-        error: Exception | str = "no scores are in it"
-    except (OSError, ValueError, TypeError, RecursionError) as caught:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        if is_whole(found):
+            return found
+        error: Exception | str = "something is missing in it"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as caught:
         error = caught
-    raise CheckpointError(
-        f"{path} is damaged ({error}): restore it from a copy, or remove it, and the run ends anew from its last checkpoint."
-    )
+    raise CheckpointError(f"{path} is damaged ({error}): restore it from a copy, or {cure}.")
 
 
 def check_base(rundir: Path, foundation: Foundation) -> None:

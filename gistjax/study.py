@@ -26,8 +26,9 @@ from typing import Any
 from absl import flags
 
 from gistjax import cli, train
-from gistjax.config import CompressionConfig, did_you_mean, validate
+from gistjax.config import CompressionConfig, did_you_mean
 from gistjax.errors import ConfigError, GistjaxError
+from gistjax.validation import validate
 
 flags.DEFINE_string("study", "", "The study's JSON file.")
 flags.DEFINE_string("out", "runs/study", "Folder of the runs' directories.")

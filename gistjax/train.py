@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from gistjax import cli, device_memory
-from gistjax.config import CompressionConfig, validate
+from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
+from gistjax.validation import validate
 
 if TYPE_CHECKING:
     from gistjax.assembly import Foundation
@@ -96,7 +97,8 @@ def _run(
     config: CompressionConfig, rundir: Path, squad: Squad, foundation: Foundation | None
 ) -> dict[str, Any]:
     from gistjax import assembly, results
-    from gistjax.training.checkpoint import EXPORTED, export_trainable
+    from gistjax.trained import EXPORTED
+    from gistjax.training.checkpoint import export_trainable
     from gistjax.training.losses import LossSettings
     from gistjax.training.optimizer import make_optimizer
     from gistjax.training.step import init_state, make_train_step, state_shardings

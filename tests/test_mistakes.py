@@ -13,12 +13,13 @@ from huggingface_hub import errors as hub
 from test_reader import CONFIG, write_run
 
 from gistjax import assembly, cli, devices
-from gistjax.config import DataConfig, ModelConfig, validate
+from gistjax.config import DataConfig, ModelConfig
 from gistjax.data.prompts import make_prompt
 from gistjax.data.squad import load_squad
 from gistjax.errors import CheckpointError, ConfigError, DataError, StorageError, WeightsError
 from gistjax.evaluate import evaluate_run
 from gistjax.trained import load_config
+from gistjax.validation import validate
 from gistjax.weights import registry
 from gistjax.weights.registry import byte_tokenizer, resolve
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gistjax.data.prompts import Prompt
 
-_SENTENCE_END = re.compile(r"(?<=[.!?…])([\"'’”)\]]*)\s+|()\n+")
+_SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'’”)\]]*(?=\s)|(?=\n)")
 
 
 def cut_text(text: str, prompt: Prompt, limit: int) -> list[np.ndarray]:
@@ -20,9 +20,7 @@ def cut_text(text: str, prompt: Prompt, limit: int) -> list[np.ndarray]:
     while rest:
         _, kept = prompt.encode_contexts([rest], limit)[0]
         if kept < len(rest):
-            ends = [
-                match.end(match.lastindex or 0) for match in _SENTENCE_END.finditer(rest, 0, kept)
-            ]
+            ends = [match.end() for match in _SENTENCE_END.finditer(rest, 0, kept)]
             kept = ends[-1] if ends and ends[-1] else kept
         ids = prompt.encode_context(rest[:kept])
         while len(ids) > limit:  # the limit falls within a character, or cutting changed the tokens

@@ -24,13 +24,12 @@ import orbax.checkpoint as ocp
 from gistjax.errors import CheckpointError, StorageError, first_line
 from gistjax.files import sync_folder
 from gistjax.sharding import fetch, path_name, place, together, writes
+from gistjax.trained import EXPORTED
 from gistjax.training.manifest import check_manifest, write_manifest
 from gistjax.training.step import TrainState
 from gistjax.weights.checked import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
-
-EXPORTED = "compressor.safetensors"
 
 
 class Checkpointer:

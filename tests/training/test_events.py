@@ -3,9 +3,10 @@ import struct
 import pytest
 
 from gistjax import config as configuration
-from gistjax.config import CompressionConfig, validate
+from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.training.loop import MetricsLog
+from gistjax.validation import validate
 
 event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2", reason="needs tensorboardX")
 

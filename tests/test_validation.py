@@ -1,0 +1,90 @@
+import pytest
+
+from gistjax.config import (
+    CompressionConfig,
+    DataConfig,
+    EncoderConfig,
+    EvaluationConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TextConfig,
+)
+from gistjax.errors import ConfigError
+from gistjax.validation import validate
+
+WRONG = [
+    ({"architecture": "gst"}, "did you mean 'gist'"),
+    ({"architecture": "transformer-xl"}, "known are"),
+    ({"slot_form": "kv"}, "slot_form"),
+    ({"connector": "rns"}, "did you mean 'rms'"),
+    ({"target_length": 0}, "target_length=0 must be at least 1"),
+    ({"target_length": 513}, "more than data.context_tokens=512"),
+    (
+        {
+            "slot_form": "key_values",
+            "architecture": "none",
+            "loss_weights": {"teacher_forcing": 1.0},
+        },
+        "needs slots, which architecture='none'",
+    ),
+    (
+        {"slot_form": "key_values", "encoder": EncoderConfig(kind="lora", bidirectional=True)},
+        "causal",
+    ),
+    ({"ratio": 0.5}, "ratio=0.5"),
+    ({"ratios": (0.5, 4.0)}, "ratios="),
+    ({"ratios": (4.0, 2.0)}, "ascend"),
+    ({"slot_place": "inside"}, "slot_form="),
+    ({"slot_start": "mean"}, "window_means"),
+    ({"loss_weights": {"cloze": 1.0}}, "config.text.path"),
+    ({"data": DataConfig(holdout=1.0)}, "holdout"),
+    (
+        {"loss_weights": {"cloze": 1.0}, "text": TextConfig(path="text", min_tokens=600)},
+        "text.min_tokens=600 is more than data.context_tokens=512",
+    ),
+    ({"epochs": -1.0}, "epochs"),
+    ({"epochs": float("inf")}, "epochs"),
+    ({"batch_size": 0}, "batch_size"),
+    ({"accumulation": 0}, "accumulation"),
+    ({"seed": -1}, "seed"),
+    ({"log_every": 0}, "log_every"),
+    ({"data": DataConfig(task="ask")}, "data.task cannot be 'ask'"),
+    ({"deterministic": True, "model": ModelConfig(attention="cudnn")}, "leave it at 'auto'"),
+    ({"loss_weights": {"teacher_forcng": 1.0}}, "did you mean 'teacher_forcing'"),
+    ({"loss_weights": {"teacher_forcing": -1.0}}, "0 .off. or above"),
+    ({"loss_weights": {"teacher_forcing": float("nan")}}, "0 .off. or above"),
+    ({"loss_weights": {"teacher_forcing": 0.0}}, "nothing to train on"),
+    ({"loss_weights": {}}, "nothing to train on"),
+    ({"architecture": "none"}, "contrastive=0"),
+    ({"architecture": "closed_book"}, "contrastive=0"),
+    ({"encoder": EncoderConfig(kind="bert")}, "encoder.kind"),
+    ({"encoder": EncoderConfig(bidirectional=True)}, "encoder.kind='lora'"),
+    ({"encoder": EncoderConfig(kind="lora", lora=LoraConfig(rank=0))}, "encoder.lora.rank"),
+    ({"lora": LoraConfig(targets=("q", "qq"))}, "lora.targets cannot be 'qq'"),
+    ({"lora": LoraConfig(rank=-1)}, "lora.rank"),
+    ({"model": ModelConfig(dtype="bf16")}, "did you mean 'bfloat16'"),
+    ({"data": DataConfig(context="paragraf")}, "did you mean 'paragraph'"),
+    ({"data": DataConfig(context_buckets=(512, 128))}, "ascending"),
+    ({"data": DataConfig(context_buckets=(128,))}, "must hold"),
+    ({"data": DataConfig(question_buckets=())}, "ascending"),
+    ({"optimizer": OptimizerConfig(lora_lr=-1.0)}, "lora_lr"),
+    ({"optimizer": OptimizerConfig(clip_norm=0.0)}, "clip_norm"),
+    ({"optimizer": OptimizerConfig(warmup_fraction=1.0)}, "below 1"),
+    ({"mesh": MeshConfig(data=-1, fsdp=-1)}, "only one axis"),
+    ({"evaluation": EvaluationConfig(batch_size=0)}, "evaluation.batch_size"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), WRONG, ids=lambda value: str(value)[:40])
+def test_what_cannot_run_is_refused_with_cause_and_fix(change, says):
+    with pytest.raises(ConfigError, match=says):
+        validate(CompressionConfig().replace(**change))
+
+
+def test_distillation_needs_a_teacher():
+    weights = {"teacher_forcing": 1.0, "distillation": 1.0}
+    with pytest.raises(ConfigError, match="--config.teacher"):
+        validate(CompressionConfig(loss_weights=weights))
+    validate(CompressionConfig(loss_weights=weights, teacher="runs/full_context"))
