@@ -2,7 +2,7 @@ import struct
 
 import pytest
 
-from gistjax import config as configuration
+from gistjax import validation
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.training.loop import MetricsLog
@@ -50,6 +50,6 @@ def test_without_the_flag_there_are_no_events(tmp_path):
 
 
 def test_the_missing_package_is_named_before_the_run(monkeypatch):
-    monkeypatch.setattr(configuration.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(validation.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[tensorboard\]'"):
         validate(CompressionConfig(tensorboard=True))
