@@ -7,7 +7,7 @@ import re
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,22 +55,56 @@ def peak_memory_gib() -> float | None:
 
 
 def log_kernels(function: Callable[[], Any], n: int) -> None:
-    """Logs the kernels that took longest, by the profiler's own account."""
+    """Logs the kernels of the first GPU that took longest, by the profiler's own account, and what of the collectives'
+    time is hidden: passed while another kernel ran.
+    """
+    kernels = profiled(function)
+    nanoseconds, calls = defaultdict[str, float](float), Counter[str]()
+    for name, start, end in kernels:
+        nanoseconds[name] += end - start
+        calls[name] += 1
+    log.info("%d kernels, %.2f ms busy", calls.total(), sum(nanoseconds.values()) / 1e6)
+    collectives = [(start, end) for name, start, end in kernels if name.startswith("nccl")]
+    if collectives:
+        others = [(start, end) for name, start, end in kernels if not name.startswith("nccl")]
+        total = sum(end - start for start, end in collectives)
+        hidden = common_time(collectives, others)
+        log.info(
+            "%d of them collectives, %.2f ms, of which %.2f ms behind other kernels",
+            len(collectives), total / 1e6, hidden / 1e6,
+        )  # fmt: skip
+    for name in sorted(nanoseconds, key=nanoseconds.__getitem__, reverse=True)[:n]:
+        log.info("%9.3f ms  %5d x  %s", nanoseconds[name] / 1e6, calls[name], name[:90])
+
+
+def profiled(function: Callable[[], Any]) -> list[tuple[str, float, float]]:
+    """The kernels that the first GPU ran for a call: name, start and end in nanoseconds."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(function())
         trace = next(Path(folder).rglob("*.xplane.pb"))
         data = jax.profiler.ProfileData.from_file(str(trace))
-    milliseconds, calls = Counter[str](), Counter[str]()
-    for plane in data.planes:
-        for line in plane.lines:
-            if "GPU" in plane.name and line.name.startswith("Stream"):
-                for event in line.events:
-                    milliseconds[event.name] += event.duration_ns / 1e6
-                    calls[event.name] += 1
-    log.info("%d kernels, %.2f ms busy", calls.total(), milliseconds.total())
-    for name, duration in milliseconds.most_common(n):
-        log.info("%9.3f ms  %5d x  %s", duration, calls[name], name[:90])
+    gpus = sorted((plane for plane in data.planes if "GPU" in plane.name), key=lambda p: p.name)
+    return [
+        (event.name, event.start_ns, event.start_ns + event.duration_ns)
+        for plane in gpus[:1]
+        for line in plane.lines
+        if line.name.startswith("Stream")
+        for event in line.events
+    ]
+
+
+def common_time(some: list[tuple[float, float]], others: list[tuple[float, float]]) -> float:
+    """How long one of `some` and one of `others` ran at once. Intervals are start and end; each of `some` counts for itself."""
+    union: list[list[float]] = []
+    for start, end in sorted(others):
+        if union and start <= union[-1][1]:
+            union[-1][1] = max(union[-1][1], end)
+        else:
+            union.append([start, end])
+    return sum(
+        max(0.0, min(end, last) - max(start, first)) for start, end in some for first, last in union
+    )
 
 
 class HostMemory:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -216,7 +217,8 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
 
 def join(word: str) -> None:
-    """Meets the other processes of this run; from then on all their devices are one mesh.
+    """Meets the other processes of this run; from then on all their devices are one mesh. One process on each host has
+    all devices of its host.
 
     Raises:
         ConfigError: if they cannot be met.
@@ -235,8 +237,17 @@ def join(word: str) -> None:
             jax.distributed.initialize()
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"--distributed={word} does not come together: {error}") from error
+    if one_process_a_host():  # JAX takes SLURM's and Open MPI's processes to have one GPU each
+        jax.config.update("jax_cuda_visible_devices", "all")
     if jax.process_index():
         logging.getLogger().setLevel(logging.WARNING)  # one voice
+
+
+def one_process_a_host() -> bool:
+    """Whether SLURM or Open MPI started this process, and none beside it."""
+    slurm = [os.environ.get(name) for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_NODES")]
+    of_slurm = slurm[0] is not None and slurm[0] == slurm[1]
+    return of_slurm or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
 
 
 if __name__ == "__main__":

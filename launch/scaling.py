@@ -69,8 +69,8 @@ def main() -> None:
         print(table_row(line(layout, gpus, found, alone)), flush=True)
         return found
 
-    show("alone", 1, args.rows[0] * args.gpus)
-    alone = {rows: show("alone", 1, rows) for rows in args.rows}
+    wanted = dict.fromkeys([*args.rows, args.rows[0] * args.gpus])
+    alone = {rows: show("alone", 1, rows) for rows in wanted}
     for rows in args.rows:
         for layout in args.layouts:
             show(layout, args.gpus, rows, alone[rows])

@@ -125,3 +125,25 @@ def test_a_signal_to_one_process_stops_both_and_they_resume(tmp_path):
 def test_a_mistyped_meeting_is_refused(word):
     with pytest.raises(ConfigError, match="must be auto, or ADDRESS"):
         join(word)
+
+
+@pytest.mark.parametrize(("processes", "gpus"), [(1, ["all"]), (2, ["0", "1"])])
+def test_one_process_of_slurm_has_all_gpus_of_its_host(processes, gpus):
+    """With several on a host JAX gives each the GPU of its number."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    slurm = {
+        "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": str(processes), "JAX_COORDINATOR_PORT": str(port),
+    }  # fmt: skip
+    code = "import jax; from gistjax.train import join; join('auto'); print(jax.config.values['jax_cuda_visible_devices'])"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **slurm, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+        )
+        for i in range(processes)
+    ]  # fmt: skip
+    printed = [process.communicate(timeout=100) for process in started]
+    assert [out.strip() for out, _ in printed] == gpus, printed

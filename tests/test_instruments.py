@@ -6,8 +6,16 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gistjax.instruments import HostMemory, machine_rates, median_seconds, peak_memory_gib
+from gistjax.instruments import (
+    HostMemory,
+    common_time,
+    machine_rates,
+    median_seconds,
+    peak_memory_gib,
+)
 
 
 def test_two_calls_are_not_counted(monkeypatch):
@@ -19,6 +27,20 @@ def test_two_calls_are_not_counted(monkeypatch):
 def test_rates_are_positive():
     rates = machine_rates()
     assert rates["matmul_tflops"] > 0 and rates["copy_tb_per_s"] > 0
+
+
+INTERVALS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 10)), max_size=6).map(
+    lambda pairs: [(start, start + length) for start, length in pairs]
+)
+
+
+@given(INTERVALS, INTERVALS)
+def test_common_time_is_what_counting_ticks_gives(some, others):
+    def runs(tick: int, intervals: list[tuple[int, int]]) -> int:
+        return sum(start <= tick < end for start, end in intervals)
+
+    ticks = sum(runs(tick, some) * bool(runs(tick, others)) for tick in range(41))
+    assert common_time(some, others) == ticks
 
 
 def test_host_memory_sees_what_is_allocated_and_dropped():

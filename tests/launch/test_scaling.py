@@ -27,5 +27,5 @@ def test_a_mesh_is_measured_beside_one_device():
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     assert [(r["layout"], r["gpus"], r["rows"]) for r in results] == [
-        ("alone", 1, 2), ("alone", 1, 1), ("fsdp", 2, 2)
+        ("alone", 1, 1), ("alone", 1, 2), ("fsdp", 2, 2)
     ]  # fmt: skip
