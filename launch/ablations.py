@@ -132,7 +132,8 @@ def _work(jobs: dict[str, Job], resources: dict[str, Any], board: Board) -> None
     """Submits what is ready and takes in what ended, until nothing is left."""
     import ray
 
-    options: dict[str, Any] = {"max_retries": 0, **resources}
+    # A worker that had a GPU may take the next run: what it starts, not itself, uses the GPU.
+    options: dict[str, Any] = {"max_retries": 0, "max_calls": 0, **resources}
     remote = ray.remote(**options)
     attempt = remote(worker.attempt)
     running: dict[Any, Job] = {}
