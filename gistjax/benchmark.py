@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from functools import partial
 from typing import Any
 
 from absl import flags
@@ -253,7 +254,7 @@ def measure_data(config: CompressionConfig, args: flags.FlagValues) -> dict[str,
     from gistjax.planning import memory_positions
     from gistjax.weights.registry import load_tokenizer, resolve
 
-    prompt = make_prompt(load_tokenizer(resolve(config.model, offline=True)))
+    prompt = make_prompt(load_tokenizer(resolve(config.model)))
     start = time.perf_counter()
     squad = load_squad(config.data, config.seed)
     rows, _, _ = encode_splits(squad, prompt, config.data, config.seed)
@@ -271,12 +272,12 @@ def measure_data(config: CompressionConfig, args: flags.FlagValues) -> dict[str,
     for step in range(steps):
         plan.batch(step)
     seconds = time.perf_counter() - start
-    slots = None if config.architecture == "none" else memory_positions(config, 0)
+    share = plan.real_decoder_share(len(prompt.prefix_ids), partial(memory_positions, config))
     return {
         "examples": len(rows),
         "encode_s": round(encode_s, 2),
         "examples_per_s": round(steps * config.batch_size * config.accumulation / seconds),
-        "real_decoder_share": round(plan.real_decoder_share(len(prompt.prefix_ids), slots), 4),
+        "real_decoder_share": round(share, 4),
         "shapes": {f"{C}+{S}": steps for (C, S), steps in plan.shapes.items()},
     }
 

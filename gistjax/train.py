@@ -177,12 +177,11 @@ def _train(
         log_file = rundir / "metrics.jsonl"
         metrics = MetricsLog(log_file, int(state.step), config.log_every, config.tensorboard)
         seconds = least_seconds(config, foundation.source.config)
-        state = train(
-            state, frozen, train_step, plan, plan.total_steps, checkpointer, metrics, config, foundation.mesh,
-            stop, evaluate if scorer else None, seconds,
-        )  # fmt: skip
-        metrics.close()
-    return state
+        with contextlib.closing(metrics):
+            return train(
+                state, frozen, train_step, plan, plan.total_steps, checkpointer, metrics, config, foundation.mesh,
+                stop, evaluate if scorer else None, seconds,
+            )  # fmt: skip
 
 
 def default_workdir(config: CompressionConfig) -> Path:

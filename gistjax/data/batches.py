@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,18 +139,20 @@ class TrainPlan:
                 real += _context_length(rows[0]) + sum(map(_tokens_length, rows))
         return real / padded
 
-    def real_decoder_share(self, prefix: int, slots: int | None) -> float:
-        """The share of an epoch's decoder positions that is not padding: a prefix, slots (or, for None, the context
-        itself), question and answer.
+    def real_decoder_share(self, prefix: int, memory: Callable[[int], int]) -> float:
+        """The share of an epoch's decoder positions that is not padding.
+
+        Args:
+            prefix: tokens before the memory.
+            memory: positions that stand for a context of so many tokens; those that a short context leaves empty are
+                padding.
         """
         real = padded = 0
         for (C, S), units in self._plan(0):
-            padded += units.size * (prefix + (C if slots is None else slots) + S)
+            padded += units.size * (prefix + memory(C) + S)
             for row in (self._rows[i] for i in units.flat if i >= 0):
-                memory = _context_length(row)
-                real += (
-                    prefix + (memory if slots is None else min(memory, slots)) + _tokens_length(row)
-                )
+                length = _context_length(row)
+                real += prefix + min(length, memory(length)) + _tokens_length(row)
         return real / padded
 
     def rows(self, step: int) -> np.ndarray:

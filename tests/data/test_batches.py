@@ -262,8 +262,10 @@ def test_real_decoder_share_counts_prefix_memory_and_tokens():
     (((C, S), _),) = ((shape, n) for shape, n in plan.shapes.items())
     tokens = 3 + 6
     # Three slots: the context of two tokens fills only two of them.
-    assert plan.real_decoder_share(5, 3) == (2 * 5 + 3 + 2 + tokens) / (2 * (5 + 3 + S))
-    assert plan.real_decoder_share(5, None) == (2 * 5 + 4 + 2 + tokens) / (2 * (5 + C + S))
+    three, half, whole = (lambda context: 3), (lambda context: -(-context // 2)), int
+    assert plan.real_decoder_share(5, three) == (2 * 5 + 3 + 2 + tokens) / (2 * (5 + 3 + S))
+    assert plan.real_decoder_share(5, half) == (2 * 5 + 2 + 1 + tokens) / (2 * (5 + C // 2 + S))
+    assert plan.real_decoder_share(5, whole) == (2 * 5 + 4 + 2 + tokens) / (2 * (5 + C + S))
 
 
 def test_views_go_with_their_contexts():
