@@ -166,6 +166,11 @@ def _check_losses(config: CompressionConfig) -> None:
                 f"loss_weights.{name} needs rows of that task: give --config.text.path, a folder of text, and "
                 f"--config.text.{name} above 0."
             )
+    if config.loss_weights.get("distillation") and config.data.train_examples == 0:
+        raise ConfigError(
+            "loss_weights.distillation learns from answers to questions: give --config.data.train_examples above 0, or "
+            "set --config.loss_weights.distillation=0."
+        )
     if config.loss_weights.get("distillation") and not config.teacher:
         raise ConfigError(
             "loss_weights.distillation needs a model to learn from: give --config.teacher, the directory of a finished run "

@@ -73,6 +73,14 @@ WRONG = [
     ({"optimizer": OptimizerConfig(clip_norm=0.0)}, "clip_norm"),
     ({"optimizer": OptimizerConfig(warmup_fraction=1.0)}, "below 1"),
     ({"mesh": MeshConfig(data=-1, fsdp=-1)}, "only one axis"),
+    (
+        {
+            "loss_weights": {"distillation": 1.0},
+            "teacher": "runs/teacher",
+            "data": DataConfig(train_examples=0),
+        },
+        "answers to questions",
+    ),
     ({"evaluation": EvaluationConfig(batch_size=0)}, "evaluation.batch_size"),
 ]
 
