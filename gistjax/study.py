@@ -28,7 +28,7 @@ from absl import flags
 from gistjax import cli, train
 from gistjax.config import CompressionConfig, did_you_mean
 from gistjax.errors import ConfigError, GistjaxError
-from gistjax.validation import validate
+from gistjax.validation import check_trains, validate
 
 flags.DEFINE_string("study", "", "The study's JSON file.")
 flags.DEFINE_string("out", "runs/study", "Folder of the runs' directories.")
@@ -66,6 +66,7 @@ class Run:
         argv = ["study", "--config", self.file, *self.overrides]
         config = cli.parse(argv, values=flags.FlagValues())
         validate(config)
+        check_trains(config)
         return config
 
 

@@ -19,7 +19,7 @@ from absl import flags
 from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
-from gistjax.validation import validate
+from gistjax.validation import check_trains, validate
 
 if TYPE_CHECKING:
     from gistjax.assembly import Foundation
@@ -72,6 +72,7 @@ def run_single_ablation(
     from gistjax.devices import choose_kernels, start_jax
 
     validate(config)
+    check_trains(config)
     choose_kernels(config)
     with ThreadPoolExecutor(1) as pool:  # a GPU takes seconds to start, and so do the imports
         started = pool.submit(start_jax, config)
@@ -200,6 +201,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         from gistjax.weights.registry import resolve
 
         validate(config)
+        check_trains(config)
         found = costs.plan(config, resolve(config.model, offline=True))
         cli.print_result({"config": config.to_json(), **found}, costs.for_people(found))
         return

@@ -151,6 +151,26 @@ def _check_choices(config: CompressionConfig) -> None:
             raise ConfigError(f"{key} cannot be {value!r}{did_you_mean(value, known)}")
 
 
+def check_trains(config: CompressionConfig) -> None:
+    """That a run has anything to train on, which one that is only evaluated need not have.
+
+    Raises:
+        ConfigError: if it has not.
+    """
+    if config.data.train_examples:
+        return
+    if config.loss_weights.get("distillation"):
+        raise ConfigError(
+            "loss_weights.distillation learns from answers to questions: give --config.data.train_examples above 0, or "
+            "set --config.loss_weights.distillation=0."
+        )
+    if not any(config.loss_weights.get(task) for task in TEXT_LOSSES):
+        raise ConfigError(
+            "there is nothing to train on: give --config.data.train_examples above 0, or text (--config.text.path) and a "
+            "weight of one of its tasks. A finished run is scored by `python -m gistjax.evaluate`."
+        )
+
+
 def _check_losses(config: CompressionConfig) -> None:
     for name, weight in config.loss_weights.items():
         if name not in DEFAULT_LOSS_WEIGHTS:
@@ -166,11 +186,6 @@ def _check_losses(config: CompressionConfig) -> None:
                 f"loss_weights.{name} needs rows of that task: give --config.text.path, a folder of text, and "
                 f"--config.text.{name} above 0."
             )
-    if config.loss_weights.get("distillation") and config.data.train_examples == 0:
-        raise ConfigError(
-            "loss_weights.distillation learns from answers to questions: give --config.data.train_examples above 0, or "
-            "set --config.loss_weights.distillation=0."
-        )
     if config.loss_weights.get("distillation") and not config.teacher:
         raise ConfigError(
             "loss_weights.distillation needs a model to learn from: give --config.teacher, the directory of a finished run "

@@ -12,7 +12,7 @@ from gistjax.config import (
     TextConfig,
 )
 from gistjax.errors import ConfigError
-from gistjax.validation import validate
+from gistjax.validation import check_trains, validate
 
 WRONG = [
     ({"architecture": "gst"}, "did you mean 'gist'"),
@@ -73,14 +73,6 @@ WRONG = [
     ({"optimizer": OptimizerConfig(clip_norm=0.0)}, "clip_norm"),
     ({"optimizer": OptimizerConfig(warmup_fraction=1.0)}, "below 1"),
     ({"mesh": MeshConfig(data=-1, fsdp=-1)}, "only one axis"),
-    (
-        {
-            "loss_weights": {"distillation": 1.0},
-            "teacher": "runs/teacher",
-            "data": DataConfig(train_examples=0),
-        },
-        "answers to questions",
-    ),
     ({"evaluation": EvaluationConfig(batch_size=0)}, "evaluation.batch_size"),
 ]
 
@@ -89,6 +81,20 @@ WRONG = [
 def test_what_cannot_run_is_refused_with_cause_and_fix(change, says):
     with pytest.raises(ConfigError, match=says):
         validate(CompressionConfig().replace(**change))
+
+
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [({}, "nothing to train on"), ({"distillation": 1.0}, "answers to questions"), ({"cloze": 1.0}, None)],
+)  # fmt: skip
+def test_without_questions_there_must_be_text(losses, says):
+    config = CompressionConfig(
+        loss_weights={"teacher_forcing": 1.0, **losses}, data=DataConfig(train_examples=0)
+    )
+    if says is None:
+        return check_trains(config)
+    with pytest.raises(ConfigError, match=says):
+        check_trains(config)
 
 
 def test_distillation_needs_a_teacher():
