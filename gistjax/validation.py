@@ -75,6 +75,10 @@ def _slot_rules(config: CompressionConfig) -> Rules:
             config.encoder.kind != "lora" or config.encoder.lora.rank > 0,
             "encoder.kind='lora' needs encoder.lora.rank above 0.",
         ),
+        (
+            config.encoder.kind != "lora" or config.encoder.layers != 0,
+            "encoder.kind='lora' needs layers to adapt: set encoder.layers above 0 or to -1 (all), or encoder.kind='embeddings'.",
+        ),
     )  # fmt: skip
 
 

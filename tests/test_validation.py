@@ -62,6 +62,7 @@ WRONG = [
     ({"encoder": EncoderConfig(kind="bert")}, "encoder.kind"),
     ({"encoder": EncoderConfig(bidirectional=True)}, "encoder.kind='lora'"),
     ({"encoder": EncoderConfig(kind="lora", lora=LoraConfig(rank=0))}, "encoder.lora.rank"),
+    ({"encoder": EncoderConfig(kind="lora", layers=0)}, "layers to adapt"),
     ({"lora": LoraConfig(targets=("q", "qq"))}, "lora.targets cannot be 'qq'"),
     ({"lora": LoraConfig(rank=-1)}, "lora.rank"),
     ({"model": ModelConfig(dtype="bf16")}, "did you mean 'bfloat16'"),

@@ -36,7 +36,7 @@ class Encoder(nnx.Module):
         self.kind = "embeddings" if slot_form == "key_values" else config.kind
         self.bidirectional = config.bidirectional
         self.n_layers = base.n_layers if config.layers < 0 else config.layers
-        self.lora = LoRA(base, config.lora, key) if config.kind == "lora" else None
+        self.lora = LoRA(base, config.lora, key, self.n_layers) if config.kind == "lora" else None
 
     def __call__(self, base: Llama, ids_BxC: Array, length_B: Array) -> Array:
         x_BxCxD = base.embed(ids_BxC)

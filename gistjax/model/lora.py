@@ -46,14 +46,16 @@ class Factors(NamedTuple):
 
 
 class LoRA(nnx.Module):
-    """Adapters on some of the base's seven projections."""
+    """Adapters on some of the base's seven projections, in its first `layers` layers; by default in all."""
 
-    def __init__(self, base: LlamaConfig, lora: LoraConfig, key: Array):
+    def __init__(self, base: LlamaConfig, lora: LoraConfig, key: Array, layers: int | None = None):
         self.scale = lora.alpha / lora.rank
         sizes = projection_sizes(base)
         self.adapters = nnx.Dict(
             {
-                name: Adapter(base.n_layers, *sizes[name], lora.rank, subkey)
+                name: Adapter(
+                    base.n_layers if layers is None else layers, *sizes[name], lora.rank, subkey
+                )
                 for name, subkey in zip(
                     lora.targets, jax.random.split(key, len(lora.targets)), strict=True
                 )
