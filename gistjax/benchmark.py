@@ -248,13 +248,13 @@ def measure_load(config: CompressionConfig, args: flags.FlagValues) -> dict[str,
 
 def measure_data(config: CompressionConfig, args: flags.FlagValues) -> dict[str, Any]:
     """An epoch of batches, made and dropped."""
+    from gistjax.assembly import find_prompt
     from gistjax.data.batches import TrainPlan
-    from gistjax.data.prompts import encode_splits, make_prompt
+    from gistjax.data.prompts import encode_splits
     from gistjax.data.squad import load_squad
     from gistjax.planning import memory_positions
-    from gistjax.weights.registry import load_tokenizer, resolve
 
-    prompt = make_prompt(load_tokenizer(resolve(config.model)))
+    _, prompt = find_prompt(config)
     start = time.perf_counter()
     squad = load_squad(config.data, config.seed)
     rows, _, _ = encode_splits(squad, prompt, config.data, config.seed)
