@@ -169,14 +169,21 @@ def check(runs: list[Run]) -> dict[str, CompressionConfig]:
         ConfigError: if a setting is wrong.
         CheckpointError: if a run's directory holds a run of another configuration.
     """
-    from gistjax.results import check_same, claim
-
     configs = {run.name: run.config() for run in runs}
-    for run in runs:
+    begun = [
+        run
+        for run in runs
+        if any((run.workdir / name).exists() for name in ("metrics.json", "checkpoint"))
+    ]
+    if not begun:
+        return configs
+    from gistjax.results import check_same, claim  # which imports all that trains
+
+    for run in begun:
         if (run.workdir / "metrics.json").exists():  # a finished one needs no checkpoint
             if (run.workdir / "config.json").exists():
                 check_same(run.workdir, configs[run.name])
-        elif (run.workdir / "checkpoint").exists():
+        else:
             claim(run.workdir, configs[run.name])
     return configs
 

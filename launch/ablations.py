@@ -3,10 +3,11 @@
     python -m launch.ablations --study launch/sweeps/seed.json --out runs/compression_ablations [--config.KEY=VALUE …]
         [--gpus_per_run 4] [--address auto] [--only NAME,…] [--list | --dry_run --plan_gpus 1,4,64]
 
-Each run is one Ray task with its own devices, which executes the command line that `--list` prints. Finished runs are
-skipped, interrupted ones resume; start the command again after whatever happened. A run that fails is reported and does not
-stop the others. In the end `gistjax.report` writes table and page into `--out`; the last line of output says what became of
-each run. `--dry_run` prints the plan: runs, devices, expected hours, disk.
+Each run is one Ray task with its own devices, which executes the command line that `--list` prints. They start in the
+study's order: with the longest first, all GPUs are done at about the same time. Finished runs are skipped, interrupted ones
+resume; start the command again after whatever happened. A run that fails is reported and does not stop the others. In the
+end `gistjax.report` writes table and page into `--out`; the last line of output says what became of each run. `--dry_run`
+prints the plan: runs, devices, expected hours, disk.
 
 Take it from the repository's root. On a cluster (`--address`), `--out` and the data must be on a file system that all
 machines see, and gistjax must be installed on each.
@@ -23,14 +24,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 
-from gistjax import cli, costs, planning
+from gistjax import cli
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.study import Run, check, choose, read_study
-from gistjax.weights.registry import resolve
 from launch import worker
 from launch.board import Board, progress
 from launch.schedule import FAILED, FINISHED, Ended, Job, ready, sole_sweep
@@ -87,6 +86,8 @@ def start_ray(address: str) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for ahead in ("RAY_prestart_worker_first_driver", "RAY_enable_worker_prestart"):
+        os.environ.setdefault(ahead, "0")  # else a worker for each CPU: 2 s on 64, for a few runs
     variables = {key: value for key, value in os.environ.items() if key.startswith(FORWARDED)}
     paths = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables["PYTHONPATH"] = os.pathsep.join(paths)
@@ -208,6 +209,11 @@ def dry_run(
     Raises:
         ConfigError: if `plan_gpus` are not numbers.
     """
+    import jax  # here, as what plans and what trains take seconds to import, and a sweep needs neither
+
+    from gistjax import costs, planning
+    from gistjax.weights.registry import resolve
+
     gpus_per_run = 1 if gpus_per_run < 0 else gpus_per_run
     if not all(gpus.isdecimal() and int(gpus) >= max(gpus_per_run, 1) for gpus in plan_gpus):
         raise ConfigError(
