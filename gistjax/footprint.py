@@ -3,9 +3,10 @@
     jaxpr ─ inline ─▶ operations ─ fuse ─▶ buffers ─ first and last use ─▶ most bytes alive at once
 
 A compiler for GPUs gives a buffer to what a matrix product, a kernel or a reduction writes, and to what a product or a
-kernel reads. Elementwise work in between is fused: it reads the buffers it came from again, which stay alive until then,
-unless that would move more bytes than a buffer of its own (as XLA's priority fusion decides). Reshapes and transposes are
-views. Each buffer lives from its first to its last use in the program's order; buffers of donated arguments are used again.
+kernel reads. What is added to a product that nothing else reads is added while it is written. Elementwise work in between
+is fused: it reads the buffers it came from again, which stay alive until then, unless that would move more bytes than a
+buffer of its own (as XLA's priority fusion decides). Reshapes and transposes are views. Each buffer lives from its first to
+its last use in the program's order; buffers of donated arguments are used again.
 """
 
 from __future__ import annotations
@@ -35,6 +36,12 @@ KERNELS = {
 }  # fmt: skip
 """They write their result, and what they read has been written before."""
 
+PARTS = {"split", "slice", "dynamic_slice", "unstack", "gather"}
+"""They read no more of their input than they write."""
+
+SUMS = {"add", "add_any"}
+"""They are taken while a matrix product is written, in its buffer (a GEMM that accumulates)."""
+
 IN_PLACE = {"dynamic_update_slice", "scatter", "scatter-add", "while"}
 """They may write over what they read."""
 
@@ -51,12 +58,13 @@ class Value:
     in_place: bool = False
     readers: int = 0
     stored: bool = False  # in a buffer
-    sources: set[Value] = field(default_factory=set)  # the buffers it is computed from
+    name: str = ""  # of its operation
+    sources: dict[Value, int] = field(default_factory=dict)  # bytes it reads of each buffer
 
     @property
-    def read(self) -> set[Value]:
-        """The buffers that are read to read this value."""
-        return {self} if self.stored else self.sources
+    def read(self) -> dict[Value, int]:
+        """The buffers that are read to read this value, and how many bytes of each."""
+        return {self: self.size} if self.stored else self.sources
 
 
 def peak_bytes(program: ClosedJaxpr, donated: Sequence[bool] = ()) -> int:
@@ -100,8 +108,9 @@ def _inline(jaxpr: Jaxpr, arguments: Sequence[Value], values: list[Value]) -> li
             outputs = []
             for v in eqn.outvars:
                 value = Value(
-                    _size(v.aval), kind, len(values), tuple(inputs), workspace, name in IN_PLACE
-                )
+                    _size(v.aval), kind, len(values), tuple(inputs), workspace,
+                    name in IN_PLACE, name=name,
+                )  # fmt: skip
                 workspace = 0
                 outputs.append(value)
                 values.append(value)
@@ -154,11 +163,21 @@ def _decide(values: Sequence[Value], results: Sequence[Value]) -> None:
     for result in results:
         result.stored = True
     for value in values:
-        value.sources = set().union(*(source.read for source in value.inputs))
+        if value.name in SUMS and any(_is_product_for_one(source) for source in value.inputs):
+            value.kind, value.stored, value.in_place = "kernel", True, True
+        for source in value.inputs:
+            for buffer, size in source.read.items():
+                size = min(size, value.size) if value.name in PARTS else size
+                value.sources[buffer] = max(size, value.sources.get(buffer, 0))
         if not value.stored:
-            moved = sum(source.size for source in value.sources)
+            moved = sum(value.sources.values())
             fused, apart = value.readers * moved, moved + (1 + value.readers) * value.size
             value.stored = fused > apart
+
+
+def _is_product_for_one(value: Value) -> bool:
+    """Whether this is a matrix product that one operation alone reads: a sum can then be taken while it is written."""
+    return value.name == "dot_general" and value.readers == 1
 
 
 def _sweep(values: Sequence[Value], results: Sequence[Value], spare: list[int]) -> int:
@@ -200,7 +219,7 @@ def _sweep(values: Sequence[Value], results: Sequence[Value], spare: list[int]) 
                 if source.kind != "argument"
                 and source not in freed
                 and last.get(source, -1) <= place
-                and source.size >= value.size
+                and source.size == value.size
             ]
             if value in final and value.size in spare:
                 spare.remove(value.size)

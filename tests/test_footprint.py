@@ -1,0 +1,63 @@
+"""Bytes alive at the peak of small programs, against counts by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gistjax.footprint import peak_bytes
+
+B, D, F, R = 64, 8, 32, 2
+ROW = 4 * B  # bytes of one fp32 column of B rows
+
+
+def peak(function, *shapes, donated=()):
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return peak_bytes(jax.jit(function).trace(*arguments).jaxpr, donated)
+
+
+def test_elementwise_work_takes_its_result_alone():
+    assert peak(lambda x: jnp.tanh(jnp.exp(x) * 2) + 1, (B, D)) == ROW * D
+
+
+def test_a_result_may_take_the_place_of_a_donated_argument():
+    assert peak(lambda x: x + 1, (B, D), donated=[True]) == 0
+
+
+def test_what_is_added_to_a_product_is_added_in_its_buffer():
+    def adapted(x, w, a, b):
+        return x @ w + (x @ a) @ b
+
+    # x @ w, x @ a and the adapter's part in the sum's own buffer
+    assert peak(adapted, (B, D), (D, F), (D, R), (R, F)) == ROW * (F + F + R)
+
+
+def test_a_product_that_is_read_twice_keeps_its_buffer():
+    def twice(x, w, v):
+        y = x @ w
+        return (y + 1) @ v, y
+
+    assert peak(twice, (B, D), (D, F), (F, D)) == ROW * (F + F + D)
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_halves_of_a_buffer_are_read_where_they_lie(readers):
+    def gated(x, w):
+        gate, up = jnp.split(x @ w, 2, axis=1)
+        return tuple(jnp.tanh(gate) * up + k for k in range(readers))
+
+    assert peak(gated, (B, D), (D, 2 * F)) == ROW * (2 * F + readers * F)
+
+
+def test_the_backward_pass_of_a_gated_layer_keeps_two_buffers_of_it():
+    def loss(x, w, v):
+        gate, up = jnp.split(x @ w, 2, axis=1)
+        return jnp.sum((jax.nn.silu(gate) * up) @ v)
+
+    def layers(n):
+        def total(x, w, v):
+            return sum(loss(x + k, w, v) for k in range(n))
+
+        return peak(jax.grad(total, argnums=(1, 2)), (B, D), (D, 2 * F), (F, D))
+
+    # for each layer more: both halves, and what goes into the second product
+    assert layers(9) - layers(8) <= ROW * (2 * F + F + D) + 4 * 3 * D * F
