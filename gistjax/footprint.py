@@ -59,12 +59,16 @@ class Value:
     readers: int = 0
     stored: bool = False  # in a buffer
     name: str = ""  # of its operation
-    sources: dict[Value, int] = field(default_factory=dict)  # bytes it reads of each buffer
+    sources: Reads = field(default_factory=dict)  # what it is computed from
 
     @property
-    def read(self) -> dict[Value, int]:
-        """The buffers that are read to read this value, and how many bytes of each."""
-        return {self: self.size} if self.stored else self.sources
+    def read(self) -> Reads:
+        """What is read to read this value."""
+        return {self: {self: self.size}} if self.stored else self.sources
+
+
+Reads = dict[Value, dict[Value, int]]
+"""Buffers, and of each the parts that are read, with their bytes."""
 
 
 def peak_bytes(program: ClosedJaxpr, donated: Sequence[bool] = ()) -> int:
@@ -160,17 +164,19 @@ def _decide(values: Sequence[Value], results: Sequence[Value]) -> None:
         for source in set(value.inputs):
             source.readers += 1
             source.stored |= value.kind == "kernel"
-    for result in results:
+    for result in set(results):
         result.stored = True
+        result.readers += 1
     for value in values:
         if value.name in SUMS and any(_is_product_for_one(source) for source in value.inputs):
             value.kind, value.stored, value.in_place = "kernel", True, True
         for source in value.inputs:
-            for buffer, size in source.read.items():
-                size = min(size, value.size) if value.name in PARTS else size
-                value.sources[buffer] = max(size, value.sources.get(buffer, 0))
+            for buffer, parts in source.read.items():
+                if value.name in PARTS:
+                    parts = {value: min(value.size, sum(parts.values()))}
+                value.sources.setdefault(buffer, {}).update(parts)
         if not value.stored:
-            moved = sum(value.sources.values())
+            moved = sum(min(b.size, sum(parts.values())) for b, parts in value.sources.items())
             fused, apart = value.readers * moved, moved + (1 + value.readers) * value.size
             value.stored = fused > apart
 

@@ -13,6 +13,7 @@ the value: `"name": "M{target_length}_{architecture}"`. `python -m launch.ablati
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import json
 import logging
@@ -32,7 +33,7 @@ from gistjax.validation import check_trains, validate
 
 flags.DEFINE_string("study", "", "The study's JSON file.")
 flags.DEFINE_string("out", "runs/study", "Folder of the runs' directories.")
-flags.DEFINE_list("only", [], "Names of the runs to make; by default all.")
+flags.DEFINE_list("only", [], "Names of the runs to make, or patterns as M64_*; by default all.")
 flags.DEFINE_bool("list", False, "Print the command line of every run, and stop.")
 
 log = logging.getLogger(__name__)
@@ -149,17 +150,33 @@ def _words(settings: Mapping[str, Any], out: Path) -> Iterator[str]:
         yield f"--config.{key}={value}"
 
 
+def chosen_runs(args: flags.FlagValues) -> list[Run]:
+    """The runs that a command line asks for.
+
+    Raises:
+        ConfigError: if it names no study, or runs or settings that there are not.
+    """
+    if not args.study:
+        raise ConfigError(
+            "which study? Give --study FILE; launch/studies and launch/sweeps have some."
+        )
+    if args.workdir or args.distributed:
+        raise ConfigError("--workdir and --distributed are of one run: a study's go to --out.")
+    return choose(read_study(Path(args.study), Path(args.out), cli.overrides()), args.only)
+
+
 def choose(runs: list[Run], only: list[str]) -> list[Run]:
-    """The runs of these names; of no names, all.
+    """The runs of these names or patterns, such as `M64_*`; of none, all.
 
     Raises:
         ConfigError: if there is no run of a name.
     """
     names = [run.name for run in runs]
     for name in only:
-        if name not in names:
+        if not fnmatch.filter(names, name):
             raise ConfigError(f"--only {name!r} is no run of the study{did_you_mean(name, names)}")
-    return [run for run in runs if not only or run.name in only]
+    wanted = [name for pattern in only for name in fnmatch.filter(names, pattern)]
+    return [run for run in runs if not only or run.name in wanted]
 
 
 def check(runs: list[Run]) -> dict[str, CompressionConfig]:
@@ -170,19 +187,13 @@ def check(runs: list[Run]) -> dict[str, CompressionConfig]:
         CheckpointError: if a run's directory holds a run of another configuration.
     """
     configs = {run.name: run.config() for run in runs}
-    begun = [
-        run
-        for run in runs
-        if any((run.workdir / name).exists() for name in ("metrics.json", "checkpoint"))
-    ]
-    if not begun:
-        return configs
-    from gistjax.results import check_same, claim  # which imports all that trains
-
+    traces = ("config.json", "metrics.json", "checkpoint")
+    begun = [run for run in runs if any((run.workdir / name).exists() for name in traces)]
+    if begun:
+        from gistjax.results import check_same, claim  # which import all that trains
     for run in begun:
         if (run.workdir / "metrics.json").exists():  # a finished one needs no checkpoint
-            if (run.workdir / "config.json").exists():
-                check_same(run.workdir, configs[run.name])
+            check_same(run.workdir, configs[run.name])
         else:
             claim(run.workdir, configs[run.name])
     return configs
@@ -235,11 +246,7 @@ def _line(name: str, metrics: Mapping[str, Any]) -> str:
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command."""
-    if not args.study:
-        raise ConfigError("which study? Give --study FILE; launch/studies has some.")
-    if args.workdir or args.distributed:
-        raise ConfigError("--workdir and --distributed are of one run: a study's go to --out.")
-    runs = choose(read_study(Path(args.study), Path(args.out), cli.overrides()), args.only)
+    runs = chosen_runs(args)
     if args.list:
         print("\n".join(run.command for run in runs))
         return

@@ -4,7 +4,7 @@
         [--gpus_per_run 4] [--address auto] [--only NAME,…] [--list | --dry_run --plan_gpus 1,4,64]
 
 Each run is one Ray task with its own devices, which executes the command line that `--list` prints. They start in the
-study's order: with the longest first, all GPUs are done at about the same time. Finished runs are skipped, interrupted ones
+study's order; where it has the longest first, all GPUs are done at about the same time. Finished runs are skipped, interrupted ones
 resume; start the command again after whatever happened. A run that fails is reported and does not stop the others. In the
 end `gistjax.report` writes table and page into `--out`; the last line of output says what became of each run. `--dry_run`
 prints the plan: runs, devices, expected hours, disk.
@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +31,7 @@ from absl import flags
 from gistjax import cli
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
-from gistjax.study import Run, check, choose, read_study
+from gistjax.study import Run, check, chosen_runs
 from launch import worker
 from launch.board import Board, progress
 from launch.schedule import FAILED, FINISHED, Ended, Job, ready, sole_sweep
@@ -85,6 +87,7 @@ def start_ray(address: str) -> None:
     """
     import ray
 
+    _check_answers(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for ahead in ("RAY_prestart_worker_first_driver", "RAY_enable_worker_prestart"):
         os.environ.setdefault(ahead, "0")  # else a worker for each CPU: 2 s on 64, for a few runs
@@ -105,6 +108,23 @@ def start_ray(address: str) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"Ray does not start with --address={address!r}: {error}") from error
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own would not wait for runs
+
+
+def _check_answers(address: str) -> None:
+    """Refuses a host that does not answer, for which Ray would wait for minutes.
+
+    Raises:
+        ConfigError: if nothing listens at `HOST:PORT`; other addresses are Ray's to understand.
+    """
+    host = re.fullmatch(r"([^/:]+):(\d+)", address)
+    if host is None:
+        return
+    try:
+        socket.create_connection((host[1], int(host[2])), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"no Ray cluster answers at --address={address}: {error}. `ray start --head` prints the address of one."
+        ) from error
 
 
 def resources_of_a_run(
@@ -180,8 +200,7 @@ def _report(job: Job) -> None:
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command."""
-    out = Path(args.out)
-    runs = choose(read_study(Path(args.study), out, cli.overrides()), args.only)
+    out, runs = Path(args.out), chosen_runs(args)
     if args.list:
         print("\n".join(run.command for run in runs))
         return
@@ -189,6 +208,10 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     if args.dry_run:
         cli.print_result(dry_run(configs, args.plan_gpus, args.gpus_per_run))
         return
+    for finished in (run.workdir for run in runs if (run.workdir / "metrics.json").exists()):
+        from gistjax.results import read_metrics
+
+        read_metrics(finished)  # refuses a damaged one
     log.info("%s", "\n".join(run.command for run in runs))
     jobs = run_sweep(runs, out, args.address, args.gpus_per_run, args.cpus_per_run)
     if any(job.finished for job in jobs.values()):
@@ -207,7 +230,7 @@ def dry_run(
     """Prints the plan as tables; returns it.
 
     Raises:
-        ConfigError: if `plan_gpus` are not numbers.
+        ConfigError: if `plan_gpus` are not numbers, or a run has no GPU.
     """
     import jax  # here, as what plans and what trains take seconds to import, and a sweep needs neither
 
@@ -215,9 +238,11 @@ def dry_run(
     from gistjax.weights.registry import resolve
 
     gpus_per_run = 1 if gpus_per_run < 0 else gpus_per_run
-    if not all(gpus.isdecimal() and int(gpus) >= max(gpus_per_run, 1) for gpus in plan_gpus):
+    enough = all(gpus.isdecimal() and int(gpus) >= max(gpus_per_run, 1) for gpus in plan_gpus)
+    if not (plan_gpus and enough and gpus_per_run):
         raise ConfigError(
-            f"--plan_gpus={','.join(plan_gpus)} must be numbers, at least --gpus_per_run={gpus_per_run:g} each."
+            f"--plan_gpus={','.join(plan_gpus)} must be numbers, at least --gpus_per_run={gpus_per_run:g} each, and that "
+            "more than 0."
         )
     jax.config.update("jax_platforms", "cpu")  # shapes alone are looked at
     measured, runs, each = costs.measurements(), {}, {}

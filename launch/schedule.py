@@ -108,10 +108,14 @@ def sole_sweep(out: Path) -> Iterator[None]:
     """Holds a folder for one sweep. The system lets go of it when the process ends, however it ends.
 
     Raises:
-        ConfigError: if another sweep is at work there.
+        ConfigError: if another sweep is at work there, or it can be no folder.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "sweep.lock").open("a+", encoding="utf-8") as file:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / "sweep.lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out={out} cannot be a sweep's folder: {error.strerror}.") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

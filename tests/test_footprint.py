@@ -31,21 +31,25 @@ def test_what_is_added_to_a_product_is_added_in_its_buffer():
     assert peak(adapted, (B, D), (D, F), (D, R), (R, F)) == ROW * (F + F + R)
 
 
-def test_a_product_that_is_read_twice_keeps_its_buffer():
-    def twice(x, w, v):
+@pytest.mark.parametrize("after", [lambda y: y + 1, lambda y: y * 2])
+def test_a_product_that_is_a_result_keeps_its_buffer(after):
+    def two(x, w):
         y = x @ w
-        return (y + 1) @ v, y
+        return y, jnp.sum(jnp.tanh(after(y)))
 
-    assert peak(twice, (B, D), (D, F), (F, D)) == ROW * (F + F + D)
+    assert peak(two, (B, D), (D, F)) == ROW * F + 4
 
 
-@pytest.mark.parametrize("readers", [1, 3])
+@pytest.mark.parametrize("readers", [1, 3, 5])
 def test_halves_of_a_buffer_are_read_where_they_lie(readers):
     def gated(x, w):
         gate, up = jnp.split(x @ w, 2, axis=1)
-        return tuple(jnp.tanh(gate) * up + k for k in range(readers))
+        h = jnp.tanh(gate) * up
+        return tuple(h + k for k in range(readers))
 
-    assert peak(gated, (B, D), (D, 2 * F)) == ROW * (2 * F + readers * F)
+    # with many readers it costs less to keep h than to read both halves for each; the product is free then
+    alive = 2 * F + readers * F if readers < 5 else readers * F
+    assert peak(gated, (B, D), (D, 2 * F)) == ROW * alive
 
 
 def test_the_backward_pass_of_a_gated_layer_keeps_two_buffers_of_it():

@@ -177,6 +177,7 @@ def test_a_directory_with_another_configuration_is_refused_before_the_first_run(
 def test_chosen_runs_and_a_mistyped_one():
     runs = [Run(name, "x", (), Path(name)) for name in ("M32_gist", "M64_gist")]
     assert choose(runs, []) == runs and choose(runs, ["M64_gist"]) == runs[1:]
+    assert choose(runs, ["*_gist"]) == runs and choose(runs, ["M6*", "M64_gist"]) == runs[1:]
     with pytest.raises(ConfigError, match="did you mean 'M32_gist'"):
         choose(runs, ["M32_gits"])
 

@@ -1,9 +1,11 @@
 """The memory estimate of `--dry_run` beside the measured peak: one process a configuration, on a GPU.
 
-    python tests/faults/memory_estimate.py [NAME …] [--reports FOLDER]
+    python tests/faults/memory_estimate.py [NAME …] [--reports FOLDER | --compiled_for TARGET]
 
 Without names, the five configurations of the bar; `others` is every other one. Prints a JSON object a configuration, and ends
 with exit code 1 if an estimate is further than 10 % from its peak. `--reports` keeps XLA's own account of its buffers.
+`--compiled_for` needs no GPU but `jax[cuda13]`: it compiles each step for one that a file describes (`xla_gpu_target_config`,
+which `--reports` on such a GPU writes too), without autotuning and Triton's products, and takes what XLA assigns as the peak.
 """
 
 from __future__ import annotations
@@ -52,20 +54,90 @@ def measure(flags: tuple[str, ...], reports: Path | None) -> dict[str, object]:
     command = [sys.executable, "-m", "gistjax.benchmark", "--mode=memory", *flags]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        return {"error": done.stderr[-2000:]}
+        return {"error": done.stderr[-2000:] or f"exit code {done.returncode}"}
     return json.loads(done.stdout.splitlines()[-1])
 
 
+COMPILING = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+    "XLA_FLAGS": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
+}
+
+
+def compiled(flags: tuple[str, ...], target: Path) -> dict[str, object]:
+    """What XLA assigns to a step that is compiled for another machine's GPU."""
+    command = [sys.executable, __file__, "--compile_one", str(target), *flags]
+    environment = {**os.environ, **COMPILING}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        return {"error": done.stderr[-2000:] or f"exit code {done.returncode}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compile_one(target: str, argv: list[str]) -> None:
+    """In a process of its own: estimate and assigned bytes of one configuration, in GiB."""
+    import jax
+    import numpy as np
+    from absl import flags
+    from jax.experimental import topologies
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from gistjax import cli, planning
+    from gistjax.model.attention import choose_kernel
+    from gistjax.sharding import one_device
+    from gistjax.weights.registry import resolve
+
+    config = cli.parse(["memory_estimate", *argv], values=flags.FlagValues())
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=Path(target).read_text(), topology="1x1x1"
+    )
+    mesh = one_device()
+    mesh = jax.sharding.Mesh(
+        np.array(topology.devices).reshape(mesh.devices.shape), mesh.axis_names, mesh.axis_types
+    )
+    planning.one_device = lambda: mesh
+    source = resolve(config.model, offline=True)
+    base, prefix = source.config, planning.prefix_tokens(source)
+    dtype = jax.numpy.dtype(config.model.dtype)
+    kernel = choose_kernel(config.model.attention, base.head_dim, dtype, "gpu")
+    program = planning.train_program(config, base, prefix, kernel)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), program.arguments
+    )
+    xla = program.step.lower(*arguments).compile().memory_analysis()
+    used = xla.argument_size_in_bytes + xla.output_size_in_bytes - xla.alias_size_in_bytes
+    assigned = (used + xla.temp_size_in_bytes) / planning.GIB
+    estimate = planning.memory_estimate(config, base, prefix)
+    print(
+        json.dumps(
+            {
+                "estimate_gib": estimate,
+                "assigned_gib": round(assigned, 3),
+                "estimate_over_peak": round(estimate["total"] / assigned, 3),
+            }
+        )
+    )
+
+
 def main() -> int:
+    if "--compile_one" in sys.argv[1:2]:
+        compile_one(sys.argv[2], sys.argv[3:])
+        return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(BAR))
     parser.add_argument("--reports", type=Path)
+    parser.add_argument("--compiled_for", type=Path)
     arguments = parser.parse_args()
     known = BAR | OTHERS
     missed = 0
     for name in OTHERS if arguments.names == ["others"] else arguments.names:
         folder = arguments.reports and arguments.reports / name
-        result = measure(known[name], folder)
+        if arguments.compiled_for:
+            result = compiled(known[name], arguments.compiled_for)
+        else:
+            result = measure(known[name], folder)
         print(json.dumps({"name": name, **result}), flush=True)
         missed += not abs((result.get("estimate_over_peak") or 0) - 1) <= TOLERANCE
     print(f"{missed} further than {TOLERANCE:.0%} from the measured peak", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -13,7 +14,8 @@ from kills import BAD, ENVIRONMENT, ROOT, soak
 
 from gistjax.config import CompressionConfig, ModelConfig
 from gistjax.errors import ConfigError
-from launch.ablations import dry_run, resources_of_a_run
+from gistjax.study import read_study
+from launch.ablations import dry_run, resources_of_a_run, start_ray
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a run dies with its worker by Linux's means")
@@ -36,8 +38,12 @@ def test_finished_runs_are_skipped_and_a_failed_one_is_reported_and_stops_none(t
     ]
     study = tmp_path / "study.json"
     study.write_text(json.dumps({"set": {"model.name": "tiny-random"}, "runs": entries}))
+    config = read_study(study, tmp_path, [])[0].config().to_json()
     (tmp_path / "finished").mkdir()
-    (tmp_path / "finished" / "metrics.json").write_text('{"final_f1": 0.5}')
+    stored = json.dumps({"config": config, "base_sha256": "0" * 64})
+    (tmp_path / "finished" / "config.json").write_text(stored)
+    metrics = json.dumps({"final_f1": 0.5, "final_f1_interval": [0.4, 0.6]})
+    (tmp_path / "finished" / "metrics.json").write_text(metrics)
     done = sweep(f"--study={study}", f"--out={tmp_path}")
     assert done.returncode == 1
     found = json.loads(done.stdout.splitlines()[-1])
@@ -47,6 +53,30 @@ def test_finished_runs_are_skipped_and_a_failed_one_is_reported_and_stops_none(t
     assert "nowhere/train.json is not there" in done.stderr, "the end of its log"
     assert "python -m gistjax.train --config configs/gist_m64.py" in done.stderr
     assert "\x1b" not in done.stderr, "quiet where there is no terminal"
+
+
+@pytest.mark.parametrize("metrics", ["{", "[]", '{"losses": {}}'])
+def test_results_of_unknown_origin_or_damaged_are_refused_before_ray_starts(tmp_path, metrics):
+    study = tmp_path / "study.json"
+    run = {"name": "a", "config": "configs/gist_m64.py", "set": {"model.name": "tiny-random"}}
+    study.write_text(json.dumps({"runs": [run]}))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.json").write_text(metrics)
+    if "losses" not in metrics:
+        config = read_study(study, tmp_path, [])[0].config().to_json()
+        stored = json.dumps({"config": config, "base_sha256": "0" * 64})
+        (tmp_path / "a" / "config.json").write_text(stored)
+    done = sweep(f"--study={study}", f"--out={tmp_path}")
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+    assert ("config.json" if "losses" in metrics else "metrics.json is damaged") in done.stderr
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(ConfigError, match=f"no Ray cluster answers at --address=127.0.0.1:{port}"):
+        start_ray(f"127.0.0.1:{port}")
 
 
 def test_devices_of_a_run():

@@ -165,3 +165,12 @@ def test_the_table_reads_run_directories_that_are_being_written(job):
 
 def test_clock():
     assert [clock(s) for s in (0, 59.6, 3_725)] == ["0:00:00", "0:01:00", "1:02:05"]
+
+
+def test_a_file_is_no_folder_for_a_sweep(tmp_path):
+    (tmp_path / "out").write_text("")
+    with (
+        pytest.raises(ConfigError, match="cannot be a sweep's folder: File exists"),
+        sole_sweep(tmp_path / "out"),
+    ):
+        pass
