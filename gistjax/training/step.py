@@ -118,7 +118,7 @@ def make_train_step(
             grads, metrics = gradients(state.trainable, frozen, one)
         else:
             grads, metrics = _mean_over_micro_batches(
-                lambda batch: gradients(state.trainable, frozen, batch), batches, K
+                lambda batch: gradients(state.trainable, frozen, batch), state.trainable, batches, K
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
@@ -153,11 +153,17 @@ def _next_health(health: Health, bad: Array, loss: Array, step: Array) -> Health
     )
 
 
-def _mean_over_micro_batches(f: Callable[[Batch], Any], batches: Batch, K: int) -> Any:
-    def add(total: Any, batch: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, f(batch)), None
+def _mean_over_micro_batches(
+    gradients: Callable[[Batch], tuple[Any, dict[str, Array]]],
+    trainable: Any,
+    batches: Batch,
+    K: int,
+) -> tuple[Any, dict[str, Array]]:
+    def add(total: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
+        grads, metrics = gradients(batch)
+        return jax.tree.map(jnp.add, total, grads), metrics
 
-    first = jax.tree.map(lambda x: x[0], batches)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, first))
-    total, _ = jax.lax.scan(add, zeros, batches)
-    return jax.tree.map(lambda x: x / K, total)
+    zeros = jax.tree.map(jnp.zeros_like, trainable)
+    total, metrics = jax.lax.scan(add, zeros, batches)
+    mean_grads = jax.tree.map(lambda x: x / K, total)
+    return mean_grads, jax.tree.map(lambda x_K: jnp.mean(x_K, axis=0), metrics)
