@@ -246,8 +246,7 @@ class Llama(nnx.Module):
         ) -> Any:
             return run_layer(nnx.merge(graphdef, weights), adapters, x, inputs, part, wanted)
 
-        if self.remat:
-            body = jax.checkpoint(body)
+        body = jax.jit(jax.checkpoint(body) if self.remat else body)  # traced once for all layers
         parts = {name: (jnp.unstack(a), jnp.unstack(b)) for name, (a, b) in adapters.items()}
         for i, layer in enumerate(self.layers[:depth]):
             graphdef, weights = nnx.split(layer)
