@@ -10,14 +10,17 @@ from __future__ import annotations
 import heapq
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from gistjax.config import TEXT_LOSSES, CompressionConfig
+from gistjax.config import TEXT_LOSSES, CompressionConfig, DataConfig
+from gistjax.data.squad import Example, load_squad
 from gistjax.devices import memory_limit
 from gistjax.planning import dry_run, memory_positions
 from gistjax.weights.registry import Source
@@ -45,21 +48,48 @@ class Cost:
         return (START_S + (self.train_s + self.evaluate_s) / max(gpus, 1)) / 3600
 
 
+@lru_cache
+def _local_examples(data: DataConfig, seed: int) -> tuple[list[Example], list[Example]]:
+    """To train on and to answer."""
+    squad = load_squad(data, seed)
+    return squad.train, squad.validation
+
+
+def _contexts(config: CompressionConfig) -> float | None:
+    """Contexts of an epoch of questions, one as often as its questions fill rows: counted where the data set is local."""
+    data = config.data
+    if data.path:
+        by_context = Counter(e.context for e in _local_examples(data, config.seed)[0])
+        return sum(math.ceil(n / data.questions_per_context) for n in by_context.values())
+    shared = min(data.questions_per_context, QUESTIONS_OF_A_PARAGRAPH)
+    return None if data.train_examples < 0 else data.train_examples / shared
+
+
+def _questions_to_answer(config: CompressionConfig) -> int | None:
+    if config.data.path:
+        return len(_local_examples(config.data, config.seed)[1])
+    return None if config.data.validation_examples < 0 else config.data.validation_examples
+
+
 def steps_of(config: CompressionConfig) -> int | None:
-    """Optimizer steps on one device; where a context is read once for all its questions, as in SQuAD on average. At most
-    `max_steps` where nobody knows how many rows -1 are; None if that is not set either.
+    """Optimizer steps on one device; where a context is read once for all its questions and the data set is on the hub, as
+    in SQuAD on average. At most `max_steps` where nobody knows how many rows -1 are; None if that is not set either.
+
+    Raises:
+        DataError: if a local data set cannot be read.
     """
     tasks = [task for task in TEXT_LOSSES if config.loss_weights.get(task)]
-    if config.data.train_examples < 0 or (tasks and config.text.chunks < 0):
+    contexts = _contexts(config)
+    if contexts is None or (tasks and config.text.chunks < 0):
         return config.max_steps if config.max_steps >= 0 else None
-    shared = min(config.data.questions_per_context, QUESTIONS_OF_A_PARAGRAPH)
-    contexts = config.data.train_examples / shared
     if tasks:
         rows_of_a_chunk = sum(getattr(config.text, task) for task in tasks)
         contexts += config.text.chunks * math.ceil(
             rows_of_a_chunk / config.data.questions_per_context
         )
-    steps = int(config.epochs * contexts / (config.batch_size * config.accumulation))
+    per_step = config.batch_size * config.accumulation
+    an_epoch = contexts // per_step if config.data.path else contexts / per_step
+    steps = int(config.epochs * an_epoch)
     return steps if config.max_steps < 0 else min(steps, config.max_steps)
 
 
@@ -73,12 +103,11 @@ def cost_of(config: CompressionConfig, trainable: int, measured: Sequence[Mappin
     # Checkpoints of parameters and two moments, in fp32: two are kept and one is being written. And the exported leaves.
     disk_gib = trainable * 4 * (3 * 3 + 1) / GIB
     own = [m for m in measured if m["base_model"] == config.model.name]
-    counts = (config.data.train_examples, config.data.validation_examples)
-    if not own or steps is None or min(counts) < 0:
+    questions = _questions_to_answer(config)
+    if not own or steps is None or questions is None:
         return Cost(steps, None, None, disk_gib)
     near = nearest(config, own)
     train_s = steps * config.accumulation * _micro_step_s(config, near) + _views_s(config, near)
-    questions = config.data.validation_examples
     answer = near["answer_32_s"] if config.architecture != "none" else near["answer_32_full_context_s"]  # fmt: skip
     answer += near["answer_32_full_context_s"] if config.evaluation.baseline else 0
     answer += near["answer_32_s"] if config.evaluation.shuffled else 0

@@ -1,4 +1,5 @@
 import dataclasses
+from collections import Counter
 
 import pytest
 
@@ -23,6 +24,8 @@ from gistjax.costs import (
     project,
     steps_of,
 )
+from gistjax.data.squad import load_squad
+from gistjax.errors import DataError
 from gistjax.weights.registry import resolve
 
 MEASURED = [
@@ -73,6 +76,19 @@ def test_what_was_never_measured_or_counted_is_not_guessed():
     found = plan(config, resolve(config.model, offline=True))
     assert found["steps"] is None and found["hours"] is None and found["hours_on"] is None
     assert "steps unknown" in for_people(found)
+
+
+def test_local_questions_are_counted():
+    shared = DataConfig(path="sample", train_examples=-1, questions_per_context=2)
+    config = CompressionConfig(loss_weights=TEACHER, data=shared, batch_size=2, accumulation=1)
+    examples = load_squad(shared, 42)
+    units = sum(-(-n // 2) for n in Counter(example.context for example in examples.train).values())
+    assert steps_of(config) == int(config.epochs * (units // 2))
+    every = dataclasses.replace(shared, validation_examples=-1)
+    costs = [cost_of(config.replace(data=data), 1, MEASURED) for data in (every, shared)]
+    assert costs[0].hours(1) == costs[1].hours(1) is not None, "no more than there are"
+    with pytest.raises(DataError, match="nowhere"):
+        steps_of(config.replace(data=dataclasses.replace(shared, path="nowhere")))
 
 
 def test_unknown_counts():
