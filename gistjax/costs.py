@@ -19,8 +19,8 @@ from typing import Any
 
 import jax
 
-from gistjax.config import TEXT_LOSSES, CompressionConfig, DataConfig
-from gistjax.data.squad import Example, load_squad
+from gistjax.config import TEXT_LOSSES, CompressionConfig
+from gistjax.data.squad import load_squad
 from gistjax.devices import memory_limit
 from gistjax.planning import dry_run, memory_positions
 from gistjax.weights.registry import Source
@@ -48,18 +48,14 @@ class Cost:
         return (START_S + (self.train_s + self.evaluate_s) / max(gpus, 1)) / 3600
 
 
-@lru_cache
-def _local_examples(data: DataConfig, seed: int) -> tuple[list[Example], list[Example]]:
-    """To train on and to answer."""
-    squad = load_squad(data, seed)
-    return squad.train, squad.validation
+_local_squad = lru_cache(maxsize=1)(load_squad)  # the runs of a sweep share their questions
 
 
 def _contexts(config: CompressionConfig) -> float | None:
     """Contexts of an epoch of questions, one as often as its questions fill rows: counted where the data set is local."""
     data = config.data
     if data.path:
-        by_context = Counter(e.context for e in _local_examples(data, config.seed)[0])
+        by_context = Counter(e.context for e in _local_squad(data, config.seed).train)
         return sum(math.ceil(n / data.questions_per_context) for n in by_context.values())
     shared = min(data.questions_per_context, QUESTIONS_OF_A_PARAGRAPH)
     return None if data.train_examples < 0 else data.train_examples / shared
@@ -67,7 +63,7 @@ def _contexts(config: CompressionConfig) -> float | None:
 
 def _questions_to_answer(config: CompressionConfig) -> int | None:
     if config.data.path:
-        return len(_local_examples(config.data, config.seed)[1])
+        return len(_local_squad(config.data, config.seed).validation)
     return None if config.data.validation_examples < 0 else config.data.validation_examples
 
 

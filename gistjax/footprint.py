@@ -42,7 +42,7 @@ PARTS = {"split", "slice", "dynamic_slice", "unstack", "gather"}
 SUMS = {"add", "add_any"}
 """They are taken while a matrix product is written, in its buffer (a GEMM that accumulates)."""
 
-IN_PLACE = {"dynamic_update_slice", "scatter", "scatter-add", "while"}
+IN_PLACE = {"dynamic_update_slice", "scatter", "scatter-add", "while", *SUMS}
 """They may write over what they read."""
 
 
@@ -55,10 +55,9 @@ class Value:
     place: int = -1  # of its operation in the program
     inputs: tuple[Value, ...] = ()
     workspace: int = 0  # bytes that its operation needs beside inputs and output
-    in_place: bool = False
+    name: str = ""  # of its operation
     readers: int = 0
     stored: bool = False  # in a buffer
-    name: str = ""  # of its operation
     sources: Reads = field(default_factory=dict)  # what it is computed from
 
     @property
@@ -111,10 +110,7 @@ def _inline(jaxpr: Jaxpr, arguments: Sequence[Value], values: list[Value]) -> li
             workspace = max((_body_peak(body) for body in _bodies(eqn)), default=0)
             outputs = []
             for v in eqn.outvars:
-                value = Value(
-                    _size(v.aval), kind, len(values), tuple(inputs), workspace,
-                    name in IN_PLACE, name=name,
-                )  # fmt: skip
+                value = Value(_size(v.aval), kind, len(values), tuple(inputs), workspace, name)
                 workspace = 0
                 outputs.append(value)
                 values.append(value)
@@ -169,7 +165,7 @@ def _decide(values: Sequence[Value], results: Sequence[Value]) -> None:
         result.readers += 1
     for value in values:
         if value.name in SUMS and any(_is_product_for_one(source) for source in value.inputs):
-            value.kind, value.stored, value.in_place = "kernel", True, True
+            value.kind, value.stored = "kernel", True
         for source in value.inputs:
             for buffer, parts in source.read.items():
                 if value.name in PARTS:
@@ -230,7 +226,7 @@ def _sweep(values: Sequence[Value], results: Sequence[Value], spare: list[int]) 
             if value in final and value.size in spare:
                 spare.remove(value.size)
                 owned[value] = 0
-            elif reusable and (value.kind == "fused" or value.in_place):
+            elif reusable and (value.kind == "fused" or value.name in IN_PLACE):
                 heir = reusable[0]
                 owned[value], owned[heir] = owned[heir], 0
                 freed.add(heir)

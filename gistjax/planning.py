@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from gistjax.config import TEXT_LOSSES, CompressionConfig
 from gistjax.data.batches import Batch, Targets
@@ -94,13 +95,14 @@ def prefix_tokens(source: Source) -> int:
 
 
 def train_program(
-    config: CompressionConfig, base: LlamaConfig, prefix: int, kernel: str
+    config: CompressionConfig, base: LlamaConfig, prefix: int, kernel: str, mesh: Mesh | None = None
 ) -> TrainProgram:
     """The step that `gistjax.train` would run.
 
     Args:
         prefix: tokens of the prompt before the context.
         kernel: of causal attention, as in `gistjax.model.attention`.
+        mesh: of the one device; by default the first of this machine.
     """
     model = abstract_model(config, base, prefix, config.model.scan_layers)
     model.base.kernel, model.base.remat = kernel, config.model.remat
@@ -113,7 +115,7 @@ def train_program(
         jax.eval_shape(no_bad_step),
     )
     settings = LossSettings(config.loss_weights, _answer_tokens(config), end_id=-1)
-    shardings = state_shardings(state, one_device())
+    shardings = state_shardings(state, mesh or one_device())
     step = make_train_step(graphdef, optimizer, settings, shardings)
     return TrainProgram(step, state, frozen, _largest_batch(config, base.d_model))
 

@@ -4,10 +4,10 @@
         [--gpus_per_run 4] [--address auto] [--only NAME,…] [--list | --dry_run --plan_gpus 1,4,64]
 
 Each run is one Ray task with its own devices, which executes the command line that `--list` prints. They start in the
-study's order; where it has the longest first, all GPUs are done at about the same time. Finished runs are skipped, interrupted ones
-resume; start the command again after whatever happened. A run that fails is reported and does not stop the others. In the
-end `gistjax.report` writes table and page into `--out`; the last line of output says what became of each run. `--dry_run`
-prints the plan: runs, devices, expected hours, disk.
+study's order; where it has the longest first, all GPUs are done at about the same time. Finished runs are skipped,
+interrupted ones resume; start the command again after whatever happened. A run that fails is reported and does not stop the
+others. In the end `gistjax.report` writes table and page into `--out`; the last line of output says what became of each
+run. `--dry_run` prints the plan: runs, devices, expected hours, disk.
 
 Take it from the repository's root. On a cluster (`--address`), `--out` and the data must be on a file system that all
 machines see, and gistjax must be installed on each.
@@ -208,10 +208,11 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     if args.dry_run:
         cli.print_result(dry_run(configs, args.plan_gpus, args.gpus_per_run))
         return
-    for finished in (run.workdir for run in runs if (run.workdir / "metrics.json").exists()):
+    if finished := [run.workdir for run in runs if (run.workdir / "metrics.json").exists()]:
         from gistjax.results import read_metrics
 
-        read_metrics(finished)  # refuses a damaged one
+        for workdir in finished:
+            read_metrics(workdir)  # refuses a damaged one
     log.info("%s", "\n".join(run.command for run in runs))
     jobs = run_sweep(runs, out, args.address, args.gpus_per_run, args.cpus_per_run)
     if any(job.finished for job in jobs.values()):

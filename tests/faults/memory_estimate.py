@@ -51,7 +51,12 @@ def measure(flags: tuple[str, ...], reports: Path | None) -> dict[str, object]:
             f"{environment.get('XLA_FLAGS', '')} --xla_dump_to={reports} --xla_dump_hlo_as_text "
             "--xla_dump_hlo_module_re=jit_train_step"
         )
-    command = [sys.executable, "-m", "gistjax.benchmark", "--mode=memory", *flags]
+    return result_of(["-m", "gistjax.benchmark", "--mode=memory", *flags], environment)
+
+
+def result_of(words: list[str], environment: dict[str, str]) -> dict[str, object]:
+    """The last line of a Python process."""
+    command = [sys.executable, *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         return {"error": done.stderr[-2000:] or f"exit code {done.returncode}"}
@@ -67,12 +72,8 @@ COMPILING = {
 
 def compiled(flags: tuple[str, ...], target: Path) -> dict[str, object]:
     """What XLA assigns to a step that is compiled for another machine's GPU."""
-    command = [sys.executable, __file__, "--compile_one", str(target), *flags]
-    environment = {**os.environ, **COMPILING}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        return {"error": done.stderr[-2000:] or f"exit code {done.returncode}"}
-    return json.loads(done.stdout.splitlines()[-1])
+    words = [__file__, "--compile_one", str(target), *flags]
+    return result_of(words, {**os.environ, **COMPILING})
 
 
 def compile_one(target: str, argv: list[str]) -> None:
@@ -96,12 +97,11 @@ def compile_one(target: str, argv: list[str]) -> None:
     mesh = jax.sharding.Mesh(
         np.array(topology.devices).reshape(mesh.devices.shape), mesh.axis_names, mesh.axis_types
     )
-    planning.one_device = lambda: mesh
     source = resolve(config.model, offline=True)
     base, prefix = source.config, planning.prefix_tokens(source)
     dtype = jax.numpy.dtype(config.model.dtype)
     kernel = choose_kernel(config.model.attention, base.head_dim, dtype, "gpu")
-    program = planning.train_program(config, base, prefix, kernel)
+    program = planning.train_program(config, base, prefix, kernel, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     arguments = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), program.arguments
@@ -140,7 +140,7 @@ def main() -> int:
             result = measure(known[name], folder)
         print(json.dumps({"name": name, **result}), flush=True)
         missed += not abs((result.get("estimate_over_peak") or 0) - 1) <= TOLERANCE
-    print(f"{missed} further than {TOLERANCE:.0%} from the measured peak", file=sys.stderr)
+    print(f"{missed} further than {TOLERANCE:.0%} from the peak", file=sys.stderr)
     return bool(missed)
 
 
