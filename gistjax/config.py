@@ -17,7 +17,9 @@ import ml_collections
 
 from gistjax.errors import ConfigError
 
-ARCHITECTURES = ("cross_attention", "conv", "pooling", "gist", "mean_pool", "none", "closed_book")
+ARCHITECTURES = (
+    "cross_attention", "conv", "pooling", "gist", "mean_pool", "mark", "none", "closed_book",
+)  # fmt: skip
 UNCOMPRESSED = ("none", "closed_book")
 SELECTIONS = ("all", "first", "last", "random", "surprisal")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")

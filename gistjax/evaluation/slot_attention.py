@@ -32,7 +32,7 @@ def slot_attention(
     question_buckets: Sequence[int],
 ) -> list[dict[str, Any]]:
     """For the first contexts of the rows `{"context_id", "words", "weights"}`: weights of words `[slots][words]`, of each
-    slot they sum to 1 but for rounding.
+    slot they sum to 1 but for rounding, or to 0 where the head reads nothing.
 
     They are the head's own weights over the encoder's states. What the encoder mixed into a state before is not in them.
     """

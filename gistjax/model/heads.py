@@ -4,7 +4,8 @@ A head is called as `head(states_BxCxD, length_B, slots_B, M)`: how many context
 the row is to use, and how many there are room for, at most as many as it was built for. It returns `[B, M, D]` in the
 states' dtype; slots past `slots_B` hold values without meaning,
 which the decoder does not see. What stands in a padded state changes no slot. Parameters are fp32, compute follows the
-states. `head.weights(…)` of the same arguments says what part each token has in each slot, `[B, M, C]` in fp32: to look at.
+states. `head.weights(…)` of the same arguments says what part each token has in each slot, `[B, M, C]` in fp32, to look at: they sum
+to 1, or to 0 where a head reads none.
 
 To add a head: write its class, add it to `HEADS`, name it in `config.ARCHITECTURES`, and write a config file.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -209,7 +211,7 @@ class Conv(nnx.Module):
     """Strided depthwise convolution, pointwise mixing, adaptive pooling to M: 2·D² parameters.
 
     The depthwise part is WaveNet's idea of local filters (arXiv:1609.03499) without dilation. It starts as a mean over
-    its kernel; order is kept throughout.
+    its kernel, which is about as wide as the nominal ratio, with several `ratios` the least of them; order is kept throughout.
     """
 
     def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
@@ -250,6 +252,14 @@ class Conv(nnx.Module):
         return weights_BxMxC / jnp.maximum(weights_BxMxC.sum(axis=-1, keepdims=True), 1e-30)
 
 
+def stretched(kernel_WxD: np.ndarray, width: int) -> np.ndarray:
+    """A convolution's kernel at another width, `[width, D]` in its dtype: each new tap takes its share of those it overlaps."""
+    taps_W = np.arange(len(kernel_WxD))
+    edges = np.linspace(0, len(kernel_WxD), width + 1)[:, None]
+    overlap = np.minimum(edges[1:], taps_W + 1) - np.maximum(edges[:-1], taps_W)
+    return (np.clip(overlap, 0, None) @ kernel_WxD).astype(kernel_WxD.dtype)
+
+
 class Pooling(nnx.Module):
     """A learned weighting inside each of M windows, one shared projection: D² parameters.
 
@@ -288,11 +298,27 @@ class MeanPool(nnx.Module):
         return masked_softmax(jnp.zeros(inside_BxMxC.shape), inside_BxMxC)
 
 
+class Mark(nnx.Module):
+    """One trained vector in every slot, D parameters: the control that reads nothing."""
+
+    def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
+        self.vector = nnx.Param(jax.random.normal(key, (base.d_model,), jnp.float32))
+
+    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
+        B, _, D = states_BxCxD.shape
+        return jnp.broadcast_to(self.vector[...].astype(states_BxCxD.dtype), (B, M, D))
+
+    def weights(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
+        """No token has a part."""
+        return jnp.zeros((states_BxCxD.shape[0], M, states_BxCxD.shape[1]))
+
+
 HEADS: dict[str, Any] = {
     "cross_attention": CrossAttention,
     "conv": Conv,
     "pooling": Pooling,
     "gist": Gist,
     "mean_pool": MeanPool,
+    "mark": Mark,
 }
 """Every head by its name in the config. Built as `Head(base_config, M, nominal_ratio, key)`."""

@@ -137,6 +137,8 @@ def run_layer(
     y_BxTxNxH = attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, seen, mask_BxAxU, inputs.kernel)
     x_BxTxD = x_BxTxD + project("o", y_BxTxNxH.reshape(*x_BxTxD.shape[:2], -1))
     gate_up_BxTx2xF = project("gate_up", rms_norm(x_BxTxD, layer.ffn_norm[...], config.rms_eps))
+    # Else XLA keeps both products that it is the sum of for the backward pass.
+    gate_up_BxTx2xF = jax.lax.optimization_barrier(gate_up_BxTx2xF)
     gate_BxTx1xF, up_BxTx1xF = jnp.split(gate_up_BxTx2xF, 2, axis=2)
     h_BxTxF = (jax.nn.silu(gate_BxTx1xF) * up_BxTx1xF)[:, :, 0]
     return x_BxTxD + project("down", h_BxTxF), cache
@@ -230,6 +232,19 @@ class Llama(nnx.Module):
         if depth == self.config.n_layers:
             x_BxTxD = rms_norm(x_BxTxD, self.final_norm[...], self.config.rms_eps)
         return x_BxTxD, cache
+
+    def merged(self, lora: LoRA) -> Llama:
+        """This base with adapters, on all of its layers, added to copies of its weights, in their dtype; it runs without them."""
+        base = nnx.merge(*nnx.split(self))
+        layers = base.layers
+        for name, (a_LxIxR, b_LxRxO) in lora.fused(self.config, self.dtype).items():
+            change_LxIxO = jnp.einsum("lir,lr...->li...", a_LxIxR, b_LxRxO)
+            assert len(change_LxIxO) == self.config.n_layers
+            changes = [change_LxIxO] if isinstance(layers, Layer) else jnp.unstack(change_LxIxO)
+            parts = [layers] if isinstance(layers, Layer) else layers
+            for layer, change in zip(parts, changes, strict=True):
+                setattr(layer, name, Frozen(getattr(layer, name)[...] + change))
+        return base
 
     def _unroll(
         self, x_BxTxD: Array, inputs: Inputs, adapters: Adapters, cache: Cache | None,

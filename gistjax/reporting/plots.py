@@ -23,6 +23,7 @@ COLOURS = {
     "pooling": "#10b981",
     "gist": "#ec4899",
     "mean_pool": "#8b5cf6",
+    "mark": "#64748b",
 }
 OTHERS = ("#06b6d4", "#ef4444", "#84cc16", "#a16207")
 GREY = "#94a3b8"

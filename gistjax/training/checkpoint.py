@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from gistjax.errors import CheckpointError, StorageError, first_line
 from gistjax.files import sync_folder
+from gistjax.model.heads import stretched
 from gistjax.sharding import fetch, path_name, place, together, writes
 from gistjax.trained import EXPORTED
 from gistjax.training.manifest import check_manifest, write_manifest
@@ -259,8 +260,8 @@ def start_from(
     """The leaves of an earlier stage: of `compressor.safetensors`, or of the run directory that holds it.
 
     What the earlier stage did not have stays as it is in `trainable`, and so do head, gate and connector if it was of
-    another architecture; what is taken must fit. Of parameters of which only the first axis differs, such as the queries
-    of fewer slots, the first rows are taken over.
+    another architecture; what is taken must fit. A convolution's kernel is stretched to its new width. Of other parameters
+    that have more rows there, such as the queries of more slots, the first are taken over.
 
     Args:
         trainable: arrays or, where there is `make`, shapes with shardings.
@@ -279,7 +280,9 @@ def start_from(
         found = arrays.get(name)
         if found is None or (of_head and not same_head):
             return leaf
-        if found.ndim and found.shape[1:] == leaf.shape[1:] and len(found) > len(leaf):
+        if found.ndim and found.shape[1:] == leaf.shape[1:]:
+            if name == "compressor/head/kernel" and len(found):
+                found = stretched(found, len(leaf))
             found = found[: len(leaf)]
         if found.shape != leaf.shape:
             raise CheckpointError(

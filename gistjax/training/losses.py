@@ -31,6 +31,9 @@ from gistjax.model.memory import Memory, Reading
 
 TEMPERATURE = 0.1
 """Of the contrastive softmax over cosines."""
+MERGE_UP_TO = 1024
+"""A base of at most this width D decodes its own answers with its adapters merged: there launches cost more than copies of
+the weights."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def generation(forward: Forward) -> Array:
     """Cross-entropy of the gold answer given the model's own greedy prefix.
 
     The model answers without gradient, as far as the batch's longest gold answer goes, from the keys and values that
-    the gold pass has left. Its own tokens are then read behind the question with gradient, slots in place, so that the
+    the gold pass has left; a narrow one with its adapters merged, rounded to the weights' dtype. Its own tokens are then read behind the question with gradient, slots in place, so that the
     compressor learns from them. Gold token a is predicted from the model's own tokens before it.
     """
     h_BxAxD, reading = forward.gold
@@ -155,8 +158,11 @@ def generation(forward: Forward) -> Array:
 def _own_answers(forward: Forward, last_BxD: Array, reading: Reading) -> Array:
     graphdef, state = nnx.split(forward.model)
     state, last_BxD, reading = jax.lax.stop_gradient((state, last_BxD, reading))
+    model = nnx.merge(graphdef, state)
+    if model.lora is not None and model.base.config.d_model <= MERGE_UP_TO:
+        model.base, model.lora = model.base.merged(model.lora), None
     return continue_greedily(
-        nnx.merge(graphdef, state), last_BxD, reading, forward.n_answer, forward.settings.end_id,
+        model, last_BxD, reading, forward.n_answer, forward.settings.end_id,
         limit=jnp.max(forward.batch.answer_length_B) - 1,
     )  # fmt: skip
 

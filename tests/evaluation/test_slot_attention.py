@@ -22,7 +22,7 @@ def tokenizer():
     return load_tokenizer(resolve(ModelConfig(name="tiny-random")))
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "mark"])
 def test_weights_of_a_slot_sum_to_one_over_real_tokens(name, rng):
     head = HEADS[name](TINY, M, C // M, jax.random.key(0))
     states = jnp.array(rng.normal(size=(3, C, 32)), jnp.float32)

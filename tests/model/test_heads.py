@@ -11,11 +11,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TINY
 
-from gistjax.model.heads import HEADS, Attention, masked_softmax, window_ends, window_means, windows
+from gistjax.model.heads import (
+    HEADS,
+    Attention,
+    masked_softmax,
+    stretched,
+    window_ends,
+    window_means,
+    windows,
+)
 from gistjax.model.llama_config import LlamaConfig
 
 LLAMA_8B = LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128)
-BUDGET = {"cross_attention": 6, "conv": 2, "pooling": 1, "gist": 8, "mean_pool": 0}
+BUDGET = {
+    "cross_attention": 6,
+    "conv": 2,
+    "pooling": 1,
+    "gist": 8,
+    "mean_pool": 0,
+    "mark": 1 / 4096,
+}
+READING = [name for name in HEADS if name != "mark"]
 M, C = 4, 16
 
 
@@ -55,7 +71,7 @@ def test_shapes_and_dtypes(name, rng):
     assert bool(jnp.isfinite(slots.astype(jnp.float32)).all())
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", READING)
 def test_padding_changes_no_slot_and_receives_no_gradient(name, rng):
     head = make(name)
     states = jnp.array(rng.normal(size=(3, C, 32)), jnp.float32)
@@ -70,6 +86,14 @@ def test_padding_changes_no_slot_and_receives_no_gradient(name, rng):
     influence = np.abs(np.asarray(grad)).sum(-1)
     assert (influence[padded] == 0).all()
     assert (influence[~padded] > 0).all(), "every real token reaches some slot"
+
+
+def test_a_mark_reads_nothing(rng):
+    head, args = make("mark"), (jnp.array([16, 7]), jnp.array([4, 4]), M)
+    states = jnp.array(rng.normal(size=(2, C, 32)), jnp.float32)
+    slots, gradient = jax.value_and_grad(lambda x: jnp.sum(head(x, *args)))(states)
+    assert not np.asarray(gradient).any() and not np.asarray(head.weights(states, *args)).any()
+    chex.assert_trees_all_close(slots, 2 * M * head.vector[...].sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["conv", "pooling", "mean_pool"])
@@ -161,3 +185,17 @@ def test_masked_softmax_of_nothing_is_zero_with_finite_gradient():
     np.testing.assert_allclose(masked_softmax(scores, mask), [[1.0, 0.0], [0.0, 0.0]])
     grad = jax.grad(lambda s: masked_softmax(s, mask).sum())(scores)
     assert bool(jnp.isfinite(grad).all())
+
+
+def test_a_stretched_kernel_weighs_as_much_and_keeps_its_form():
+    kernel_WxD = np.array([[0.0, 1.0], [4.0, 1.0], [0.0, 1.0]], np.float32)
+    for width in (1, 2, 3, 7):
+        other_WxD = stretched(kernel_WxD, width)
+        chex.assert_shape(other_WxD, (width, 2))
+        chex.assert_trees_all_close(other_WxD.sum(axis=0), kernel_WxD.sum(axis=0), rtol=1e-6)
+        chex.assert_trees_all_close(other_WxD, other_WxD[::-1], rtol=1e-6)
+        chex.assert_trees_all_close(
+            other_WxD[:, 1], np.full(width, 3 / width, np.float32), rtol=1e-6
+        )
+    assert np.argmax(stretched(kernel_WxD, 7)[:, 0]) == 3
+    chex.assert_trees_all_equal(stretched(kernel_WxD, 3), kernel_WxD)

@@ -143,14 +143,19 @@ def test_fresh_lora_changes_nothing_and_a_trained_one_does(rng, target):
     assert not np.allclose(run(base, x, valid, lora=lora), run(base, x, valid))
 
 
-def test_lora_equals_merged_weights(rng):
-    base = tiny_base()
+@pytest.mark.parametrize("scan", [True, False])
+def test_lora_equals_merged_weights(rng, scan):
+    base = tiny_base(scan=scan)
     lora = LoRA(TINY, LoraConfig(rank=2, alpha=6.0), jax.random.key(0))
     for name, adapter in lora.adapters.items():
         adapter.b[...] = jax.random.normal(jax.random.key(len(name)), adapter.b[...].shape) * 0.1
     x = jnp.array(rng.normal(size=(1, 5, 32)), jnp.float32)
     valid = jnp.ones((1, 5), bool)
-    adapted = run(base, x, valid, lora=lora)
+    adapted, plain = run(base, x, valid, lora=lora), run(base, x, valid)
+    chex.assert_trees_all_close(run(base.merged(lora), x, valid), adapted, atol=1e-4)
+    chex.assert_trees_all_equal(run(base, x, valid), plain)
+    if not scan:
+        return
     merged = projections(base)
     for name, adapter in lora.adapters.items():
         merged[name] += (6.0 / 2) * jnp.einsum("lir,lro->lio", adapter.a[...], adapter.b[...])

@@ -1,9 +1,12 @@
 import json
 import shutil
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny import tiny_model
 
 from gistjax.config import LoraConfig, MeshConfig, OptimizerConfig
@@ -256,6 +259,22 @@ def test_another_head_starts_fresh_behind_its_gate(tmp_path):
     assert_equal(started.compressor, fresh.compressor)
     _, same, _ = split_model(tiny_model("pooling", seed=6, **gated))
     assert_equal(start_from(tmp_path, same, "pooling").compressor, earlier.compressor)
+
+
+def test_a_convolution_keeps_its_kernel_at_another_ratio(tmp_path):
+    earlier = exported(tmp_path, "conv", ratio=2.0).compressor.head.kernel[...]
+    _, fresh, _ = split_model(tiny_model("conv", seed=6, ratio=8.0))
+    kernel = start_from(tmp_path, fresh, "conv").compressor.head.kernel[...]
+    assert earlier.shape[0] == 1 and kernel.shape[0] == 7
+    chex.assert_trees_all_close(kernel, jnp.broadcast_to(earlier / 7, kernel.shape), rtol=1e-6)
+
+
+def test_a_convolution_without_a_kernel_does_not_fit(tmp_path):
+    earlier = exported(tmp_path, "conv")
+    earlier.compressor.head.kernel = nnx.Param(earlier.compressor.head.kernel[...][:0])
+    export_trainable(earlier, tmp_path / "compressor.safetensors", {})
+    with pytest.raises(CheckpointError, match="has shape \\(0, 32\\)"):
+        start_from(tmp_path, split_model(tiny_model("conv"))[1], "conv")
 
 
 def test_fewer_slots_take_the_first_queries(tmp_path):

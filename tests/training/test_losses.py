@@ -64,8 +64,14 @@ def test_teacher_forcing_token_by_token(architecture, weights, rng):
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
 
 
-@pytest.mark.parametrize("slot_form", ["soft_tokens", "key_values"])
-def test_generation_scores_gold_given_the_models_own_prefix(slot_form, rng):
+@pytest.mark.parametrize(
+    "slot_form, merge_up_to",
+    [(form, width) for form in ("soft_tokens", "key_values") for width in (0, 1024)],
+)
+def test_generation_scores_gold_given_the_models_own_prefix(
+    slot_form, merge_up_to, rng, monkeypatch
+):
+    monkeypatch.setattr(losses, "MERGE_UP_TO", merge_up_to)
     model, batch = tiny_model("gist", slot_form=slot_form), tiny_batch(rng)
     plain, expected = Compiled(model), []
     memory = plain.memory(batch.context_ids_ExC, batch.context_length_E)

@@ -1,0 +1,100 @@
+"""What the head's part in the slots is worth: a finished run's answers with it, without it, and with one vector in its place.
+
+    python -m launch.head_part --run launch/results/quality/qa_any_more_s42 --config.model.dtype=float32 --config.ratio=8 \\
+        --config.data.validation_examples=200
+
+Of runs whose slots start from their windows (`slot_start`), where the head's part stands behind a gate. The vector is the mean
+of that part over the slots of the questions' contexts, the same in every slot: a mark, without a word of the text. Prints how
+much of the part's power that vector has, and F1 and EM of each variant; JSON last.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+
+from gistjax import assembly, cli
+from gistjax.config import CompressionConfig
+from gistjax.data.prompts import Row, encode_splits, make_prompt
+from gistjax.data.squad import load_squad
+from gistjax.errors import ConfigError
+from gistjax.evaluation.scores import score
+from gistjax.model.compressed_lm import CompressedLM
+from gistjax.model.heads import HEADS, standardize
+from gistjax.sharding import one_device
+from gistjax.trained import EXPORTED, load_config
+from gistjax.training.checkpoint import import_trainable
+from gistjax.training.step import split_model
+from gistjax.weights.registry import load_base, load_tokenizer, resolve
+
+flags.DEFINE_string("run", "", "Directory of a finished run.")
+
+
+def load(rundir: Path, config: CompressionConfig) -> tuple[CompressedLM, assembly.Foundation]:
+    """The run's compressor on its base, in any dtype."""
+    source, mesh = resolve(config.model), one_device()
+    tokenizer = load_tokenizer(source)
+    base = load_base(source, config.model, mesh)
+    foundation = assembly.Foundation(mesh, source, base, tokenizer, make_prompt(tokenizer))
+    graphdef, trainable, frozen = split_model(assembly.model_on(config, foundation))
+    trainable = import_trainable(rundir / EXPORTED, trainable)
+    model = nnx.merge(graphdef, trainable, frozen)
+    if model.compressor is None or model.compressor.gate is None:
+        raise ConfigError(f"{rundir} has no gate: its slots do not start from their windows.")
+    return model, foundation
+
+
+def parts(model: CompressedLM, rows: list[Row]) -> np.ndarray:
+    """What the head adds to each slot of the rows' contexts, before the gate, `[slots, D]`."""
+    compressor, found = model.compressor, []
+    assert compressor is not None
+    for row in {row.context_id: row for row in rows}.values():
+        length_B = jnp.array([len(row.context_ids)])
+        slots_B = compressor.slots_used(length_B)
+        states_1xCxD = compressor.encoder(model.base, jnp.asarray(row.context_ids)[None], length_B)
+        slots_1xMxD = compressor.head(states_1xCxD, length_B, slots_B, int(slots_B[0]))
+        found.append(np.asarray(standardize(slots_1xMxD)[0], np.float32))
+    return np.concatenate(found)
+
+
+def main(config: CompressionConfig, args: flags.FlagValues) -> None:
+    """The command."""
+    model, foundation = load(Path(args.run), config)
+    assert model.compressor is not None and model.compressor.gate is not None
+    squad = load_squad(config.data, config.seed)
+    _, rows, _ = encode_splits(squad, foundation.prompt, config.data, config.seed)
+
+    def measure(name: str) -> dict[str, float]:
+        graphdef, trainable, frozen = split_model(model)
+        ids = assembly.make_answerer(config, foundation, graphdef)(
+            trainable, frozen, rows, name
+        ).ids
+        texts = foundation.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        scores = score([text.strip() for text in texts], squad.validation, 2, 0)
+        return {"f1": round(scores.f1, 3), "em": round(scores.em, 3)}
+
+    gate = np.asarray(model.compressor.gate[...])
+    part_XxD = gate * parts(model, rows)
+    mark_D = part_XxD.mean(axis=0)
+    power = float(np.sum(mark_D**2) / np.mean(np.sum(part_XxD**2, axis=1)))
+    result: dict[str, Any] = {"questions": len(rows), "power_of_the_mark": round(power, 3)}
+    result["as_trained"] = measure("as trained")
+    model.compressor.gate[...] = jnp.zeros_like(gate)
+    result["without"] = measure("without")
+    # The head's output is standardized and takes the gate's sign and size.
+    size = float(np.sqrt(np.mean(mark_D**2)))
+    model.compressor.head = mark = HEADS["mark"](model.base.config, 1, 1, jax.random.key(0))
+    mark.vector[...] = jnp.asarray(mark_D)
+    model.compressor.gate[...] = jnp.full_like(gate, size)
+    result["one_vector"] = measure("one vector")
+    cli.print_result(result)
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda argv: load_config(Path(cli.option(argv, "run"))))
