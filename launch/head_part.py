@@ -33,8 +33,6 @@ from gistjax.training.checkpoint import import_trainable
 from gistjax.training.step import split_model
 from gistjax.weights.registry import load_base, load_tokenizer, resolve
 
-flags.DEFINE_string("run", "", "Directory of a finished run.")
-
 
 def load(rundir: Path, config: CompressionConfig) -> tuple[CompressedLM, assembly.Foundation]:
     """The run's compressor on its base, in any dtype."""
@@ -97,4 +95,5 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("run", "", "Directory of a finished run.")
     cli.run(main, lambda argv: load_config(Path(cli.option(argv, "run"))))
