@@ -21,31 +21,14 @@ from flax import nnx
 
 from gistjax import assembly, cli
 from gistjax.config import CompressionConfig
-from gistjax.data.prompts import Row, encode_splits, make_prompt
+from gistjax.data.prompts import Row, encode_splits
 from gistjax.data.squad import load_squad
 from gistjax.errors import ConfigError
-from gistjax.evaluation.scores import score
 from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.heads import HEADS, standardize
-from gistjax.sharding import one_device
-from gistjax.trained import EXPORTED, load_config
-from gistjax.training.checkpoint import import_trainable
+from gistjax.results import Scorer
+from gistjax.trained import load_config
 from gistjax.training.step import split_model
-from gistjax.weights.registry import load_base, load_tokenizer, resolve
-
-
-def load(rundir: Path, config: CompressionConfig) -> tuple[CompressedLM, assembly.Foundation]:
-    """The run's compressor on its base, in any dtype."""
-    source, mesh = resolve(config.model), one_device()
-    tokenizer = load_tokenizer(source)
-    base = load_base(source, config.model, mesh)
-    foundation = assembly.Foundation(mesh, source, base, tokenizer, make_prompt(tokenizer))
-    graphdef, trainable, frozen = split_model(assembly.model_on(config, foundation))
-    trainable = import_trainable(rundir / EXPORTED, trainable)
-    model = nnx.merge(graphdef, trainable, frozen)
-    if model.compressor is None or model.compressor.gate is None:
-        raise ConfigError(f"{rundir} has no gate: its slots do not start from their windows.")
-    return model, foundation
 
 
 def parts(model: CompressedLM, rows: list[Row]) -> np.ndarray:
@@ -63,34 +46,30 @@ def parts(model: CompressedLM, rows: list[Row]) -> np.ndarray:
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command."""
-    model, foundation = load(Path(args.run), config)
-    assert model.compressor is not None and model.compressor.gate is not None
+    foundation = assembly.lay_foundation(config, assembly.find_prompt(config))
+    model = nnx.merge(*assembly.start_model(config.replace(init_from=args.run), foundation))
+    gate = model.compressor and model.compressor.gate
+    if model.compressor is None or gate is None or not np.any(gate[...]):
+        raise ConfigError(f"{args.run} has no head behind a gate, or a gate that never opened.")
     squad = load_squad(config.data, config.seed)
     _, rows, _ = encode_splits(squad, foundation.prompt, config.data, config.seed)
 
-    def measure(name: str) -> dict[str, float]:
-        graphdef, trainable, frozen = split_model(model)
-        ids = assembly.make_answerer(config, foundation, graphdef)(
-            trainable, frozen, rows, name
-        ).ids
-        texts = foundation.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        scores = score([text.strip() for text in texts], squad.validation, 2, 0)
-        return {"f1": round(scores.f1, 3), "em": round(scores.em, 3)}
+    def measure() -> dict[str, float]:
+        graphdef, *weights = split_model(model)
+        return Scorer(config, foundation, rows, squad.validation, graphdef).headline(*weights)
 
-    gate = np.asarray(model.compressor.gate[...])
-    part_XxD = gate * parts(model, rows)
+    part_XxD = np.asarray(gate[...]) * parts(model, rows)
     mark_D = part_XxD.mean(axis=0)
     power = float(np.sum(mark_D**2) / np.mean(np.sum(part_XxD**2, axis=1)))
     result: dict[str, Any] = {"questions": len(rows), "power_of_the_mark": round(power, 3)}
-    result["as_trained"] = measure("as trained")
-    model.compressor.gate[...] = jnp.zeros_like(gate)
-    result["without"] = measure("without")
-    # The head's output is standardized and takes the gate's sign and size.
-    size = float(np.sqrt(np.mean(mark_D**2)))
+    result["as_trained"] = measure()
+    gate[...] = jnp.zeros_like(gate[...])
+    result["without"] = measure()
+    # A head's output is standardized: the gate gives it its size back.
     model.compressor.head = mark = HEADS["mark"](model.base.config, 1, 1, jax.random.key(0))
     mark.vector[...] = jnp.asarray(mark_D)
-    model.compressor.gate[...] = jnp.full_like(gate, size)
-    result["one_vector"] = measure("one vector")
+    gate[...] = jnp.full_like(gate[...], np.sqrt(np.mean(mark_D**2)))
+    result["one_vector"] = measure()
     cli.print_result(result)
 
 

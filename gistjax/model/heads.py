@@ -2,10 +2,9 @@
 
 A head is called as `head(states_BxCxD, length_B, slots_B, M)`: how many context tokens are real in each row, how many slots
 the row is to use, and how many there are room for, at most as many as it was built for. It returns `[B, M, D]` in the
-states' dtype; slots past `slots_B` hold values without meaning,
-which the decoder does not see. What stands in a padded state changes no slot. Parameters are fp32, compute follows the
-states. `head.weights(…)` of the same arguments says what part each token has in each slot, `[B, M, C]` in fp32, to look at: they sum
-to 1, or to 0 where a head reads none.
+states' dtype; slots past `slots_B` hold values without meaning, which the decoder does not see. What stands in a padded
+state changes no slot. Parameters are fp32, compute follows the states. `head.weights(…)` of the same arguments says what
+part each token has in each slot, `[B, M, C]` in fp32, to look at: they sum to 1, or to 0 where a head reads none.
 
 To add a head: write its class, add it to `HEADS`, name it in `config.ARCHITECTURES`, and write a config file.
 """

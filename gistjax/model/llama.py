@@ -236,13 +236,13 @@ class Llama(nnx.Module):
     def merged(self, lora: LoRA) -> Llama:
         """This base with adapters, on all of its layers, added to copies of its weights, in their dtype; it runs without them."""
         base = nnx.merge(*nnx.split(self))
-        layers = base.layers
+        stacked = isinstance(base.layers, Layer)
+        layers: Any = [base.layers] if stacked else base.layers
         for name, (a_LxIxR, b_LxRxO) in lora.fused(self.config, self.dtype).items():
             change_LxIxO = jnp.einsum("lir,lr...->li...", a_LxIxR, b_LxRxO)
             assert len(change_LxIxO) == self.config.n_layers
-            changes = [change_LxIxO] if isinstance(layers, Layer) else jnp.unstack(change_LxIxO)
-            parts = [layers] if isinstance(layers, Layer) else layers
-            for layer, change in zip(parts, changes, strict=True):
+            changes = [change_LxIxO] if stacked else jnp.unstack(change_LxIxO)
+            for layer, change in zip(layers, changes, strict=True):
                 setattr(layer, name, Frozen(getattr(layer, name)[...] + change))
         return base
 
