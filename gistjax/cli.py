@@ -142,11 +142,23 @@ def _parse(
     if HELP & set(argv):
         print_help()
     about = "Config file; any key is overridden by --config.KEY=VALUE."
+    argv = _last_of_each(argv)
     argv, config = _from_file(argv) if defaults is None else (argv, defaults(argv))
     _check_keys(argv)
     config_flags.DEFINE_config_dict("config", config.to_config_dict(), about, values, sys_argv=argv)
     words = _parse_flags(argv, values)
     return CompressionConfig.from_dict(values["config"].value), words  # type: ignore[arg-type]
+
+
+def _last_of_each(argv: list[str]) -> list[str]:
+    """The command line with the last `--config.KEY=VALUE` of each key alone: ml_collections would join a tuple's."""
+    matches = [re.match(r"--?config\.([^=]*)=", word) for word in argv]
+    last = {match[1]: i for i, match in enumerate(matches) if match}
+    return [
+        word
+        for i, (word, match) in enumerate(zip(argv, matches, strict=True))
+        if match is None or last[match[1]] == i
+    ]
 
 
 def _parse_flags(argv: list[str], values: flags.FlagValues) -> list[str]:

@@ -54,6 +54,12 @@ def test_the_order_of_flags_does_not_matter(words):
     assert (config.architecture, config.target_length, config.seed) == ("pooling", 32, 1)
 
 
+def test_the_last_of_repeated_overrides_counts():
+    ratios = ("--config.ratios=(2.,4.)", "-config.ratios=(8.,)")
+    config = parse("--config=configs/qa.py", *ratios, "--config.seed=1", "--config.seed=2")
+    assert (config.ratios, config.seed) == ((8.0,), 2)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
