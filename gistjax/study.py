@@ -29,6 +29,7 @@ from absl import flags
 from gistjax import cli, train
 from gistjax.config import CompressionConfig, did_you_mean
 from gistjax.errors import ConfigError, GistjaxError
+from gistjax.trained import EXPORTED
 from gistjax.validation import check_trains, validate
 
 flags.DEFINE_string("study", "", "The study's JSON file.")
@@ -146,7 +147,7 @@ def _words(settings: Mapping[str, Any], out: Path) -> Iterator[str]:
         if key in LINKS and str(value).startswith("@"):
             value = out / value[1:]
         if isinstance(value, list):
-            value = f"({','.join(map(str, value))},)"
+            value = "(" + "".join(f"{item}," for item in value) + ")"
         yield f"--config.{key}={value}"
 
 
@@ -189,6 +190,9 @@ def check(runs: list[Run]) -> dict[str, CompressionConfig]:
     configs = {run.name: run.config() for run in runs}
     traces = ("config.json", "metrics.json", "checkpoint")
     begun = [run for run in runs if any((run.workdir / name).exists() for name in traces)]
+    for run in runs:
+        if not (run.workdir / "metrics.json").exists():
+            _check_start(run, configs)
     if begun:
         from gistjax.results import check_same, claim  # which import all that trains
     for run in begun:
@@ -197,6 +201,18 @@ def check(runs: list[Run]) -> dict[str, CompressionConfig]:
         else:
             claim(run.workdir, configs[run.name])
     return configs
+
+
+def _check_start(run: Run, configs: Mapping[str, CompressionConfig]) -> None:
+    """Refuses a run that needs one that is neither chosen nor finished."""
+    for name in run.after:
+        start, config = run.workdir.parent / name, configs[run.name]
+        if name in configs or str(start) not in (config.init_from, config.teacher):
+            continue
+        if not (start / EXPORTED).is_file():
+            raise ConfigError(
+                f"{run.name} needs {name}, which is not finished in {start}: add it to --only."
+            )
 
 
 def run_study(runs: list[Run]) -> dict[str, dict[str, Any]]:

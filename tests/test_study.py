@@ -10,6 +10,7 @@ from gistjax import study
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.study import Run, choose, read_study, run_study
+from gistjax.trained import EXPORTED
 from gistjax.training.checkpoint import find_exported
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +43,7 @@ def test_settings_of_study_run_and_command_line_in_this_order(tmp_path):
             {
                 "name": "b",
                 "config": "configs/gist_m64.py",
-                "set": {"init_from": "@a"},
+                "set": {"init_from": "@a", "ratios": []},
                 "seeds": [7, 8],
             },
         ],
@@ -56,6 +57,7 @@ def test_settings_of_study_run_and_command_line_in_this_order(tmp_path):
         (2, 16, 8),
     ]
     assert configs[0].ratios == (2.0, 4.0) and configs[1].init_from == "out/a"
+    assert configs[1].ratios == ()
     assert runs[0].command.startswith("python -m gistjax.train --config configs/gist_m64.py ")
 
 
@@ -120,6 +122,23 @@ def test_a_mistake_is_found_before_the_first_run(tmp_path):
     with pytest.raises(ConfigError, match="slot_start"):
         run_study(read_study(write(tmp_path, {"runs": runs}), tmp_path / "out", []))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_start_is_neither_chosen_nor_finished_is_refused(tmp_path):
+    runs = [
+        {"name": "first", "config": "configs/gist_m64.py"},
+        {"name": "second", "config": "configs/gist_m64.py", "set": {"init_from": "@first"}},
+    ]
+    path = write(tmp_path, {"set": TINY, "runs": runs})
+    first, second = read_study(path, tmp_path / "out", [])
+    with pytest.raises(ConfigError, match="second needs first, which is not finished"):
+        study.check([second])
+    assert study.check([first, second])
+    elsewhere = read_study(path, tmp_path / "out", ["--config.init_from=elsewhere"])
+    assert study.check(elsewhere[1:])
+    first.workdir.mkdir(parents=True)
+    (first.workdir / EXPORTED).touch()
+    assert study.check([second])
 
 
 def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_none(tmp_path):
