@@ -3,10 +3,11 @@
     jaxpr ─ inline ─▶ operations ─ fuse ─▶ buffers ─ first and last use ─▶ most bytes alive at once
 
 A compiler for GPUs gives a buffer to what a matrix product, a kernel or a reduction writes, and to what a product or a
-kernel reads. What is added to a product that nothing else reads is added while it is written. Elementwise work in between
-is fused: it reads the buffers it came from again, which stay alive until then, unless that would move more bytes than a
-buffer of its own (as XLA's priority fusion decides). Reshapes and transposes are views. Each buffer lives from its first to
-its last use in the program's order; buffers of donated arguments are used again.
+kernel reads; but a batched product, as in attention, makes what it reads itself, if that is elementwise work (Triton's
+do). What is added to a product that nothing else reads is added while it is written. Elementwise work in between is fused:
+it reads the buffers it came from again, which stay alive until then, unless that would move more bytes than a buffer of its
+own (as XLA's priority fusion decides). Reshapes and transposes are views. Each buffer lives from its first to its last use
+in the program's order; buffers of donated arguments are used again.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ KERNELS = {
 PARTS = {"split", "slice", "dynamic_slice", "unstack", "gather"}
 """They read no more of their input than they write."""
 
+MOVES = PARTS | {"concatenate", "pad", "dynamic_update_slice"}
+"""They move elements to other places."""
+
 SUMS = {"add", "add_any"}
 """They are taken while a matrix product is written, in its buffer (a GEMM that accumulates)."""
 
@@ -56,6 +60,7 @@ class Value:
     inputs: tuple[Value, ...] = ()
     workspace: int = 0  # bytes that its operation needs beside inputs and output
     name: str = ""  # of its operation
+    batched: bool = False  # a matrix product for each of several rows or heads
     readers: int = 0
     stored: bool = False  # in a buffer
     sources: Reads = field(default_factory=dict)  # what it is computed from
@@ -111,6 +116,7 @@ def _inline(jaxpr: Jaxpr, arguments: Sequence[Value], values: list[Value]) -> li
             outputs = []
             for v in eqn.outvars:
                 value = Value(_size(v.aval), kind, len(values), tuple(inputs), workspace, name)
+                value.batched = _is_batched(eqn)
                 workspace = 0
                 outputs.append(value)
                 values.append(value)
@@ -127,6 +133,10 @@ def _called(eqn: Any) -> Jaxpr | None:
         if body is not None:
             return body.jaxpr if isinstance(body, ClosedJaxpr) else body
     return None
+
+
+def _is_batched(eqn: Any) -> bool:
+    return eqn.primitive.name == "dot_general" and bool(eqn.params["dimension_numbers"][1][0])
 
 
 def _bodies(eqn: Any) -> Iterator[Jaxpr]:
@@ -159,7 +169,8 @@ def _decide(values: Sequence[Value], results: Sequence[Value]) -> None:
         value.stored = value.kind != "fused"
         for source in set(value.inputs):
             source.readers += 1
-            source.stored |= value.kind == "kernel"
+            made_inside = value.batched and source.name not in MOVES
+            source.stored |= value.kind == "kernel" and not made_inside
     for result in set(results):
         result.stored = True
         result.readers += 1

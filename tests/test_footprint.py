@@ -65,3 +65,21 @@ def test_the_backward_pass_of_a_gated_layer_keeps_two_buffers_of_it():
 
     # for each layer more: both halves, and what goes into the second product
     assert layers(9) - layers(8) <= ROW * (2 * F + F + D) + 4 * 3 * D * F
+
+
+def test_attention_weights_are_made_again_from_the_scores():
+    T = 64
+
+    def loss(q_HxTxD, k_HxTxD):
+        scores_HxTxT = jnp.einsum("htd,hsd->hts", q_HxTxD, k_HxTxD)
+        weights_HxTxT = jax.nn.softmax(scores_HxTxT).astype(jnp.bfloat16)
+        return jnp.sum(jnp.tanh(jnp.einsum("hts,hsd->htd", weights_HxTxT, k_HxTxD)))
+
+    def layers(n):
+        def total(q_HxTxD, k_HxTxD):
+            return sum(loss(q_HxTxD + k, k_HxTxD) for k in range(n))
+
+        return peak(jax.grad(total, argnums=(0, 1)), (2, T, D), (2, T, D))
+
+    # for each layer more: the scores, queries and outputs, a maximum and a sum a row; weights would be half the scores
+    assert 0 <= layers(9) - layers(8) - 4 * 2 * T * T <= 4 * 2 * T * (2 * D + 2)

@@ -202,7 +202,8 @@ def _cross_entropy(forward: Forward, h_BxAxD: Array) -> Array:
         batch.tokens_BxS, answer_positions(batch.question_length_B + 1, A, S), axis=1
     )
     scores_BxAxV = forward.model.base.logits(h_BxAxD)
-    loss_BxA = optax.softmax_cross_entropy_with_integer_labels(scores_BxAxV, gold_BxA)
+    gold_BxAxV = jax.nn.one_hot(gold_BxA, scores_BxAxV.shape[2])  # a gather's gradient is a scatter
+    loss_BxA = optax.softmax_cross_entropy(scores_BxAxV, gold_BxAxV)
     return _mean_over_answer(forward, loss_BxA)
 
 
