@@ -36,8 +36,10 @@ def load_config(rundir: Path) -> CompressionConfig:
 def ratio_problem(config: CompressionConfig, ratio: float) -> str:
     """Why a compressor of this configuration was not trained for so many tokens a slot; empty if it was."""
     trained = config.ratios or (config.ratio,)
-    if config.architecture in UNCOMPRESSED or trained[0] == 0:
+    if config.architecture in UNCOMPRESSED:
         return f"ratio={ratio:g}: this model has no number of tokens a slot to set."
+    if trained[0] == 0:
+        return f"ratio={ratio:g}: this compressor has {config.target_length} slots for any context. Leave the ratio out."
     if trained[0] <= ratio <= trained[-1]:
         return ""
     known = " to ".join(f"{end:g}" for end in dict.fromkeys((trained[0], trained[-1])))

@@ -12,52 +12,71 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 from gistjax import cli
+from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
-from gistjax.files import make_folder
-from gistjax.results import provenance, read_config, write_json
+from gistjax.files import make_folder, write_json
 from gistjax.trained import EXPORTED, load_config
 from gistjax.weights.checked import load_tensors, save_tensors
-
-SAME = ("base_sha256", "prompt_sha256")
-"""Of a run's `config.json`, beside the configuration."""
 
 
 def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
     """Writes `config.json` and `compressor.safetensors` of the runs' mean.
 
     Raises:
-        ConfigError: if there are fewer than two runs, they differ in more than their seed, or start from nothing.
-        CheckpointError: if a run is missing, damaged, or has other parameters or another base, or the output is a run already.
+        ConfigError: if there are fewer than two runs, they differ in more or less than their seed, or start from nothing.
+        CheckpointError: if a run is missing, not finished or damaged, has other parameters or another base, or is a mean
+            itself; or if there is something in the output folder.
     """
-    if len({run.resolve() for run in runs}) < max(2, len(runs)):
-        raise ConfigError(
-            "give two or more different runs, as in --run runs/a_s42 --run runs/a_s43."
-        )
-    if any((output / name).exists() for name in ("config.json", "checkpoint", EXPORTED)):
-        raise CheckpointError(f"{output} is a run already: give another --output.")
-    config, about = load_config(runs[0]), read_config(runs[0])
-    if not config.init_from:
-        raise ConfigError(f"{runs[0]} has no init_from: only runs of one start have a mean.")
+    from gistjax.results import provenance, read_config  # which import all that trains
+
+    if len(runs) < 2:
+        raise ConfigError("give two or more runs, as in --run runs/a_s42 --run runs/a_s43.")
+    if output.is_dir() and any(output.iterdir()):
+        raise CheckpointError(f"{output} has files in it: give another --output.")
+    configs = [load_config(run) for run in runs]
+    check_alike(runs, configs)
+    abouts = [read_config(run) for run in runs]
     means: dict[str, np.ndarray] = {}
-    for run in runs:
-        if replace(load_config(run), seed=config.seed) != config:
-            raise ConfigError(f"{run} and {runs[0]} differ in more than their seed.")
-        theirs, (arrays, _) = read_config(run), load_tensors(run / EXPORTED)
+    for run, about in zip(runs, abouts, strict=True):
+        if "mean_of" in about or not (run / "metrics.json").is_file():
+            raise CheckpointError(f"{run} is a mean already, or a run that is not finished.")
+        arrays, _ = load_tensors(run / EXPORTED)
         parts = {name: array.astype(np.float64) / len(runs) for name, array in arrays.items()}
         means = means or {name: np.zeros_like(part) for name, part in parts.items()}
-        same_base = all(theirs.get(key) == about.get(key) for key in SAME)
-        if not same_base or _shapes(parts) != _shapes(means):
+        if _base(about) != _base(abouts[0]) or _shapes(parts) != _shapes(means):
             raise CheckpointError(f"{run} has other parameters or another base than {runs[0]}.")
         means = {name: means[name] + part for name, part in parts.items()}
     make_folder(output)
-    write_json(output / "config.json", {**about, "mean_of": [run.name for run in runs]})
+    write_json(output / "config.json", {**abouts[0], "mean_of": [run.name for run in runs]})
     rounded = {name: mean.astype(dtype) for name, mean in means.items()}
-    save_tensors(output / EXPORTED, rounded, provenance(config))
+    save_tensors(output / EXPORTED, rounded, provenance(configs[0]))
+
+
+def check_alike(runs: list[Path], configs: list[CompressionConfig]) -> None:
+    """Makes sure that runs started from the same weights and differ in their seed alone.
+
+    Raises:
+        ConfigError: naming what else differs.
+    """
+    first = configs[0]
+    if not first.init_from:
+        raise ConfigError(f"{runs[0]} has no init_from: only runs of one start have a mean.")
+    for run, config in zip(runs[1:], configs[1:], strict=True):
+        ours, theirs = first.to_json(), replace(config, seed=first.seed).to_json()
+        if differing := [key for key in ours if ours[key] != theirs[key]]:
+            raise ConfigError(f"{run} and {runs[0]} differ in {', '.join(differing)}.")
+    if len({config.seed for config in configs}) < len(configs):
+        raise ConfigError("two of the runs have the same seed: their mean gains nothing.")
+
+
+def _base(about: dict[str, Any]) -> list[Any]:
+    return [about.get(key) for key in ("base_sha256", "prompt_sha256")]
 
 
 def _shapes(arrays: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

@@ -108,7 +108,7 @@ def test_a_ratio_needs_a_compressor_that_has_one(reader, examples, tmp_path):
         reader.compress(examples[0].context, 4.0)
     fixed = gistjax.load(write_run(tmp_path / "run", CONFIG.replace(ratio=0.0)))
     for without in (reader.full_context(), fixed):
-        with pytest.raises(ConfigError, match="no number of tokens a slot"):
+        with pytest.raises(ConfigError, match="no number of tokens a slot|slots for any context"):
             without.compress(examples[0].context, 8.0)
 
 

@@ -21,7 +21,7 @@ def test_ratios_that_were_trained(ratio, config):
         (1.5, ANY, "with 2 to 16 tokens"),
         (17, ANY, "with 2 to 16 tokens"),
         (4, ANY.replace(ratio=8.0, ratios=()), "with 8 tokens"),
-        (4, CompressionConfig(), "no number of tokens a slot"),
+        (4, CompressionConfig(), "64 slots for any context"),
         (4, ANY.replace(architecture="none"), "no number of tokens a slot"),
     ],
 )

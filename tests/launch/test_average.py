@@ -20,6 +20,7 @@ def write(tmp_path):
         config = replace(CompressionConfig(init_from="start"), **settings)
         about = {"config": config.to_json(), "base_sha256": base}
         (run / "config.json").write_text(json.dumps(about))
+        (run / "metrics.json").write_text("{}")
         save_tensors(run / EXPORTED, {"a": np.array(values, np.float32)})
         return run
 
@@ -36,17 +37,20 @@ def test_the_mean_is_of_every_run(write, tmp_path, dtype):
     assert load_config(mean) == load_config(runs[0])
     assert json.loads(about["config"]) == read_config(runs[0])["config"]
     assert read_config(mean)["mean_of"] == ["s1", "s2", "s6"]
-    with pytest.raises(CheckpointError, match="is a run already"):
+    with pytest.raises(CheckpointError, match="has files in it"):
         average(runs, mean)
+    with pytest.raises(CheckpointError, match="a mean already"):
+        average([mean, runs[1]], tmp_path / "again")
 
 
 @pytest.mark.parametrize(
     ("error", "message", "changes"),
     [
-        (ConfigError, "more than their seed", {"ratio": 8.0}),
-        (ConfigError, "more than their seed", {"init_from": "elsewhere"}),
+        (ConfigError, "differ in ratio", {"ratio": 8.0}),
+        (ConfigError, "differ in init_from", {"init_from": "elsewhere"}),
         (CheckpointError, "other parameters", {"values": [1, 2, 3]}),
         (CheckpointError, "another base", {"base": "b" * 64}),
+        (ConfigError, "the same seed", {"seed": CompressionConfig().seed}),
     ],
 )
 def test_unlike_runs_are_refused(write, tmp_path, error, message, changes):
@@ -56,11 +60,16 @@ def test_unlike_runs_are_refused(write, tmp_path, error, message, changes):
     assert not (tmp_path / "mean").exists()
 
 
+def test_a_run_must_be_finished(write, tmp_path):
+    runs = [write("one", [1]), write("two", [1], seed=7)]
+    (runs[1] / "metrics.json").unlink()
+    with pytest.raises(CheckpointError, match="not finished"):
+        average(runs, tmp_path / "mean")
+
+
 def test_a_mean_needs_two_runs_of_one_start(write, tmp_path):
-    one = write("one", [1])
-    for runs in ([one], [one, one]):
-        with pytest.raises(ConfigError, match="two or more"):
-            average(runs, tmp_path / "mean")
+    with pytest.raises(ConfigError, match="two or more"):
+        average([write("one", [1])], tmp_path / "mean")
     alone = [write(name, [1], init_from="") for name in ("two", "three")]
     with pytest.raises(ConfigError, match="init_from"):
         average(alone, tmp_path / "mean")
