@@ -29,6 +29,7 @@ from gistjax.files import is_file
 from gistjax.stopping import Stopped
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
+OVERRIDE = r"--?config\.([^=]*)"
 HELP = {"--help", "-h", "-help", "--helpfull"}
 
 flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
@@ -152,7 +153,7 @@ def _parse(
 
 def _last_of_each(argv: list[str]) -> list[str]:
     """The command line with the last `--config.KEY=VALUE` of each key alone: ml_collections would join a tuple's."""
-    matches = [re.match(r"--?config\.([^=]*)=", word) for word in argv]
+    matches = [re.match(f"{OVERRIDE}=", word) for word in argv]
     last = {match[1]: i for i, match in enumerate(matches) if match}
     return [
         word
@@ -240,7 +241,7 @@ def overrides() -> list[str]:
     Raises:
         ConfigError: if one has its value in the next word.
     """
-    words = [word for word in sys.argv[1:] if re.match(r"--?config\.", word)]
+    words = [word for word in sys.argv[1:] if re.match(OVERRIDE, word)]
     for word in words:
         if "=" not in word:
             raise ConfigError(f"{word} needs its value in the same word: {word}=VALUE.")
@@ -305,7 +306,7 @@ def _leaves(group: ConfigDict | None = None) -> Iterator[str]:
 def _check_keys(argv: list[str]) -> None:
     """Refuses the first override that the configuration has no place for, with the nearest key."""
     for word in argv[1:]:
-        match = re.match(r"--?config\.([^=]*)", word)
+        match = re.match(OVERRIDE, word)
         group: Any = CompressionConfig().to_config_dict()
         for part in match[1].split(".") if match else ():
             known = list(group) if isinstance(group, ConfigDict) else []

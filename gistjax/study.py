@@ -190,13 +190,14 @@ def check(runs: list[Run]) -> dict[str, CompressionConfig]:
     configs = {run.name: run.config() for run in runs}
     traces = ("config.json", "metrics.json", "checkpoint")
     begun = [run for run in runs if any((run.workdir / name).exists() for name in traces)]
+    finished = [run for run in begun if (run.workdir / "metrics.json").exists()]
     for run in runs:
-        if not (run.workdir / "metrics.json").exists():
+        if run not in finished:
             _check_start(run, configs)
     if begun:
         from gistjax.results import check_same, claim  # which import all that trains
     for run in begun:
-        if (run.workdir / "metrics.json").exists():  # a finished one needs no checkpoint
+        if run in finished:  # it needs no checkpoint
             check_same(run.workdir, configs[run.name])
         else:
             claim(run.workdir, configs[run.name])

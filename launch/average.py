@@ -42,20 +42,19 @@ def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
     configs = [load_config(run) for run in runs]
     check_alike(runs, configs)
     abouts = [read_config(run) for run in runs]
-    means: dict[str, np.ndarray] = {}
-    for run, about in zip(runs, abouts, strict=True):
+    tensors = [load_tensors(run / EXPORTED)[0] for run in runs]
+    for run, about, arrays in zip(runs, abouts, tensors, strict=True):
         if "mean_of" in about or not (run / "metrics.json").is_file():
             raise CheckpointError(f"{run} is a mean already, or a run that is not finished.")
-        arrays, _ = load_tensors(run / EXPORTED)
-        parts = {name: array.astype(np.float64) / len(runs) for name, array in arrays.items()}
-        means = means or {name: np.zeros_like(part) for name, part in parts.items()}
-        if _base(about) != _base(abouts[0]) or _shapes(parts) != _shapes(means):
+        if _base(about) != _base(abouts[0]) or _shapes(arrays) != _shapes(tensors[0]):
             raise CheckpointError(f"{run} has other parameters or another base than {runs[0]}.")
-        means = {name: means[name] + part for name, part in parts.items()}
+    means = {
+        name: np.mean([arrays[name] for arrays in tensors], axis=0, dtype=np.float64).astype(dtype)
+        for name in tensors[0]
+    }
     make_folder(output)
     write_json(output / "config.json", {**abouts[0], "mean_of": [run.name for run in runs]})
-    rounded = {name: mean.astype(dtype) for name, mean in means.items()}
-    save_tensors(output / EXPORTED, rounded, provenance(configs[0]))
+    save_tensors(output / EXPORTED, means, provenance(configs[0]))
 
 
 def check_alike(runs: list[Path], configs: list[CompressionConfig]) -> None:

@@ -83,3 +83,12 @@ def test_attention_weights_are_made_again_from_the_scores():
 
     # for each layer more: the scores, queries and outputs, a maximum and a sum a row; weights would be half the scores
     assert 0 <= layers(9) - layers(8) - 4 * 2 * T * T <= 4 * 2 * T * (2 * D + 2)
+
+
+def test_what_a_batched_product_reads_from_several_buffers_is_put_into_one():
+    def over_both(q_HxTxD, k_HxTxD, more_HxTxD):
+        both_HxSxD = jnp.concatenate([k_HxTxD, more_HxTxD], axis=1)
+        return jnp.einsum("htd,hsd->hts", q_HxTxD, both_HxSxD)
+
+    H, T, shape = 2, 4, (2, 4, D)
+    assert peak(over_both, shape, shape, shape) == 4 * H * (2 * T * D + T * 2 * T)

@@ -32,7 +32,7 @@ def slot_attention(
     question_buckets: Sequence[int],
 ) -> list[dict[str, Any]]:
     """For the first contexts of the rows `{"context_id", "words", "weights"}`: weights of words `[slots][words]`, of each
-    slot they sum to 1 but for rounding, or to 0 where the head reads nothing.
+    slot they sum to 1 but for rounding. None of a head that reads nothing.
 
     They are the head's own weights over the encoder's states. What the encoder mixed into a state before is not in them.
     """
@@ -52,6 +52,8 @@ def slot_attention(
         parts = jax.jit(weigh)(trainable, frozen, batch.context_ids_ExC, batch.context_length_E)
         weights_BxMxC, slots_B = fetch(parts)
         for i, weights_MxC, slots in zip(indices.tolist(), weights_BxMxC, slots_B, strict=False):
+            if not weights_MxC.any():
+                continue
             row = distinct[i]
             words, starts = split_words(tokenizer, row.context_ids)
             weights_MxC = weights_MxC[:slots, : len(row.context_ids)]

@@ -106,15 +106,11 @@ def side_by_side(scored: Sequence[Result], most: int) -> list[dict[str, Any]]:
 
 
 def slot_maps(scored: Sequence[Result]) -> list[dict[str, Any]]:
-    """What each slot reads, by run and context: a byte for each slot and word, 255 the largest of the slot. Heads that read
-    nothing have none.
-    """
+    """What each slot reads, by run and context: a byte for each slot and word, 255 the largest of the slot."""
     maps = []
     for result in scored:
         for number, context in enumerate(result.slot_attention, 1):
             weights_MxW = np.array(context["weights"], np.float32)
-            if not weights_MxW.any():  # of a head that reads nothing
-                continue
             top_Mx1 = np.maximum(weights_MxW.max(axis=1, keepdims=True), 1e-9)
             bytes_MxW = np.round(255 * weights_MxW / top_Mx1).astype(np.uint8)
             maps.append(

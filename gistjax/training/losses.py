@@ -144,7 +144,8 @@ def generation(forward: Forward) -> Array:
 
     The model answers without gradient, as far as the batch's longest gold answer goes, from the keys and values that
     the gold pass has left; a narrow one with its adapters merged, rounded to the weights' dtype. Its own tokens are then
-    read behind the question with gradient, slots in place, so that the compressor learns from them. Gold token a is predicted from the model's own tokens before it.
+    read behind the question with gradient, slots in place, so that the compressor learns from them. Gold token a is
+    predicted from the model's own tokens before it.
     """
     h_BxAxD, reading = forward.gold
     assert reading is not None

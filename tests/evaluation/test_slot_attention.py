@@ -74,14 +74,18 @@ def test_of_some_contexts_each_word_has_its_part_in_each_slot(tokenizer):
         for i, text in enumerate(texts)
     ]
     base = tiny_base(dataclasses.replace(TINY, vocab_size=len(tokenizer)))
-    graphdef, trainable, frozen = split_model(tiny_model("pooling", base=base))
     mesh = make_mesh(MeshConfig())
-    found = slot_attention(
-        graphdef, trainable, frozen, rows, tokenizer, mesh, contexts=3, context_buckets=(64,), question_buckets=(8,),
-    )  # fmt: skip
+
+    def read_by(name):
+        return slot_attention(
+            *split_model(tiny_model(name, base=base)), rows, tokenizer, mesh, contexts=3, context_buckets=(64,), question_buckets=(8,),
+        )  # fmt: skip
+
+    found = read_by("pooling")
     assert [context["context_id"] for context in found] == [0, 1]
     for context, text in zip(found, texts, strict=False):
         weights = np.array(context["weights"])
         assert weights.shape == (4, len(context["words"]))
         np.testing.assert_allclose(weights.sum(axis=1), 1, atol=0.01)
         assert "".join(context["words"]).replace(" ", "").endswith(text.replace(" ", ""))
+    assert not read_by("mark"), "a head that reads nothing has no part to show"

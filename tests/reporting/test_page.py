@@ -1,11 +1,9 @@
 """The page as a file, and in a real browser where there is one."""
 
-import base64
 import json
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from made_runs import put
@@ -13,7 +11,6 @@ from made_runs import put
 from gistjax.errors import ConfigError
 from gistjax.report import report
 from gistjax.reporting import plots
-from gistjax.reporting.page import slot_maps
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)  # fmt: skip
@@ -163,14 +160,6 @@ def test_in_a_browser_predictions_are_filtered_by_text_kind_and_run(browser, pag
     cells = rows.first.locator("td:visible").count()
     window.get_by_label("M32_gist", exact=True).uncheck()
     assert rows.first.locator("td:visible").count() == cells - 1
-
-
-def test_a_head_that_reads_nothing_has_no_map_of_what_it_reads():
-    words = ["The", "old", "bridge"]
-    maps = [{"words": words, "weights": [[0, w, 0], [0, 0, 0]]} for w in (0.25, 0)]
-    found = slot_maps([SimpleNamespace(name="mark", slot_attention=maps)])
-    assert [m["name"] for m in found] == ["mark, context 1"]
-    assert base64.b64decode(found[0]["weights"]) == bytes([0, 255, 0, 0, 0, 0])
 
 
 def test_in_a_browser_the_slots_words_are_marked(browser, page):
