@@ -12,7 +12,7 @@ from gistjax.errors import CheckpointError, DataError
 EXPORTED = "compressor.safetensors"
 """In a run directory: the trained leaves, for sharing."""
 
-SHIPPED = Path(__file__).parents[1] / "launch/results/quality/qa_any_more_s42"
+SHIPPED = Path(__file__).parents[1] / "launch/results/quality/qa_any_third_mean"
 """The compressor that comes with the repository: SmolLM2-135M-Instruct, 2 to 16 tokens a slot, contexts of up to 512 tokens."""
 
 

@@ -1,6 +1,6 @@
 """What the head's part in the slots is worth: a finished run's answers with it, without it, and with one vector in its place.
 
-    python -m launch.head_part --run launch/results/quality/qa_any_more_s42 --config.model.dtype=float32 --config.ratio=8 \\
+    python -m launch.head_part --run launch/results/quality/qa_any_third_mean --config.model.dtype=float32 --config.ratio=8 \\
         --config.data.validation_examples=200
 
 Of runs whose slots start from their windows (`slot_start`), where the head's part stands behind a gate. The vector is the mean
