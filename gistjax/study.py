@@ -4,8 +4,9 @@
 
 A study is a JSON file: `{"set": {KEY: VALUE}, "runs": [{"name", "config", "set": {KEY: VALUE}, "seeds": [..]}]}`. Each run
 is a config file with settings of the study, of the run and of the command line, in this order; it goes to `OUT/NAME`, with
-seeds to `OUT/NAME_s1` and so on. `@NAME` as the value of `init_from` or `teacher` is an earlier run of the study. Finished runs are
-skipped, interrupted ones resume, a failed one does not stop the others; exit code 1 tells of it.
+seeds to `OUT/NAME_s1` and so on. `@NAME` as the value of `init_from` or `teacher` is an earlier run of the study, `@NAME_mean` the
+mean of an earlier run's seeds, which `python -m launch.average` makes. Finished runs are skipped, interrupted ones resume, a failed one
+does not stop the others; exit code 1 tells of it.
 
 An entry with `"grid": {KEY: [VALUE, …]}` is a run for each combination of the values; `{KEY}` in its name and its settings is
 the value: `"name": "M{target_length}_{architecture}"`. `python -m launch.ablations` makes the same runs side by side.
@@ -17,6 +18,7 @@ import fnmatch
 import itertools
 import json
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -41,6 +43,8 @@ log = logging.getLogger(__name__)
 
 LINKS = ("init_from", "teacher")
 """Settings that can name another run of the study."""
+SEED, MEAN = re.compile(r"_s\d+$"), "_mean"
+"""How the names of a run's seeds end, and that of their mean."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +130,13 @@ def _fill(text: Any, chosen: Mapping[str, Any]) -> Any:
 
 
 def _earlier(settings: Mapping[str, Any], runs: list[Run]) -> Iterator[str]:
-    """The runs that settings name as `@NAME`.
+    """The runs, and the means of runs, that settings name as `@NAME`.
 
     Raises:
         ConfigError: if no run before this one has such a name.
     """
     names = [run.name for run in runs]
+    names += {SEED.sub(MEAN, name) for name in names if SEED.search(name)}
     for key in LINKS:
         value = str(settings.get(key, ""))
         if value.startswith("@"):
@@ -211,9 +216,12 @@ def _check_start(run: Run, configs: Mapping[str, CompressionConfig]) -> None:
         if name in configs or str(start) not in (config.init_from, config.teacher):
             continue
         if not (start / EXPORTED).is_file():
-            raise ConfigError(
-                f"{run.name} needs {name}, which is not finished in {start}: add it to --only."
+            fix = (
+                "make it of its runs by launch.average"
+                if name.endswith(MEAN)
+                else "add it to --only"
             )
+            raise ConfigError(f"{run.name} needs {name}, which is not finished in {start}: {fix}.")
 
 
 def run_study(runs: list[Run]) -> dict[str, dict[str, Any]]:

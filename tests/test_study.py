@@ -141,6 +141,24 @@ def test_a_run_whose_start_is_neither_chosen_nor_finished_is_refused(tmp_path):
     assert study.check([second])
 
 
+def test_the_mean_of_an_earlier_runs_seeds_as_a_start(tmp_path):
+    runs = [
+        {"name": "first", "config": "configs/gist_m64.py", "seeds": [1, 2]},
+        {"name": "second", "config": "configs/gist_m64.py", "set": {"init_from": "@first_mean"}},
+    ]
+    *_, second = read_study(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path / "out", [])
+    mean = tmp_path / "out/first_mean"
+    assert second.config().init_from == str(mean) and second.after == ("first_mean",)
+    with pytest.raises(ConfigError, match="make it of its runs by launch.average"):
+        study.check([second])
+    mean.mkdir(parents=True)
+    (mean / EXPORTED).touch()
+    assert study.check([second])
+    del runs[0]["seeds"]
+    with pytest.raises(ConfigError, match="none of the runs before it"):
+        read_study(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path / "out", [])
+
+
 def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_none(tmp_path):
     runs = [
         {"name": "first", "config": "configs/pooling_m64.py"},
