@@ -116,7 +116,9 @@ def _data(config: CompressionConfig, stored: Mapping[str, Any]) -> str:
         f"{name} {weight:g}" for name, weight in config.loss_weights.items() if weight
     )
     packages = ", ".join(f"{k} {v}" for k, v in stored.get("packages", {}).items())
+    runs = stored.get("mean_of")
+    seed = f"the mean of {len(runs)} runs' parameters" if runs else f"seed {config.seed}"
     return (
-        f"Questions of `{name}`, losses {losses}, seed {config.seed}{start}; on {stored.get('device', 'an unnamed device')} "
+        f"Questions of `{name}`, losses {losses}, {seed}{start}; on {stored.get('device', 'an unnamed device')} "
         f"with {packages}. `config.json` has every setting."
     )

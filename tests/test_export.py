@@ -68,8 +68,9 @@ def test_the_card_of_the_compressor_that_comes_with_the_repository():
     assert card.startswith(
         "---\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlibrary_name: gistjax\n"
     )
-    assert "0.664 [0.652, 0.676] | 0.533" in card and "another text's slots | 0.024" in card
+    assert "0.700 [0.689, 0.712] | 0.581" in card and "another text's slots | 0.029" in card
     assert "a slot for each 2 to 16 tokens, as asked (4 by default)" in card
+    assert "the mean of 6 runs' parameters, from an earlier stage" in card
     assert stored["base_sha256"] in card and "None" not in card
     assert "Not measured." in model_card(load_config(SHIPPED), stored, {})
 
