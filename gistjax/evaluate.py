@@ -19,7 +19,7 @@ from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.files import check_writable
-from gistjax.trained import load_config, ratio_problem
+from gistjax.trained import check_meaning, load_config, ratio_problem
 from gistjax.validation import validate
 
 flags.DEFINE_string("run", "", "Directory of a finished run.")
@@ -58,6 +58,7 @@ def evaluate_run(
     trained = load_config(rundir)
     config = config or trained
     validate(config)
+    check_meaning(config, trained)
     untrained = compresses(config) and config.ratio not in (0, trained.ratio)
     if untrained and (problem := ratio_problem(trained, config.ratio)):
         log.warning("warning: %s", problem)

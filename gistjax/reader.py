@@ -32,7 +32,7 @@ from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.decoding import continue_greedily
 from gistjax.model.memory import Memory, Reading, join
 from gistjax.results import load_trained
-from gistjax.trained import EXPORTED, SHIPPED, load_config, ratio_problem
+from gistjax.trained import EXPORTED, SHIPPED, check_meaning, load_config, ratio_problem
 from gistjax.training.step import split_model
 from gistjax.validation import validate
 from gistjax.weights.checked import load_tensors, save_tensors
@@ -70,6 +70,7 @@ def load(run: str | Path = SHIPPED, config: CompressionConfig | None = None) -> 
     run, trained = Path(run), load_config(Path(run))
     config = config or trained
     validate(config)
+    check_meaning(config, trained)
     if config.ratio != trained.ratio and (problem := ratio_problem(trained, config.ratio)):
         raise ConfigError(problem)
     foundation, weights = load_trained(run, config)

@@ -94,6 +94,10 @@ def read_study(path: Path, out: Path, overrides: list[str]) -> list[Run]:
                 words = (*_words(settings, out), *overrides)
                 after = tuple(_earlier(settings, runs))
                 runs.append(Run(name, entry["config"], words, out / name, after))
+    except FileNotFoundError as error:
+        others = [file.name for file in path.parent.glob("*.json")]
+        near = did_you_mean(path.name, others) if others else "."
+        raise ConfigError(f"there is no {path}{near}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not a study ({type(error).__name__}: {error}): it needs "
@@ -216,11 +220,10 @@ def _check_start(run: Run, configs: Mapping[str, CompressionConfig]) -> None:
         if name in configs or str(start) not in (config.init_from, config.teacher):
             continue
         if not (start / EXPORTED).is_file():
-            fix = (
-                "make it of its runs by launch.average"
-                if name.endswith(MEAN)
-                else "add it to --only"
-            )
+            fix = "add it to --only"
+            if name.endswith(MEAN):
+                seed = start.parent / name.removesuffix(MEAN)
+                fix = f"python -m launch.average --run {seed}_s… --run {seed}_s… --output {start}"
             raise ConfigError(f"{run.name} needs {name}, which is not finished in {start}: {fix}.")
 
 

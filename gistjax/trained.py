@@ -7,13 +7,18 @@ import sys
 from pathlib import Path
 
 from gistjax.config import UNCOMPRESSED, CompressionConfig
-from gistjax.errors import CheckpointError, DataError
+from gistjax.errors import CheckpointError, ConfigError, DataError
 
 EXPORTED = "compressor.safetensors"
 """In a run directory: the trained leaves, for sharing."""
 
 SHIPPED = Path(__file__).parents[1] / "launch/results/quality/qa_any_third_mean"
 """The compressor that comes with the repository: SmolLM2-135M-Instruct, 2 to 16 tokens a slot, contexts of up to 512 tokens."""
+
+MEANING = (
+    "architecture", "slot_form", "slot_place", "slot_start", "slot_positions", "connector", "lora", "encoder",
+)  # fmt: skip
+"""Settings without which trained weights mean something else."""
 
 
 def load_config(rundir: Path) -> CompressionConfig:
@@ -31,6 +36,20 @@ def load_config(rundir: Path) -> CompressionConfig:
             f"printed by gistjax.train; the repository has one in {Path(*SHIPPED.parts[-4:])}."
         ) from error
     return CompressionConfig.from_dict(values)
+
+
+def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None:
+    """Refuses a configuration in which trained weights would mean something else.
+
+    Raises:
+        ConfigError: naming what was trained otherwise.
+    """
+    ours, theirs = config.to_json(), trained.to_json()
+    if changed := [key for key in MEANING if ours[key] != theirs[key]]:
+        raise ConfigError(
+            f"{', '.join(changed)}: this model was trained with another value, so it would answer at random: "
+            "leave that --config out, or train a model with it."
+        )
 
 
 def ratio_problem(config: CompressionConfig, ratio: float) -> str:

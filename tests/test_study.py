@@ -149,7 +149,9 @@ def test_the_mean_of_an_earlier_runs_seeds_as_a_start(tmp_path):
     *_, second = read_study(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path / "out", [])
     mean = tmp_path / "out/first_mean"
     assert second.config().init_from == str(mean) and second.after == ("first_mean",)
-    with pytest.raises(ConfigError, match="make it of its runs by launch.average"):
+    with pytest.raises(
+        ConfigError, match=r"launch.average --run \S+/first_s… .*--output \S+/first_mean"
+    ):
         study.check([second])
     mean.mkdir(parents=True)
     (mean / EXPORTED).touch()
@@ -209,6 +211,12 @@ def test_a_directory_with_another_configuration_is_refused_before_the_first_run(
         with pytest.raises(CheckpointError, match="seed was 1 and is 42"):
             run_study(read_study(path, tmp_path, []))
         assert not (tmp_path / "a").exists()
+
+
+def test_a_mistyped_file(tmp_path):
+    write(tmp_path, {"runs": []})
+    with pytest.raises(ConfigError, match=r"there is no \S+stdy.json; did you mean 'study.json'"):
+        read_study(tmp_path / "stdy.json", tmp_path, [])
 
 
 def test_chosen_runs_and_a_mistyped_one():

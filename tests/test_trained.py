@@ -2,8 +2,9 @@
 
 import pytest
 
-from gistjax.config import CompressionConfig
-from gistjax.trained import ratio_problem
+from gistjax.config import CompressionConfig, DataConfig, EncoderConfig, LoraConfig
+from gistjax.errors import ConfigError
+from gistjax.trained import check_meaning, ratio_problem
 
 ANY = CompressionConfig(ratio=4.0, ratios=(2.0, 4.0, 16.0))
 
@@ -27,3 +28,18 @@ def test_ratios_that_were_trained(ratio, config):
 )
 def test_ratios_that_were_not(ratio, config, told):
     assert told in ratio_problem(config, ratio)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture": "pooling"},
+        {"slot_place": "inside"},
+        {"encoder": EncoderConfig(kind="lora")},
+        {"lora": LoraConfig(alpha=1.0)},
+    ],
+)
+def test_what_gives_weights_another_meaning_is_refused(changes):
+    check_meaning(ANY.replace(ratio=2.0, seed=1, data=DataConfig(path="elsewhere")), ANY)
+    with pytest.raises(ConfigError, match=f"{next(iter(changes))}: this model was trained"):
+        check_meaning(ANY.replace(**changes), ANY)
