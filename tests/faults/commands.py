@@ -341,7 +341,7 @@ def other_commands(folder: Path) -> Iterator[Case]:
         ("no_json.json is not a study", "no_json"), ("not a study", "no_runs"), ("not a study", "list"),
         ("not a study", "no_name"), ("two runs of one name", "twice"), ("did you mean 'seed'", "typo"),
         ("did you mean configs/gist_m64.py", "no_config"), ("target_length=0", "bad_value"),
-        ("not a study", "absent"),
+        ("there is no", "absent"),
     ):  # fmt: skip
         yield Case(says, (f"--study={studies}/{name}.json",), "study")
     yield Case("--only", (f"--study={studies}/good.json", "--only=b"), "study")
