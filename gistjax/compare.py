@@ -18,7 +18,7 @@ from absl import flags
 from gistjax import cli
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError, DataError
-from gistjax.evaluation.statistics import paired_difference
+from gistjax.evaluation.statistics import clustered_bootstrap, paired_difference
 
 flags.DEFINE_string("of", "", "Directory of the run that is compared.")
 flags.DEFINE_multi_string("with", [], "Directory of a run to compare it with; may be repeated.")
@@ -71,7 +71,12 @@ def compare(of: Path, others: list[Path], samples: int, seed: int) -> dict[str, 
             result[key] = float(b_N.mean())
             result[f"{key}_difference"] = difference.mean
             result[f"{key}_difference_interval"] = list(difference.interval)
-        result["f1_retained"] = means["f1"] / result["f1"] if result["f1"] else None
+        result["f1_retained"] = result["f1_retained_interval"] = None
+        if result["f1"]:
+            b_N = np.array([theirs[id]["f1"] for id in ours])
+            interval = clustered_bootstrap(scores["f1"], clusters_N, samples, seed, of=b_N)
+            result["f1_retained"] = means["f1"] / result["f1"]
+            result["f1_retained_interval"] = list(interval)
         found[str(other)] = result
     return {"of": str(of), **means, "n_examples": len(ours), "with": found}
 

@@ -44,8 +44,7 @@ def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None
     Raises:
         ConfigError: naming what was trained otherwise.
     """
-    ours, theirs = config.to_json(), trained.to_json()
-    if changed := [key for key in MEANING if ours[key] != theirs[key]]:
+    if changed := [key for key in MEANING if getattr(config, key) != getattr(trained, key)]:
         raise ConfigError(
             f"{', '.join(changed)}: this model was trained with another value, so it would answer at random: "
             "leave that --config out, or train a model with it."

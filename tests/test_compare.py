@@ -45,8 +45,10 @@ def test_rows_are_matched_by_their_ids(runs):
         "em_difference": -0.25,
         "em_difference_interval": [-1.0, 0.5],
         "f1_retained": pytest.approx(2 / 3),
+        "f1_retained_interval": [0.5, 1.0],  # 0.5 and 1 by context
     }
     assert found["with"][str(zero)]["f1_retained"] is None
+    assert found["with"][str(zero)]["f1_retained_interval"] is None
     assert found["with"][str(zero)]["f1_difference_interval"] == [0.5, 0.5]
 
 

@@ -1,4 +1,4 @@
-"""Confidence intervals of mean scores, and of the difference of two."""
+"""Confidence intervals of mean scores, and of the difference and the ratio of two."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _CHUNK = 1 << 22  # draws at a time: 32 MiB of indices
 
 
 def clustered_bootstrap(
-    values: ArrayLike, clusters: ArrayLike, samples: int, seed: int
+    values: ArrayLike, clusters: ArrayLike, samples: int, seed: int, of: ArrayLike = 1
 ) -> tuple[float, float]:
     """95 % percentile interval of the mean of `values` `[N]`, whole clusters drawn with
-    replacement.
+    replacement; with `of` `[N]`, of the share that the values' sum is of its sum, where that is not 0.
 
     Questions on one paragraph share its difficulty and its compression, so they are no independent
     draws; `clusters` `[N]` says which values belong together.
@@ -31,14 +31,15 @@ def clustered_bootstrap(
         raise ValueError(f"samples is {samples}, and must be at least 1")
     _, cluster_N = np.unique(clusters_N, return_inverse=True)
     sum_G = np.bincount(cluster_N, weights=values_N)
-    size_G = np.bincount(cluster_N)
+    size_G = np.bincount(cluster_N, weights=np.broadcast_to(of, values_N.shape))
     rng = np.random.default_rng(seed)
     G, rows = len(sum_G), max(1, _CHUNK // len(sum_G))
     means = []
     for start in range(0, samples, rows):
         drawn_RxG = rng.integers(G, size=(min(rows, samples - start), G))
-        means.append(sum_G[drawn_RxG].sum(1) / size_G[drawn_RxG].sum(1))
-    low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
+        size_R = size_G[drawn_RxG].sum(1)
+        means.append(sum_G[drawn_RxG].sum(1) / np.where(size_R, size_R, np.nan))
+    low, high = np.nanpercentile(np.concatenate(means), (2.5, 97.5))
     return float(low), float(high)
 
 

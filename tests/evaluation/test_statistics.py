@@ -78,6 +78,12 @@ def test_a_known_difference():
     assert paired_difference([0.75, 0.5], [0.5, 0.25], [0, 1], 100, 0).interval == (0.25, 0.25)
 
 
+def test_a_known_share():
+    # By cluster, 1 of 2 and 1 of 1; a resample without anything to have a share of is left out.
+    assert clustered_bootstrap([1, 1], [0, 1], 1_000, 0, of=[2, 1]) == (0.5, 1)
+    assert clustered_bootstrap([1, 0], [0, 1], 1_000, 0, of=[4, 0]) == (0.25, 0.25)
+
+
 @given(
     rows=st.lists(
         st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(0, 5)), min_size=1, max_size=40
