@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 from gistjax.config import CompressionConfig
 
 if TYPE_CHECKING:
-    from gistjax.reader import Answer, CompressedText, Reader, load
+    from gistjax.inference.engine import Answer, Document, Engine, load
     from gistjax.train import run_single_ablation
 
 __all__ = [
-    "Answer", "CompressedText", "CompressionConfig", "Reader", "load", "run_single_ablation",
-]  # fmt: skip
+    "Answer",
+    "CompressionConfig",
+    "Document",
+    "Engine",
+    "load",
+    "run_single_ablation",
+]
 
-_HOMES = {name: "gistjax.reader" for name in ("Answer", "CompressedText", "Reader", "load")}
+_HOMES = {name: "gistjax.inference.engine" for name in ("Answer", "Document", "Engine", "load")}
 _HOMES["run_single_ablation"] = "gistjax.train"
 
 

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gistjax import cli
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
-from gistjax.files import check_writable, is_file
-from gistjax.trained import SHIPPED, load_config, read_text
+from gistjax.experiment.run_dir import SHIPPED, load_config, read_text
+from gistjax.runtime import cli
+from gistjax.runtime.files import check_writable, is_file
 
 if TYPE_CHECKING:
-    from gistjax.reader import CompressedText
+    from gistjax.inference.engine import Document
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         check_save(Path(args.save), args.context)
     text = read_text(args.context) if args.context else None
     log.info("loading %s and its compressor …", config.model.name)
-    from gistjax.reader import load
+    from gistjax.inference.engine import load
 
     reader = load(args.run, config)
     memory = reader.open(args.memory) if text is None else reader.compress(text, args.ratio)
@@ -96,15 +96,13 @@ def questions() -> Iterator[str]:
         print()
 
 
-def about(memory: CompressedText) -> str:
+def about(memory: Document) -> str:
     """What was compressed, into how much."""
     spent = f", compressed in {1e3 * memory.seconds:.0f} ms" if memory.seconds else ""
     return f"{memory.tokens} tokens in {memory.slots} slots{spent}"
 
 
-def ask(
-    memory: CompressedText, full: CompressedText | None, question: str, show: bool
-) -> dict[str, Any]:
+def ask(memory: Document, full: Document | None, question: str, show: bool) -> dict[str, Any]:
     """Asks, and prints what a person wants to see."""
     answer = memory.ask(question)
     found = {"question": question.strip(), "slots": dataclasses.asdict(answer)}
@@ -121,11 +119,9 @@ def ask(
     return found
 
 
-def summary(
-    memory: CompressedText, full: CompressedText | None, asked: list[dict[str, Any]]
-) -> dict[str, Any]:
+def summary(memory: Document, full: Document | None, asked: list[dict[str, Any]]) -> dict[str, Any]:
     """The JSON object of --json. Seconds are without compilation."""
-    from gistjax import results
+    from gistjax.experiment import evaluator as results
 
     read = {"tokens": memory.tokens, "slots": memory.slots, "compress_s": memory.seconds}
     if full:

@@ -24,10 +24,11 @@ from typing import Any
 
 from absl import flags
 
-from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig, DataConfig, ModelConfig
 from gistjax.errors import ConfigError
-from gistjax.instruments import (
+from gistjax.estimate import out_of_memory as device_memory
+from gistjax.runtime import cli
+from gistjax.runtime.profiling import (
     GIB,
     HostMemory,
     log_kernels,
@@ -55,8 +56,8 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         raise ConfigError(
             f"--answer_tokens={args.answer_tokens} leaves no question in --tokens={args.tokens}."
         )
-    from gistjax import results
-    from gistjax.devices import choose_kernels
+    from gistjax.experiment import evaluator as results
+    from gistjax.runtime.devices import choose_kernels
 
     choose_kernels(config)
     with device_memory.explained(
@@ -79,9 +80,9 @@ def measure_train(config: CompressionConfig, args: flags.FlagValues) -> dict[str
     """One optimizer step over `accumulation` micro-batches of `batch_size` rows a device."""
     import jax
 
-    from gistjax.planning import memory_positions
-    from gistjax.sharding import put_batch, rows_per_step
-    from gistjax.training.flops import step_flops
+    from gistjax.estimate.flops import step_flops
+    from gistjax.estimate.planning import memory_positions
+    from gistjax.runtime.sharding import put_batch, rows_per_step
     from gistjax.training.losses import LossSettings
     from gistjax.training.optimizer import make_optimizer
     from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
@@ -136,8 +137,8 @@ def measure_memory(config: CompressionConfig, args: flags.FlagValues) -> dict[st
     import jax
     import jax.numpy as jnp
 
+    from gistjax.estimate.planning import memory_estimate, prefix_tokens, train_program
     from gistjax.model.attention import choose_kernel
-    from gistjax.planning import memory_estimate, prefix_tokens, train_program
     from gistjax.weights.registry import resolve
 
     source = resolve(config.model, offline=True)
@@ -176,8 +177,8 @@ def measure_generate(config: CompressionConfig, args: flags.FlagValues) -> dict[
     import jax
     from flax import nnx
 
-    from gistjax.model.decoding import greedy
-    from gistjax.sharding import put_batch, rows_per_step
+    from gistjax.compress.decoding import greedy
+    from gistjax.runtime.sharding import put_batch, rows_per_step
     from gistjax.training.step import split_model
 
     rates = machine_rates()
@@ -223,7 +224,7 @@ def measure_load(config: CompressionConfig, args: flags.FlagValues) -> dict[str,
     import jax
     from flax import nnx
 
-    from gistjax.sharding import make_mesh
+    from gistjax.runtime.sharding import make_mesh
     from gistjax.weights.registry import load_base, resolve
 
     mesh, source = make_mesh(config.mesh), resolve(config.model)
@@ -248,11 +249,11 @@ def measure_load(config: CompressionConfig, args: flags.FlagValues) -> dict[str,
 
 def measure_data(config: CompressionConfig, args: flags.FlagValues) -> dict[str, Any]:
     """An epoch of batches, made and dropped."""
-    from gistjax.assembly import find_prompt
-    from gistjax.data.batches import TrainPlan
+    from gistjax.data.batching import TrainPlan
     from gistjax.data.prompts import encode_splits
     from gistjax.data.squad import load_squad
-    from gistjax.planning import memory_positions
+    from gistjax.estimate.planning import memory_positions
+    from gistjax.experiment.base import find_prompt
 
     _, prompt = find_prompt(config)
     start = time.perf_counter()
@@ -284,20 +285,20 @@ def measure_data(config: CompressionConfig, args: flags.FlagValues) -> dict[str,
 
 def measure_answer(config: CompressionConfig, args: flags.FlagValues) -> dict[str, Any]:
     """All validation questions, twice; the second pass, which compiles nothing, counts."""
-    from gistjax import assembly
     from gistjax.data.prompts import encode_splits
     from gistjax.data.squad import load_squad
+    from gistjax.experiment import base as assembly
     from gistjax.training.step import split_model
 
-    foundation = assembly.lay_foundation(config)
+    pretrained = assembly.load_pretrained(config)
     squad = load_squad(config.data, config.seed)
-    _, rows, _ = encode_splits(squad, foundation.prompt, config.data, config.seed)
-    graphdef, trainable, frozen = split_model(assembly.model_on(config, foundation))
-    answerer = assembly.make_answerer(config, foundation, graphdef)
+    _, rows, _ = encode_splits(squad, pretrained.prompt, config.data, config.seed)
+    graphdef, trainable, frozen = split_model(assembly.model_on(config, pretrained))
+    generator = assembly.make_generator(config, pretrained, graphdef)
     seconds = []
     for title in ("compiling", "answering"):
         start = time.perf_counter()
-        answers = answerer(trainable, frozen, rows, title)
+        answers = generator(trainable, frozen, rows, title)
         seconds.append(time.perf_counter() - start)
     return {
         "questions": len(rows),
@@ -311,9 +312,9 @@ def measure_answer(config: CompressionConfig, args: flags.FlagValues) -> dict[st
 
 def bare_model(config: CompressionConfig) -> tuple[Any, Any]:
     """The model without a prompt around its slots, and its mesh."""
-    from gistjax.assembly import build_model
-    from gistjax.devices import start_jax
-    from gistjax.sharding import make_mesh
+    from gistjax.experiment.base import build_model
+    from gistjax.runtime.devices import start_jax
+    from gistjax.runtime.sharding import make_mesh
     from gistjax.weights.registry import load_base, resolve
 
     start_jax(config)
@@ -326,7 +327,7 @@ def full_batch(config: CompressionConfig, rows: int, tokens: int, answer_tokens:
     """Random rows without padding."""
     import numpy as np
 
-    from gistjax.data.batches import Batch
+    from gistjax.data.batching import Batch
     from gistjax.weights.registry import resolve
 
     base = resolve(config.model, offline=True).config
@@ -348,7 +349,7 @@ def decode_bytes(config: CompressionConfig, base: Any, rows: int, positions: int
     """Bytes that a decoded token must read: every matrix once, and the cache."""
     import jax.numpy as jnp
 
-    from gistjax.training.flops import layer_parameters
+    from gistjax.estimate.flops import layer_parameters
 
     matrices = layer_parameters(base) * base.n_layers + base.vocab_size * base.d_model
     cache = 2 * base.n_layers * rows * positions * base.n_kv_heads * base.head_dim

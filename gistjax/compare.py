@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from gistjax import cli
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError, DataError
 from gistjax.evaluation.statistics import clustered_bootstrap, paired_difference
+from gistjax.runtime import cli
 
 flags.DEFINE_string("of", "", "Directory of the run that is compared.")
 flags.DEFINE_multi_string("with", [], "Directory of a run to compare it with; may be repeated.")

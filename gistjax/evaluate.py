@@ -15,11 +15,12 @@ from typing import Any
 
 from absl import flags
 
-from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
-from gistjax.files import check_writable
-from gistjax.trained import check_meaning, load_config, ratio_problem
+from gistjax.estimate import out_of_memory as device_memory
+from gistjax.experiment.run_dir import check_meaning, load_config, ratio_problem
+from gistjax.runtime import cli
+from gistjax.runtime.files import check_writable
 from gistjax.validation import validate
 
 flags.DEFINE_string("run", "", "Directory of a finished run.")
@@ -46,10 +47,10 @@ def evaluate_run(
     Raises:
         GistjaxError: for anything that is the user's to mend.
     """
-    from gistjax import results
-    from gistjax.assembly import compresses
     from gistjax.data.prompts import encode_splits
     from gistjax.data.squad import load_squad
+    from gistjax.experiment import evaluator as results
+    from gistjax.experiment.base import compresses
 
     rundir = Path(rundir)
     for file in (output, slot_attention):
@@ -68,10 +69,10 @@ def evaluate_run(
         )
     data = config.data if config.data.holdout else replace(config.data, train_examples=0)
     squad = load_squad(data, config.seed)
-    foundation, (graphdef, trainable, frozen) = results.load_trained(rundir, config)
-    _, rows, report = encode_splits(squad, foundation.prompt, config.data, config.seed)
+    pretrained, (graphdef, trainable, frozen) = results.load_trained(rundir, config)
+    _, rows, report = encode_splits(squad, pretrained.prompt, config.data, config.seed)
     log.info("%s", report)
-    scorer = results.Scorer(config, foundation, rows, squad.validation, graphdef)
+    scorer = results.Evaluator(config, pretrained, rows, squad.validation, graphdef)
     with device_memory.explained(config, "a forward pass"):
         measured = scorer.measure(trainable, frozen)
     if output:

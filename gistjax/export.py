@@ -4,8 +4,8 @@
     python -m gistjax.export --run RUN --to prompt_embeds --output DIR --context FILE "question" "question" …
 
     safetensors     compressor.safetensors, config.json and a model card (README.md): what `gistjax.load` takes
-    peft            the decoder's adapter for PyTorch (gistjax/peft_export.py)
-    prompt_embeds   a text's slots between template and question, as embeddings for vLLM (gistjax/prompt_embeds.py)
+    peft            the decoder's adapter for PyTorch (gistjax/sharing/peft.py)
+    prompt_embeds   a text's slots between template and question, as embeddings for vLLM (gistjax/sharing/prompt_embeds.py)
 
 --push uploads the files that were written to the hub, to a private repository if there is none yet; with --dry_run it only
 tells what would be uploaded.
@@ -19,12 +19,12 @@ from pathlib import Path
 
 from absl import flags
 
-from gistjax import cli
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
-from gistjax.files import make_folder, write_atomically
-from gistjax.model_card import MARK
-from gistjax.trained import EXPORTED, load_config, read_text
+from gistjax.experiment.run_dir import EXPORTED, load_config, read_text
+from gistjax.runtime import cli
+from gistjax.runtime.files import make_folder, write_atomically
+from gistjax.sharing.model_card import MARK
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,9 @@ def export_safetensors(
     run: Path, config: CompressionConfig, output: Path, args: flags.FlagValues, words: list[str]
 ) -> list[str]:
     """The compressor, its configuration and a model card."""
-    from gistjax.model_card import model_card
-    from gistjax.results import read_config, read_metrics
-    from gistjax.weights.checked import load_tensors
+    from gistjax.experiment.evaluator import read_config, read_metrics
+    from gistjax.runtime.tensors import load_tensors
+    from gistjax.sharing.model_card import model_card
 
     if not (run / EXPORTED).is_file():
         raise CheckpointError(f"{run} has no {EXPORTED}: is the run finished?")
@@ -85,8 +85,8 @@ def export_embeds(
     if not args.context or not words:
         raise ConfigError("--to prompt_embeds needs --context FILE and at least one question.")
     text = read_text(args.context)
-    from gistjax.prompt_embeds import check_exportable, export_prompt_embeds
-    from gistjax.reader import load
+    from gistjax.inference.engine import load
+    from gistjax.sharing.prompt_embeds import check_exportable, export_prompt_embeds
 
     check_exportable(config)
     return export_prompt_embeds(load(run, config).compress(text), words, output)
@@ -96,7 +96,7 @@ def export_peft(
     run: Path, config: CompressionConfig, output: Path, args: flags.FlagValues, words: list[str]
 ) -> list[str]:
     """The decoder's adapter."""
-    from gistjax import peft_export
+    from gistjax.sharing import peft as peft_export
 
     return peft_export.export_peft(run, config, output)
 
@@ -120,7 +120,7 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     names = EXPORTS[args.to](Path(args.run), config, output, args, words)
     result = {"output": str(output), "files": sorted(names)}
     if args.push:
-        from gistjax.hub import push
+        from gistjax.sharing.hub import push
 
         result |= push(output, names, args.push, args.dry_run)
     cli.print_result(result)

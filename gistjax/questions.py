@@ -27,14 +27,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from gistjax import cli
 from gistjax.config import CompressionConfig, DataConfig, did_you_mean
 from gistjax.data.filling import JOINER, join
 from gistjax.data.report import DataReport
 from gistjax.data.squad import Example, load_squad, swap
 from gistjax.data.text import TARGETS, load_articles
 from gistjax.errors import ConfigError, DataError
-from gistjax.files import make_folder, write_json
+from gistjax.runtime import cli
+from gistjax.runtime.files import make_folder, write_json
 from gistjax.validation import validate
 
 flags.DEFINE_integer("contexts", 26_000, "places: contexts to take.", lower_bound=1)

@@ -14,10 +14,10 @@ from typing import Any
 
 from absl import flags
 
-from gistjax import cli
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
-from gistjax.files import write_json
+from gistjax.runtime import cli
+from gistjax.runtime.files import write_json
 
 flags.DEFINE_multi_string("runs", [], "Folder of a sweep, or directory of a run; may be repeated.")
 flags.DEFINE_string("write_to", "", "Folder for the report; by default the first of --runs.")

@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gistjax import cli, device_memory
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
+from gistjax.estimate import out_of_memory as device_memory
+from gistjax.runtime import cli
 from gistjax.validation import check_trains, validate
 
 if TYPE_CHECKING:
-    from gistjax.assembly import Foundation
-    from gistjax.data.batches import TrainPlan
-    from gistjax.data.prompts import Row
+    from gistjax.data.batching import TrainPlan
+    from gistjax.data.prompts import TokenizedExample
     from gistjax.data.report import DataReport
     from gistjax.data.squad import Squad
-    from gistjax.results import Scorer
+    from gistjax.experiment.base import PretrainedBase
+    from gistjax.experiment.evaluator import Evaluator
     from gistjax.training.step import TrainState, TrainStep
 
 flags.DEFINE_string(
@@ -54,7 +55,7 @@ there to stay, and of what a step makes little is garbage."""
 def run_single_ablation(
     config: CompressionConfig,
     workdir: str | Path | None = None,
-    foundation: Foundation | None = None,
+    pretrained: PretrainedBase | None = None,
 ) -> dict[str, Any]:
     """Trains one configuration, evaluates it and writes its results; resumes where an earlier run ended.
 
@@ -69,17 +70,18 @@ def run_single_ablation(
         GistjaxError: for anything that is the user's to mend.
         Stopped: if SIGTERM or CTRL-C asked to stop while training; the state is saved.
     """
-    from gistjax.devices import choose_kernels, start_jax
+    from gistjax.runtime.devices import choose_kernels, start_jax
 
     validate(config)
     check_trains(config)
     choose_kernels(config)
     with ThreadPoolExecutor(1) as pool:  # a GPU takes seconds to start, and so do the imports
         started = pool.submit(start_jax, config)
-        from gistjax import assembly, results
         from gistjax.data.squad import load_squad
-        from gistjax.lock import RunLock
-        from gistjax.sharding import make_mesh, writes
+        from gistjax.experiment import base as assembly
+        from gistjax.experiment import evaluator as results
+        from gistjax.runtime.lock import RunLock
+        from gistjax.runtime.sharding import is_primary, make_mesh
 
         # What is read: refused, if at all, before weights are loaded
         assembly.check_sources(config)
@@ -89,42 +91,43 @@ def run_single_ablation(
         started.result()
     make_mesh(config.mesh)  # refused, if at all, before anything is written or tokenised
     rundir = Path(workdir) if workdir else default_workdir(config)
-    lock = RunLock(rundir) if writes() else contextlib.nullcontext()
+    lock = RunLock(rundir) if is_primary() else contextlib.nullcontext()
     with lock, device_memory.explained(config, "training"):
         results.claim(rundir, config)
-        return _run(config, rundir, squad, foundation)
+        return _run(config, rundir, squad, pretrained)
 
 
 def _run(
-    config: CompressionConfig, rundir: Path, squad: Squad, foundation: Foundation | None
+    config: CompressionConfig, rundir: Path, squad: Squad, pretrained: PretrainedBase | None
 ) -> dict[str, Any]:
-    from gistjax import assembly, results
-    from gistjax.trained import EXPORTED
+    from gistjax.experiment import base as assembly
+    from gistjax.experiment import evaluator as results
+    from gistjax.experiment.run_dir import EXPORTED
     from gistjax.training.checkpoint import export_trainable
     from gistjax.training.losses import LossSettings
     from gistjax.training.optimizer import make_optimizer
     from gistjax.training.step import init_state, make_train_step, state_shardings
 
     # Base and data
-    foundation, questions, validation_rows, report = _read(config, rundir, squad, foundation)
-    plan = assembly.plan_training(config, foundation, questions, report)
+    pretrained, questions, validation_rows, report = _read(config, rundir, squad, pretrained)
+    plan = assembly.plan_training(config, pretrained, questions, report)
 
     # Model, optimizer, train step
-    graphdef, trainable, frozen = assembly.start_model(config, foundation)
+    graphdef, trainable, frozen = assembly.start_model(config, pretrained)
     optimizer = make_optimizer(config.optimizer, plan.total_steps, trainable)
-    state = init_state(trainable, optimizer, foundation.mesh)
-    settings = LossSettings(config.loss_weights, plan.answer_tokens, foundation.prompt.end_id)
-    shardings = state_shardings(state, foundation.mesh)
+    state = init_state(trainable, optimizer, pretrained.mesh)
+    settings = LossSettings(config.loss_weights, plan.answer_tokens, pretrained.prompt.end_id)
+    shardings = state_shardings(state, pretrained.mesh)
     train_step = make_train_step(graphdef, optimizer, settings, shardings, config.spike_factor)
 
     # Evaluation, where there are questions to answer
     scorer = None
     if validation_rows:
-        scorer = results.Scorer(config, foundation, validation_rows, squad.validation, graphdef)
+        scorer = results.Evaluator(config, pretrained, validation_rows, squad.validation, graphdef)
 
     # Training, from the last checkpoint on
-    results.write_config(rundir, config, foundation)
-    state = _train(config, rundir, foundation, plan, train_step, state, frozen, scorer)
+    results.write_config(rundir, config, pretrained)
+    state = _train(config, rundir, pretrained, plan, train_step, state, frozen, scorer)
     export_trainable(state.trainable, rundir / EXPORTED, results.provenance(config))
 
     # Results
@@ -136,35 +139,36 @@ def _run(
 
 
 def _read(
-    config: CompressionConfig, rundir: Path, squad: Squad, foundation: Foundation | None
-) -> tuple[Foundation, list[Row], list[Row], DataReport]:
+    config: CompressionConfig, rundir: Path, squad: Squad, pretrained: PretrainedBase | None
+) -> tuple[PretrainedBase, list[TokenizedExample], list[TokenizedExample], DataReport]:
     """The base, and beside loading it the questions as tokens: to train on, to answer, and what was left out."""
-    from gistjax import assembly, results
     from gistjax.data.prompts import encode_splits
+    from gistjax.experiment import base as assembly
+    from gistjax.experiment import evaluator as results
 
-    found = (foundation.source, foundation.prompt) if foundation else assembly.find_prompt(config)
+    found = (pretrained.source, pretrained.prompt) if pretrained else assembly.find_prompt(config)
     assembly.check_fit(config, *found)
     with ThreadPoolExecutor(1) as pool:
         encoded = pool.submit(encode_splits, squad, found[1], config.data, config.seed)
-        foundation = foundation or assembly.lay_foundation(config, found)
-        results.check_base(rundir, foundation)
-        return foundation, *encoded.result()
+        pretrained = pretrained or assembly.load_pretrained(config, found)
+        results.check_base(rundir, pretrained)
+        return pretrained, *encoded.result()
 
 
 def _train(
     config: CompressionConfig,
     rundir: Path,
-    foundation: Foundation,
+    pretrained: PretrainedBase,
     plan: TrainPlan,
     train_step: TrainStep,
     state: TrainState,
     frozen: Any,
-    scorer: Scorer | None,
+    scorer: Evaluator | None,
 ) -> TrainState:
     """Trains on from the last checkpoint, if there is one, with log, checkpoints and signals."""
-    from gistjax.stopping import StopSignals
+    from gistjax.estimate.flops import least_seconds
+    from gistjax.runtime.signals import StopSignals
     from gistjax.training.checkpoint import Checkpointer
-    from gistjax.training.flops import least_seconds
     from gistjax.training.loop import MetricsLog, train
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -177,10 +181,10 @@ def _train(
             state = checkpointer.restore(state)
         log_file = rundir / "metrics.jsonl"
         metrics = MetricsLog(log_file, int(state.step), config.log_every, config.tensorboard)
-        seconds = least_seconds(config, foundation.source.config)
+        seconds = least_seconds(config, pretrained.source.config)
         with contextlib.closing(metrics):
             return train(
-                state, frozen, train_step, plan, plan.total_steps, checkpointer, metrics, config, foundation.mesh,
+                state, frozen, train_step, plan, plan.total_steps, checkpointer, metrics, config, pretrained.mesh,
                 stop, evaluate if scorer else None, seconds,
             )  # fmt: skip
 
@@ -197,7 +201,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command: a dry run, or the run."""
     gc.set_threshold(*COLLECTED_AFTER)
     if args.dry_run:
-        from gistjax import costs
+        from gistjax.estimate import cost as costs
         from gistjax.weights.registry import resolve
 
         validate(config)
@@ -206,14 +210,14 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         cli.print_result({"config": config.to_json(), **found}, costs.for_people(found))
         return
     if args.distributed:
-        from gistjax.devices import choose_kernels
+        from gistjax.runtime.devices import choose_kernels
 
         choose_kernels(config)
         join(args.distributed)
     found = run_single_ablation(config, args.workdir or None)
-    from gistjax.sharding import writes
+    from gistjax.runtime.sharding import is_primary
 
-    if writes():
+    if is_primary():
         cli.print_result(found)
 
 

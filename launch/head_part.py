@@ -1,6 +1,6 @@
 """What the head's part in the slots is worth: a finished run's answers with it, without it, and with one vector in its place.
 
-    python -m launch.head_part --run launch/results/quality/qa_any_third_mean --config.model.dtype=float32 --config.ratio=8 \\
+    python -m launch.head_part --run gistjax/shipped/smollm2_135m --config.model.dtype=float32 --config.ratio=8 \\
         --config.data.validation_examples=200
 
 Of runs whose slots start from their windows (`slot_start`), where the head's part stands behind a gate. The vector is the mean
@@ -19,19 +19,20 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from gistjax import assembly, cli
+from gistjax.compress.architectures import HEADS, standardize
+from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.config import CompressionConfig
-from gistjax.data.prompts import Row, encode_splits
+from gistjax.data.prompts import TokenizedExample, encode_splits
 from gistjax.data.squad import load_squad
 from gistjax.errors import ConfigError
-from gistjax.model.compressed_lm import CompressedLM
-from gistjax.model.heads import HEADS, standardize
-from gistjax.results import Scorer
-from gistjax.trained import load_config
+from gistjax.experiment import base as assembly
+from gistjax.experiment.evaluator import Evaluator
+from gistjax.experiment.run_dir import load_config
+from gistjax.runtime import cli
 from gistjax.training.step import split_model
 
 
-def parts(model: CompressedLM, rows: list[Row]) -> np.ndarray:
+def parts(model: CompressedLM, rows: list[TokenizedExample]) -> np.ndarray:
     """What the head adds to each slot of the rows' contexts, before the gate, `[slots, D]`."""
     compressor, found = model.compressor, []
     assert compressor is not None
@@ -46,17 +47,17 @@ def parts(model: CompressedLM, rows: list[Row]) -> np.ndarray:
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command."""
-    foundation = assembly.lay_foundation(config, assembly.find_prompt(config))
-    model = nnx.merge(*assembly.start_model(config.replace(init_from=args.run), foundation))
+    pretrained = assembly.load_pretrained(config, assembly.find_prompt(config))
+    model = nnx.merge(*assembly.start_model(config.replace(init_from=args.run), pretrained))
     gate = model.compressor and model.compressor.gate
     if model.compressor is None or gate is None or not np.any(gate[...]):
         raise ConfigError(f"{args.run} has no head behind a gate, or a gate that never opened.")
     squad = load_squad(config.data, config.seed)
-    _, rows, _ = encode_splits(squad, foundation.prompt, config.data, config.seed)
+    _, rows, _ = encode_splits(squad, pretrained.prompt, config.data, config.seed)
 
     def measure() -> dict[str, float]:
         graphdef, *weights = split_model(model)
-        return Scorer(config, foundation, rows, squad.validation, graphdef).headline(*weights)
+        return Evaluator(config, pretrained, rows, squad.validation, graphdef).headline(*weights)
 
     part_XxD = np.asarray(gate[...]) * parts(model, rows)
     mark_D = part_XxD.mean(axis=0)

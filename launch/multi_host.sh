@@ -12,6 +12,6 @@ set -euo pipefail
 
 study=$1 out=$2 name=$3
 shift 3
-command=$(python -m gistjax.study --study "$study" --out "$out" --only "$name" --list "$@")
+command=$(python -m gistjax.sweep --study "$study" --out "$out" --only "$name" --list "$@")
 echo "$command --distributed=auto"
 eval "exec srun --kill-on-bad-exit=1 $command --distributed=auto"

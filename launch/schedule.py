@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gistjax.errors import ConfigError
-from gistjax.study import Run
+from gistjax.sweep import Run
 
 USERS_MISTAKE = 2  # exit code of a command that cannot go on until the user mends something
 STOPPED = 75  # of one that was asked to stop and has saved its training

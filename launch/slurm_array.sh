@@ -3,7 +3,7 @@
 #
 #   sbatch --array=0-11%4 --gpus=1 launch/slurm_array.sh launch/sweeps/seed.json runs/compression_ablations [--config.KEY=VALUE …]
 #
-# `python -m gistjax.study --study … --list | wc -l` says how many runs there are. Stages that start from others go into a
+# `python -m gistjax.sweep --study … --list | wc -l` says how many runs there are. Stages that start from others go into a
 # job of their own behind them: --only NAME,… among the last arguments, and sbatch --dependency=afterok:JOB.
 #SBATCH --job-name=gistjax
 #SBATCH --requeue
@@ -12,7 +12,7 @@ set -euo pipefail
 
 study=$1 out=$2
 shift 2
-mapfile -t commands < <(python -m gistjax.study --study "$study" --out "$out" --list "$@")
+mapfile -t commands < <(python -m gistjax.sweep --study "$study" --out "$out" --list "$@")
 command=${commands[$SLURM_ARRAY_TASK_ID]:?there is no run of that number}
 workdir=$(eval "words=($command)"; echo "${words[-1]#--workdir=}")
 if [[ -f $workdir/metrics.json ]]; then

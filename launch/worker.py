@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from gistjax.files import write_json
+from gistjax.runtime.files import write_json
 
 LOG = "log.txt"
 TAIL_LINES = 15

@@ -33,10 +33,10 @@ settings.load_profile("gistjax")
 
 
 LONG = (
-    "model/test_compressed_lm.py", "test_train.py", "launch/test_ablations.py", "faults/test_faults.py",
-    "parity/test_logits.py", "training/test_step.py", "test_distributed.py", "training/test_losses.py",
-    "test_benchmark.py", "launch/test_scaling.py", "launch/test_tour.py", "faults/test_inputs.py", "test_reader.py",
-    "test_study.py", "model/test_llama.py", "model/test_heads.py", "training/test_loop.py",
+    "compress/test_compressed_lm.py", "test_train.py", "launch/test_ray_sweep.py", "stress/test_faults.py",
+    "parity/test_logits.py", "training/test_step.py", "runtime/test_distributed.py", "training/test_losses.py",
+    "test_benchmark.py", "launch/test_scaling.py", "launch/test_tour.py", "stress/test_inputs.py", "inference/test_engine.py",
+    "test_sweep.py", "model/test_llama.py", "compress/test_architectures.py", "training/test_loop.py",
     "training/test_checkpoint.py", "launch/test_compare.py",
 )  # fmt: skip
 """Files that take long, the longest first."""

@@ -6,11 +6,13 @@ import sys
 
 import pytest
 from absl import flags
-from test_reader import CONFIG, write_run
 
-from gistjax import ask, cli
+from gistjax import ask
 from gistjax.errors import ConfigError, DataError, StorageError
-from gistjax.trained import load_config
+from gistjax.experiment.run_dir import load_config
+from gistjax.runtime import cli
+from tests.helpers.runs import ASKED as CONFIG
+from tests.helpers.runs import write_run
 
 TEXT = "Ada wrote the first program. She lived in London."
 

@@ -10,7 +10,9 @@ import huggingface_hub
 import jax
 import pytest
 
-from gistjax import devices, doctor, trained
+from gistjax import doctor
+from gistjax.experiment import run_dir as trained
+from gistjax.runtime import devices
 
 DRIVER = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}.126.09  Release Build\nGCC version: 12.3\n"
 

@@ -12,14 +12,16 @@ import pytest
 from absl import flags
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from test_reader import CONFIG, write_run
 
 import gistjax
-from gistjax import cli, export
+from gistjax import export
 from gistjax.errors import CheckpointError, ConfigError, ExportError, StorageError
-from gistjax.hub import push
-from gistjax.model_card import model_card
-from gistjax.trained import SHIPPED, load_config
+from gistjax.experiment.run_dir import SHIPPED, load_config
+from gistjax.runtime import cli
+from gistjax.sharing.hub import push
+from gistjax.sharing.model_card import model_card
+from tests.helpers.runs import ASKED as CONFIG
+from tests.helpers.runs import write_run
 
 TEXT = "Ada wrote the first program. She lived in London."
 METRICS = {

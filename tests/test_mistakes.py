@@ -10,18 +10,20 @@ import huggingface_hub
 import jax
 import pytest
 from huggingface_hub import errors as hub
-from test_reader import CONFIG, write_run
 
-from gistjax import assembly, cli, devices
 from gistjax.config import DataConfig, ModelConfig
 from gistjax.data.prompts import make_prompt
 from gistjax.data.squad import load_squad
 from gistjax.errors import CheckpointError, ConfigError, DataError, StorageError, WeightsError
 from gistjax.evaluate import evaluate_run
-from gistjax.trained import load_config
+from gistjax.experiment import base as assembly
+from gistjax.experiment.run_dir import load_config
+from gistjax.runtime import cli, devices
 from gistjax.validation import validate
 from gistjax.weights import registry
 from gistjax.weights.registry import byte_tokenizer, resolve
+from tests.helpers.runs import ASKED as CONFIG
+from tests.helpers.runs import write_run
 
 
 def hub_fails(monkeypatch, error):
@@ -70,10 +72,12 @@ def test_no_gpu(monkeypatch):
         raise RuntimeError("Unable to initialize backend 'cuda': no such device")
 
     with pytest.raises(ConfigError, match="'cudnn' needs a GPU.*attention=auto"):
-        assembly.lay_foundation(CONFIG.replace(model=ModelConfig("tiny-random", attention="cudnn")))
+        assembly.load_pretrained(
+            CONFIG.replace(model=ModelConfig("tiny-random", attention="cudnn"))
+        )
     monkeypatch.setattr(jax, "devices", fail)
     with pytest.raises(ConfigError, match="JAX starts no device .*unset JAX_PLATFORMS"):
-        assembly.lay_foundation(CONFIG)
+        assembly.load_pretrained(CONFIG)
 
 
 def test_an_idle_gpu_is_told(monkeypatch, caplog):
@@ -136,7 +140,7 @@ def test_a_tokenizer_of_another_model(monkeypatch):
     tokenizer.add_tokens([f"<{i}>" for i in range(600)])
     monkeypatch.setattr(registry, "byte_tokenizer", lambda: tokenizer)
     with pytest.raises(WeightsError, match="tokenizer has 859 tokens, but tiny-random embeds 512"):
-        assembly.lay_foundation(CONFIG)
+        assembly.load_pretrained(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -185,4 +189,4 @@ def test_a_teacher_of_another_task(rundir):
         loss_weights={"teacher_forcing": 1.0, "distillation": 1.0},
     )
     with pytest.raises(ConfigError, match="trained with data.task=answer, not question"):
-        assembly.teach(config, assembly.lay_foundation(config), [], 4)
+        assembly.distillation_targets(config, assembly.load_pretrained(config), [], 4)

@@ -17,33 +17,13 @@ from gistjax.config import (
     CompressionConfig,
     DataConfig,
     EvaluationConfig,
-    LoraConfig,
-    ModelConfig,
     TextConfig,
 )
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.evaluate import evaluate_run
-from gistjax.trained import load_config
-
-CONFIG = CompressionConfig(
-    architecture="pooling",
-    target_length=8,
-    max_steps=6,
-    batch_size=1,
-    accumulation=2,
-    log_every=1,
-    checkpoint_every=2,
-    contrastive_layers=1,
-    model=ModelConfig(name="tiny-random", dtype="float32"),
-    lora=LoraConfig(rank=2),
-    data=DataConfig(
-        path="sample", context="paragraph", context_tokens=512, context_buckets=(512,),
-        question_buckets=(192, 256), validation_examples=9,
-    ),
-    evaluation=EvaluationConfig(batch_size=1, max_answer_tokens=4, bootstrap_samples=50),
-)  # fmt: skip
-UNSCORED = CONFIG.replace(data=dataclasses.replace(CONFIG.data, validation_examples=0))
-"""Training alone, where no score is looked at."""
+from gistjax.experiment.run_dir import load_config
+from tests.helpers.runs import TRAINED as CONFIG
+from tests.helpers.runs import UNSCORED
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +76,10 @@ def test_interrupted_and_resumed_ends_with_the_same_bytes(finished, tmp_path):
     script = f"""
 import os, sys, jax
 jax.config.update("jax_num_cpu_devices", 8)
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+sys.path[:0] = {[str(Path(__file__).parents[1])]!r}
 from gistjax.training import loop
 from gistjax import run_single_ablation
-from test_train import UNSCORED
+from tests.helpers.runs import UNSCORED
 write = loop.MetricsLog.write
 def kill(self, row):
     write(self, row)

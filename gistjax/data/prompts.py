@@ -38,7 +38,7 @@ TASKS = ("answer", "reconstruction", "continuation", "cloze")
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenizedExample:
     """An example as int32 ids. Rows that share a context share its array."""
 
     context_ids: np.ndarray  # [context tokens]
@@ -118,9 +118,9 @@ class Prompt:
         """Answer ids `[A]`, end token included."""
         return self.encode_answers([answer])[0]
 
-    def encode(self, example: Example, index: int = 0) -> Row:
+    def encode(self, example: Example, index: int = 0) -> TokenizedExample:
         """A whole example with its first gold answer, nothing cut."""
-        return Row(
+        return TokenizedExample(
             self.encode_context(example.context),
             self.encode_question(example.question),
             self.encode_answer(example.answers[0]),
@@ -235,7 +235,7 @@ def _end_id(tokenizer: PreTrainedTokenizerFast, end_text: str) -> int:
 
 def encode_splits(
     squad: Squad, prompt: Prompt, data: DataConfig, seed: int
-) -> tuple[list[Row], list[Row], DataReport]:
+) -> tuple[list[TokenizedExample], list[TokenizedExample], DataReport]:
     """Training rows, validation rows (one for each example, in order, without answers), and what
     was cut.
 
@@ -284,7 +284,7 @@ def _encode_train(
     data: DataConfig,
     seed: int,
     report: DataReport,
-) -> list[Row]:
+) -> list[TokenizedExample]:
     contexts = _encode_contexts(examples, articles, prompt, data, seed)
     questions = prompt.encode_questions([example.question for example in examples])
     answers = prompt.encode_answers([example.answers[0] for example in examples])
@@ -302,7 +302,9 @@ def _encode_train(
         elif len(question_ids) + len(answer_ids) > max(data.question_buckets):
             report.count("train: skipped, questions too long", example.id)
         else:
-            rows.append(Row(context.ids, question_ids, answer_ids, example.context_id, index))
+            rows.append(
+                TokenizedExample(context.ids, question_ids, answer_ids, example.context_id, index)
+            )
     return rows
 
 
@@ -313,7 +315,7 @@ def _encode_validation(
     data: DataConfig,
     seed: int,
     report: DataReport,
-) -> list[Row]:
+) -> list[TokenizedExample]:
     contexts = _encode_contexts(examples, articles, prompt, data, seed)
     limit = max(data.question_buckets)
     no_answer = np.zeros(0, np.int32)
@@ -328,7 +330,9 @@ def _encode_validation(
         if len(question_ids) > limit:
             report.count("validation: questions shortened to fit, still scored", example.id)
             question_ids = prompt.encode_question(example.question, limit)
-        rows.append(Row(context.ids, question_ids, no_answer, example.context_id, index))
+        rows.append(
+            TokenizedExample(context.ids, question_ids, no_answer, example.context_id, index)
+        )
     return rows
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from gistjax.config import TextConfig
 from gistjax.data.filling import join
-from gistjax.data.prompts import Prompt, Row
+from gistjax.data.prompts import Prompt, TokenizedExample
 from gistjax.data.report import DataReport
 from gistjax.errors import DataError
 
@@ -152,7 +152,7 @@ def text_rows(
     seed: int,
     first_id: int,
     report: DataReport,
-) -> list[Row]:
+) -> list[TokenizedExample]:
     """Rows of the tasks that `text` asks for, chunk by chunk.
 
     Args:
@@ -165,7 +165,7 @@ def text_rows(
     """
     chunks = cut_chunks(articles, prompt, text, context_tokens, seed)
     chunks = islice(chunks, text.chunks) if text.chunks >= 0 else chunks
-    rows: list[Row] = []
+    rows: list[TokenizedExample] = []
     count = 0
     while group := list(islice(chunks, CHUNKS_TOGETHER)):
         rows += _rows_of(group, prompt, text, limit, seed, first_id + count)
@@ -200,12 +200,12 @@ def cut_chunks(
 
 def _rows_of(
     chunks: Sequence[Chunk], prompt: Prompt, text: TextConfig, limit: int, seed: int, first_id: int
-) -> list[Row]:
+) -> list[TokenizedExample]:
     """The rows of some chunks; whatever is written out as text is tokenised in one go."""
     repeat_ids, continue_ids = prompt.encode_question(REPEAT), prompt.encode_question(CONTINUE)
     n_repeat = min(text.target_tokens, limit - len(repeat_ids) - BEGINNING)
     n_continue = min(text.target_tokens, limit - len(continue_ids))
-    rows: list[Row] = []
+    rows: list[TokenizedExample] = []
     asked: list[tuple[Chunk, int, str, str]] = []
     for context_id, chunk in enumerate(chunks, first_id):
         rng = np.random.default_rng([seed, 3, context_id])
@@ -230,8 +230,8 @@ def _rows_of(
 
 def _row(
     chunk: Chunk, context_id: int, question_ids: np.ndarray, answer_ids: np.ndarray, task: str
-) -> Row:
-    return Row(chunk.ids, question_ids, answer_ids, context_id, NO_EXAMPLE, task)
+) -> TokenizedExample:
+    return TokenizedExample(chunk.ids, question_ids, answer_ids, context_id, NO_EXAMPLE, task)
 
 
 def _repeat(

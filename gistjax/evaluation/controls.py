@@ -19,16 +19,18 @@ from jax import Array
 from jax.sharding import Mesh
 
 from gistjax.config import CompressionConfig
-from gistjax.data.batches import evaluation_batches
-from gistjax.data.prompts import Row
+from gistjax.data.batching import evaluation_batches
+from gistjax.data.prompts import TokenizedExample
 from gistjax.model.llama import Llama
-from gistjax.sharding import fetch, put_batch, rows_per_step
+from gistjax.runtime.sharding import put_batch, rows_per_step, to_host
 
-Scores = Callable[[Row], np.ndarray]
+Scores = Callable[[TokenizedExample], np.ndarray]
 """How much each token of a row's context, `[context tokens]`, deserves to stay."""
 
 
-def select_tokens(rows: Sequence[Row], config: CompressionConfig, surprisal: Scores) -> list[Row]:
+def select_tokens(
+    rows: Sequence[TokenizedExample], config: CompressionConfig, surprisal: Scores
+) -> list[TokenizedExample]:
     """Rows whose contexts keep the tokens that `config.data.select` prefers, in their order.
 
     Args:
@@ -59,7 +61,7 @@ def budget(tokens: int, config: CompressionConfig) -> int:
 
 def token_surprisal(
     base: Llama,
-    rows: Sequence[Row],
+    rows: Sequence[TokenizedExample],
     prefix_ids: Sequence[int],
     mesh: Mesh,
     batch_size: int,
@@ -81,7 +83,7 @@ def token_surprisal(
     )
     for indices, host_batch in batches:
         batch: Any = put_batch(host_batch, mesh)
-        scores_BxC = fetch(score(state, batch.context_ids_ExC))
+        scores_BxC = to_host(score(state, batch.context_ids_ExC))
         for i, scores_C in zip(indices, scores_BxC, strict=False):
             row = distinct[i]
             surprisal[row.context_id] = scores_C[: len(row.context_ids)]
@@ -98,7 +100,7 @@ def _surprisal(base: Llama, prefix_P: Array, ids_BxC: Array) -> Array:
     return jax.nn.logsumexp(scores_BxCxV, axis=2) - right_BxC
 
 
-def shuffle_contexts(rows: Sequence[Row]) -> list[Row]:
+def shuffle_contexts(rows: Sequence[TokenizedExample]) -> list[TokenizedExample]:
     """Rows that each get the context half a split away: what a model scores that ignores its slots.
 
     Contexts stand in the order of the data, so that one so far away is of another article where there are several of

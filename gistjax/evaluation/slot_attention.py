@@ -12,10 +12,10 @@ from jax import Array
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from gistjax.data.batches import Batch, evaluation_batches
-from gistjax.data.prompts import Row
-from gistjax.model.compressed_lm import CompressedLM
-from gistjax.sharding import fetch, put_batch, rows_per_step
+from gistjax.compress.compressed_lm import CompressedLM
+from gistjax.data.batching import Batch, evaluation_batches
+from gistjax.data.prompts import TokenizedExample
+from gistjax.runtime.sharding import put_batch, rows_per_step, to_host
 
 WORD_STARTS = ("Ġ", "▁", "Ċ")  # how byte-level and SentencePiece tokens write white space
 
@@ -24,7 +24,7 @@ def slot_attention(
     graphdef: nnx.GraphDef[CompressedLM],
     trainable: Any,
     frozen: Any,
-    rows: Sequence[Row],
+    rows: Sequence[TokenizedExample],
     tokenizer: PreTrainedTokenizerFast,
     mesh: Mesh,
     contexts: int,
@@ -50,7 +50,7 @@ def slot_attention(
     ):
         batch: Batch = put_batch(host_batch, mesh)
         parts = jax.jit(weigh)(trainable, frozen, batch.context_ids_ExC, batch.context_length_E)
-        weights_BxMxC, slots_B = fetch(parts)
+        weights_BxMxC, slots_B = to_host(parts)
         for i, weights_MxC, slots in zip(indices.tolist(), weights_BxMxC, slots_B, strict=False):
             if not weights_MxC.any():
                 continue

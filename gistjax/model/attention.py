@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gistjax.devices import is_deterministic
 from gistjax.errors import ConfigError
-from gistjax.model.cache import CacheLayer
+from gistjax.model.kv_cache import CacheLayer
+from gistjax.runtime.devices import is_deterministic
 
 
 def attention(

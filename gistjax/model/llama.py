@@ -29,11 +29,11 @@ from jax import Array
 from jax.sharding import Mesh
 
 from gistjax.model.attention import attention
-from gistjax.model.cache import Cache, CacheLayer
-from gistjax.model.llama_config import LlamaConfig
-from gistjax.model.lora import Factors, LoRA, adapted_product
+from gistjax.model.config import LlamaConfig
+from gistjax.model.kv_cache import Cache, CacheLayer
+from gistjax.model.lora import LoRA, LoRAWeights, lora_dot
 from gistjax.model.rope import apply_rope, rope_angles
-from gistjax.sharding import by_rows, whole
+from gistjax.runtime.sharding import gathered_sharding, shard_rows
 
 
 class Frozen(nnx.Variable):
@@ -96,12 +96,12 @@ class Inputs:
     mesh: Mesh | None
 
 
-Adapters = dict[str, Factors]
+Adapters = dict[str, LoRAWeights]
 
 
 def run_layer(
     layer: Layer, adapters: Adapters, x_BxTxD: Array, inputs: Inputs, cache: CacheLayer | None,
-    wanted_BxW: Array | None = None,
+    logit_positions_BxW: Array | None = None,
 ) -> tuple[Array, CacheLayer | None]:  # fmt: skip
     """Attention and feed-forward with their residuals; the cache, if there is one, gets the new keys and values.
 
@@ -111,10 +111,10 @@ def run_layer(
 
     def project(name: str, h_BxTxI: Array) -> Array:
         w = getattr(layer, name)[...]
-        layout = whole(f"base/layers/{name}", w.shape, inputs.mesh)
-        return adapted_product(h_BxTxI, w, adapters.get(name), layout)
+        layout = gathered_sharding(f"base/layers/{name}", w.shape, inputs.mesh)
+        return lora_dot(h_BxTxI, w, adapters.get(name), layout)
 
-    x_BxTxD = by_rows(x_BxTxD, inputs.mesh)
+    x_BxTxD = shard_rows(x_BxTxD, inputs.mesh)
     h_BxTxD = rms_norm(x_BxTxD, layer.attention_norm[...], config.rms_eps)
     qkv_BxTxKxJxH = project("qkv", h_BxTxD)
     cos, sin = inputs.rope
@@ -128,12 +128,12 @@ def run_layer(
     if cache is not None:
         cache = cache.write(k_BxTxKxH, v_BxTxKxH)
     mask_BxAxU, seen = inputs.mask_BxAxU, cache
-    if wanted_BxW is not None:
+    if logit_positions_BxW is not None:
         if mask_BxAxU is None:
-            seen, mask_BxAxU = None, jnp.arange(x_BxTxD.shape[1]) <= wanted_BxW[:, :, None]
+            seen, mask_BxAxU = None, jnp.arange(x_BxTxD.shape[1]) <= logit_positions_BxW[:, :, None]
         else:
-            mask_BxAxU = take_positions(mask_BxAxU, wanted_BxW)
-        x_BxTxD, q_BxTxNxH = (take_positions(a, wanted_BxW) for a in (x_BxTxD, q_BxTxNxH))
+            mask_BxAxU = take_positions(mask_BxAxU, logit_positions_BxW)
+        x_BxTxD, q_BxTxNxH = (take_positions(a, logit_positions_BxW) for a in (x_BxTxD, q_BxTxNxH))
     y_BxTxNxH = attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, seen, mask_BxAxU, inputs.kernel)
     x_BxTxD = x_BxTxD + project("o", y_BxTxNxH.reshape(*x_BxTxD.shape[:2], -1))
     gate_up_BxTx2xF = project("gate_up", rms_norm(x_BxTxD, layer.ffn_norm[...], config.rms_eps))
@@ -179,7 +179,7 @@ class Llama(nnx.Module):
 
     def embed(self, ids_BxT: Array) -> Array:
         """Token embeddings `[B, T, D]`."""
-        return by_rows(jnp.take(self.embedding[...], ids_BxT, axis=0), self.mesh)
+        return shard_rows(jnp.take(self.embedding[...], ids_BxT, axis=0), self.mesh)
 
     def logits(self, h_BxTxD: Array) -> Array:
         """Vocabulary scores in fp32 of states that `__call__` returned (already normed)."""
@@ -203,7 +203,7 @@ class Llama(nnx.Module):
         cache: Cache | None = None,
         start: Array | int = 0,
         n_layers: int | None = None,
-        wanted_BxW: Array | None = None,
+        logit_positions_BxW: Array | None = None,
     ) -> tuple[Array, Cache | None]:
         """Runs the layers over embeddings.
 
@@ -228,7 +228,7 @@ class Llama(nnx.Module):
         )
         adapters = {} if lora is None else lora.fused(self.config, x_BxTxD.dtype)
         run = self._scan if isinstance(self.layers, Layer) else self._unroll
-        x_BxTxD, cache = run(x_BxTxD, inputs, adapters, cache, start, depth, wanted_BxW)
+        x_BxTxD, cache = run(x_BxTxD, inputs, adapters, cache, start, depth, logit_positions_BxW)
         if depth == self.config.n_layers:
             x_BxTxD = rms_norm(x_BxTxD, self.final_norm[...], self.config.rms_eps)
         return x_BxTxD, cache
@@ -248,7 +248,7 @@ class Llama(nnx.Module):
 
     def _unroll(
         self, x_BxTxD: Array, inputs: Inputs, adapters: Adapters, cache: Cache | None,
-        start: Array | int, depth: int, wanted_BxW: Array | None,
+        start: Array | int, depth: int, logit_positions_BxW: Array | None,
     ) -> tuple[Array, Cache | None]:  # fmt: skip
         assert isinstance(self.layers, nnx.List)
 
@@ -265,16 +265,16 @@ class Llama(nnx.Module):
         parts = {name: (jnp.unstack(a), jnp.unstack(b)) for name, (a, b) in adapters.items()}
         for i, layer in enumerate(self.layers[:depth]):
             graphdef, weights = nnx.split(layer)
-            own = {name: Factors(a[i], b[i]) for name, (a, b) in parts.items()}
+            own = {name: LoRAWeights(a[i], b[i]) for name, (a, b) in parts.items()}
             part = None if cache is None else cache.layer(i, start)
-            wanted = wanted_BxW if i == depth - 1 else None
+            wanted = logit_positions_BxW if i == depth - 1 else None
             x_BxTxD, part = body(weights, own, x_BxTxD, part, wanted)
             cache = cache if cache is None else cache.put(i, part)
         return x_BxTxD, cache
 
     def _scan(
         self, x_BxTxD: Array, inputs: Inputs, adapters: Adapters, cache: Cache | None,
-        start: Array | int, depth: int, wanted_BxW: Array | None,
+        start: Array | int, depth: int, logit_positions_BxW: Array | None,
     ) -> tuple[Array, Cache | None]:  # fmt: skip
         graphdef, stacked = nnx.split(self.layers)
         weights = jax.tree.map(lambda w: w[:depth], (stacked, adapters))
@@ -290,8 +290,8 @@ class Llama(nnx.Module):
         if self.remat:
             body = jax.checkpoint(body)
         (x_BxTxD, cache), _ = jax.lax.scan(body, (x_BxTxD, cache), (jnp.arange(depth), weights))
-        if wanted_BxW is not None:
-            x_BxTxD = take_positions(x_BxTxD, wanted_BxW)
+        if logit_positions_BxW is not None:
+            x_BxTxD = take_positions(x_BxTxD, logit_positions_BxW)
         return x_BxTxD, cache
 
 

@@ -24,7 +24,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from gistjax.config import LoraConfig
-from gistjax.model.llama_config import LlamaConfig
+from gistjax.model.config import LlamaConfig
 
 Trainable = nnx.Param
 
@@ -38,7 +38,7 @@ class Adapter(nnx.Module):
         self.b = nnx.LoRAParam(jnp.zeros((layers, rank, d_out), jnp.float32))
 
 
-class Factors(NamedTuple):
+class LoRAWeights(NamedTuple):
     """What is added to one of the base's matrices, `a @ b`: of one layer, or stacked along L."""
 
     a: Array  # [I, R]
@@ -62,7 +62,7 @@ class LoRA(nnx.Module):
             }
         )
 
-    def fused(self, base: LlamaConfig, dtype: jnp.dtype) -> dict[str, Factors]:
+    def fused(self, base: LlamaConfig, dtype: jnp.dtype) -> dict[str, LoRAWeights]:
         """The adapters by the base's matrices, stacked along L; a matrix without any is left out."""
         K, H = base.n_kv_heads, base.head_dim
         G = base.n_heads // K
@@ -81,9 +81,9 @@ class LoRA(nnx.Module):
                     b = b.reshape(*b.shape[:2], *heads)
                     after = size - first - b.shape[-2]
                     pad = [(0, 0)] * (b.ndim - 2) + [(first, after), (0, 0)]
-                    blocks.append(Factors(a, jnp.pad(b, pad)))
+                    blocks.append(LoRAWeights(a, jnp.pad(b, pad)))
             if blocks:
-                fused[matrix] = Factors(
+                fused[matrix] = LoRAWeights(
                     jnp.concatenate([block.a for block in blocks], axis=2),
                     jnp.concatenate([block.b for block in blocks], axis=1),
                 )
@@ -92,13 +92,15 @@ class LoRA(nnx.Module):
         }
         return {**fused, **singles}
 
-    def _factors(self, name: str, dtype: jnp.dtype) -> Factors:
+    def _factors(self, name: str, dtype: jnp.dtype) -> LoRAWeights:
         adapter = self.adapters[name]
-        return Factors(adapter.a[...].astype(dtype), (self.scale * adapter.b[...]).astype(dtype))
+        return LoRAWeights(
+            adapter.a[...].astype(dtype), (self.scale * adapter.b[...]).astype(dtype)
+        )
 
 
-def adapted_product(
-    x_BxTxI: Array, w: Array, factors: Factors | None, whole: NamedSharding | None = None
+def lora_dot(
+    x_BxTxI: Array, w: Array, factors: LoRAWeights | None, whole: NamedSharding | None = None
 ) -> Array:
     """`x @ w + (x @ a) @ b` for a frozen w `[I, *O]`: `[B, T, *O]`.
 
@@ -108,18 +110,18 @@ def adapted_product(
     """
     if factors is None and whole is None:
         return jnp.tensordot(x_BxTxI, w, axes=1)
-    return _adapted_product(x_BxTxI, w, factors, whole)
+    return _lora_dot(x_BxTxI, w, factors, whole)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _adapted_product(
-    x: Array, w: Array, factors: Factors | None, whole: NamedSharding | None
+def _lora_dot(
+    x: Array, w: Array, factors: LoRAWeights | None, whole: NamedSharding | None
 ) -> Array:
     return _forward(x, w, factors, whole)[0]
 
 
 def _forward(
-    x: Array, w: Array, factors: Factors | None, whole: NamedSharding | None
+    x: Array, w: Array, factors: LoRAWeights | None, whole: NamedSharding | None
 ) -> tuple[Array, tuple[Any, ...]]:
     if factors is None:
         return jnp.tensordot(x, _gathered(w, whole), axes=1), (None, w, None, None)
@@ -128,14 +130,14 @@ def _forward(
     if whole is None and _extends(x, w):
         extended = jnp.concatenate([w, b])
         y = jnp.tensordot(jnp.concatenate([x, z_BxTxR], axis=-1), extended, axes=1)
-        return y, (x, extended, Factors(a, None), z_BxTxR)
+        return y, (x, extended, LoRAWeights(a, None), z_BxTxR)
     y = jnp.tensordot(x, _gathered(w, whole), axes=1) + jnp.tensordot(z_BxTxR, b, axes=1)
     return y, (x, w, factors, z_BxTxR)
 
 
 def _backward(
     whole: NamedSharding | None, residuals: tuple[Any, ...], dy: Array
-) -> tuple[Array, None, Factors | None]:
+) -> tuple[Array, None, LoRAWeights | None]:
     """No gradient of w is formed."""
     x, w, factors, z_BxTxR = residuals
     outputs, weight_axes, rows = tuple(range(2, dy.ndim)), tuple(range(1, w.ndim)), (0, 1)
@@ -150,7 +152,7 @@ def _backward(
     else:
         dz_BxTxR = jnp.tensordot(dy, b, (outputs, weight_axes))
     da = jnp.tensordot(x, dz_BxTxR, (rows, rows))
-    return dx + dz_BxTxR @ a.T, None, Factors(da, jnp.tensordot(z_BxTxR, dy, (rows, rows)))
+    return dx + dz_BxTxR @ a.T, None, LoRAWeights(da, jnp.tensordot(z_BxTxR, dy, (rows, rows)))
 
 
 def _gathered(w: Array, whole: NamedSharding | None) -> Array:
@@ -168,7 +170,7 @@ def _extends(x: Array, w: Array) -> bool:
 EXTEND_FROM = 2
 """Rows of x for each row of w."""
 
-_adapted_product.defvjp(_forward, _backward)
+_lora_dot.defvjp(_forward, _backward)
 
 
 def projection_sizes(base: LlamaConfig) -> dict[str, tuple[int, int]]:

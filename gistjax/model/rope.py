@@ -7,7 +7,7 @@ import math
 import jax.numpy as jnp
 from jax import Array
 
-from gistjax.model.llama_config import LlamaConfig, RopeScaling
+from gistjax.model.config import LlamaConfig, RopeScaling
 
 
 def rope_angles(config: LlamaConfig, positions_BxT: Array) -> tuple[Array, Array]:

@@ -21,14 +21,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gistjax.compress.architectures import stretched
 from gistjax.errors import CheckpointError, StorageError, first_line
-from gistjax.files import sync_folder
-from gistjax.model.heads import stretched
-from gistjax.sharding import fetch, path_name, place, together, writes
-from gistjax.trained import EXPORTED
+from gistjax.experiment.run_dir import EXPORTED
+from gistjax.runtime.files import sync_folder
+from gistjax.runtime.sharding import barrier, is_primary, path_name, put, to_host
+from gistjax.runtime.tensors import load_tensors, save_tensors
 from gistjax.training.manifest import check_manifest, write_manifest
 from gistjax.training.step import TrainState
-from gistjax.weights.checked import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Checkpointer:
             self._thread.shutdown()
             with contextlib.suppress(Exception):  # it repeats what went wrong in a save
                 self._orbax.close()
-            if writes():
+            if is_primary():
                 shutil.rmtree(self._unfinished, ignore_errors=True)
 
     @property
@@ -89,14 +89,14 @@ class Checkpointer:
             StorageError: if this save, or the last one, failed; complete steps stay.
         """
         self.wait()
-        together("the last save is done")
+        barrier("the last save is done")
         if step in self.steps:
             return
         try:
-            if writes():
+            if is_primary():
                 shutil.rmtree(self._unfinished, ignore_errors=True)
                 self._unfinished.mkdir(parents=True)
-            together("there is a folder to save to")
+            barrier("there is a folder to save to")
             self._orbax.save(self._unfinished / str(step), _plain(state))
         except Exception as error:
             raise self._failed(step, error) from error
@@ -127,7 +127,7 @@ class Checkpointer:
     def _finish(self, step: int) -> None:
         folder = self._unfinished / str(step)
         self._orbax.wait_until_finished()
-        if not writes():
+        if not is_primary():
             return
         write_manifest(folder)
         folder.rename(self.directory / str(step))
@@ -172,11 +172,11 @@ class Checkpointer:
             except CheckpointError as error:
                 damaged.append((step, error))
                 continue
-            together("every process has looked at the checkpoints")
+            barrier("every process has looked at the checkpoints")
             for other, cause in damaged:
                 aside = self.directory / f"{other}.damaged"
                 log.warning("%s: going back to step %d; %s is set aside", cause, step, aside)
-                if writes():
+                if is_primary():
                     shutil.rmtree(aside, ignore_errors=True)
                     try:
                         (self.directory / str(other)).rename(aside)
@@ -194,7 +194,7 @@ class Checkpointer:
 
     def _move_out(self, strays: list[Path]) -> None:
         """Files that are not of a checkpoint: Orbax would read some by their names."""
-        for stray in strays if writes() else []:
+        for stray in strays if is_primary() else []:
             target = self.directory / "strays" / stray.relative_to(self.directory)
             while os.path.lexists(target):  # a link that leads nowhere too
                 target = target.with_name(target.name + "_")
@@ -206,7 +206,7 @@ class Checkpointer:
                 raise StorageError(
                     f"{stray} is not of this checkpoint and cannot be moved ({error.strerror}): take it away."
                 ) from error
-        together("only what was saved is left")
+        barrier("only what was saved is left")
 
 
 def _plain(state: TrainState) -> dict[str, Any]:
@@ -225,10 +225,10 @@ def export_trainable(trainable: Any, path: Path, metadata: dict[str, str]) -> No
         StorageError: if the disk is full or fails; a file that was there stays.
     """
     arrays = {
-        path_name(key): np.asarray(fetch(leaf))
+        path_name(key): np.asarray(to_host(leaf))
         for key, leaf in jax.tree_util.tree_leaves_with_path(trainable)
     }
-    if writes():
+    if is_primary():
         save_tensors(path, arrays, metadata)
 
 
@@ -249,7 +249,7 @@ def import_trainable(path: Path, trainable: Any) -> Any:
                 f"{path} does not fit this configuration: {name} {state}, expected {leaf.shape}. "
                 "Use the config.json that lies beside it."
             )
-        return place(found.astype(leaf.dtype), leaf.sharding)
+        return put(found.astype(leaf.dtype), leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(find, trainable)
 
@@ -289,7 +289,7 @@ def start_from(
                 f"{file} does not fit this configuration: {name} has shape {found.shape}, expected {leaf.shape}."
             )
         taken.append(name)
-        return place(found.astype(leaf.dtype), leaf.sharding)
+        return put(found.astype(leaf.dtype), leaf.sharding)
 
     result = jax.tree_util.tree_map_with_path(find, trainable)
     if not taken:

@@ -18,14 +18,14 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gistjax.config import CompressionConfig
-from gistjax.data.batches import Batch
+from gistjax.data.batching import Batch
 from gistjax.errors import StorageError, TrainingError
-from gistjax.files import write_atomically
-from gistjax.sharding import any_process, fetch, put_batch, writes
-from gistjax.stopping import StopSignals
+from gistjax.runtime.files import write_atomically
+from gistjax.runtime.sharding import any_process, is_primary, put_batch, to_host
+from gistjax.runtime.signals import StopSignals
 from gistjax.training.checkpoint import Checkpointer
-from gistjax.training.events import Events
 from gistjax.training.step import Health, TrainState, TrainStep
+from gistjax.training.tensorboard import Events
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ class MetricsLog:
 
     def __init__(self, path: Path, first_step: int, every: int = 1, tensorboard: bool = False):
         self._path = path
-        self._events = Events(path.parent, first_step) if tensorboard and writes() else None
-        if not writes():
+        self._events = Events(path.parent, first_step) if tensorboard and is_primary() else None
+        if not is_primary():
             return
         steps = self._cut(first_step) if path.exists() else []
         if first_step and (1 not in steps or steps[-1] <= first_step - every):
@@ -94,14 +94,14 @@ class MetricsLog:
         Raises:
             StorageError: if the disk is full or fails.
         """
-        if writes():
+        if is_primary():
             self._append(json.dumps(row) + "\n")
         if self._events:
             self._events.write(row)
 
     def sync(self) -> None:
         """Makes what was written last through a power failure."""
-        if writes():
+        if is_primary():
             self._append("", sync=True)
 
     def close(self) -> None:
@@ -241,7 +241,7 @@ def check_health(health: Health, config: CompressionConfig) -> None:
 
 def _fetch(losses: dict[str, jax.Array], health: Health) -> dict[str, Any]:
     """A row of the log: null for what is not finite, and how many steps were skipped if any."""
-    values = {name: float(value) for name, value in fetch(losses).items()}
+    values = {name: float(value) for name, value in to_host(losses).items()}
     row = {name: round(x, 6) if math.isfinite(x) else None for name, x in values.items()}
     skipped = int(health.bad_steps)
     return {**row, "skipped_steps": skipped} if skipped else row

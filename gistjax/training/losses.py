@@ -22,12 +22,12 @@ from flax import nnx
 from jax import Array
 from jax.scipy.special import xlogy
 
-from gistjax.data.batches import Batch
+from gistjax.compress.compressed_lm import CompressedLM, answer_positions
+from gistjax.compress.context import CompressedContext, DecodeState
+from gistjax.compress.decoding import continue_greedily
+from gistjax.data.batching import Batch
 from gistjax.data.prompts import TASKS
-from gistjax.model.compressed_lm import CompressedLM, answer_positions
-from gistjax.model.decoding import continue_greedily
 from gistjax.model.masks import lengths_to_valid
-from gistjax.model.memory import Memory, Reading
 
 TEMPERATURE = 0.1
 """Of the contrastive softmax over cosines."""
@@ -54,7 +54,7 @@ class Forward:
     settings: LossSettings
 
     @cached_property
-    def memory(self) -> Memory:
+    def memory(self) -> CompressedContext:
         """The compressed contexts, `[E, …]`."""
         batch = self.batch
         return self.model.compress(batch.context_ids_ExC, batch.context_length_E, batch.ratio_E)
@@ -65,21 +65,23 @@ class Forward:
         return min(self.settings.answer_tokens, self.batch.tokens_BxS.shape[1])
 
     @cached_property
-    def gold(self) -> tuple[Array, Reading | None]:
+    def gold(self) -> tuple[Array, DecodeState | None]:
         """The states that predict the gold answer, `[B, A, D]`, and, if the model is to answer itself, what it has read
         before the answer.
         """
         model, batch, A = self.model, self.batch, self.n_answer
         tokens_BxS, question_length_B = batch.tokens_BxS, batch.question_length_B
-        wanted_BxA = answer_positions(question_length_B, A, tokens_BxS.shape[1])
+        logit_positions_BxA = answer_positions(question_length_B, A, tokens_BxS.shape[1])
         room = A if self.settings.weights.get("generation") else 0
         if batch.questions > 1:
             reading = model.prefill(self.memory, tokens_BxS.shape[1] + room).repeat(batch.questions)
-            return model.ask(tokens_BxS, reading, wanted_BxA, question_length_B)
+            return model.ask(tokens_BxS, reading, logit_positions_BxA, question_length_B)
         length_B = question_length_B + batch.answer_length_B
         if not room:
-            return model.states(self.memory, tokens_BxS, length_B, wanted_BxA), None
-        return model.read(self.memory, tokens_BxS, length_B, room, wanted_BxA, question_length_B)
+            return model.states(self.memory, tokens_BxS, length_B, logit_positions_BxA), None
+        return model.read(
+            self.memory, tokens_BxS, length_B, room, logit_positions_BxA, question_length_B
+        )
 
     @cached_property
     def gold_loss_B(self) -> Array:
@@ -156,7 +158,7 @@ def generation(forward: Forward) -> Array:
     return forward.mean(loss_B, "answer")
 
 
-def _own_answers(forward: Forward, last_BxD: Array, reading: Reading) -> Array:
+def _own_answers(forward: Forward, last_BxD: Array, reading: DecodeState) -> Array:
     graphdef, state = nnx.split(forward.model)
     state, last_BxD, reading = jax.lax.stop_gradient((state, last_BxD, reading))
     model = nnx.merge(graphdef, state)

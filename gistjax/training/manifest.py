@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from gistjax.errors import CheckpointError
-from gistjax.files import sha256_of, sync_folder, write_json
+from gistjax.runtime.files import sha256_of, sync_folder, write_json
 
 NAME = "manifest.json"
 

@@ -13,7 +13,7 @@ import optax
 
 from gistjax.config import OptimizerConfig
 from gistjax.errors import ConfigError
-from gistjax.sharding import path_name
+from gistjax.runtime.sharding import path_name
 
 GROUPS: tuple[tuple[str, str], ...] = (
     (r"lora/adapters/.*", "lora"),

@@ -14,10 +14,10 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gistjax.data.batches import Batch
-from gistjax.model.compressed_lm import CompressedLM
+from gistjax.compress.compressed_lm import CompressedLM
+from gistjax.data.batching import Batch
 from gistjax.model.lora import Trainable
-from gistjax.sharding import gather, path_name, place, replicated, shardings_of, spec_of
+from gistjax.runtime.sharding import all_gather, path_name, put, replicated, shardings_of, spec_of
 from gistjax.training.losses import LossSettings, total_loss
 
 
@@ -63,7 +63,7 @@ def init_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Me
     )
     shardings = state_shardings(state, mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
-    return place(state.replace(opt_state=opt_state), shardings)  # type: ignore[attr-defined, no-any-return]
+    return put(state.replace(opt_state=opt_state), shardings)  # type: ignore[attr-defined, no-any-return]
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
@@ -102,7 +102,7 @@ def make_train_step(
     """
 
     def loss_fn(trainable: Any, frozen: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        trainable = gather(trainable, shardings.step.mesh)
+        trainable = all_gather(trainable, shardings.step.mesh)
         return total_loss(nnx.merge(graphdef, trainable, frozen), batch, settings)
 
     def gradients(trainable: Any, frozen: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:

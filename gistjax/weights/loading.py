@@ -17,10 +17,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gistjax.errors import WeightsError
+from gistjax.model.config import LlamaConfig
 from gistjax.model.llama import Llama, fuse_qkv, random_initializer
-from gistjax.model.llama_config import LlamaConfig
 from gistjax.model.lora import projection_sizes
-from gistjax.sharding import path_name, place, shardings_of
+from gistjax.runtime.sharding import path_name, put, shardings_of
 
 NAMES = {
     "embedding": "model.embed_tokens.weight",
@@ -45,7 +45,7 @@ FUSED = {"layers/qkv": ("q", "k", "v"), "layers/gate_up": ("gate", "up")}
 """Leaves that hold several tensors."""
 
 
-class Reader(Protocol):
+class TensorReader(Protocol):
     """Tensors by Hugging Face name."""
 
     def tensor(self, name: str) -> np.ndarray:
@@ -62,7 +62,7 @@ def abstract_llama(config: LlamaConfig, dtype: jnp.dtype, scan: bool = True) -> 
 
 
 def load_llama(
-    reader: Reader, config: LlamaConfig, dtype: jnp.dtype, mesh: Mesh, scan: bool = True
+    reader: TensorReader, config: LlamaConfig, dtype: jnp.dtype, mesh: Mesh, scan: bool = True
 ) -> Llama:
     """Reads every weight into its place on the mesh.
 
@@ -75,7 +75,7 @@ def load_llama(
     def load(item: tuple[tuple[Any, ...], jax.ShapeDtypeStruct], sharding: Any) -> jax.Array:
         path, leaf = item
         host = _leaf(reader, path_name(path), leaf, config, pool)
-        return jax.block_until_ready(place(host, sharding))
+        return jax.block_until_ready(put(host, sharding))
 
     items, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     with ThreadPoolExecutor(READERS) as pool:
@@ -85,7 +85,7 @@ def load_llama(
 
 
 def _leaf(
-    reader: Reader,
+    reader: TensorReader,
     path: str,
     leaf: jax.ShapeDtypeStruct,
     config: LlamaConfig,
@@ -109,7 +109,9 @@ def _leaf(
     return stack
 
 
-def _layer(reader: Reader, name: str, layer: int, config: LlamaConfig, dtype: Any) -> np.ndarray:
+def _layer(
+    reader: TensorReader, name: str, layer: int, config: LlamaConfig, dtype: Any
+) -> np.ndarray:
     """One layer's part of a leaf: matrices as `[in, out]`, those that are fused together."""
     sizes = projection_sizes(config)
 

@@ -20,12 +20,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from gistjax.config import ModelConfig, did_you_mean
 from gistjax.errors import WeightsError, first_line
 from gistjax.model.attention import choose_kernel
+from gistjax.model.config import LlamaConfig, RopeScaling
 from gistjax.model.llama import Layer, Llama
-from gistjax.model.llama_config import LlamaConfig, RopeScaling
-from gistjax.sharding import fetch, path_name
-from gistjax.weights.gguf import open_gguf
+from gistjax.runtime.sharding import path_name, to_host
+from gistjax.weights.gguf_file import open_gguf
+from gistjax.weights.hugging_face import SafetensorsReader, read_config
 from gistjax.weights.loading import READERS, load_llama, random_llama
-from gistjax.weights.safetensors import SafetensorsReader, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -283,7 +283,7 @@ def base_hash(llama: Llama) -> str:
     """SHA-256 over all names and bytes, whether the layers are stacked or not; a few leaves on the host at a time."""
 
     def digests(item: tuple[Any, Any]) -> list[tuple[str, str]]:
-        name, array = path_name(item[0]), fetch(item[1])
+        name, array = path_name(item[0]), to_host(item[1])
         parts = {name: array}
         if isinstance(llama.layers, Layer) and name.startswith("layers/"):
             parts = {name.replace("/", f"/{i}/"): layer for i, layer in enumerate(array)}

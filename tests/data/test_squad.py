@@ -286,8 +286,8 @@ def test_sample_splits_share_nothing(sample):
 
 def test_real_set(squad_folder):
     squad = load(squad_folder)
-    assert (len(squad.train), len(squad.validation)) == (8895, 6936)
-    assert sum(map(len, squad.train_articles.values())) == 1607
+    assert (len(squad.train), len(squad.validation)) == (87_406, 6_936)
+    assert sum(map(len, squad.train_articles.values())) == 18_867
 
 
 def test_held_out_paragraphs_are_not_trained_on_and_the_same_for_every_seed():

@@ -9,23 +9,23 @@ import pytest
 from flax import nnx
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tiny import tiny_base, tiny_model
 
 from gistjax.config import CompressionConfig, DataConfig, MeshConfig
-from gistjax.data.prompts import Row
+from gistjax.data.prompts import TokenizedExample
 from gistjax.evaluation.controls import budget, select_tokens, shuffle_contexts, token_surprisal
-from gistjax.sharding import make_mesh, shardings_of
+from gistjax.runtime.sharding import make_mesh, shardings_of
+from tests.helpers.tiny import tiny_base, tiny_model
 
 LENGTHS = st.lists(st.integers(0, 40), min_size=1, max_size=6)
 PREFIX = (5, 9, 2)
 
 
-def make_rows(lengths: list[int], questions: int = 2) -> list[Row]:
+def make_rows(lengths: list[int], questions: int = 2) -> list[TokenizedExample]:
     """Rows on contexts of these lengths, whose ids rise by place, and the contexts' rows apart."""
     contexts = [np.arange(100 * c, 100 * c + n, dtype=np.int32) for c, n in enumerate(lengths)]
     ids = np.array([1], np.int32)
     return [
-        Row(contexts[c], ids, ids, 7 * c, i)
+        TokenizedExample(contexts[c], ids, ids, 7 * c, i)
         for i, c in enumerate(list(range(len(lengths))) * questions)
     ]
 
@@ -37,11 +37,11 @@ def settings(select: str, slots: int = 4, ratio: float = 0.0, seed: int = 0) -> 
     )  # fmt: skip
 
 
-def no_scores(row: Row) -> np.ndarray:
+def no_scores(row: TokenizedExample) -> np.ndarray:
     raise AssertionError("only the selection by surprisal asks for it")
 
 
-def by_digits(row: Row) -> np.ndarray:
+def by_digits(row: TokenizedExample) -> np.ndarray:
     """A stand-in for surprisal, without ties and in no order of places."""
     return (row.context_ids * 37) % 101
 
@@ -105,7 +105,7 @@ def test_rows_of_a_context_share_its_selection():
 def test_random_selections_hang_on_seed_and_context_only():
     rows = make_rows([30, 30, 30])
 
-    def places(seed: int, rows: list[Row]) -> dict[int, list[int]]:
+    def places(seed: int, rows: list[TokenizedExample]) -> dict[int, list[int]]:
         chosen = select_tokens(rows, settings("random", seed=seed), no_scores)
         return {row.context_id: (row.context_ids % 100).tolist() for row in chosen}
 
@@ -124,14 +124,14 @@ def test_random_selections_are_even():
     assert counts.sum() == 2_000 and (abs(counts - 100) < 40).all()
 
 
-def random_rows(rng: np.random.Generator, lengths: list[int]) -> list[Row]:
+def random_rows(rng: np.random.Generator, lengths: list[int]) -> list[TokenizedExample]:
     return [
-        Row(rng.integers(0, 61, n).astype(np.int32), np.ones(2, np.int32), np.ones(0, np.int32), i, i)
+        TokenizedExample(rng.integers(0, 61, n).astype(np.int32), np.ones(2, np.int32), np.ones(0, np.int32), i, i)
         for i, n in enumerate(lengths)
     ]  # fmt: skip
 
 
-def measured(rows: list[Row], buckets: tuple[int, ...] = (8, 16), batch_size: int = 1):
+def measured(rows: list[TokenizedExample], buckets: tuple[int, ...] = (8, 16), batch_size: int = 1):
     mesh = make_mesh(MeshConfig())
     graphdef, state = nnx.split(tiny_base())
     base = nnx.merge(graphdef, jax.device_put(state, shardings_of(state, mesh, "base/")))
@@ -195,7 +195,7 @@ def test_every_row_gets_another_context(contexts, lengths):
     assume(len(set(contexts)) > 1)
     own = [np.arange(10 * c, 10 * c + n, dtype=np.int32) for c, n in enumerate(lengths)]
     ids = np.array([1], np.int32)
-    rows = [Row(own[c], ids + i, ids, c, i) for i, c in enumerate(contexts)]
+    rows = [TokenizedExample(own[c], ids + i, ids, c, i) for i, c in enumerate(contexts)]
     shuffled = shuffle_contexts(rows)
     given_to: dict[int, int] = {}
     for row, new in zip(rows, shuffled, strict=True):

@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY, tiny_base, tiny_model
 
+from gistjax.compress.architectures import HEADS, standardize
 from gistjax.config import MeshConfig, ModelConfig
-from gistjax.data.prompts import Row
+from gistjax.data.prompts import TokenizedExample
 from gistjax.evaluation.slot_attention import slot_attention, split_words
-from gistjax.model.heads import HEADS, standardize
-from gistjax.sharding import make_mesh
+from gistjax.runtime.sharding import make_mesh
 from gistjax.training.step import split_model
 from gistjax.weights.registry import load_tokenizer, resolve
+from tests.helpers.tiny import TINY, tiny_base, tiny_model
 
 M, C = 4, 16
 
@@ -70,7 +70,9 @@ def test_words_of_a_text(tokenizer):
 def test_of_some_contexts_each_word_has_its_part_in_each_slot(tokenizer):
     texts = ["The first context tells of one thing.", "The second of another."] * 2
     rows = [
-        Row(np.array(tokenizer.encode(text), np.int32), np.array([1]), np.array([]), i % 2, i)
+        TokenizedExample(
+            np.array(tokenizer.encode(text), np.int32), np.array([1]), np.array([]), i % 2, i
+        )
         for i, text in enumerate(texts)
     ]
     base = tiny_base(dataclasses.replace(TINY, vocab_size=len(tokenizer)))

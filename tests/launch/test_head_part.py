@@ -2,17 +2,20 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny import tiny_model
 
-from gistjax.data.prompts import Row
-from gistjax.model.heads import HEADS
+from gistjax.compress.architectures import HEADS
+from gistjax.data.prompts import TokenizedExample
 from launch.head_part import parts
+from tests.helpers.tiny import tiny_model
 
 
 def test_a_mark_is_the_same_in_every_slot(rng):
     model = tiny_model("pooling", slot_start="window_means")
     none = np.zeros(0, np.int32)
-    rows = [Row(rng.integers(0, 50, n, np.int32), none, none, n, 0, "answer") for n in (16, 11, 16)]
+    rows = [
+        TokenizedExample(rng.integers(0, 50, n, np.int32), none, none, n, 0, "answer")
+        for n in (16, 11, 16)
+    ]
     M = model.compressor.n_slots(16)
     found_XxD = parts(model, rows)  # two of the rows are on one context
     assert np.std(found_XxD, axis=0).max() > 0

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gistjax.errors import ConfigError
-from gistjax.study import Run
+from gistjax.sweep import Run
 from launch.board import cells, clock, progress
 from launch.schedule import (
     BLOCKED,

@@ -3,9 +3,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gistjax.devices import DETERMINISTIC
 from gistjax.model.attention import attention, causal_attention, choose_kernel
 from gistjax.model.masks import causal_mask
+from gistjax.runtime.devices import DETERMINISTIC
 
 GPU = jax.default_backend() == "gpu"
 

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import TINY, positions_of, projections, put_projections, tiny_base
 
 from gistjax.config import PROJECTIONS, LoraConfig
 from gistjax.model.llama import Frozen
 from gistjax.model.lora import LoRA, Trainable, projection_sizes
 from gistjax.model.masks import causal_mask, lengths_to_valid
+from tests.helpers.tiny import TINY, positions_of, projections, put_projections, tiny_base
 
 
 def run(base, x, valid, **kwargs):

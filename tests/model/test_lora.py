@@ -2,12 +2,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny import TINY
 
 from gistjax.config import PROJECTIONS, LoraConfig
 from gistjax.model import lora as lora_module
 from gistjax.model.llama import fuse_qkv
-from gistjax.model.lora import Factors, LoRA, adapted_product
+from gistjax.model.lora import LoRA, LoRAWeights, lora_dot
+from tests.helpers.tiny import TINY
 
 
 @pytest.mark.parametrize("extend_from", [0, 1_000_000])
@@ -25,7 +25,7 @@ def test_both_ways_of_the_adapted_product_equal_the_plain_sum(extend_from, outpu
     )
 
     def fast(x, a, b):
-        return jnp.sum(adapted_product(x, w, Factors(a, b)) * dy)
+        return jnp.sum(lora_dot(x, w, LoRAWeights(a, b)) * dy)
 
     def plain(x, a, b):
         return jnp.sum((jnp.tensordot(x, w, 1) + jnp.tensordot(x @ a, b, 1)) * dy)
@@ -36,7 +36,7 @@ def test_both_ways_of_the_adapted_product_equal_the_plain_sum(extend_from, outpu
 
 def test_no_gradient_of_the_frozen_matrix_is_formed():
     x, w, a, b = (jnp.ones(shape) for shape in ((2, 5, 16), (16, 12), (16, 3), (3, 12)))
-    jaxpr = jax.make_jaxpr(jax.grad(lambda a: jnp.sum(adapted_product(x, w, Factors(a, b)))))(a)
+    jaxpr = jax.make_jaxpr(jax.grad(lambda a: jnp.sum(lora_dot(x, w, LoRAWeights(a, b)))))(a)
     shapes = [v.aval.shape for eqn in jaxpr.eqns for v in eqn.outvars]
     assert (16, 3) in shapes and (16, 12) not in shapes
 

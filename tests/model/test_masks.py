@@ -2,7 +2,6 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import positions_of
 
 from gistjax.model.masks import (
     bidirectional_mask,
@@ -10,6 +9,7 @@ from gistjax.model.masks import (
     gist_mask,
     lengths_to_valid,
 )
+from tests.helpers.tiny import positions_of
 
 # Each shape is a program to compile: two rows, of few lengths.
 rows_of_bools = st.sampled_from((1, 2, 5, 9)).flatmap(

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from gistjax.config import MeshConfig, ModelConfig
-from gistjax.sharding import make_mesh
+from gistjax.runtime.sharding import make_mesh
 from gistjax.weights.registry import load_base, resolve
 
 

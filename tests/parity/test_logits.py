@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from tiny import Compiled, positions_of
 from transformers import LlamaConfig as TorchConfig
 from transformers import LlamaForCausalLM
 
+from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.config import CompressionConfig, LoraConfig, MeshConfig, ModelConfig
-from gistjax.model.compressed_lm import CompressedLM
 from gistjax.model.masks import causal_mask, lengths_to_valid
-from gistjax.sharding import make_mesh
+from gistjax.runtime.sharding import make_mesh
 from gistjax.weights.registry import load_base, resolve
+from tests.helpers.tiny import Compiled, positions_of
 
 ROPE_31 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,

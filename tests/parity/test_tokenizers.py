@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gistjax.data.prompts import make_prompt
-from gistjax.weights.gguf import LLAMA_3_PATTERN, GgufReader
+from gistjax.weights.gguf_file import LLAMA_3_PATTERN, GgufReader
 
 TEXTS = [
     "Hello, world!", "  two  spaces\n\nand\tlines\r\n", "1234567 3.14 2026-07-04", "don't WE'LL I'm",

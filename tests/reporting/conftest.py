@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from made_runs import HEADS, write_run
 
 from gistjax.config import CompressionConfig
+from tests.helpers.made_runs import HEADS, write_run
 
 
 @pytest.fixture

@@ -6,17 +6,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_runs import put
 
 from gistjax.errors import ConfigError
 from gistjax.report import report
 from gistjax.reporting import plots
+from tests.helpers.made_runs import put
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)  # fmt: skip
 
 
-class Reader(HTMLParser):
+class Engine(HTMLParser):
     """Collects what a page would fetch, its scripts, and whether its tags match."""
 
     VOID = {"meta", "link", "input", "br", "hr", "img"}
@@ -57,7 +57,7 @@ def test_the_files_are_there(page):
 
 def test_the_page_is_whole_fetches_nothing_and_shows_text_as_text(page):
     text = page.read_text()
-    reader = Reader(text)
+    reader = Engine(text)
     assert reader.fetched == ["data:,"]
     assert reader.scripts == 2, "what a model answered is no script"
     assert "A &lt;sweep&gt;" in text and "Ada | Sons" in text
@@ -78,7 +78,7 @@ def test_a_warning_where_questions_differ_and_what_is_not_finished(sweep):
 def test_one_run_alone_has_a_page(sweep):
     summary = report([sweep / "M64_gist"], sweep / "elsewhere")
     assert list(summary["runs"]) == ["M64_gist", "untuned"]
-    Reader((sweep / "elsewhere" / "report.html").read_text())
+    Engine((sweep / "elsewhere" / "report.html").read_text())
 
 
 def test_without_the_drawing_library_the_tables_are_written_and_the_fix_is_named(

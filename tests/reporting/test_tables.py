@@ -3,12 +3,12 @@ import io
 import json
 
 import pytest
-from made_runs import put, write_run
 
 from gistjax.config import CompressionConfig, DataConfig
 from gistjax.errors import DataError
 from gistjax.reporting.runs import find_runs
 from gistjax.reporting.tables import same_questions, table, to_csv, to_markdown, varied
+from tests.helpers.made_runs import put, write_run
 
 
 def test_compressors_stand_before_controls_and_the_untuned_base_is_last(sweep):

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import tiny_model
 
 from gistjax.config import LoraConfig, MeshConfig, OptimizerConfig
 from gistjax.errors import CheckpointError, StorageError
-from gistjax.sharding import make_mesh, shardings_of
+from gistjax.runtime.sharding import make_mesh, shardings_of
 from gistjax.training.checkpoint import (
     Checkpointer,
     export_trainable,
@@ -21,6 +20,7 @@ from gistjax.training.checkpoint import (
 from gistjax.training.manifest import check_manifest
 from gistjax.training.optimizer import make_optimizer
 from gistjax.training.step import init_state, split_model
+from tests.helpers.tiny import tiny_model
 
 
 def state_of(name="gist", mesh=None, seed=1):

@@ -3,15 +3,15 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny import BAD, make_bad, micro_batches, poison, start
 
 from gistjax.config import CompressionConfig, MeshConfig
 from gistjax.errors import TrainingError
-from gistjax.sharding import make_mesh
-from gistjax.stopping import StopSignals
+from gistjax.runtime.sharding import make_mesh
+from gistjax.runtime.signals import StopSignals
 from gistjax.training.checkpoint import Checkpointer
 from gistjax.training.loop import MAX_BAD_IN_A_ROW, MetricsLog, check_health, train
 from gistjax.training.step import Health
+from tests.helpers.tiny import BAD, make_bad, micro_batches, poison, start
 
 
 @pytest.mark.parametrize("policy, bad, in_a_row", [

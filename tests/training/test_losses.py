@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import Compiled, tiny_batch, tiny_model
 
-from gistjax.model.compressed_lm import answer_positions
+from gistjax.compress.compressed_lm import answer_positions
 from gistjax.model.lora import Trainable
 from gistjax.training import losses
 from gistjax.training.losses import Forward, LossSettings, total_loss
+from tests.helpers.tiny import Compiled, tiny_batch, tiny_model
 
 ALL = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
 

@@ -4,14 +4,14 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from tiny import tiny_model
 
+from gistjax.compress.architectures import HEADS
 from gistjax.config import EncoderConfig, LoraConfig, OptimizerConfig
 from gistjax.errors import ConfigError
-from gistjax.model.heads import HEADS
 from gistjax.model.lora import Trainable
-from gistjax.sharding import path_name
+from gistjax.runtime.sharding import path_name
 from gistjax.training.optimizer import is_decayed, label_groups, make_optimizer, schedules
+from tests.helpers.tiny import tiny_model
 
 ENCODER = EncoderConfig(kind="lora", lora=LoraConfig(rank=2))
 

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import BAD, make_bad, micro_batches, poison, start, tiny_base, tiny_model
 
 from gistjax.config import EncoderConfig, LoraConfig, MeshConfig
-from gistjax.sharding import make_mesh, put_batch
+from gistjax.runtime.sharding import make_mesh, put_batch
 from gistjax.training.step import _is_bad, no_bad_step
+from tests.helpers.tiny import BAD, make_bad, micro_batches, poison, start, tiny_base, tiny_model
 
 LAYOUTS = {
     "replicated": MeshConfig(),

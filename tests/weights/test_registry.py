@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from gistjax.config import MeshConfig, ModelConfig
 from gistjax.data.prompts import make_prompt
 from gistjax.errors import WeightsError
+from gistjax.estimate.planning import abstract_model, parameter_counts
 from gistjax.model.llama import Layer
-from gistjax.planning import abstract_model, parameter_counts
-from gistjax.sharding import make_mesh
+from gistjax.runtime.sharding import make_mesh
 from gistjax.weights import registry
 from gistjax.weights.registry import KNOWN, base_hash, byte_tokenizer, load_base, resolve
 

@@ -1,0 +1,97 @@
+"""The mean of finished runs' parameters, as a run of its own (Wortsman et al. 2022, arXiv:2203.05482).
+
+    python -m gistjax.average --run runs/a_s42 --run runs/a_s43 --run runs/a_s44 --output runs/a_mean [--dtype float16]
+    python -m gistjax.evaluate --run runs/a_mean
+
+Of runs that differ in their seed alone and started from the same weights (`init_from`): what started at different ones does
+not lie close enough for its mean to work. The output has the first run's configuration, and the runs' names beside it;
+answering costs what one run costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from gistjax.config import CompressionConfig
+from gistjax.errors import CheckpointError, ConfigError
+from gistjax.experiment.run_dir import EXPORTED, load_config
+from gistjax.runtime import cli
+from gistjax.runtime.files import make_folder, write_json
+from gistjax.runtime.tensors import load_tensors, save_tensors
+
+
+def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
+    """Writes `config.json` and `compressor.safetensors` of the runs' mean.
+
+    Raises:
+        ConfigError: if there are fewer than two runs, they differ in more or less than their seed, or start from nothing.
+        CheckpointError: if a run is missing, not finished or damaged, has other parameters or another base, or is a mean
+            itself; or if there is something in the output folder.
+    """
+    from gistjax.experiment.evaluator import provenance, read_config  # which import all that trains
+
+    if len(runs) < 2:
+        raise ConfigError("give two or more runs, as in --run runs/a_s42 --run runs/a_s43.")
+    if output.is_dir() and any(output.iterdir()):
+        raise CheckpointError(f"{output} has files in it: give another --output.")
+    configs = [load_config(run) for run in runs]
+    check_alike(runs, configs)
+    abouts = [read_config(run) for run in runs]
+    tensors = [load_tensors(run / EXPORTED)[0] for run in runs]
+    for run, about, arrays in zip(runs, abouts, tensors, strict=True):
+        if "mean_of" in about or not (run / "metrics.json").is_file():
+            raise CheckpointError(f"{run} is a mean already, or a run that is not finished.")
+        if _base(about) != _base(abouts[0]) or _shapes(arrays) != _shapes(tensors[0]):
+            raise CheckpointError(f"{run} has other parameters or another base than {runs[0]}.")
+    means = {
+        name: np.mean([arrays[name] for arrays in tensors], axis=0, dtype=np.float64).astype(dtype)
+        for name in tensors[0]
+    }
+    make_folder(output)
+    write_json(output / "config.json", {**abouts[0], "mean_of": [run.name for run in runs]})
+    save_tensors(output / EXPORTED, means, provenance(configs[0]))
+
+
+def check_alike(runs: list[Path], configs: list[CompressionConfig]) -> None:
+    """Makes sure that runs started from the same weights and differ in their seed alone.
+
+    Raises:
+        ConfigError: naming what else differs.
+    """
+    first = configs[0]
+    if not first.init_from:
+        raise ConfigError(f"{runs[0]} has no init_from: only runs of one start have a mean.")
+    for run, config in zip(runs[1:], configs[1:], strict=True):
+        ours, theirs = first.to_json(), replace(config, seed=first.seed).to_json()
+        if differing := [key for key in ours if ours[key] != theirs[key]]:
+            raise ConfigError(f"{run} and {runs[0]} differ in {', '.join(differing)}.")
+    if len({config.seed for config in configs}) < len(configs):
+        raise ConfigError("two of the runs have the same seed: their mean gains nothing.")
+
+
+def _base(about: dict[str, Any]) -> list[Any]:
+    return [about.get(key) for key in ("base_sha256", "prompt_sha256")]
+
+
+def _shapes(arrays: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def main(args: flags.FlagValues) -> None:
+    """The command."""
+    if not args.output:
+        raise ConfigError("--output is missing: the directory of the mean.")
+    average([Path(run) for run in args.run], Path(args.output), args.dtype)
+    cli.print_result({"output": args.output, "runs": args.run})
+
+
+if __name__ == "__main__":
+    flags.DEFINE_multi_string("run", [], "Directory of a finished run; two or more.")
+    flags.DEFINE_string("output", "", "Directory to write to.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Of what is written.")
+    cli.run_bare(main)

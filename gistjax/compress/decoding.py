@@ -1,0 +1,85 @@
+"""Greedy decoding with the cache, as one loop on the device that ends when every row has."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from gistjax.compress.compressed_lm import CompressedLM
+from gistjax.compress.context import CompressedContext, DecodeState
+
+
+class _Loop(NamedTuple):
+    n: Array  # tokens chosen
+    ids_B: Array  # the last of them
+    done_B: Array
+    answer_BxA: Array
+    reading: DecodeState
+
+
+def greedy(
+    model: CompressedLM,
+    memory: CompressedContext,
+    tokens_BxS: Array,
+    length_B: Array,
+    max_tokens: int,
+    end_id: int,
+) -> Array:
+    """The most likely answer, token by token.
+
+    Args:
+        memory: what stands in place of the context.
+        tokens_BxS: questions, right padded; whatever stands past `length_B` is not read.
+        length_B: question lengths, at least 1.
+        max_tokens: A, the longest answer.
+        end_id: ends a row's answer and fills the rest of it.
+
+    Returns:
+        int32 `[B, A]`.
+    """
+    h_Bx1xD, reading = model.read(memory, tokens_BxS, length_B, max_tokens, length_B[:, None] - 1)
+    return continue_greedily(model, h_Bx1xD[:, 0], reading, max_tokens, end_id)
+
+
+def continue_greedily(
+    model: CompressedLM,
+    last_BxD: Array,
+    reading: DecodeState,
+    max_tokens: int,
+    end_id: int,
+    limit: Array | int | None = None,
+) -> Array:
+    """What `greedy` returns, from the state of the question's last token and a reading with room.
+
+    Args:
+        limit: stop after so many tokens, if that is fewer than `max_tokens`.
+    """
+
+    def choose(h_BxD: Array, done_B: Array) -> Array:
+        best_B = jnp.argmax(model.base.logits(h_BxD), axis=-1).astype(jnp.int32)
+        return jnp.where(done_B, end_id, best_B)
+
+    n_tokens = jnp.minimum(max_tokens, max_tokens if limit is None else limit)
+
+    def unfinished(loop: _Loop) -> Array:
+        return (loop.n < n_tokens) & ~jnp.all(loop.done_B)
+
+    def step(loop: _Loop) -> _Loop:
+        h_BxD, reading = model.decode(loop.ids_B, loop.reading, loop.n - 1)
+        ids_B = choose(h_BxD, loop.done_B)
+        answer_BxA = jax.lax.dynamic_update_slice(loop.answer_BxA, ids_B[:, None], (0, loop.n))
+        return _Loop(loop.n + 1, ids_B, loop.done_B | (ids_B == end_id), answer_BxA, reading)
+
+    first_B = choose(last_BxD, jnp.zeros(last_BxD.shape[:1], bool))
+    answer_BxA = jnp.full((last_BxD.shape[0], max_tokens), end_id, jnp.int32)
+    start = _Loop(
+        n=jnp.ones((), jnp.int32),
+        ids_B=first_B,
+        done_B=first_B == end_id,
+        answer_BxA=answer_BxA.at[:, 0].set(first_B),
+        reading=reading,
+    )
+    return jax.lax.while_loop(unfinished, step, start).answer_BxA

@@ -1,0 +1,132 @@
+"""Answers to a set of questions: compressed, decoded greedily in batches, and timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from gistjax.compress.compressed_lm import CompressedLM
+from gistjax.compress.context import CompressedContext
+from gistjax.compress.decoding import greedy
+from gistjax.data.batching import Batch, evaluation_batches
+from gistjax.data.prompts import TokenizedExample
+from gistjax.runtime.sharding import put_batch, to_host
+
+
+@dataclass
+class Answers:
+    """Answer token ids by row, and what they cost. Compile time is not in the seconds."""
+
+    ids: list[list[int]]
+    slots: np.ndarray  # slots used, by row
+    compress_s: float = 0.0
+    answer_s: float = 0.0
+    shapes: set[tuple[int, int]] = field(default_factory=set)
+
+
+class Generator:
+    """Answers rows with one model; compiled once for each shape of batch."""
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef[CompressedLM],
+        mesh: Mesh,
+        max_tokens: int,
+        end_id: int,
+        batch_size: int,
+        context_buckets: Sequence[int],
+        question_buckets: Sequence[int],
+    ):
+        self._mesh, self._end_id, self._batch_size = mesh, end_id, batch_size
+        self._buckets = (tuple(context_buckets), tuple(question_buckets))
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+
+        def compress(
+            trainable: Any, frozen: Any, ids_BxC: Array, length_B: Array
+        ) -> CompressedContext:
+            return nnx.merge(graphdef, trainable, frozen).compress(ids_BxC, length_B)
+
+        def answer(
+            trainable: Any,
+            frozen: Any,
+            memory: CompressedContext,
+            tokens_BxS: Array,
+            length_B: Array,
+        ) -> Array:
+            model = nnx.merge(graphdef, trainable, frozen)
+            return greedy(model, memory, tokens_BxS, length_B, max_tokens, end_id)
+
+        self._compress, self._answer = jax.jit(compress), jax.jit(answer)
+
+    def __call__(
+        self,
+        trainable: Any,
+        frozen: Any,
+        rows: Sequence[TokenizedExample],
+        title: str = "answering",
+    ) -> Answers:
+        """Answers every row. The result does not depend on the batch size."""
+        answers = Answers([[] for _ in rows], np.zeros(len(rows), np.int64))
+        batches = evaluation_batches(rows, self._batch_size, *self._buckets)
+        with tqdm(total=len(rows), desc=title, unit="question", disable=None) as bar:
+            for indices, host_batch in batches:
+                batch: Batch = put_batch(host_batch, self._mesh)
+                weights = (trainable, frozen)
+                context = (*weights, batch.context_ids_ExC, batch.context_length_E)
+                compress = self._compile("compress", self._compress, context)
+                memory, seconds = _timed(compress, context)
+                answers.compress_s += seconds
+                question = (*weights, memory, batch.tokens_BxS, batch.question_length_B)
+                answer = self._compile("answer", self._answer, question)
+                ids_BxA, seconds = _timed(answer, question)
+                answers.answer_s += seconds
+                self._collect(answers, indices, to_host((ids_BxA, memory.slots_B)))
+                answers.shapes.add((batch.context_ids_ExC.shape[1], batch.tokens_BxS.shape[1]))
+                bar.update(len(indices))
+        return answers
+
+    def slots(
+        self, trainable: Any, frozen: Any, rows: Sequence[TokenizedExample]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One batch of distinct contexts as slots `[B, M, …]`, and how many of them each uses."""
+        distinct = list({row.context_id: row for row in rows}.values())[: self._batch_size]
+        _, host_batch = next(iter(evaluation_batches(distinct, self._batch_size, *self._buckets)))
+        batch: Batch = put_batch(host_batch, self._mesh)
+        arguments = (trainable, frozen, batch.context_ids_ExC, batch.context_length_E)
+        memory = self._compile("compress", self._compress, arguments)(*arguments)
+        real = host_batch.context_id_E >= 0
+        vectors, slots_B = to_host((memory.vectors, memory.slots_B))
+        return vectors[real], slots_B[real]
+
+    def _compile(self, name: str, function: Any, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+        """Compiled ahead, so that the first batch of a shape is timed like the others."""
+        key = (name, *(x.shape for x in jax.tree.leaves(arguments[2:])))
+        if key not in self._compiled:
+            self._compiled[key] = function.lower(*arguments).compile()
+        return self._compiled[key]
+
+    def _collect(
+        self, answers: Answers, indices: np.ndarray, fetched: tuple[np.ndarray, np.ndarray]
+    ) -> None:
+        ids_BxA, slots_B = fetched
+        for row, ids_A, slots in zip(
+            indices.tolist(), ids_BxA.tolist(), slots_B.tolist(), strict=False
+        ):
+            end = ids_A.index(self._end_id) if self._end_id in ids_A else len(ids_A)
+            answers.ids[row] = ids_A[:end]
+            answers.slots[row] = slots
+
+
+def _timed(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = jax.block_until_ready(function(*arguments))
+    return result, time.perf_counter() - start

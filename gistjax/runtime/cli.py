@@ -1,0 +1,324 @@
+"""What the commands share: typed overrides of a config file, errors without tracebacks, JSON as the last line.
+
+A command defines its own absl flags, writes `main(config, args)`, and ends in `cli.run(main)`. Exit codes: 0 done,
+1 some runs of a study failed, 2 a mistake that is the user's to mend, 75 stopped by SIGTERM or CTRL-C with the training
+saved (run the same command again to go on), 130 interrupted at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import json
+import logging
+import os
+import re
+import runpy
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from gistjax.config import CompressionConfig, did_you_mean
+from gistjax.errors import ConfigError, GistjaxError, first_line
+from gistjax.runtime.files import is_file
+from gistjax.runtime.signals import Stopped
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
+OVERRIDE = r"--?config\.([^=]*)"
+HELP = {"--help", "-h", "-help", "--helpfull"}
+
+flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
+
+NO_SPACE = os.strerror(errno.ENOSPC)
+CUDA_FAILED = r"CUDA_ERROR|CUDNN_STATUS|[Cc]u(DNN|BLAS|SOLVER)|no kernel image|PTX|Unable to initialize backend"
+"""In what JAX raises where driver, CUDA and jaxlib do not fit."""
+
+Main = Callable[[CompressionConfig, flags.FlagValues], None]
+MainWithWords = Callable[[CompressionConfig, flags.FlagValues, list[str]], None]
+Defaults = Callable[[list[str]], CompressionConfig]
+
+
+def run(main: Main, defaults: Defaults | None = None) -> None:
+    """Parses the command line, calls `main`, and exits.
+
+    Args:
+        main: the command, given its config and its other flags.
+        defaults: where the config comes from if not from a file named by --config.
+    """
+    guard(lambda: main(parse(sys.argv, defaults), flags.FLAGS))
+
+
+def run_with_words(main: MainWithWords, defaults: Defaults) -> None:
+    """As `run`, for a command that also takes arguments without a flag."""
+
+    def parsed() -> None:
+        config, words = _parse(sys.argv, defaults, flags.FLAGS)
+        main(config, flags.FLAGS, words)
+
+    guard(parsed)
+
+
+def run_bare(main: Callable[[flags.FlagValues], None]) -> None:
+    """As `run`, for a command without a config."""
+
+    def parsed() -> None:
+        if HELP & set(sys.argv):
+            print_help()
+        _no_words(_parse_flags(sys.argv, flags.FLAGS))
+        main(flags.FLAGS)
+
+    guard(parsed)
+
+
+def guard(command: Callable[[], None]) -> None:
+    """Runs a command and exits: errors as one line, unless --traceback asks for more."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of PyTorch, which is not used
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it sets its own level when imported
+    for chatty in ("jax", "httpx", "huggingface_hub", "datasets"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    for raises in ("absl", "orbax"):  # they log tracebacks of what they raise
+        logging.getLogger(raises).setLevel(logging.CRITICAL)
+    try:
+        command()
+    except BrokenPipeError:  # nobody reads on, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        message, code = explain(error)
+        if message is None or "--traceback" in sys.argv:
+            raise
+        print(f"{coloured('error:', 'red', sys.stderr)} {message}", file=sys.stderr)
+        sys.exit(code)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(STOPPED)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def explain(error: Exception) -> tuple[str | None, int]:
+    """What to tell the user of an error, and the exit code; None for what is not theirs to mend."""
+    if isinstance(error, GistjaxError):
+        return str(error), 2
+    text = str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC or NO_SPACE in text:
+        place = getattr(error, "filename", None)
+        on = f" ({place})" if place else ""
+        return f"the disk is full{on}: free some room, or give --workdir on another disk.", 2
+    cause = first_line(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return f"memory ran out ({cause}): give less at once, or use a machine with more.", 2
+    if isinstance(error, RuntimeError) and re.search(CUDA_FAILED, text):
+        return (
+            f"CUDA failed ({cause}): `python -m gistjax.doctor` compares driver, CUDA and JAX.",
+            2,
+        )
+    return None, 1
+
+
+def parse(
+    argv: list[str], defaults: Defaults | None = None, values: flags.FlagValues = flags.FLAGS
+) -> CompressionConfig:
+    """The config that a command line asks for.
+
+    Raises:
+        ConfigError: for an unknown flag or key (with the nearest known one), a wrong type, a missing file.
+    """
+    config, words = _parse(argv, defaults, values)
+    _no_words(words)
+    return config
+
+
+def _parse(
+    argv: list[str], defaults: Defaults | None, values: flags.FlagValues
+) -> tuple[CompressionConfig, list[str]]:
+    """The config, and the arguments without a flag."""
+    if HELP & set(argv):
+        print_help()
+    about = "Config file; any key is overridden by --config.KEY=VALUE."
+    argv = _last_of_each(argv)
+    argv, config = _from_file(argv) if defaults is None else (argv, defaults(argv))
+    _check_keys(argv)
+    config_flags.DEFINE_config_dict("config", config.to_config_dict(), about, values, sys_argv=argv)
+    words = _parse_flags(argv, values)
+    return CompressionConfig.from_dict(values["config"].value), words  # type: ignore[arg-type]
+
+
+def _last_of_each(argv: list[str]) -> list[str]:
+    """The command line with the last `--config.KEY=VALUE` of each key alone: ml_collections would join a tuple's."""
+    matches = [re.match(f"{OVERRIDE}=", word) for word in argv]
+    last = {match[1]: i for i, match in enumerate(matches) if match}
+    return [
+        word
+        for i, (word, match) in enumerate(zip(argv, matches, strict=True))
+        if match is None or last[match[1]] == i
+    ]
+
+
+def _parse_flags(argv: list[str], values: flags.FlagValues) -> list[str]:
+    values.set_gnu_getopt(True)  # arguments and flags in any order
+    try:
+        return values(argv)[1:]
+    except (flags.Error, TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"{str(error).strip()} (see --help)") from error
+
+
+def _no_words(words: list[str]) -> None:
+    if words:
+        raise ConfigError(
+            f"unexpected argument {words[0]!r}: options start with --, as in --config.seed=1."
+        )
+
+
+def print_help() -> NoReturn:
+    """What the command does and its flags; with --helpfull every key of the configuration too. Then exits."""
+    about = (sys.modules["__main__"].__doc__ or "").strip()
+    by_module = flags.FLAGS.flags_by_module_dict()
+    own = by_module.get(sys.argv[0], [])  # absl's name for the module that was started
+    print(f"{about}\n\nflags:")
+    for flag in [*sorted(own, key=lambda flag: flag.name), *by_module[__name__]]:
+        print(_flag_help(flag))
+    if "--config." in about:
+        if "--helpfull" in sys.argv:
+            print("\nkeys, with their defaults (gistjax/config.py says what each means):")
+            print("\n".join(f"  --config.{key}={value}" for key, value in keys()))
+        else:
+            print("\n--helpfull also lists every key that --config.KEY=VALUE sets.")
+    sys.exit(0)
+
+
+def _flag_help(flag: flags.Flag) -> str:
+    is_switch = flag.flag_type() == "bool"
+    name = f"--{flag.name}" if is_switch or not flag.default else f"--{flag.name}={flag.default}"
+    lines = textwrap.wrap(" ".join((flag.help or "").split()), 72)
+    return "\n".join([f"  {coloured(name, 'bold')}", *(f"      {line}" for line in lines)])
+
+
+def keys(values: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of the configuration, such as `data.path`, and its default."""
+    for key, value in (CompressionConfig().to_json() if values is None else values).items():
+        if isinstance(value, dict):
+            yield from keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, json.dumps(value)
+
+
+CODES = {"bold": 1, "red": 31, "green": 32, "yellow": 33}
+
+
+def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
+    """The text in a colour, if the stream (standard output) is a terminal and NO_COLOR is not set."""
+    if not (stream or sys.stdout).isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\033[{CODES[colour]}m{text}\033[0m"
+
+
+def option(argv: list[str], name: str, default: str = "") -> str:
+    """The value of a flag, before flags are parsed.
+
+    Raises:
+        ConfigError: if it is not given and has no default.
+    """
+    for word, following in zip(argv[1:], [*argv[2:], ""], strict=False):
+        match = re.fullmatch(rf"--?{name}(?:=(.*))?", word)
+        if match:
+            return match[1] if match[1] is not None else following
+    if default:
+        return default
+    raise ConfigError(f"--{name} is missing (see --help).")
+
+
+def overrides() -> list[str]:
+    """The `--config.KEY=VALUE` of this process's command line.
+
+    Raises:
+        ConfigError: if one has its value in the next word.
+    """
+    words = [word for word in sys.argv[1:] if re.match(OVERRIDE, word)]
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"{word} needs its value in the same word: {word}=VALUE.")
+    return words
+
+
+def _from_file(argv: list[str]) -> tuple[list[str], CompressionConfig]:
+    """The command line without its config file, and the config of that file."""
+    files, rest, words = [], argv[:1], iter(argv[1:])
+    for word in words:
+        match = re.fullmatch(r"--?config(?:=(.*))?", word)
+        if match:
+            files.append(next(words, "") if match[1] is None else match[1])
+        else:
+            rest.append(word)
+    if not files:
+        near = next((word for word in argv[1:] if word.endswith(".py")), "configs/gist_m64.py")
+        raise ConfigError(f"which config? Give one, as in --config {near}.")
+    if len(files) > 1:
+        raise ConfigError(f"--config is given twice ({' and '.join(files)}): give one file.")
+    return rest, read_config_file(Path(files[0]))
+
+
+def read_config_file(path: Path) -> CompressionConfig:
+    """What `get_config()` of a Python file returns. The file is code, and is run.
+
+    Raises:
+        ConfigError: if it is missing, fails, or returns no config.
+    """
+    if not is_file(path):
+        near = difflib.get_close_matches(
+            path.name, [p.name for p in Path("configs").glob("*.py")], 1
+        )
+        hint = f"; did you mean configs/{near[0]}?" if near else "; see configs/."
+        raise ConfigError(f"there is no config file {str(path if path.name else '')!r}{hint}")
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+    except GistjaxError:
+        raise
+    except Exception as error:  # whatever the code in the file runs into
+        cause = f"{type(error).__name__}: {error}"
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", cause)
+        hint = did_you_mean(unknown[1], _leaves()) if unknown else ""
+        raise ConfigError(
+            f"config file {path} fails ({cause}){hint or '.'} It needs get_config(), which returns a ConfigDict."
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"get_config() of {path} returns {config!r}, not a ConfigDict: end it as configs/base.py does."
+        )
+    return CompressionConfig.from_dict(config)
+
+
+def _leaves(group: ConfigDict | None = None) -> Iterator[str]:
+    """The last parts of all keys."""
+    for key, value in (group or CompressionConfig().to_config_dict()).items():
+        yield key
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value)
+
+
+def _check_keys(argv: list[str]) -> None:
+    """Refuses the first override that the configuration has no place for, with the nearest key."""
+    for word in argv[1:]:
+        match = re.match(OVERRIDE, word)
+        group: Any = CompressionConfig().to_config_dict()
+        for part in match[1].split(".") if match else ():
+            known = list(group) if isinstance(group, ConfigDict) else []
+            if part not in known:
+                assert match is not None
+                hint = did_you_mean(part, known) if known else ": it has no parts."
+                raise ConfigError(f"config has no key {match[1]!r}{hint}")
+            group = group[part]
+
+
+def print_result(result: dict[str, Any], for_people: str = "") -> None:
+    """One JSON object on one line, the last of standard output; on a terminal the text for people, if there is one."""
+    sys.stderr.flush()
+    on_terminal = for_people and sys.stdout.isatty()
+    print(for_people if on_terminal else json.dumps(result, ensure_ascii=False), flush=True)

@@ -1,0 +1,198 @@
+"""The mesh, and the one table that says how every parameter is laid out on it.
+
+Axes: `data` splits rows only; `fsdp` splits rows and parameters; `tensor` splits heads and feed-forward width. By default
+all devices stand along `data` and every parameter is replicated.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import GetAttrKey
+
+from gistjax.config import MeshConfig
+from gistjax.errors import ConfigError
+
+ROWS = ("data", "fsdp")
+"""The mesh axes that a batch's rows are split over."""
+
+RULES: tuple[tuple[str, P], ...] = (
+    # Each spec is of the last axes; axes before them, such as L of stacked layers, stay whole.
+    # The base. Of the fused matrices, key/value heads and feed-forward width are split.
+    (r"base/(embedding|output)", P("tensor", "fsdp")),
+    (r"base/layers/(\d+/)?qkv", P("fsdp", "tensor", None, None)),
+    (r"base/layers/(\d+/)?gate_up", P("fsdp", None, "tensor")),
+    (r"base/layers/(\d+/)?(o|down)", P("tensor", "fsdp")),
+    (r"base/.*norm", P()),
+    # Adapters [L, in, R] and [L, R, out]: the wide side follows its projection.
+    (r".*lora/adapters/(q|k|v|gate|up)/a", P("fsdp", None)),
+    (r".*lora/adapters/(q|k|v|gate|up)/b", P(None, "tensor")),
+    (r".*lora/adapters/(o|down)/a", P("tensor", None)),
+    (r".*lora/adapters/(o|down)/b", P(None, "fsdp")),
+    # The compressor's square matrices; everything thin is replicated.
+    (r"compressor/.*/(query|key|value|into|mix_in)", P("fsdp", "tensor")),
+    (r"compressor/.*/(out|mix_out|projection)", P("tensor", "fsdp")),
+    (r"compressor/.*", P()),
+)
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The device mesh of a run, with Auto axes.
+
+    Raises:
+        ConfigError: if the axes do not multiply to the number of devices.
+    """
+    n = jax.device_count()
+    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
+    given = math.prod(size for size in sizes.values() if size != -1)
+    filled = {axis: n // max(given, 1) if size == -1 else size for axis, size in sizes.items()}
+    if math.prod(filled.values()) != n:
+        raise ConfigError(
+            f"a mesh of {filled} needs {math.prod(filled.values())} devices, but there are {n}: "
+            "set --config.mesh.data=-1 and let the other axes divide the number of devices."
+        )
+    return jax.make_mesh(
+        tuple(filled.values()), tuple(filled), axis_types=(AxisType.Auto,) * len(filled)
+    )
+
+
+def one_device() -> Mesh:
+    """A mesh of the first device alone."""
+    return jax.make_mesh(
+        (1, 1, 1),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=jax.devices()[:1],
+    )
+
+
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The first matching rule's PartitionSpec; axes that do not divide a dimension are left out.
+
+    Raises:
+        ValueError: if no rule matches.
+    """
+    for pattern, spec in RULES:
+        if re.fullmatch(pattern, path):
+            whole = (None,) * (len(shape) - len(spec) if spec else 0)
+            axes = zip((*whole, *spec), shape, strict=bool(spec))
+            return P(*(_fitting(axis, size, mesh) for axis, size in axes))
+    raise ValueError(f"no sharding rule matches the parameter {path!r}: add one to RULES")
+
+
+def _fitting(axis: str | None, size: int, mesh: Mesh) -> str | None:
+    return axis if axis is not None and size % mesh.shape[axis] == 0 else None
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A JAX key path as `base/layers/qkv`, whatever containers it leads through."""
+    if path and isinstance(path[-1], GetAttrKey) and path[-1].name == "value":
+        path = path[:-1]  # the array inside an nnx.Variable
+    return "/".join(
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path
+    )
+
+
+def shardings_of(tree: Any, mesh: Mesh, prefix: str = "") -> Any:
+    """A NamedSharding for every leaf of a tree of parameters (arrays or shapes)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec_of(prefix + path_name(path), leaf.shape, mesh)),
+        tree,
+    )
+
+
+def gathered_sharding(path: str, shape: tuple[int, ...], mesh: Mesh | None) -> NamedSharding | None:
+    """How a parameter is laid out where it is used: like its parts, but gathered over `fsdp`. None where they are whole."""
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return None
+    spec = spec_of(path, shape, mesh)
+    return NamedSharding(mesh, P(*(None if axis == "fsdp" else axis for axis in spec)))
+
+
+def all_gather(tree: Any, mesh: Mesh) -> Any:
+    """Parameters as `whole` lays them out: within a jitted function, an all-gather whose gradient is split again."""
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.lax.with_sharding_constraint(
+            leaf, gathered_sharding(path_name(path), leaf.shape, mesh)
+        ),
+        tree,
+    )
+
+
+def shard_rows(x_B: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """An activation within a jitted function, its rows split over `ROWS`, so that no partial parameter splits anything else."""
+    if mesh is None or mesh.shape["fsdp"] == 1 or x_B.shape[0] % rows_per_step(mesh):
+        return x_B
+    return jax.lax.with_sharding_constraint(x_B, NamedSharding(mesh, P(ROWS)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, P())
+
+
+def put_batch(batch: Any, mesh: Mesh, leading: int = 0) -> Any:
+    """Places host arrays on the mesh, rows split over `ROWS`; `leading` axes before the rows stay whole."""
+    sharding = NamedSharding(mesh, P(*([None] * leading), ROWS))
+    return put(batch, jax.tree.map(lambda _: sharding, batch))
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Puts arrays, of which every process has the same, where they belong; of several processes each puts its own part."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, sharding)  # it is spread over the processes already
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+    with jax.transfer_guard("allow"):  # it is asked for
+        return jax.tree.map(put, tree, shardings)
+
+
+def to_host(tree: Any) -> Any:
+    """Whole arrays on the host of every process, wherever their parts are. All processes must call it in the same order."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(
+        lambda x: (
+            np.asarray(x)
+            if x.is_fully_addressable or x.is_fully_replicated
+            else multihost_utils.process_allgather(x, tiled=True)
+        ),
+        tree,
+    )
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process. All must ask at the same time."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def is_primary() -> bool:
+    """Whether this process is the one that writes results."""
+    return jax.process_index() == 0
+
+
+def rows_per_step(mesh: Mesh) -> int:
+    """Over how many shares a batch's rows are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]

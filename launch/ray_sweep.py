@@ -1,0 +1,280 @@
+"""The runs of a study side by side, over the GPUs of one machine or of a Ray cluster.
+
+    python -m launch.ray_sweep --study launch/sweeps/seed.json --out runs/compression_ablations [--config.KEY=VALUE …]
+        [--gpus_per_run 4] [--address auto] [--only NAME,…] [--list | --dry_run --plan_gpus 1,4,64]
+
+Each run is one Ray task with its own devices, which executes the command line that `--list` prints. They start in the
+study's order; where it has the longest first, all GPUs are done at about the same time. Finished runs are skipped,
+interrupted ones resume; start the command again after whatever happened. A run that fails is reported and does not stop the
+others. In the end `gistjax.report` writes table and page into `--out`; the last line of output says what became of each
+run. `--dry_run` prints the plan: runs, devices, expected hours, disk.
+
+Take it from the repository's root. On a cluster (`--address`), `--out` and the data must be on a file system that all
+machines see, and gistjax must be installed on each.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from gistjax.config import CompressionConfig
+from gistjax.errors import ConfigError
+from gistjax.runtime import cli
+from gistjax.sweep import Run, check, chosen_runs
+from launch import worker
+from launch.board import Board, progress
+from launch.schedule import FAILED, FINISHED, Ended, Job, ready, sole_sweep
+
+flags.DEFINE_float("gpus_per_run", -1, "GPUs of each run; by default 1, or 0 where there are none.")
+flags.DEFINE_float(
+    "cpus_per_run", -1, "CPUs of each run; by default 1 beside a GPU, else all of a machine."
+)
+flags.DEFINE_string(
+    "address", "", "A running Ray cluster, such as `auto`; by default this machine alone."
+)
+flags.DEFINE_list("plan_gpus", ["1"], "With --dry_run: numbers of GPUs to plan for.")
+
+log = logging.getLogger(__name__)
+
+REFRESH_S = 1.0
+OBJECT_STORE = 100 * 2**20  # bytes: tasks pass command lines, no data
+FORWARDED = ("JAX_", "XLA_", "HF_")  # variables that the runs get from the driver
+
+
+def run_sweep(
+    runs: list[Run], out: Path, address: str = "", gpus: float = -1, cpus: float = -1
+) -> dict[str, Job]:
+    """Makes the runs that are not finished.
+
+    Args:
+        address: a Ray cluster; empty starts one of this machine alone.
+        gpus, cpus: of each run; -1 as the flags say.
+
+    Raises:
+        ConfigError: if another sweep is at work in `out`, or no machine has the devices of a run.
+    """
+    import ray
+
+    jobs = {run.name: Job(run) for run in runs}
+    with sole_sweep(out):
+        start_ray(address)
+        try:
+            machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            resources = resources_of_a_run(machines, gpus, cpus)
+            with Board(jobs) as board:
+                _work(jobs, resources, board)
+        finally:
+            ray.shutdown()
+    return jobs
+
+
+def start_ray(address: str) -> None:
+    """Connects to a cluster, or starts one of this machine alone that ends with this process.
+
+    Raises:
+        ConfigError: if there is no cluster at the address.
+    """
+    import ray
+
+    _check_answers(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for ahead in ("RAY_prestart_worker_first_driver", "RAY_enable_worker_prestart"):
+        os.environ.setdefault(ahead, "0")  # else a worker for each CPU: 2 s on 64, for a few runs
+    variables = {key: value for key, value in os.environ.items() if key.startswith(FORWARDED)}
+    paths = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables["PYTHONPATH"] = os.pathsep.join(paths)
+    local: dict[str, Any] = (
+        {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    )
+    try:
+        ray.init(
+            address=address or "local",
+            runtime_env={"env_vars": variables},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **local,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"Ray does not start with --address={address!r}: {error}") from error
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own would not wait for runs
+
+
+def _check_answers(address: str) -> None:
+    """Refuses a host that does not answer, for which Ray would wait for minutes.
+
+    Raises:
+        ConfigError: if nothing listens at `HOST:PORT`; other addresses are Ray's to understand.
+    """
+    host = re.fullmatch(r"([^/:]+):(\d+)", address)
+    if host is None:
+        return
+    try:
+        socket.create_connection((host[1], int(host[2])), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"no Ray cluster answers at --address={address}: {error}. `ray start --head` prints the address of one."
+        ) from error
+
+
+def resources_of_a_run(
+    machines: Sequence[Mapping[str, float]], gpus: float, cpus: float
+) -> dict[str, float]:
+    """`num_gpus` and `num_cpus` of a task.
+
+    Args:
+        machines: `GPU` and `CPU` of each.
+
+    Raises:
+        ConfigError: if no machine has so many.
+    """
+    most = {key: max(machine.get(key, 0) for machine in machines) for key in ("GPU", "CPU")}
+    gpus = min(most["GPU"], 1) if gpus < 0 else gpus
+    wanted = {"GPU": gpus, "CPU": cpus if cpus >= 0 else 1 if gpus else most["CPU"]}
+    if not any(all(m.get(key, 0) >= wanted[key] for key in wanted) for m in machines):
+        raise ConfigError(
+            f"no machine has {gpus:g} GPUs and {wanted['CPU']:g} CPUs for a run (the most are {most['GPU']:g} and "
+            f"{most['CPU']:g}): lower --gpus_per_run or --cpus_per_run."
+        )
+    return {"num_gpus": wanted["GPU"], "num_cpus": wanted["CPU"]}
+
+
+def _work(jobs: dict[str, Job], resources: dict[str, Any], board: Board) -> None:
+    """Submits what is ready and takes in what ended, until nothing is left."""
+    import ray
+
+    # A worker that had a GPU may take the next run: what it starts, not itself, uses the GPU.
+    options: dict[str, Any] = {"max_retries": 0, "max_calls": 0, **resources}
+    remote = ray.remote(**options)
+    attempt = remote(worker.attempt)
+    running: dict[Any, Job] = {}
+    try:
+        while True:
+            for job in ready(jobs):
+                job.submit()
+                task = attempt.options(name=job.run.name)
+                running[task.remote(job.run.command, os.getcwd(), str(job.run.workdir))] = job
+            board.show()
+            if not running:
+                return
+            ended, _ = ray.wait(list(running), timeout=REFRESH_S)
+            for reference in ended:
+                job = running.pop(reference)
+                job.end(_outcome(reference, job.run.workdir))
+                _report(job)
+    finally:  # where it is interrupted, the runs may save what they have
+        for reference in running:
+            ray.cancel(reference)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=worker.PATIENCE_S)
+
+
+def _outcome(reference: Any, workdir: Path) -> Ended:
+    import ray
+
+    try:
+        return Ended(*ray.get(reference))
+    except ray.exceptions.RayTaskError as error:  # the attempt itself failed, say on a full disk
+        return Ended(1, str(error))
+    except ray.exceptions.RayError as error:
+        first_line = str(error).splitlines()[:1]
+        return Ended(None, "\n".join([*first_line, worker.tail(workdir)]))
+
+
+def _report(job: Job) -> None:
+    if job.state == FINISHED:
+        return
+    again = "set aside" if job.state == FAILED else "it will be tried again"
+    log.error("%s: %s; %s. The end of its log:\n%s\n", job.run.name, job.why, again, job.tail)
+
+
+def main(config: CompressionConfig, args: flags.FlagValues) -> None:
+    """The command."""
+    out, runs = Path(args.out), chosen_runs(args)
+    if args.list:
+        print("\n".join(run.command for run in runs))
+        return
+    configs = check(runs)
+    if args.dry_run:
+        cli.print_result(dry_run(configs, args.plan_gpus, args.gpus_per_run))
+        return
+    if finished := [run.workdir for run in runs if (run.workdir / "metrics.json").exists()]:
+        from gistjax.experiment.evaluator import read_metrics
+
+        for workdir in finished:
+            read_metrics(workdir)  # refuses a damaged one
+    log.info("%s", "\n".join(run.command for run in runs))
+    jobs = run_sweep(runs, out, args.address, args.gpus_per_run, args.cpus_per_run)
+    if any(job.finished for job in jobs.values()):
+        command = [sys.executable, "-m", "gistjax.report", f"--runs={out}"]
+        subprocess.run(
+            command, stdout=subprocess.DEVNULL, check=False
+        )  # it says itself what it lacks
+    cli.print_result({name: _summary(job) for name, job in jobs.items()})
+    if any(job.state != FINISHED for job in jobs.values()):
+        sys.exit(1)
+
+
+def dry_run(
+    configs: Mapping[str, CompressionConfig], plan_gpus: Sequence[str], gpus_per_run: float
+) -> dict[str, Any]:
+    """Prints the plan as tables; returns it.
+
+    Raises:
+        ConfigError: if `plan_gpus` are not numbers, or a run has no GPU.
+    """
+    import jax  # here, as what plans and what trains take seconds to import, and a sweep needs neither
+
+    from gistjax.estimate import cost as costs
+    from gistjax.estimate import planning
+    from gistjax.weights.registry import resolve
+
+    gpus_per_run = 1 if gpus_per_run < 0 else gpus_per_run
+    enough = all(gpus.isdecimal() and int(gpus) >= max(gpus_per_run, 1) for gpus in plan_gpus)
+    if not (plan_gpus and enough and gpus_per_run):
+        raise ConfigError(
+            f"--plan_gpus={','.join(plan_gpus)} must be numbers, at least --gpus_per_run={gpus_per_run:g} each, and that "
+            "more than 0."
+        )
+    jax.config.update("jax_platforms", "cpu")  # shapes alone are looked at
+    measured, runs, each = costs.measurements(), {}, {}
+    for name, config in configs.items():
+        needs = planning.dry_run(config, resolve(config.model, offline=True))
+        cost = each[name] = costs.cost_of(config, needs["trainable_parameters"], measured)
+        hours = cost.hours(gpus_per_run)
+        runs[name] = {
+            "trainable_parameters": needs["trainable_parameters"],
+            "memory_estimate_gib": needs["memory_estimate_gib"],
+            "steps": cost.steps,
+            "hours": hours,
+            "disk_gib": cost.disk_gib,
+        }
+        log.info(
+            "%-28s %6d steps  %s  %6.1f GiB of memory  %5.1f GiB on disk",
+            name, cost.steps, "hours not known" if hours is None else f"{hours:6.2f} h",
+            needs["memory_estimate_gib"]["total"], cost.disk_gib,
+        )  # fmt: skip
+    totals = [costs.project(each, int(gpus), gpus_per_run) for gpus in plan_gpus]
+    for total in totals:
+        log.info("%s", ", ".join(f"{key} {value}" for key, value in total.items()))
+    return {"runs": runs, "totals": totals}
+
+
+def _summary(job: Job) -> dict[str, Any]:
+    f1 = progress(job.run.workdir).get("f1")
+    result = {"state": job.state, "attempts": job.attempts, "final_f1": f1}
+    return result if job.state == FINISHED else {**result, "why": job.why}
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda argv: CompressionConfig())

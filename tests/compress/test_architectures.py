@@ -1,0 +1,201 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gistjax.compress.architectures import (
+    HEADS,
+    Attention,
+    masked_softmax,
+    stretched,
+    window_ends,
+    window_means,
+    windows,
+)
+from gistjax.model.config import LlamaConfig
+from tests.helpers.tiny import TINY
+
+LLAMA_8B = LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128)
+BUDGET = {
+    "cross_attention": 6,
+    "conv": 2,
+    "pooling": 1,
+    "gist": 8,
+    "mean_pool": 0,
+    "mark": 1 / 4096,
+}
+READING = [name for name in HEADS if name != "mark"]
+M, C = 4, 16
+
+
+def make(name, slots=M):
+    return HEADS[name](TINY, slots, C // slots, jax.random.key(0))
+
+
+def slots_of(head, states, length, used, n=M):
+    """What the head makes, as one program."""
+    graphdef, state = nnx.split(head)
+    return _slots_of(graphdef, n, state, states, length, used)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _slots_of(graphdef, n, state, states, length, used):
+    return nnx.merge(graphdef, state)(states, length, used, n)
+
+
+def parameters(head):
+    return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(head)))
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("slots", [32, 64, 128])
+def test_parameter_budget_at_8b(name, slots):
+    head = nnx.eval_shape(lambda: HEADS[name](LLAMA_8B, slots, 512 // slots, jax.random.key(0)))
+    budget = BUDGET[name] * 4096**2
+    assert abs(parameters(head) - budget) <= 0.05 * budget
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_shapes_and_dtypes(name, rng):
+    states = jnp.array(rng.normal(size=(2, C, 32)), jnp.bfloat16)
+    slots = slots_of(make(name), states, jnp.array([16, 9]), jnp.array([4, 4]))
+    chex.assert_shape(slots, (2, M, 32))
+    chex.assert_type(slots, jnp.bfloat16)
+    assert bool(jnp.isfinite(slots.astype(jnp.float32)).all())
+
+
+@pytest.mark.parametrize("name", READING)
+def test_padding_changes_no_slot_and_receives_no_gradient(name, rng):
+    head = make(name)
+    states = jnp.array(rng.normal(size=(3, C, 32)), jnp.float32)
+    length, used = jnp.array([16, 7, 2]), jnp.array([4, 4, 2])
+    padded = np.arange(C) >= np.asarray(length)[:, None]
+    poisoned = jnp.where(padded[:, :, None], 1e9, states)
+    real = np.arange(M) < np.asarray(used)[:, None]
+    before, after = (slots_of(head, x, length, used) for x in (states, poisoned))
+    np.testing.assert_array_equal(np.asarray(before)[real], np.asarray(after)[real])
+    weigh = jnp.array(rng.normal(size=(3, M, 32))) * real[:, :, None]
+    grad = jax.jit(jax.grad(lambda x: jnp.sum(weigh * head(x, length, used, M))))(states)
+    influence = np.abs(np.asarray(grad)).sum(-1)
+    assert (influence[padded] == 0).all()
+    assert (influence[~padded] > 0).all(), "every real token reaches some slot"
+
+
+def test_a_mark_reads_nothing(rng):
+    head, args = make("mark"), (jnp.array([16, 7]), jnp.array([4, 4]), M)
+    states = jnp.array(rng.normal(size=(2, C, 32)), jnp.float32)
+    slots, gradient = jax.value_and_grad(lambda x: jnp.sum(head(x, *args)))(states)
+    assert not np.asarray(gradient).any() and not np.asarray(head.weights(states, *args)).any()
+    chex.assert_trees_all_close(slots, 2 * M * head.vector[...].sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["conv", "pooling", "mean_pool"])
+def test_local_heads_keep_the_order(name, rng):
+    head = make(name)
+    states = jnp.array(rng.normal(size=(1, C, 32)), jnp.float32)
+    used = jnp.array([C]), jnp.array([M]), M
+    jacobian = jax.jit(jax.jacobian(lambda x: head(x, *used)[0].sum(-1)))(states)
+    influence = np.abs(np.asarray(jacobian))[:, 0].sum(-1)  # [M, C]
+    centre = (influence * np.arange(C)).sum(1) / influence.sum(1)
+    assert (np.diff(centre) > 2).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 12))
+def test_windows_are_those_of_adaptive_pooling(n, slots):
+    inside = np.asarray(windows(jnp.array([n]), jnp.array([slots]), 12, 40))[0]
+    assert inside[:slots].any(axis=1).all(), "no window is empty"
+    assert not inside[slots:].any() and not inside[:, n:].any()
+    assert inside[:, :n].any(axis=0).all(), "no token is left out"
+    ends = np.asarray(window_ends(jnp.array([n]), jnp.array([slots]), 12))[0]
+    last = [np.flatnonzero(row)[-1] for row in inside[:slots]]
+    np.testing.assert_array_equal(ends[:slots], last)
+    tokens = np.random.default_rng(n).normal(size=(1, 40, 3)).astype(np.float32)
+    means = window_means(jnp.array(tokens), jnp.array([n]), jnp.array([slots]), 12)
+    expected = torch.nn.functional.adaptive_avg_pool1d(torch.tensor(tokens[:, :n]).mT, slots).mT
+    np.testing.assert_allclose(np.asarray(means)[:, :slots], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_fewer_slots_are_those_of_a_row_that_uses_fewer(name, rng):
+    head, states = make(name), jnp.array(rng.normal(size=(2, C, 32)), jnp.float32)
+    length, used = jnp.array([16, 9]), jnp.array([3, 2])
+    few, many = (slots_of(head, states, length, used, n) for n in (3, M))
+    for b in range(2):
+        np.testing.assert_allclose(few[b, : used[b]], many[b, : used[b]], atol=1e-5)
+
+
+def test_pooling_starts_as_mean_pool(rng):
+    states = jnp.array(rng.normal(size=(2, C, 32)), jnp.float32)
+    args = (states, jnp.array([16, 9]), jnp.array([4, 4]))
+    found = (slots_of(make(name), *args) for name in ("pooling", "mean_pool"))
+    chex.assert_trees_all_close(*found, atol=1e-6)
+
+
+def test_pooling_prefers_what_its_score_prefers(rng):
+    head = make("pooling")
+    head.score[...] = jnp.zeros(32).at[0].set(50.0)
+    states = jnp.array(rng.normal(size=(1, C, 32)), jnp.float32)
+    weights = np.asarray(head.weights(states, jnp.array([C]), jnp.array([M]), M))[0]
+    np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-5)
+    x = np.asarray(states)[0]
+    score = x[:, 0] / np.sqrt((x * x).mean(-1))
+    for m in range(M):
+        assert weights[m].argmax() == 4 * m + score[4 * m : 4 * m + 4].argmax()
+
+
+def test_convolution_against_torch(rng):
+    head = make("conv")
+    width = head.kernel[...].shape[0]
+    head.kernel[...] = jnp.array(rng.normal(size=(width, 32)), jnp.float32)
+    x = rng.normal(size=(2, C, 32)).astype(np.float32)
+    expected = torch.nn.functional.conv1d(
+        torch.tensor(x).mT, torch.tensor(np.asarray(head.kernel[...])).T[:, None],
+        stride=head.stride, padding=width // 2, groups=32,
+    ).mT  # fmt: skip
+    np.testing.assert_allclose(head.convolve(jnp.array(x)), expected, atol=1e-5)
+
+
+def test_attention_against_torch_where_all_stand_at_one_place(rng):
+    """At position 0 the rotation is the identity, so plain multi-head attention is the reference."""
+    attention = Attention(32, 4, jax.random.key(0))
+    x, y = (rng.normal(size=(2, n, 32)).astype(np.float32) for n in (M, C))
+    mask = np.arange(C) < np.array([16, 5])[:, None]
+    zeros = (jnp.zeros((2, M)), jnp.zeros((2, C)))
+    ours = attention(x, zeros[0], y, zeros[1], jnp.broadcast_to(mask[:, None], (2, M, C)))
+    theirs = torch.nn.MultiheadAttention(32, 4, bias=False, batch_first=True)
+    with torch.no_grad():
+        rows = [attention.query, attention.key, attention.value]
+        theirs.in_proj_weight.copy_(torch.cat([torch.tensor(np.asarray(w[...])).T for w in rows]))
+        theirs.out_proj.weight.copy_(torch.tensor(np.asarray(attention.out[...])).T)
+        y_t = torch.tensor(y)
+        expected, _ = theirs(torch.tensor(x), y_t, y_t, key_padding_mask=torch.tensor(~mask))
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_masked_softmax_of_nothing_is_zero_with_finite_gradient():
+    scores = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    mask = jnp.array([[True, False], [False, False]])
+    np.testing.assert_allclose(masked_softmax(scores, mask), [[1.0, 0.0], [0.0, 0.0]])
+    grad = jax.grad(lambda s: masked_softmax(s, mask).sum())(scores)
+    assert bool(jnp.isfinite(grad).all())
+
+
+def test_a_stretched_kernel_weighs_as_much_and_keeps_its_form():
+    kernel_WxD = np.array([[0.0, 1.0], [4.0, 1.0], [0.0, 1.0]], np.float32)
+    for width in (1, 2, 3, 7):
+        other_WxD = stretched(kernel_WxD, width)
+        chex.assert_shape(other_WxD, (width, 2))
+        chex.assert_trees_all_close(other_WxD.sum(axis=0), kernel_WxD.sum(axis=0), rtol=1e-6)
+        chex.assert_trees_all_close(other_WxD, other_WxD[::-1], rtol=1e-6)
+        chex.assert_trees_all_close(
+            other_WxD[:, 1], np.full(width, 3 / width, np.float32), rtol=1e-6
+        )
+    assert np.argmax(stretched(kernel_WxD, 7)[:, 0]) == 3
+    chex.assert_trees_all_equal(stretched(kernel_WxD, 3), kernel_WxD)

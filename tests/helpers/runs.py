@@ -1,0 +1,58 @@
+"""Configurations of tiny runs that many tests share, and a run directory without training."""
+
+import dataclasses
+from pathlib import Path
+
+from gistjax.config import CompressionConfig, DataConfig, EvaluationConfig, LoraConfig, ModelConfig
+from gistjax.experiment import base as assembly
+from gistjax.experiment import evaluator as results
+from gistjax.training.checkpoint import export_trainable
+from gistjax.training.step import split_model
+
+ROOT = Path(__file__).parents[2]
+
+ASKED = CompressionConfig(
+    architecture="pooling",
+    target_length=64,
+    ratio=8.0,
+    slot_start="window_means",
+    slot_positions="spread",
+    model=ModelConfig(name="tiny-random", dtype="float32"),
+    lora=LoraConfig(rank=2),
+    data=DataConfig(
+        path="sample", context="paragraph", context_tokens=512, context_buckets=(512,),
+        question_buckets=(192, 256), validation_examples=4,
+    ),
+    evaluation=EvaluationConfig(batch_size=1, max_answer_tokens=6, bootstrap_samples=10, baseline=False),
+)  # fmt: skip
+
+
+def write_run(rundir, config):
+    """A run directory as if training had ended after no step."""
+    rundir.mkdir(exist_ok=True)
+    pretrained = assembly.load_pretrained(config)
+    results.write_config(rundir, config, pretrained)
+    _, trainable, _ = split_model(assembly.model_on(config, pretrained))
+    export_trainable(trainable, rundir / "compressor.safetensors", results.provenance(config))
+    return rundir
+
+
+TRAINED = CompressionConfig(
+    architecture="pooling",
+    target_length=8,
+    max_steps=6,
+    batch_size=1,
+    accumulation=2,
+    log_every=1,
+    checkpoint_every=2,
+    contrastive_layers=1,
+    model=ModelConfig(name="tiny-random", dtype="float32"),
+    lora=LoraConfig(rank=2),
+    data=DataConfig(
+        path="sample", context="paragraph", context_tokens=512, context_buckets=(512,),
+        question_buckets=(192, 256), validation_examples=9,
+    ),
+    evaluation=EvaluationConfig(batch_size=1, max_answer_tokens=4, bootstrap_samples=50),
+)  # fmt: skip
+UNSCORED = TRAINED.replace(data=dataclasses.replace(TRAINED.data, validation_examples=0))
+"""Training alone, where no score is looked at."""

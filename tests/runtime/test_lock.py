@@ -1,0 +1,41 @@
+import errno
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from gistjax.errors import CheckpointError, StorageError
+from gistjax.runtime.lock import RunLock
+
+
+def test_a_second_holder_is_refused_and_told_of_the_first(tmp_path):
+    holder = rf"process {os.getpid()} on {socket.gethostname()}"
+    with RunLock(tmp_path), pytest.raises(CheckpointError, match=holder):
+        RunLock(tmp_path).__enter__()
+    with RunLock(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(StorageError, match=r"run\.lock cannot be locked: No locks available"):
+        RunLock(tmp_path).__enter__()
+
+
+def test_the_lock_of_a_killed_process_is_recovered(tmp_path, caplog):
+    script = (
+        "import os, pathlib, sys; from gistjax.runtime.lock import RunLock\n"
+        "with RunLock(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, tmp_path])
+    assert process.wait() == -9
+    assert json.loads((tmp_path / "run.lock").read_text())["pid"] == process.pid
+    with RunLock(tmp_path):
+        assert f"process {process.pid}" in caplog.text

@@ -1,0 +1,1 @@
+"""What every process of a trial needs, imported once. Nothing here starts JAX."""

@@ -1,0 +1,75 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gistjax.average import average
+from gistjax.config import CompressionConfig
+from gistjax.errors import CheckpointError, ConfigError
+from gistjax.experiment.evaluator import read_config
+from gistjax.experiment.run_dir import EXPORTED, load_config
+from gistjax.runtime.tensors import load_tensors, save_tensors
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_run(name, values, base="a" * 64, **settings):
+        run = tmp_path / name
+        run.mkdir()
+        config = replace(CompressionConfig(init_from="start"), **settings)
+        about = {"config": config.to_json(), "base_sha256": base}
+        (run / "config.json").write_text(json.dumps(about))
+        (run / "metrics.json").write_text("{}")
+        save_tensors(run / EXPORTED, {"a": np.array(values, np.float32)})
+        return run
+
+    return write_run
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_mean_is_of_every_run(write, tmp_path, dtype):
+    runs = [write(f"s{seed}", [seed, -3.0 * seed], seed=seed) for seed in (1, 2, 6)]
+    mean = tmp_path / "mean"
+    average(runs, mean, dtype)
+    arrays, about = load_tensors(mean / EXPORTED)
+    assert arrays["a"].dtype == dtype and arrays["a"].tolist() == [3, -9]
+    assert load_config(mean) == load_config(runs[0])
+    assert json.loads(about["config"]) == read_config(runs[0])["config"]
+    assert read_config(mean)["mean_of"] == ["s1", "s2", "s6"]
+    with pytest.raises(CheckpointError, match="has files in it"):
+        average(runs, mean)
+    with pytest.raises(CheckpointError, match="a mean already"):
+        average([mean, runs[1]], tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "changes"),
+    [
+        (ConfigError, "differ in ratio", {"ratio": 8.0}),
+        (ConfigError, "differ in init_from", {"init_from": "elsewhere"}),
+        (CheckpointError, "other parameters", {"values": [1, 2, 3]}),
+        (CheckpointError, "another base", {"base": "b" * 64}),
+        (ConfigError, "the same seed", {"seed": CompressionConfig().seed}),
+    ],
+)
+def test_unlike_runs_are_refused(write, tmp_path, error, message, changes):
+    runs = [write("one", [1, 2]), write("two", **{"values": [1, 2], "seed": 7, **changes})]
+    with pytest.raises(error, match=message):
+        average(runs, tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+
+
+def test_a_run_must_be_finished(write, tmp_path):
+    runs = [write("one", [1]), write("two", [1], seed=7)]
+    (runs[1] / "metrics.json").unlink()
+    with pytest.raises(CheckpointError, match="not finished"):
+        average(runs, tmp_path / "mean")
+
+
+def test_a_mean_needs_two_runs_of_one_start(write, tmp_path):
+    with pytest.raises(ConfigError, match="two or more"):
+        average([write("one", [1])], tmp_path / "mean")
+    alone = [write(name, [1], init_from="") for name in ("two", "three")]
+    with pytest.raises(ConfigError, match="init_from"):
+        average(alone, tmp_path / "mean")

@@ -1,0 +1,249 @@
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from gistjax import sweep as study
+from gistjax.config import CompressionConfig
+from gistjax.errors import CheckpointError, ConfigError
+from gistjax.experiment.run_dir import EXPORTED
+from gistjax.sweep import Run, choose, read_study, run_study
+from gistjax.training.checkpoint import find_exported
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "model.name": "tiny-random", "model.dtype": "float32", "lora.rank": 2, "max_steps": 1, "accumulation": 1,
+    "batch_size": 8, "contrastive_layers": 1, "data.path": "sample", "data.context": "paragraph",
+    "data.context_buckets": [512], "data.question_buckets": [256], "data.validation_examples": 9,
+    "evaluation.batch_size": 1, "evaluation.max_answer_tokens": 2, "evaluation.bootstrap_samples": 20,
+    "evaluation.baseline": False, "loss_weights.generation": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["study"])
+
+
+def write(folder, study):
+    path = folder / "study.json"
+    path.write_text(json.dumps(study))
+    return path
+
+
+def test_settings_of_study_run_and_command_line_in_this_order(tmp_path):
+    study = {
+        "set": {"epochs": 2, "target_length": 32, "seed": 1},
+        "runs": [
+            {"name": "a", "config": "configs/gist_m64.py", "set": {"epochs": 3, "ratios": [2, 4]}},
+            {
+                "name": "b",
+                "config": "configs/gist_m64.py",
+                "set": {"init_from": "@a", "ratios": []},
+                "seeds": [7, 8],
+            },
+        ],
+    }
+    runs = read_study(write(tmp_path, study), Path("out"), ["--config.target_length=16"])
+    assert [run.name for run in runs] == ["a", "b_s7", "b_s8"]
+    configs = [run.config() for run in runs]
+    assert [(c.epochs, c.target_length, c.seed) for c in configs] == [
+        (3, 16, 1),
+        (2, 16, 7),
+        (2, 16, 8),
+    ]
+    assert configs[0].ratios == (2.0, 4.0) and configs[1].init_from == "out/a"
+    assert configs[1].ratios == ()
+    assert runs[0].command.startswith("python -m gistjax.train --config configs/gist_m64.py ")
+
+
+def test_a_grid_is_a_run_for_each_combination(tmp_path):
+    entries = [
+        {
+            "name": "pretrain_{architecture}",
+            "config": "configs/base.py",
+            "grid": {"architecture": ["gist", "conv"]},
+        },
+        {
+            "name": "M{target_length}_{architecture}",
+            "config": "configs/base.py",
+            "grid": {"architecture": ["gist", "conv"], "target_length": [32, 64]},
+            "set": {"init_from": "@pretrain_{architecture}", "epochs": 2},
+            "seeds": [1, 2],
+        },
+    ]
+    runs = read_study(write(tmp_path, {"runs": entries}), Path("out"), [])
+    assert (
+        len(runs) == 10 and runs[-1].name == "M64_conv_s2" and runs[-1].after == ("pretrain_conv",)
+    )
+    config = runs[-1].config()
+    assert (config.architecture, config.target_length, config.seed) == ("conv", 64, 2)
+    assert config.epochs == 2 and config.init_from == "out/pretrain_conv"
+
+
+@pytest.mark.parametrize(
+    ("study", "says"),
+    [
+        ([], "is not a study"),
+        ({}, "is not a study"),
+        ({"runs": [{"config": "configs/gist_m64.py"}]}, "KeyError: 'name'"),
+        ({"runs": [{"name": "a", "config": "x", "set": 3}]}, "is not a study"),
+        ({"runs": [{"name": "a", "config": "x"}] * 2}, "two runs of one name: a"),
+        (
+            {"runs": [{"name": "a", "config": "x", "grid": {"seed": [1, 2]}}]},
+            "holds each of its keys",
+        ),
+        ({"runs": [{"name": "a", "config": "x", "grid": {"seed": 1}}]}, "is not a study"),
+        (
+            {
+                "runs": [
+                    {"name": "a", "config": "x"},
+                    {"name": "b", "config": "x", "set": {"init_from": "@aa"}},
+                ]
+            },
+            "'@aa' is none of the runs before it; did you mean 'a'",
+        ),
+    ],
+)
+def test_what_is_no_study_is_refused(study, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        read_study(write(tmp_path, study), tmp_path, [])
+
+
+def test_a_mistake_is_found_before_the_first_run(tmp_path):
+    runs = [
+        {"name": "a", "config": "configs/gist_m64.py", "set": TINY},
+        {"name": "b", "config": "configs/gist_m64.py", "set": {**TINY, "slot_startt": "head"}},
+    ]
+    with pytest.raises(ConfigError, match="slot_start"):
+        run_study(read_study(write(tmp_path, {"runs": runs}), tmp_path / "out", []))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_start_is_neither_chosen_nor_finished_is_refused(tmp_path):
+    runs = [
+        {"name": "first", "config": "configs/gist_m64.py"},
+        {"name": "second", "config": "configs/gist_m64.py", "set": {"init_from": "@first"}},
+    ]
+    path = write(tmp_path, {"set": TINY, "runs": runs})
+    first, second = read_study(path, tmp_path / "out", [])
+    with pytest.raises(ConfigError, match="second needs first, which is not finished"):
+        study.check([second])
+    assert study.check([first, second])
+    elsewhere = read_study(path, tmp_path / "out", ["--config.init_from=elsewhere"])
+    assert study.check(elsewhere[1:])
+    first.workdir.mkdir(parents=True)
+    (first.workdir / EXPORTED).touch()
+    assert study.check([second])
+
+
+def test_the_mean_of_an_earlier_runs_seeds_as_a_start(tmp_path):
+    runs = [
+        {"name": "first", "config": "configs/gist_m64.py", "seeds": [1, 2]},
+        {"name": "second", "config": "configs/gist_m64.py", "set": {"init_from": "@first_mean"}},
+    ]
+    *_, second = read_study(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path / "out", [])
+    mean = tmp_path / "out/first_mean"
+    assert second.config().init_from == str(mean) and second.after == ("first_mean",)
+    with pytest.raises(
+        ConfigError, match=r"gistjax.average --run \S+/first_s… .*--output \S+/first_mean"
+    ):
+        study.check([second])
+    mean.mkdir(parents=True)
+    (mean / EXPORTED).touch()
+    assert study.check([second])
+    del runs[0]["seeds"]
+    with pytest.raises(ConfigError, match="none of the runs before it"):
+        read_study(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path / "out", [])
+
+
+def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_none(tmp_path):
+    runs = [
+        {"name": "first", "config": "configs/pooling_m64.py"},
+        {"name": "broken", "config": "configs/pooling_m64.py", "set": {"init_from": "nowhere"}},
+        {"name": "second", "config": "configs/conv_m64.py", "set": {"init_from": "@first"}},
+    ]
+    path = write(tmp_path, {"set": TINY, "runs": runs})
+    found = run_study(read_study(path, tmp_path, []))
+    assert found["first"]["steps"] == found["second"]["steps"] == 1
+    assert "nowhere" in found["broken"]["error"]
+    times = {
+        name: (tmp_path / name / "metrics.json").stat().st_mtime_ns for name in ("first", "second")
+    }
+    again = run_study(read_study(path, tmp_path, []))
+    assert again["first"] == found["first"]
+    (tmp_path / "second/metrics.json").write_text('{"final_f1": 0.')
+    assert "metrics.json is damaged" in run_study(read_study(path, tmp_path, []))["second"]["error"]
+    times.pop("second")
+    for name, time in times.items():
+        assert (tmp_path / name / "metrics.json").stat().st_mtime_ns == time
+
+
+def test_the_exit_code_tells_of_a_failed_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "run_study", lambda runs: {"a": {"error": "broken"}})
+    path = write(tmp_path, {"runs": [{"name": "a", "config": "configs/gist_m64.py"}]})
+    args = SimpleNamespace(
+        study=path, out=tmp_path, only=[], list=False, dry_run=False, workdir="", distributed=""
+    )
+    for wrong in ({"study": ""}, {"workdir": "runs"}, {"distributed": "auto"}):
+        with pytest.raises(ConfigError, match="which study|are of one run"):
+            study.main(CompressionConfig(), SimpleNamespace(**{**vars(args), **wrong}))
+    with pytest.raises(SystemExit) as stopped:
+        study.main(CompressionConfig(), args)
+    assert stopped.value.code == 1 and json.loads(capsys.readouterr().out)["a"]["error"] == "broken"
+
+
+def test_a_directory_with_another_configuration_is_refused_before_the_first_run(tmp_path):
+    runs = [{"name": name, "config": "configs/gist_m64.py", "set": TINY} for name in "ab"]
+    path = write(tmp_path, {"runs": runs})
+    theirs = read_study(path, tmp_path, ["--config.seed=1"])[1].config()
+    (tmp_path / "b" / "checkpoint").mkdir(parents=True)
+    stored = {"config": theirs.to_json(), "base_sha256": "0" * 64}
+    (tmp_path / "b" / "config.json").write_text(json.dumps(stored))
+    for finished in (False, True):
+        if finished:
+            (tmp_path / "b" / "metrics.json").write_text('{"losses": {}}')
+            (tmp_path / "b" / "checkpoint").rmdir()
+        with pytest.raises(CheckpointError, match="seed was 1 and is 42"):
+            run_study(read_study(path, tmp_path, []))
+        assert not (tmp_path / "a").exists()
+
+
+def test_a_mistyped_file(tmp_path):
+    write(tmp_path, {"runs": []})
+    with pytest.raises(ConfigError, match=r"there is no \S+stdy.json; did you mean 'study.json'"):
+        read_study(tmp_path / "stdy.json", tmp_path, [])
+
+
+def test_chosen_runs_and_a_mistyped_one():
+    runs = [Run(name, "x", (), Path(name)) for name in ("M32_gist", "M64_gist")]
+    assert choose(runs, []) == runs and choose(runs, ["M64_gist"]) == runs[1:]
+    assert choose(runs, ["*_gist"]) == runs and choose(runs, ["M6*", "M64_gist"]) == runs[1:]
+    with pytest.raises(ConfigError, match="did you mean 'M32_gist'"):
+        choose(runs, ["M32_gits"])
+
+
+STUDIES = [*(ROOT / "launch/studies").glob("*.json"), *(ROOT / "launch/sweeps").glob("*.json")]
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES), ids=lambda path: path.stem)
+def test_the_studies_are_valid(path):
+    for run in read_study(path, Path("out"), ["--config.text.path=text"]):
+        config = run.config()
+        assert config.model.path == "", "weights are the user's to give"
+        if config.init_from and not run.after:
+            assert find_exported(ROOT / config.init_from).is_file()
+
+
+def test_a_run_that_does_not_fit_the_device_is_reported(tmp_path, monkeypatch):
+    def out_of_memory(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr("gistjax.train.run_single_ablation", out_of_memory)
+    runs = [{"name": "a", "config": "configs/gist_m64.py"}]
+    found = run_study(read_study(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path, []))
+    assert "Out of memory" in found["a"]["error"]
