@@ -129,7 +129,7 @@ def summary(memory: Document, full: Document | None, asked: list[dict[str, Any]]
     return {**read, "answers": asked, "device": results.device_name()}
 
 
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
     for name, default, about in (
         ("context", "", "The text to ask about, a file; - is standard input."),
@@ -151,5 +151,6 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    cli.run_with_words(main, lambda argv: load_config(Path(cli.option(argv, "run", str(SHIPPED)))))
+    cli.run_with_words(
+        main, define_flags, lambda argv: load_config(Path(cli.option(argv, "run", str(SHIPPED))))
+    )

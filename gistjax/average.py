@@ -90,8 +90,16 @@ def main(args: flags.FlagValues) -> None:
     cli.print_result({"output": args.output, "runs": args.run})
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
+    flags.DEFINE_multi_string(
+        "run", [], "Directory of a finished run; two or more.", flag_values=values
+    )
+    flags.DEFINE_string("output", "", "Directory to write to.", flag_values=values)
+    flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "float16"], "Of what is written.", flag_values=values
+    )
+
+
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("run", [], "Directory of a finished run; two or more.")
-    flags.DEFINE_string("output", "", "Directory to write to.")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Of what is written.")
-    cli.run_bare(main)
+    cli.run_bare(main, define_flags)

@@ -365,12 +365,28 @@ MEASURES = {
     "answer": measure_answer,
 }
 
-flags.DEFINE_enum("mode", "train", list(MEASURES), "What to measure.")
-flags.DEFINE_integer("tokens", 64, "Question and answer tokens of a row.", lower_bound=2)
-flags.DEFINE_integer("answer_tokens", 16, "Answer tokens of a row, or to generate.", lower_bound=1)
-flags.DEFINE_integer("repeats", 10, "Timed calls; the median counts.", lower_bound=1)
-flags.DEFINE_integer("profile", 0, "Also list so many of the longest kernels.", lower_bound=0)
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
+    flags.DEFINE_enum("mode", "train", list(MEASURES), "What to measure.", flag_values=values)
+    flags.DEFINE_integer(
+        "tokens", 64, "Question and answer tokens of a row.", lower_bound=2, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "answer_tokens",
+        16,
+        "Answer tokens of a row, or to generate.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "repeats", 10, "Timed calls; the median counts.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "profile", 0, "Also list so many of the longest kernels.", lower_bound=0, flag_values=values
+    )
+
 
 if __name__ == "__main__":
     from_file = any(re.match(r"--?config(=|$)", word) for word in sys.argv[1:])
-    cli.run(main, None if from_file else lambda argv: defaults())
+    cli.run(main, define_flags, None if from_file else lambda argv: defaults())

@@ -20,9 +20,6 @@ from gistjax.errors import ConfigError, DataError
 from gistjax.evaluation.statistics import clustered_bootstrap, paired_difference
 from gistjax.runtime import cli
 
-flags.DEFINE_string("of", "", "Directory of the run that is compared.")
-flags.DEFINE_multi_string("with", [], "Directory of a run to compare it with; may be repeated.")
-
 COLUMNS = ("context_id", "f1", "em")  # all of them numbers
 
 
@@ -89,5 +86,13 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     cli.print_result(compare(Path(of), others, config.evaluation.bootstrap_samples, config.seed))
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
+    flags.DEFINE_string("of", "", "Directory of the run that is compared.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "with", [], "Directory of a run to compare it with; may be repeated.", flag_values=values
+    )
+
+
 if __name__ == "__main__":
-    cli.run(main, lambda argv: CompressionConfig())
+    cli.run(main, define_flags, lambda argv: CompressionConfig())

@@ -232,6 +232,10 @@ def line(finding: Finding) -> str:
     return f"{cli.coloured(f'{finding.about:14}', colour)} {finding.text}{fix}"
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
+    flags.DEFINE_bool("json", False, "Print the findings as JSON.", flag_values=values)
+
+
 if __name__ == "__main__":
-    flags.DEFINE_bool("json", False, "Print the findings as JSON.")
-    cli.run_bare(main)
+    cli.run_bare(main, define_flags)

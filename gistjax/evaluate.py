@@ -23,10 +23,6 @@ from gistjax.runtime import cli
 from gistjax.runtime.files import check_writable
 from gistjax.validation import validate
 
-flags.DEFINE_string("run", "", "Directory of a finished run.")
-flags.DEFINE_string("output", "", "Also write the predictions of every question to this JSON file.")
-flags.DEFINE_string("slot_attention", "", "Also write what each slot reads to this JSON file.")
-
 log = logging.getLogger(__name__)
 
 
@@ -89,5 +85,22 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     )
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
+    flags.DEFINE_string("run", "", "Directory of a finished run.", flag_values=values)
+    flags.DEFINE_string(
+        "output",
+        "",
+        "Also write the predictions of every question to this JSON file.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "slot_attention",
+        "",
+        "Also write what each slot reads to this JSON file.",
+        flag_values=values,
+    )
+
+
 if __name__ == "__main__":
-    cli.run(main, lambda argv: load_config(Path(cli.option(argv, "run"))))
+    cli.run(main, define_flags, lambda argv: load_config(Path(cli.option(argv, "run"))))

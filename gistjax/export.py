@@ -126,7 +126,7 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     cli.print_result(result)
 
 
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
     for name, about in (
         ("run", "Directory of a finished run."),
@@ -142,5 +142,4 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    cli.run_with_words(main, lambda argv: load_config(Path(cli.option(argv, "run"))))
+    cli.run_with_words(main, define_flags, lambda argv: load_config(Path(cli.option(argv, "run"))))

@@ -37,15 +37,6 @@ from gistjax.runtime import cli
 from gistjax.runtime.files import make_folder, write_json
 from gistjax.validation import validate
 
-flags.DEFINE_integer("contexts", 26_000, "places: contexts to take.", lower_bound=1)
-flags.DEFINE_integer("places", 6, "places: in each context.", lower_bound=1)
-flags.DEFINE_string("folder", "", "ask, keep: the folder that was answered.")
-flags.DEFINE_list("predictions", [], "ask, keep: what `gistjax.evaluate --output` wrote of it.")
-flags.DEFINE_float(
-    "agreement", 0.5, "keep: least F1 between answer and place.", lower_bound=0, upper_bound=1
-)
-flags.DEFINE_string("to", "", "Folder to write.")
-
 SHORTEST, LONGEST = 350, 1_900
 """Characters of a context: shorter and longer than SQuAD's paragraphs."""
 LONGEST_PLACE = 60
@@ -308,5 +299,31 @@ def _read_places(config: CompressionConfig, args: flags.FlagValues) -> Iterator[
     log.info("%s", report)
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
+    flags.DEFINE_integer(
+        "contexts", 26_000, "places: contexts to take.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer("places", 6, "places: in each context.", lower_bound=1, flag_values=values)
+    flags.DEFINE_string(
+        "folder", "", "ask, keep: the folder that was answered.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "predictions",
+        [],
+        "ask, keep: what `gistjax.evaluate --output` wrote of it.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "agreement",
+        0.5,
+        "keep: least F1 between answer and place.",
+        lower_bound=0,
+        upper_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_string("to", "", "Folder to write.", flag_values=values)
+
+
 if __name__ == "__main__":
-    cli.run_with_words(main, lambda argv: CompressionConfig())
+    cli.run_with_words(main, define_flags, lambda argv: CompressionConfig())

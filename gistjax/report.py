@@ -19,11 +19,6 @@ from gistjax.errors import ConfigError
 from gistjax.runtime import cli
 from gistjax.runtime.files import write_json
 
-flags.DEFINE_multi_string("runs", [], "Folder of a sweep, or directory of a run; may be repeated.")
-flags.DEFINE_string("write_to", "", "Folder for the report; by default the first of --runs.")
-flags.DEFINE_string("title", "", "The report's title; by default the folder's name.")
-flags.DEFINE_integer("questions", 100, "Questions shown side by side in the page.")
-
 
 def report(
     folders: list[Path], out: Path | None = None, title: str = "", questions: int = 100
@@ -65,5 +60,21 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     cli.print_result(summary, f"open {(out or folders[0]).absolute() / 'report.html'}")
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
+    flags.DEFINE_multi_string(
+        "runs", [], "Folder of a sweep, or directory of a run; may be repeated.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "write_to", "", "Folder for the report; by default the first of --runs.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "title", "", "The report's title; by default the folder's name.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "questions", 100, "Questions shown side by side in the page.", flag_values=values
+    )
+
+
 if __name__ == "__main__":
-    cli.run(main, lambda argv: CompressionConfig())
+    cli.run(main, define_flags, lambda argv: CompressionConfig())

@@ -35,11 +35,6 @@ from gistjax.experiment.run_dir import EXPORTED
 from gistjax.runtime import cli
 from gistjax.validation import check_trains, validate
 
-flags.DEFINE_string("study", "", "The study's JSON file.")
-flags.DEFINE_string("out", "runs/study", "Folder of the runs' directories.")
-flags.DEFINE_list("only", [], "Names of the runs to make, or patterns as M64_*; by default all.")
-flags.DEFINE_bool("list", False, "Print the command line of every run, and stop.")
-
 log = logging.getLogger(__name__)
 
 LINKS = ("init_from", "teacher")
@@ -171,8 +166,6 @@ def chosen_runs(args: flags.FlagValues) -> list[Run]:
         raise ConfigError(
             "which study? Give --study FILE; launch/studies and launch/sweeps have some."
         )
-    if args.workdir or args.distributed:
-        raise ConfigError("--workdir and --distributed are of one run: a study's go to --out.")
     return choose(read_study(Path(args.study), Path(args.out), cli.overrides()), args.only)
 
 
@@ -296,5 +289,23 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         sys.exit(1)
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
+    flags.DEFINE_string("study", "", "The study's JSON file.", flag_values=values)
+    flags.DEFINE_string("out", "runs/study", "Folder of the runs' directories.", flag_values=values)
+    flags.DEFINE_list(
+        "only",
+        [],
+        "Names of the runs to make, or patterns as M64_*; by default all.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "list", False, "Print the command line of every run, and stop.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "dry_run", False, "Print what every run will need, and stop.", flag_values=values
+    )
+
+
 if __name__ == "__main__":
-    cli.run(main, lambda argv: CompressionConfig())
+    cli.run(main, define_flags, lambda argv: CompressionConfig())

@@ -31,19 +31,6 @@ if TYPE_CHECKING:
     from gistjax.experiment.evaluator import Evaluator
     from gistjax.training.step import TrainState, TrainStep
 
-flags.DEFINE_string(
-    "workdir", "", "Run directory; by default runs/compression_ablations/M<slots>_<architecture>."
-)
-flags.DEFINE_bool(
-    "dry_run", False, "Print config, parameters and memory, touch no weights, and stop."
-)
-
-flags.DEFINE_string(
-    "distributed",
-    "",
-    "One run over the devices of several processes, each of which is given the same command: `auto` under SLURM, MPI or "
-    "Kubernetes, else ADDRESS:PORT,PROCESSES,ID of this process. --workdir must be a folder that all see.",
-)
 
 log = logging.getLogger(__name__)
 
@@ -255,5 +242,28 @@ def one_process_a_host() -> bool:
     return of_slurm or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
+    flags.DEFINE_string(
+        "workdir",
+        "",
+        "Run directory; by default runs/compression_ablations/M<slots>_<architecture>.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Print config, parameters and memory, touch no weights, and stop.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "distributed",
+        "",
+        "One run over the devices of several processes, each of which is given the same command: `auto` under SLURM, MPI or "
+        "Kubernetes, else ADDRESS:PORT,PROCESSES,ID of this process. --workdir must be a folder that all see.",
+        flag_values=values,
+    )
+
+
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

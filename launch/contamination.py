@@ -24,8 +24,6 @@ from gistjax.data.text import load_articles
 from gistjax.errors import ConfigError
 from gistjax.runtime import cli
 
-flags.DEFINE_integer("words", 13, "Words in a row that make an overlap.", lower_bound=1)
-
 SHOWN = 10
 _WORD = re.compile(r"\w+")
 
@@ -93,5 +91,12 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     cli.print_result(found)
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags."""
+    flags.DEFINE_integer(
+        "words", 13, "Words in a row that make an overlap.", lower_bound=1, flag_values=values
+    )
+
+
 if __name__ == "__main__":
-    cli.run(main, lambda argv: CompressionConfig())
+    cli.run(main, define_flags, lambda argv: CompressionConfig())

@@ -28,6 +28,7 @@ from typing import Any
 
 from absl import flags
 
+from gistjax import sweep
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.runtime import cli
@@ -35,15 +36,6 @@ from gistjax.sweep import Run, check, chosen_runs
 from launch import worker
 from launch.board import Board, progress
 from launch.schedule import FAILED, FINISHED, Ended, Job, ready, sole_sweep
-
-flags.DEFINE_float("gpus_per_run", -1, "GPUs of each run; by default 1, or 0 where there are none.")
-flags.DEFINE_float(
-    "cpus_per_run", -1, "CPUs of each run; by default 1 beside a GPU, else all of a machine."
-)
-flags.DEFINE_string(
-    "address", "", "A running Ray cluster, such as `auto`; by default this machine alone."
-)
-flags.DEFINE_list("plan_gpus", ["1"], "With --dry_run: numbers of GPUs to plan for.")
 
 log = logging.getLogger(__name__)
 
@@ -276,5 +268,31 @@ def _summary(job: Job) -> dict[str, Any]:
     return result if job.state == FINISHED else {**result, "why": job.why}
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the command's flags, those of `gistjax.sweep` included."""
+    sweep.define_flags(values)
+    flags.DEFINE_float(
+        "gpus_per_run",
+        -1,
+        "GPUs of each run; by default 1, or 0 where there are none.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "cpus_per_run",
+        -1,
+        "CPUs of each run; by default 1 beside a GPU, else all of a machine.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "address",
+        "",
+        "A running Ray cluster, such as `auto`; by default this machine alone.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "plan_gpus", ["1"], "With --dry_run: numbers of GPUs to plan for.", flag_values=values
+    )
+
+
 if __name__ == "__main__":
-    cli.run(main, lambda argv: CompressionConfig())
+    cli.run(main, define_flags, lambda argv: CompressionConfig())

@@ -186,12 +186,9 @@ def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_non
 def test_the_exit_code_tells_of_a_failed_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "run_study", lambda runs: {"a": {"error": "broken"}})
     path = write(tmp_path, {"runs": [{"name": "a", "config": "configs/gist_m64.py"}]})
-    args = SimpleNamespace(
-        study=path, out=tmp_path, only=[], list=False, dry_run=False, workdir="", distributed=""
-    )
-    for wrong in ({"study": ""}, {"workdir": "runs"}, {"distributed": "auto"}):
-        with pytest.raises(ConfigError, match="which study|are of one run"):
-            study.main(CompressionConfig(), SimpleNamespace(**{**vars(args), **wrong}))
+    args = SimpleNamespace(study=path, out=tmp_path, only=[], list=False, dry_run=False)
+    with pytest.raises(ConfigError, match="which study"):
+        study.main(CompressionConfig(), SimpleNamespace(**{**vars(args), "study": ""}))
     with pytest.raises(SystemExit) as stopped:
         study.main(CompressionConfig(), args)
     assert stopped.value.code == 1 and json.loads(capsys.readouterr().out)["a"]["error"] == "broken"

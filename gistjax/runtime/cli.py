@@ -32,8 +32,6 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 OVERRIDE = r"--?config\.([^=]*)"
 HELP = {"--help", "-h", "-help", "--helpfull"}
 
-flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
-
 NO_SPACE = os.strerror(errno.ENOSPC)
 CUDA_FAILED = r"CUDA_ERROR|CUDNN_STATUS|[Cc]u(DNN|BLAS|SOLVER)|no kernel image|PTX|Unable to initialize backend"
 """In what JAX raises where driver, CUDA and jaxlib do not fit."""
@@ -41,38 +39,56 @@ CUDA_FAILED = r"CUDA_ERROR|CUDNN_STATUS|[Cc]u(DNN|BLAS|SOLVER)|no kernel image|P
 Main = Callable[[CompressionConfig, flags.FlagValues], None]
 MainWithWords = Callable[[CompressionConfig, flags.FlagValues, list[str]], None]
 Defaults = Callable[[list[str]], CompressionConfig]
+DefineFlags = Callable[[flags.FlagValues], None]
 
 
-def run(main: Main, defaults: Defaults | None = None) -> None:
-    """Parses the command line, calls `main`, and exits.
+def run(main: Main, define_flags: DefineFlags, defaults: Defaults | None = None) -> None:
+    """Parse the command line, call `main`, and exit.
 
     Args:
         main: the command, given its config and its other flags.
-        defaults: where the config comes from if not from a file named by --config.
+        define_flags: defines those flags.
+        defaults: gives the config if it does not come from a file named by --config.
     """
-    guard(lambda: main(parse(sys.argv, defaults), flags.FLAGS))
+
+    def parsed() -> None:
+        values = _flags(define_flags)
+        main(parse(sys.argv, defaults, values), values)
+
+    guard(parsed)
 
 
-def run_with_words(main: MainWithWords, defaults: Defaults) -> None:
+def run_with_words(main: MainWithWords, define_flags: DefineFlags, defaults: Defaults) -> None:
     """As `run`, for a command that also takes arguments without a flag."""
 
     def parsed() -> None:
-        config, words = _parse(sys.argv, defaults, flags.FLAGS)
-        main(config, flags.FLAGS, words)
+        values = _flags(define_flags)
+        config, words = _parse(sys.argv, defaults, values)
+        main(config, values, words)
 
     guard(parsed)
 
 
-def run_bare(main: Callable[[flags.FlagValues], None]) -> None:
+def run_bare(main: Callable[[flags.FlagValues], None], define_flags: DefineFlags) -> None:
     """As `run`, for a command without a config."""
 
     def parsed() -> None:
+        values = _flags(define_flags)
         if HELP & set(sys.argv):
-            print_help()
-        _no_words(_parse_flags(sys.argv, flags.FLAGS))
-        main(flags.FLAGS)
+            print_help(values)
+        _no_words(_parse_flags(sys.argv, values))
+        main(values)
 
     guard(parsed)
+
+
+def _flags(define_flags: DefineFlags) -> flags.FlagValues:
+    """Return a command's flags and those of all commands; absl's global flags stay as they are."""
+    values = flags.FlagValues()
+    define_flags(values)
+    about = "Show where in the code an error arose."
+    flags.DEFINE_bool("traceback", False, about, flag_values=values)
+    return values
 
 
 def guard(command: Callable[[], None]) -> None:
@@ -124,14 +140,14 @@ def explain(error: Exception) -> tuple[str | None, int]:
 
 
 def parse(
-    argv: list[str], defaults: Defaults | None = None, values: flags.FlagValues = flags.FLAGS
+    argv: list[str], defaults: Defaults | None = None, values: flags.FlagValues | None = None
 ) -> CompressionConfig:
     """The config that a command line asks for.
 
     Raises:
         ConfigError: for an unknown flag or key (with the nearest known one), a wrong type, a missing file.
     """
-    config, words = _parse(argv, defaults, values)
+    config, words = _parse(argv, defaults, flags.FlagValues() if values is None else values)
     _no_words(words)
     return config
 
@@ -141,7 +157,7 @@ def _parse(
 ) -> tuple[CompressionConfig, list[str]]:
     """The config, and the arguments without a flag."""
     if HELP & set(argv):
-        print_help()
+        print_help(values)
     about = "Config file; any key is overridden by --config.KEY=VALUE."
     argv = _last_of_each(argv)
     argv, config = _from_file(argv) if defaults is None else (argv, defaults(argv))
@@ -177,13 +193,12 @@ def _no_words(words: list[str]) -> None:
         )
 
 
-def print_help() -> NoReturn:
-    """What the command does and its flags; with --helpfull every key of the configuration too. Then exits."""
+def print_help(values: flags.FlagValues) -> NoReturn:
+    """Print what the command does and its flags; with --helpfull every key of the configuration too. Then exit."""
     about = (sys.modules["__main__"].__doc__ or "").strip()
-    by_module = flags.FLAGS.flags_by_module_dict()
-    own = by_module.get(sys.argv[0], [])  # absl's name for the module that was started
+    own = [values[name] for name in values]
     print(f"{about}\n\nflags:")
-    for flag in [*sorted(own, key=lambda flag: flag.name), *by_module[__name__]]:
+    for flag in sorted(own, key=lambda flag: (flag.name == "traceback", flag.name)):
         print(_flag_help(flag))
     if "--config." in about:
         if "--helpfull" in sys.argv:

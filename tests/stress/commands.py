@@ -19,12 +19,10 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
-from absl.testing import flagsaver
-
-from gistjax import benchmark, compare, evaluate, train
-from gistjax import sweep as study
+from gistjax import benchmark, compare, evaluate, sweep, train
 from gistjax.config import CompressionConfig
 from gistjax.experiment.run_dir import load_config
 from gistjax.runtime import cli
@@ -32,16 +30,14 @@ from gistjax.runtime import cli
 ROOT = Path(__file__).parents[2]
 GIST = ("--config", "configs/gist_m64.py")
 TINY = (*GIST, "--config.model.name=tiny-random", "--config.data.path=sample")
-COMMANDS: dict[str, tuple[cli.Main, cli.Defaults | None]] = {
-    "train": (train.main, None),
-    "evaluate": (
-        evaluate.main, lambda argv: load_config(Path(cli.option(argv, "run")))
-    ),
-    "benchmark": (benchmark.main, lambda argv: benchmark.defaults()),
-    "compare": (compare.main, lambda argv: CompressionConfig()),
-    "study": (study.main, lambda argv: CompressionConfig()),
-}  # fmt: skip
-"""The function and the source of the configuration that each command ends in."""
+COMMANDS: dict[str, tuple[Any, cli.Defaults | None]] = {
+    "train": (train, None),
+    "evaluate": (evaluate, lambda argv: load_config(Path(cli.option(argv, "run")))),
+    "benchmark": (benchmark, lambda argv: benchmark.defaults()),
+    "compare": (compare, lambda argv: CompressionConfig()),
+    "sweep": (sweep, lambda argv: CompressionConfig()),
+}
+"""The module and the source of the configuration of each command."""
 
 SECONDS = 5.0
 """A refusal may take so long."""
@@ -345,17 +341,16 @@ def other_commands(folder: Path) -> Iterator[Case]:
         ("did you mean configs/gist_m64.py", "no_config"), ("target_length=0", "bad_value"),
         ("there is no", "absent"),
     ):  # fmt: skip
-        yield Case(says, (f"--study={studies}/{name}.json",), "study")
-    yield Case("--only", (f"--study={studies}/good.json", "--only=b"), "study")
+        yield Case(says, (f"--study={studies}/{name}.json",), "sweep")
+    yield Case("--only", (f"--study={studies}/good.json", "--only=b"), "sweep")
 
 
 def refuse(case: Case) -> str:
     """Runs a command in this process; returns what is wrong with its refusal, or nothing."""
-    main, defaults = COMMANDS[case.command]
+    module, defaults = COMMANDS[case.command]
     out, error = io.StringIO(), io.StringIO()
     argv = [case.command, *case.words]
     with (
-        flagsaver.flagsaver(),
         mock.patch.object(sys, "argv", argv),
         mock.patch.object(logging, "basicConfig"),
         mock.patch(
@@ -365,7 +360,7 @@ def refuse(case: Case) -> str:
         redirect_stderr(error),
     ):
         try:
-            cli.run(main, defaults)
+            cli.run(module.main, module.define_flags, defaults)
             code: object = 0
         except SystemExit as stop:
             code = stop.code

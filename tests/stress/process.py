@@ -96,7 +96,7 @@ def _train(rundir: Path, overrides: Sequence[str], fault: Fault | None, log: Pat
     sys.argv = ["train", f"--config={CONFIG}", f"--workdir={rundir}", *overrides]
     if fault:
         fault(rundir)
-    cli.run(command.main)
+    cli.run(command.main, command.define_flags)
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
