@@ -1,6 +1,6 @@
 """Minutes on a CPU: a base of 0.4 million parameters that comes with the package, and made-up facts to look up.
 
-python -m gistjax.sweep --study launch/studies/quickstart.json --out runs/quickstart
+python -m gistjax.sweep --sweep launch/sweeps/quickstart.json --out runs/quickstart
 """
 
 from gistjax.config import (

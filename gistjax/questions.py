@@ -9,7 +9,7 @@
 `places` picks what could be asked for: names, numbers, words. WRITER, trained with `--config.data.task=question`, writes a question
 to each; READER, the full-context model, answers them; and `keep` keeps those of which the answer is the place that was asked for
 (round-trip consistency: Alberti et al. 2019, arXiv:1906.05416). Each stage is a folder in SQuAD v1.1 form: `validation.json` to be
-answered, `train.json` to train on (the runs are in launch/studies/quality.json). Predictions may lie in several files, of parts of a folder.
+answered, `train.json` to train on (the runs are in launch/sweeps/quality.json). Predictions may lie in several files, of parts of a folder.
 """
 
 from __future__ import annotations

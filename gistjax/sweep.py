@@ -1,15 +1,15 @@
-"""Several runs after one another in one process, which loads the base once.
+"""Make several runs one after another in one process, which loads the base once.
 
-    python -m gistjax.sweep --study launch/studies/controls.json --out runs/controls [--config.KEY=VALUE …] [--only NAME,…]
+    python -m gistjax.sweep --sweep launch/sweeps/controls.json --out runs/controls [--config.KEY=VALUE …] [--only NAME,…]
 
-A study is a JSON file: `{"set": {KEY: VALUE}, "runs": [{"name", "config", "set": {KEY: VALUE}, "seeds": [..]}]}`. Each run
-is a config file with settings of the study, of the run and of the command line, in this order; it goes to `OUT/NAME`, with
-seeds to `OUT/NAME_s1` and so on. `@NAME` as the value of `init_from` or `teacher` is an earlier run of the study, `@NAME_mean` the
-mean of an earlier run's seeds, which `python -m gistjax.average` makes. Finished runs are skipped, interrupted ones resume, a failed one
-does not stop the others; exit code 1 tells of it.
+A sweep is a JSON file: `{"set": {KEY: VALUE}, "runs": [{"name", "config", "set": {KEY: VALUE}, "seeds": [..]}]}`. Each run
+is a config (a file, or `FILE:ARGUMENTS`, as `--config` takes it) with the settings of the sweep, of the run and of the command
+line, in this order. It goes to `OUT/NAME`; with seeds, to `OUT/NAME_s1` and so on. As the value of `init_from` or `teacher`,
+`@NAME` is an earlier run of the sweep, and `@NAME_mean` the mean of an earlier run's seeds, which `python -m gistjax.average`
+makes. Finished runs are skipped and interrupted ones resume. A failed run does not stop the others, but the exit code is 1.
 
-An entry with `"grid": {KEY: [VALUE, …]}` is a run for each combination of the values; `{KEY}` in its name and its settings is
-the value: `"name": "M{target_length}_{architecture}"`. `python -m launch.ray_sweep` makes the same runs side by side.
+An entry with `"grid": {KEY: [VALUE, …]}` is one run for each combination of the values; `{KEY}` in its name and its settings
+becomes the value: `"name": "M{target_length}_{architecture}"`. `python -m launch.ray_sweep` makes the same runs side by side.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 from absl import flags
 
 from gistjax import train
-from gistjax.config import CompressionConfig, did_you_mean
+from gistjax.config import ARCHITECTURES, CompressionConfig, did_you_mean
 from gistjax.errors import ConfigError, GistjaxError
 from gistjax.experiment.run_dir import EXPORTED
 from gistjax.runtime import cli
@@ -38,65 +38,68 @@ from gistjax.validation import check_trains, validate
 log = logging.getLogger(__name__)
 
 LINKS = ("init_from", "teacher")
-"""Settings that can name another run of the study."""
+"""Settings that can name another run of the sweep."""
 SEED, MEAN = re.compile(r"_s\d+$"), "_mean"
-"""How the names of a run's seeds end, and that of their mean."""
+"""Endings of the names of a run's seeds, and of their mean."""
+OLD_CONFIG = re.compile(r"\b([a-z_]+)_m(\d+)\.py$")
+"""Names of 0.1's config files for one architecture and size, such as `configs/gist_m32.py`."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a study."""
+    """One run of a sweep."""
 
     name: str
-    file: str  # config file
+    file: str  # as --config takes it
     overrides: tuple[str, ...]  # --config.KEY=VALUE
     workdir: Path
     after: tuple[str, ...] = ()  # the runs that this one needs
 
     @property
     def command(self) -> str:
-        """The command line that does the same."""
+        """Return the command line that does the same."""
         words = ["python", "-m", "gistjax.train", "--config", self.file, *self.overrides]
         return shlex.join([*words, f"--workdir={self.workdir}"])
 
     def config(self) -> CompressionConfig:
-        """The resolved configuration.
+        """Return the resolved configuration.
 
         Raises:
             ConfigError: if the file or a setting is wrong.
         """
-        argv = ["study", "--config", self.file, *self.overrides]
+        argv = ["sweep", "--config", self.file, *self.overrides]
         config = cli.parse(argv, values=flags.FlagValues())
         validate(config)
         check_trains(config)
         return config
 
 
-def read_study(path: Path, out: Path, overrides: list[str]) -> list[Run]:
-    """The runs of a study file.
+def read_sweep(path: Path, out: Path, overrides: list[str]) -> list[Run]:
+    """Return the runs of a sweep file.
 
     Args:
         overrides: `--config.KEY=VALUE` of the command line, for all runs.
 
     Raises:
-        ConfigError: if the file cannot be read, or is not as described above.
+        ConfigError: if the file cannot be read, or is not as the module describes.
     """
     runs: list[Run] = []
     try:
-        study = json.loads(path.read_text(encoding="utf-8"))
-        for entry in study["runs"]:
+        sweep = json.loads(path.read_text(encoding="utf-8"))
+        for entry in sweep["runs"]:
             for name, settings in _expand(entry):
-                settings = {**study.get("set", {}), **settings}
+                settings = {**sweep.get("set", {}), **settings}
                 words = (*_words(settings, out), *overrides)
                 after = tuple(_earlier(settings, runs))
-                runs.append(Run(name, entry["config"], words, out / name, after))
+                runs.append(Run(name, _current(entry["config"]), words, out / name, after))
     except FileNotFoundError as error:
-        others = [file.name for file in path.parent.glob("*.json")]
+        folder = path.parent if path.parent.is_dir() else Path("launch/sweeps")
+        others = [file.name for file in folder.glob("*.json")]
         near = did_you_mean(path.name, others) if others else "."
         raise ConfigError(f"there is no {path}{near}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
-            f"{path} is not a study ({type(error).__name__}: {error}): it needs "
+            f"{path} is not a sweep ({type(error).__name__}: {error}): it needs "
             '{"runs": [{"name", "config", "set": {…}}]}.'
         ) from error
     names = [run.name for run in runs]
@@ -108,8 +111,17 @@ def read_study(path: Path, out: Path, overrides: list[str]) -> list[Run]:
     return runs
 
 
+def _current(name: str) -> str:
+    """Return a config's name; one of 0.1's, whose file is gone, as it is spelt now."""
+    old = OLD_CONFIG.search(name)
+    kept = name.endswith("gist_m64.py") or Path(name).exists()
+    if old is None or kept or old[1] not in ARCHITECTURES:
+        return name
+    return f"{name[: old.start()]}ablation.py:{old[1]},{old[2]}"
+
+
 def _expand(entry: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and settings of each run of an entry."""
+    """Yield the name and settings of each run of an entry."""
     grid, seeds = entry.get("grid", {}), entry.get("seeds", [])
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
@@ -122,7 +134,7 @@ def _expand(entry: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _fill(text: Any, chosen: Mapping[str, Any]) -> Any:
-    """The text with `{KEY}` replaced; other values as they are."""
+    """Return the text with each `{KEY}` replaced; other values as they are."""
     if isinstance(text, str):
         for key, value in chosen.items():
             text = text.replace("{" + key + "}", str(value))
@@ -130,7 +142,7 @@ def _fill(text: Any, chosen: Mapping[str, Any]) -> Any:
 
 
 def _earlier(settings: Mapping[str, Any], runs: list[Run]) -> Iterator[str]:
-    """The runs, and the means of runs, that settings name as `@NAME`.
+    """Yield the runs, and the means of runs, that settings name as `@NAME`.
 
     Raises:
         ConfigError: if no run before this one has such a name.
@@ -148,43 +160,42 @@ def _earlier(settings: Mapping[str, Any], runs: list[Run]) -> Iterator[str]:
 
 
 def _words(settings: Mapping[str, Any], out: Path) -> Iterator[str]:
+    """Yield each setting as `--config.KEY=VALUE`."""
     for key, value in settings.items():
         if key in LINKS and str(value).startswith("@"):
             value = out / value[1:]
         if isinstance(value, list):
-            value = "(" + "".join(f"{item}," for item in value) + ")"
+            value = "(" + "".join(f"{item!r}," for item in value) + ")"
         yield f"--config.{key}={value}"
 
 
 def chosen_runs(args: flags.FlagValues) -> list[Run]:
-    """The runs that a command line asks for.
+    """Return the runs that a command line asks for.
 
     Raises:
-        ConfigError: if it names no study, or runs or settings that there are not.
+        ConfigError: if it names no sweep, or runs or settings that do not exist.
     """
-    if not args.study:
-        raise ConfigError(
-            "which study? Give --study FILE; launch/studies and launch/sweeps have some."
-        )
-    return choose(read_study(Path(args.study), Path(args.out), cli.overrides()), args.only)
+    if not args.sweep:
+        raise ConfigError("which sweep? Give --sweep FILE; launch/sweeps has some.")
+    return choose(read_sweep(Path(args.sweep), Path(args.out), cli.overrides()), args.only)
 
 
 def choose(runs: list[Run], only: list[str]) -> list[Run]:
-    """The runs of these names or patterns, such as `M64_*`; of none, all.
+    """Return the runs with these names or patterns, such as `M64_*`; all runs if there are none.
 
     Raises:
-        ConfigError: if there is no run of a name.
+        ConfigError: if no run has a name.
     """
     names = [run.name for run in runs]
     for name in only:
         if not fnmatch.filter(names, name):
-            raise ConfigError(f"--only {name!r} is no run of the study{did_you_mean(name, names)}")
+            raise ConfigError(f"--only {name!r} is no run of the sweep{did_you_mean(name, names)}")
     wanted = [name for pattern in only for name in fnmatch.filter(names, pattern)]
     return [run for run in runs if not only or run.name in wanted]
 
 
 def check(runs: list[Run]) -> dict[str, CompressionConfig]:
-    """The runs' configurations: every mistake before the first run.
+    """Return the configuration of each run, after finding every mistake before the first run starts.
 
     Raises:
         ConfigError: if a setting is wrong.
@@ -208,7 +219,7 @@ def check(runs: list[Run]) -> dict[str, CompressionConfig]:
 
 
 def _check_start(run: Run, configs: Mapping[str, CompressionConfig]) -> None:
-    """Refuses a run that needs one that is neither chosen nor finished."""
+    """Refuse a run that starts from one that is neither chosen nor finished."""
     for name in run.after:
         start, config = run.workdir.parent / name, configs[run.name]
         if name in configs or str(start) not in (config.init_from, config.teacher):
@@ -221,8 +232,8 @@ def _check_start(run: Run, configs: Mapping[str, CompressionConfig]) -> None:
             raise ConfigError(f"{run.name} needs {name}, which is not finished in {start}: {fix}.")
 
 
-def run_study(runs: list[Run]) -> dict[str, dict[str, Any]]:
-    """Makes the runs that are not finished; returns each run's metrics, or its error."""
+def run_sweep(runs: list[Run]) -> dict[str, dict[str, Any]]:
+    """Make the runs that are not finished; return the metrics of each run, or its error."""
     import jax
 
     from gistjax.experiment.base import load_pretrained
@@ -254,6 +265,7 @@ def run_study(runs: list[Run]) -> dict[str, dict[str, Any]]:
 
 
 def _line(name: str, metrics: Mapping[str, Any]) -> str:
+    """Return the line that a person reads of a run."""
     if "error" in metrics:
         return f"{name:32} failed"
     if "losses" in metrics:
@@ -267,7 +279,7 @@ def _line(name: str, metrics: Mapping[str, Any]) -> str:
 
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
-    """The command."""
+    """Make the runs, or print their commands or plans."""
     runs = chosen_runs(args)
     if args.list:
         print("\n".join(run.command for run in runs))
@@ -283,7 +295,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
             }
         )
         return
-    found = run_study(runs)
+    found = run_sweep(runs)
     cli.print_result(found, "\n" + "\n".join(itertools.starmap(_line, found.items())))
     if any("error" in metrics for metrics in found.values()):
         sys.exit(1)
@@ -291,12 +303,12 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
-    flags.DEFINE_string("study", "", "The study's JSON file.", flag_values=values)
-    flags.DEFINE_string("out", "runs/study", "Folder of the runs' directories.", flag_values=values)
+    flags.DEFINE_string("sweep", "", "JSON file of the sweep.", flag_values=values)
+    flags.DEFINE_string("out", "runs/sweep", "Folder of the runs' directories.", flag_values=values)
     flags.DEFINE_list(
         "only",
         [],
-        "Names of the runs to make, or patterns as M64_*; by default all.",
+        "Names or patterns, such as M64_*, of the runs to make; by default all.",
         flag_values=values,
     )
     flags.DEFINE_bool(

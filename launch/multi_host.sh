@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One run of a study over the GPUs of several hosts, one process on each: jax.distributed makes them one mesh.
+# One run of a sweep over the GPUs of several hosts, one process on each: jax.distributed makes them one mesh.
 #
 #   sbatch --nodes=2 --gpus-per-node=4 launch/multi_host.sh launch/sweeps/seed.json runs/compression_ablations M64_gist [--config.KEY=VALUE …]
 #
@@ -10,8 +10,8 @@
 #SBATCH --requeue
 set -euo pipefail
 
-study=$1 out=$2 name=$3
+sweep=$1 out=$2 name=$3
 shift 3
-command=$(python -m gistjax.sweep --study "$study" --out "$out" --only "$name" --list "$@")
+command=$(python -m gistjax.sweep --sweep "$sweep" --out "$out" --only "$name" --list "$@")
 echo "$command --distributed=auto"
 eval "exec srun --kill-on-bad-exit=1 $command --distributed=auto"

@@ -1,15 +1,15 @@
-"""The runs of a study side by side, over the GPUs of one machine or of a Ray cluster.
+"""Make the runs of a sweep side by side, over the GPUs of one machine or of a Ray cluster.
 
-    python -m launch.ray_sweep --study launch/sweeps/seed.json --out runs/compression_ablations [--config.KEY=VALUE …]
+    python -m launch.ray_sweep --sweep launch/sweeps/seed.json --out runs/compression_ablations [--config.KEY=VALUE …]
         [--gpus_per_run 4] [--address auto] [--only NAME,…] [--list | --dry_run --plan_gpus 1,4,64]
 
 Each run is one Ray task with its own devices, which executes the command line that `--list` prints. They start in the
-study's order; where it has the longest first, all GPUs are done at about the same time. Finished runs are skipped,
-interrupted ones resume; start the command again after whatever happened. A run that fails is reported and does not stop the
-others. In the end `gistjax.report` writes table and page into `--out`; the last line of output says what became of each
+order of the file: with the longest first, all GPUs finish at about the same time. Finished runs are skipped,
+interrupted ones resume: start the command again after whatever happened. A run that fails is reported and does not stop the
+others. At the end `gistjax.report` writes table and page into `--out`, and the last line of output says what became of each
 run. `--dry_run` prints the plan: runs, devices, expected hours, disk.
 
-Take it from the repository's root. On a cluster (`--address`), `--out` and the data must be on a file system that all
+Start it from the repository's root. On a cluster (`--address`), `--out` and the data must be on a file system that all
 machines see, and gistjax must be installed on each.
 """
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from launch.compare import OURS, json_lines
+from launch.peers import OURS, json_lines
 
 LAYOUTS = ("data", "fsdp", "tensor")
 COLUMNS = ("layout", "GPUs", "rows", "step ms", "rows/s", "efficiency", "GiB a GPU", "loss")

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from gistjax import sweep as study
+from gistjax import sweep
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.run_dir import EXPORTED
-from gistjax.sweep import Run, choose, read_study, run_study
+from gistjax.sweep import Run, choose, read_sweep, run_sweep
 from gistjax.training.checkpoint import find_exported
 
 ROOT = Path(__file__).parents[1]
@@ -26,17 +26,17 @@ TINY = {
 @pytest.fixture(autouse=True)
 def in_root(monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["study"])
+    monkeypatch.setattr(sys, "argv", ["sweep"])
 
 
-def write(folder, study):
-    path = folder / "study.json"
-    path.write_text(json.dumps(study))
+def write(folder, content):
+    path = folder / "sweep.json"
+    path.write_text(json.dumps(content))
     return path
 
 
-def test_settings_of_study_run_and_command_line_in_this_order(tmp_path):
-    study = {
+def test_settings_of_sweep_run_and_command_line_in_this_order(tmp_path):
+    content = {
         "set": {"epochs": 2, "target_length": 32, "seed": 1},
         "runs": [
             {"name": "a", "config": "configs/gist_m64.py", "set": {"epochs": 3, "ratios": [2, 4]}},
@@ -48,7 +48,7 @@ def test_settings_of_study_run_and_command_line_in_this_order(tmp_path):
             },
         ],
     }
-    runs = read_study(write(tmp_path, study), Path("out"), ["--config.target_length=16"])
+    runs = read_sweep(write(tmp_path, content), Path("out"), ["--config.target_length=16"])
     assert [run.name for run in runs] == ["a", "b_s7", "b_s8"]
     configs = [run.config() for run in runs]
     assert [(c.epochs, c.target_length, c.seed) for c in configs] == [
@@ -76,7 +76,7 @@ def test_a_grid_is_a_run_for_each_combination(tmp_path):
             "seeds": [1, 2],
         },
     ]
-    runs = read_study(write(tmp_path, {"runs": entries}), Path("out"), [])
+    runs = read_sweep(write(tmp_path, {"runs": entries}), Path("out"), [])
     assert (
         len(runs) == 10 and runs[-1].name == "M64_conv_s2" and runs[-1].after == ("pretrain_conv",)
     )
@@ -85,19 +85,42 @@ def test_a_grid_is_a_run_for_each_combination(tmp_path):
     assert config.epochs == 2 and config.init_from == "out/pretrain_conv"
 
 
+def test_lists_of_numbers_and_of_texts_are_settings(tmp_path):
+    settings = {"lora.targets": ["q", "v"], "ratios": [2, 4.0], "data.context_buckets": [512]}
+    entry = {"name": "a", "config": "configs/qa.py", "set": settings}
+    [run] = read_sweep(write(tmp_path, {"runs": [entry]}), tmp_path, [])
+    config = run.config()
+    assert config.lora.targets == ("q", "v") and config.ratios == (2.0, 4.0)
+    assert config.data.context_buckets == (512,)
+
+
+def test_config_files_of_0_1_have_their_new_names(tmp_path):
+    names = {
+        "configs/pooling_m32.py": "configs/ablation.py:pooling,32",
+        "configs/gist_m64.py": "configs/gist_m64.py",
+        "configs/qa_m4.py": "configs/qa_m4.py",
+        "configs/qa.py": "configs/qa.py",
+    }
+    entries = [{"name": f"r{i}", "config": name} for i, name in enumerate(names)]
+    path = write(tmp_path, {"runs": entries})
+    with pytest.MonkeyPatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path)
+        assert [run.file for run in read_sweep(path, tmp_path, [])] == list(names.values())
+
+
 @pytest.mark.parametrize(
-    ("study", "says"),
+    ("content", "says"),
     [
-        ([], "is not a study"),
-        ({}, "is not a study"),
+        ([], "is not a sweep"),
+        ({}, "is not a sweep"),
         ({"runs": [{"config": "configs/gist_m64.py"}]}, "KeyError: 'name'"),
-        ({"runs": [{"name": "a", "config": "x", "set": 3}]}, "is not a study"),
+        ({"runs": [{"name": "a", "config": "x", "set": 3}]}, "is not a sweep"),
         ({"runs": [{"name": "a", "config": "x"}] * 2}, "two runs of one name: a"),
         (
             {"runs": [{"name": "a", "config": "x", "grid": {"seed": [1, 2]}}]},
             "holds each of its keys",
         ),
-        ({"runs": [{"name": "a", "config": "x", "grid": {"seed": 1}}]}, "is not a study"),
+        ({"runs": [{"name": "a", "config": "x", "grid": {"seed": 1}}]}, "is not a sweep"),
         (
             {
                 "runs": [
@@ -109,9 +132,9 @@ def test_a_grid_is_a_run_for_each_combination(tmp_path):
         ),
     ],
 )
-def test_what_is_no_study_is_refused(study, says, tmp_path):
+def test_what_is_no_sweep_is_refused(content, says, tmp_path):
     with pytest.raises(ConfigError, match=says):
-        read_study(write(tmp_path, study), tmp_path, [])
+        read_sweep(write(tmp_path, content), tmp_path, [])
 
 
 def test_a_mistake_is_found_before_the_first_run(tmp_path):
@@ -120,7 +143,7 @@ def test_a_mistake_is_found_before_the_first_run(tmp_path):
         {"name": "b", "config": "configs/gist_m64.py", "set": {**TINY, "slot_startt": "head"}},
     ]
     with pytest.raises(ConfigError, match="slot_start"):
-        run_study(read_study(write(tmp_path, {"runs": runs}), tmp_path / "out", []))
+        run_sweep(read_sweep(write(tmp_path, {"runs": runs}), tmp_path / "out", []))
     assert not (tmp_path / "out").exists()
 
 
@@ -130,15 +153,15 @@ def test_a_run_whose_start_is_neither_chosen_nor_finished_is_refused(tmp_path):
         {"name": "second", "config": "configs/gist_m64.py", "set": {"init_from": "@first"}},
     ]
     path = write(tmp_path, {"set": TINY, "runs": runs})
-    first, second = read_study(path, tmp_path / "out", [])
+    first, second = read_sweep(path, tmp_path / "out", [])
     with pytest.raises(ConfigError, match="second needs first, which is not finished"):
-        study.check([second])
-    assert study.check([first, second])
-    elsewhere = read_study(path, tmp_path / "out", ["--config.init_from=elsewhere"])
-    assert study.check(elsewhere[1:])
+        sweep.check([second])
+    assert sweep.check([first, second])
+    elsewhere = read_sweep(path, tmp_path / "out", ["--config.init_from=elsewhere"])
+    assert sweep.check(elsewhere[1:])
     first.workdir.mkdir(parents=True)
     (first.workdir / EXPORTED).touch()
-    assert study.check([second])
+    assert sweep.check([second])
 
 
 def test_the_mean_of_an_earlier_runs_seeds_as_a_start(tmp_path):
@@ -146,19 +169,19 @@ def test_the_mean_of_an_earlier_runs_seeds_as_a_start(tmp_path):
         {"name": "first", "config": "configs/gist_m64.py", "seeds": [1, 2]},
         {"name": "second", "config": "configs/gist_m64.py", "set": {"init_from": "@first_mean"}},
     ]
-    *_, second = read_study(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path / "out", [])
+    *_, second = read_sweep(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path / "out", [])
     mean = tmp_path / "out/first_mean"
     assert second.config().init_from == str(mean) and second.after == ("first_mean",)
     with pytest.raises(
         ConfigError, match=r"gistjax.average --run \S+/first_s… .*--output \S+/first_mean"
     ):
-        study.check([second])
+        sweep.check([second])
     mean.mkdir(parents=True)
     (mean / EXPORTED).touch()
-    assert study.check([second])
+    assert sweep.check([second])
     del runs[0]["seeds"]
     with pytest.raises(ConfigError, match="none of the runs before it"):
-        read_study(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path / "out", [])
+        read_sweep(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path / "out", [])
 
 
 def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_none(tmp_path):
@@ -168,36 +191,36 @@ def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_non
         {"name": "second", "config": "configs/conv_m64.py", "set": {"init_from": "@first"}},
     ]
     path = write(tmp_path, {"set": TINY, "runs": runs})
-    found = run_study(read_study(path, tmp_path, []))
+    found = run_sweep(read_sweep(path, tmp_path, []))
     assert found["first"]["steps"] == found["second"]["steps"] == 1
     assert "nowhere" in found["broken"]["error"]
     times = {
         name: (tmp_path / name / "metrics.json").stat().st_mtime_ns for name in ("first", "second")
     }
-    again = run_study(read_study(path, tmp_path, []))
+    again = run_sweep(read_sweep(path, tmp_path, []))
     assert again["first"] == found["first"]
     (tmp_path / "second/metrics.json").write_text('{"final_f1": 0.')
-    assert "metrics.json is damaged" in run_study(read_study(path, tmp_path, []))["second"]["error"]
+    assert "metrics.json is damaged" in run_sweep(read_sweep(path, tmp_path, []))["second"]["error"]
     times.pop("second")
     for name, time in times.items():
         assert (tmp_path / name / "metrics.json").stat().st_mtime_ns == time
 
 
 def test_the_exit_code_tells_of_a_failed_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(study, "run_study", lambda runs: {"a": {"error": "broken"}})
+    monkeypatch.setattr(sweep, "run_sweep", lambda runs: {"a": {"error": "broken"}})
     path = write(tmp_path, {"runs": [{"name": "a", "config": "configs/gist_m64.py"}]})
-    args = SimpleNamespace(study=path, out=tmp_path, only=[], list=False, dry_run=False)
-    with pytest.raises(ConfigError, match="which study"):
-        study.main(CompressionConfig(), SimpleNamespace(**{**vars(args), "study": ""}))
+    args = SimpleNamespace(sweep=path, out=tmp_path, only=[], list=False, dry_run=False)
+    with pytest.raises(ConfigError, match="which sweep"):
+        sweep.main(CompressionConfig(), SimpleNamespace(**{**vars(args), "sweep": ""}))
     with pytest.raises(SystemExit) as stopped:
-        study.main(CompressionConfig(), args)
+        sweep.main(CompressionConfig(), args)
     assert stopped.value.code == 1 and json.loads(capsys.readouterr().out)["a"]["error"] == "broken"
 
 
 def test_a_directory_with_another_configuration_is_refused_before_the_first_run(tmp_path):
     runs = [{"name": name, "config": "configs/gist_m64.py", "set": TINY} for name in "ab"]
     path = write(tmp_path, {"runs": runs})
-    theirs = read_study(path, tmp_path, ["--config.seed=1"])[1].config()
+    theirs = read_sweep(path, tmp_path, ["--config.seed=1"])[1].config()
     (tmp_path / "b" / "checkpoint").mkdir(parents=True)
     stored = {"config": theirs.to_json(), "base_sha256": "0" * 64}
     (tmp_path / "b" / "config.json").write_text(json.dumps(stored))
@@ -206,14 +229,14 @@ def test_a_directory_with_another_configuration_is_refused_before_the_first_run(
             (tmp_path / "b" / "metrics.json").write_text('{"losses": {}}')
             (tmp_path / "b" / "checkpoint").rmdir()
         with pytest.raises(CheckpointError, match="seed was 1 and is 42"):
-            run_study(read_study(path, tmp_path, []))
+            run_sweep(read_sweep(path, tmp_path, []))
         assert not (tmp_path / "a").exists()
 
 
 def test_a_mistyped_file(tmp_path):
     write(tmp_path, {"runs": []})
-    with pytest.raises(ConfigError, match=r"there is no \S+stdy.json; did you mean 'study.json'"):
-        read_study(tmp_path / "stdy.json", tmp_path, [])
+    with pytest.raises(ConfigError, match=r"there is no \S+swep.json; did you mean 'sweep.json'"):
+        read_sweep(tmp_path / "swep.json", tmp_path, [])
 
 
 def test_chosen_runs_and_a_mistyped_one():
@@ -224,12 +247,12 @@ def test_chosen_runs_and_a_mistyped_one():
         choose(runs, ["M32_gits"])
 
 
-STUDIES = [*(ROOT / "launch/studies").glob("*.json"), *(ROOT / "launch/sweeps").glob("*.json")]
+SWEEPS = sorted((ROOT / "launch/sweeps").glob("*.json"))
 
 
-@pytest.mark.parametrize("path", sorted(STUDIES), ids=lambda path: path.stem)
-def test_the_studies_are_valid(path):
-    for run in read_study(path, Path("out"), ["--config.text.path=text"]):
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_sweeps_are_valid(path):
+    for run in read_sweep(path, Path("out"), ["--config.text.path=text"]):
         config = run.config()
         assert config.model.path == "", "weights are the user's to give"
         if config.init_from and not run.after:
@@ -242,5 +265,5 @@ def test_a_run_that_does_not_fit_the_device_is_reported(tmp_path, monkeypatch):
 
     monkeypatch.setattr("gistjax.train.run_single_ablation", out_of_memory)
     runs = [{"name": "a", "config": "configs/gist_m64.py"}]
-    found = run_study(read_study(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path, []))
+    found = run_sweep(read_sweep(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path, []))
     assert "Out of memory" in found["a"]["error"]

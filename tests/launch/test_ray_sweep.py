@@ -12,7 +12,7 @@ pytest.importorskip("ray", reason="needs the extra `launch`")
 
 from gistjax.config import CompressionConfig, ModelConfig
 from gistjax.errors import ConfigError
-from gistjax.sweep import read_study
+from gistjax.sweep import read_sweep
 from launch.ray_sweep import dry_run, resources_of_a_run, start_ray
 from tests.stress.kills import BAD, ENVIRONMENT, ROOT, soak
 
@@ -35,15 +35,15 @@ def test_finished_runs_are_skipped_and_a_failed_one_is_reported_and_stops_none(t
         {"name": "broken", "config": "configs/gist_m64.py", "set": {"data.path": "nowhere"}},
         {"name": "behind", "config": "configs/gist_m64.py", "set": {"init_from": "@broken"}},
     ]
-    study = tmp_path / "study.json"
-    study.write_text(json.dumps({"set": {"model.name": "tiny-random"}, "runs": entries}))
-    config = read_study(study, tmp_path, [])[0].config().to_json()
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps({"set": {"model.name": "tiny-random"}, "runs": entries}))
+    config = read_sweep(path, tmp_path, [])[0].config().to_json()
     (tmp_path / "finished").mkdir()
     stored = json.dumps({"config": config, "base_sha256": "0" * 64})
     (tmp_path / "finished" / "config.json").write_text(stored)
     metrics = json.dumps({"final_f1": 0.5, "final_f1_interval": [0.4, 0.6]})
     (tmp_path / "finished" / "metrics.json").write_text(metrics)
-    done = sweep(f"--study={study}", f"--out={tmp_path}")
+    done = sweep(f"--sweep={path}", f"--out={tmp_path}")
     assert done.returncode == 1
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["finished"] == {"state": "finished", "attempts": 0, "final_f1": 0.5}
@@ -56,16 +56,16 @@ def test_finished_runs_are_skipped_and_a_failed_one_is_reported_and_stops_none(t
 
 @pytest.mark.parametrize("metrics", ["{", "[]", '{"losses": {}}'])
 def test_results_of_unknown_origin_or_damaged_are_refused_before_ray_starts(tmp_path, metrics):
-    study = tmp_path / "study.json"
+    path = tmp_path / "sweep.json"
     run = {"name": "a", "config": "configs/gist_m64.py", "set": {"model.name": "tiny-random"}}
-    study.write_text(json.dumps({"runs": [run]}))
+    path.write_text(json.dumps({"runs": [run]}))
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "metrics.json").write_text(metrics)
     if "losses" not in metrics:
-        config = read_study(study, tmp_path, [])[0].config().to_json()
+        config = read_sweep(path, tmp_path, [])[0].config().to_json()
         stored = json.dumps({"config": config, "base_sha256": "0" * 64})
         (tmp_path / "a" / "config.json").write_text(stored)
-    done = sweep(f"--study={study}", f"--out={tmp_path}")
+    done = sweep(f"--sweep={path}", f"--out={tmp_path}")
     assert done.returncode == 2 and done.stderr.startswith("error: ")
     assert ("config.json" if "losses" in metrics else "metrics.json is damaged") in done.stderr
 

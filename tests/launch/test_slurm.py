@@ -12,14 +12,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def study(tmp_path):
+def sweep(tmp_path):
     entry = {
         "name": "M{target_length}",
         "config": "configs/base.py",
         "grid": {"target_length": [8, 16]},
         "set": {"model.name": "tiny-random", "data.path": "no where", "ratios": [2, 4]},
     }
-    path = tmp_path / "study.json"
+    path = tmp_path / "sweep.json"
     path.write_text(json.dumps({"runs": [entry]}))
     return path
 
@@ -33,9 +33,9 @@ def bash(script, *arguments, **environment):
     )  # fmt: skip
 
 
-def test_a_task_of_the_array_runs_its_command_into_its_log(study, tmp_path):
+def test_a_task_of_the_array_runs_its_command_into_its_log(sweep, tmp_path):
     done = bash(
-        "slurm_array.sh", study, tmp_path / "out", "--config.seed=1", SLURM_ARRAY_TASK_ID="1"
+        "slurm_array.sh", sweep, tmp_path / "out", "--config.seed=1", SLURM_ARRAY_TASK_ID="1"
     )
     assert done.returncode == 2, "the data is not there"
     log = (tmp_path / "out" / "M16" / "log.txt").read_text()
@@ -43,21 +43,21 @@ def test_a_task_of_the_array_runs_its_command_into_its_log(study, tmp_path):
     assert "error: no where/train.json is not there" in log
 
 
-def test_a_finished_run_is_left_alone_and_a_number_too_high_is_refused(study, tmp_path):
+def test_a_finished_run_is_left_alone_and_a_number_too_high_is_refused(sweep, tmp_path):
     (tmp_path / "out" / "M8").mkdir(parents=True)
     (tmp_path / "out" / "M8" / "metrics.json").write_text("{}")
-    done = bash("slurm_array.sh", study, tmp_path / "out", SLURM_ARRAY_TASK_ID="0")
+    done = bash("slurm_array.sh", sweep, tmp_path / "out", SLURM_ARRAY_TASK_ID="0")
     assert done.returncode == 0 and done.stdout == f"{tmp_path}/out/M8 is finished\n"
-    done = bash("slurm_array.sh", study, tmp_path / "out", SLURM_ARRAY_TASK_ID="2")
+    done = bash("slurm_array.sh", sweep, tmp_path / "out", SLURM_ARRAY_TASK_ID="2")
     assert done.returncode and "there is no run of that number" in done.stderr
 
 
-def test_several_hosts_are_given_the_run_of_that_name(study, tmp_path):
+def test_several_hosts_are_given_the_run_of_that_name(sweep, tmp_path):
     """`srun` is not here: what it would be given is said before."""
-    done = bash("multi_host.sh", study, tmp_path, "M16")
+    done = bash("multi_host.sh", sweep, tmp_path, "M16")
     assert done.stdout.startswith(
         "python -m gistjax.train --config configs/base.py --config.model.name=tiny-random"
     )
     assert done.stdout.endswith(f"--workdir={tmp_path}/M16 --distributed=auto\n")
-    done = bash("multi_host.sh", study, tmp_path, "M17")
+    done = bash("multi_host.sh", sweep, tmp_path, "M17")
     assert done.returncode and "did you mean 'M16'" in done.stderr

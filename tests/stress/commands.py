@@ -312,9 +312,9 @@ ONE_QUESTION = {
 
 
 def other_commands(folder: Path) -> Iterator[Case]:
-    """`evaluate`, `benchmark`, `compare` and `study`."""
-    studies = folder / "studies"
-    studies.mkdir()
+    """`evaluate`, `benchmark`, `compare` and `sweep`."""
+    sweeps = folder / "sweeps"
+    sweeps.mkdir()
     run = {"name": "a", "config": "configs/gist_m64.py"}
     for name, content in {
         "no_json": "{", "no_runs": "{}", "list": "[]", "no_name": json.dumps({"runs": [{"config": "x"}]}),
@@ -324,7 +324,7 @@ def other_commands(folder: Path) -> Iterator[Case]:
         "bad_value": json.dumps({"runs": [{**run, "set": {"target_length": 0}}]}),
         "good": json.dumps({"runs": [run]}),
     }.items():  # fmt: skip
-        (studies / f"{name}.json").write_text(content)
+        (sweeps / f"{name}.json").write_text(content)
     yield Case("--run is missing", (), "evaluate")
     yield Case("config.json", (f"--run={folder}/absent",), "evaluate")
     yield Case("config.json", (f"--run={folder}/sources/damaged",), "evaluate")
@@ -336,13 +336,13 @@ def other_commands(folder: Path) -> Iterator[Case]:
     yield Case("repeats", ("--repeats=0",), "benchmark")
     yield Case("did you mean 'seed'", ("--config.sed=1",), "benchmark")
     for says, name in (
-        ("no_json.json is not a study", "no_json"), ("not a study", "no_runs"), ("not a study", "list"),
-        ("not a study", "no_name"), ("two runs of one name", "twice"), ("did you mean 'seed'", "typo"),
+        ("no_json.json is not a sweep", "no_json"), ("not a sweep", "no_runs"), ("not a sweep", "list"),
+        ("not a sweep", "no_name"), ("two runs of one name", "twice"), ("did you mean 'seed'", "typo"),
         ("did you mean configs/gist_m64.py", "no_config"), ("target_length=0", "bad_value"),
         ("there is no", "absent"),
     ):  # fmt: skip
-        yield Case(says, (f"--study={studies}/{name}.json",), "sweep")
-    yield Case("--only", (f"--study={studies}/good.json", "--only=b"), "sweep")
+        yield Case(says, (f"--sweep={sweeps}/{name}.json",), "sweep")
+    yield Case("--only", (f"--sweep={sweeps}/good.json", "--only=b"), "sweep")
 
 
 def refuse(case: Case) -> str:

@@ -269,7 +269,7 @@ def run_cases() -> list[Case]:
     """What a run leaves for others to read."""
     return [
         Case(case, "run", break_it)
-        for name in ("config.json", "predictions.json", "study.json")
+        for name in ("config.json", "predictions.json", "sweep.json")
         for case, break_it in (
             (f"deep {name}", put(name, DEEP)),
             (f"{name} a pickle", put(name, PICKLE)),

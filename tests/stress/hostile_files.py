@@ -21,7 +21,7 @@ from gistjax.data.text import load_articles
 from gistjax.errors import GistjaxError
 from gistjax.experiment.run_dir import load_config
 from gistjax.runtime.sharding import one_device
-from gistjax.sweep import read_study
+from gistjax.sweep import read_sweep
 from gistjax.training.checkpoint import Checkpointer, export_trainable, import_trainable, start_from
 from gistjax.weights.registry import byte_tokenizer, load_base, load_tokenizer, resolve
 
@@ -155,14 +155,14 @@ def read_text(folder: Path) -> object:
 def make_run(folder: Path) -> None:
     (folder / "config.json").write_text('{"config": {"seed": 1}}')
     (folder / "predictions.json").write_text('[{"id": "a", "context_id": 0, "f1": 1, "em": 1}]')
-    (folder / "study.json").write_text('{"runs": [{"name": "a", "config": "x.py"}]}')
+    (folder / "sweep.json").write_text('{"runs": [{"name": "a", "config": "x.py"}]}')
 
 
 def read_run(folder: Path) -> object:
     return (
         load_config(folder),
         read_predictions(folder),
-        read_study(folder / "study.json", folder, []),
+        read_sweep(folder / "sweep.json", folder, []),
     )
 
 

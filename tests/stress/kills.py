@@ -3,7 +3,7 @@
     python -m tests.stress.kills --jobs 16 --runs 12 --worker_kills 100 --driver_kills 20
 
 Every run is real: a tiny random base, trained and checkpointed by `gistjax.train`. In the end each must have its results once,
-have logged each step once, and hold the same bytes as a run that nobody disturbed. `test_ablations.py` has the short form.
+have logged each step once, and hold the same bytes as a run that nobody disturbed. `test_ray_sweep.py` has the short form.
 From the repository's root, on Linux; the last line of output is JSON, the exit code 1 if anything is not as it must be.
 """
 
@@ -41,22 +41,22 @@ BAD = (
 )  # fmt: skip
 
 
-def write_study(folder: Path, runs: int, steps: int) -> Path:
-    """A study of so many runs, which differ in their seed."""
+def write_sweep(folder: Path, runs: int, steps: int) -> Path:
+    """Return the file of a sweep whose runs differ in their seed."""
     entry = {
         "name": "run_{seed}",
         "config": "configs/pooling_m64.py",
         "grid": {"seed": list(range(runs))},
     }
-    path = folder / "study.json"
+    path = folder / "sweep.json"
     path.write_text(json.dumps({"set": {**SETTINGS, "max_steps": steps}, "runs": [entry]}))
     return path
 
 
-def start_driver(study: Path, out: Path, jobs: int, log: Path) -> subprocess.Popen[bytes]:
+def start_driver(sweep: Path, out: Path, jobs: int, log: Path) -> subprocess.Popen[bytes]:
     """`launch.ray_sweep` with so many runs at a time."""
     command = [
-        sys.executable, "-m", "launch.ray_sweep", f"--study={study}", f"--out={out}",
+        sys.executable, "-m", "launch.ray_sweep", f"--sweep={sweep}", f"--out={out}",
         f"--cpus_per_run={(os.cpu_count() or 1) / jobs:.4f}",
     ]  # fmt: skip
     with log.open("ab") as file:
@@ -100,7 +100,7 @@ def soak(
     pause: float,
     pattern: str = "*",
 ) -> dict[str, Any]:
-    """Runs a study under kills until it is finished; returns what was done and found.
+    """Runs a sweep under kills until it is finished; returns what was done and found.
 
     Kills of the driver are spread evenly among those of workers.
 
@@ -109,9 +109,9 @@ def soak(
         pattern: kill only while something in the run's directory has such a name.
     """
     rng, begin = random.Random(seed), time.monotonic()
-    study, out, log = write_study(folder, runs, steps), folder / "out", folder / "driver.log"
+    sweep, out, log = write_sweep(folder, runs, steps), folder / "out", folder / "driver.log"
     workers = drivers = 0
-    driver = start_driver(study, out, jobs, log)
+    driver = start_driver(sweep, out, jobs, log)
     while driver.poll() is None and workers + drivers < worker_kills + driver_kills:
         time.sleep(pause * rng.uniform(0.5, 1.5))
         due = drivers < driver_kills and workers >= worker_kills * (drivers + 1) // (
@@ -121,13 +121,13 @@ def soak(
             driver.kill()
             driver.wait()
             drivers += 1
-            driver = start_driver(study, out, jobs, log)
+            driver = start_driver(sweep, out, jobs, log)
         elif workers < worker_kills:
             workers += kill_a_worker(out, rng, pattern)
     for _ in range(10):  # kills without a checkpoint between them may have set runs aside
         if driver.wait() == 0:
             break
-        driver = start_driver(study, out, jobs, log)
+        driver = start_driver(sweep, out, jobs, log)
     found = {"worker_kills": workers, "driver_kills": drivers, **examine(out, runs, steps)}
     return {**found, "minutes": round((time.monotonic() - begin) / 60, 2)}
 
@@ -152,8 +152,8 @@ def examine(out: Path, runs: int, steps: int) -> dict[str, int]:
 
 def undisturbed_differs(folder: Path, steps: int) -> int:
     """Whether the first run's trained leaves are other than those of the same run without kills."""
-    study = write_study(folder, 1, steps)
-    driver = start_driver(study, folder / "undisturbed", 1, folder / "driver.log")
+    sweep = write_sweep(folder, 1, steps)
+    driver = start_driver(sweep, folder / "undisturbed", 1, folder / "driver.log")
     assert driver.wait() == 0
     name = "run_0/compressor.safetensors"
     ours, theirs = ((folder / out / name).read_bytes() for out in ("out", "undisturbed"))

@@ -3,12 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMPARE = Path(__file__).parents[2] / "launch" / "compare.py"
+PEERS = Path(__file__).parents[2] / "launch" / "peers.py"
 
 
 def test_our_side_runs_and_the_last_line_is_json():
     done = subprocess.run(
-        [sys.executable, COMPARE, "--works", "train_tiny", "--peers"],
+        [sys.executable, PEERS, "--works", "train_tiny", "--peers"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     *table, last = done.stdout.splitlines()

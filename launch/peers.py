@@ -1,8 +1,8 @@
 """gistjax and the PyTorch peer on one GPU, in turn: prints a table of times and ratios, and JSON as the last line.
 
-    python launch/compare.py [--works train_8b_8 generate_8b …] [--peers eager compile]
+    python launch/peers.py [--works train_8b_8 generate_8b …] [--peers eager compile]
 
-Needs what `launch/peers/torch_peer.py` needs. The two never run at the same time: neither holds memory or time that the
+Needs what `launch/torch_peer.py` needs. The two never run at the same time: neither holds memory or time that the
 other could use.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 OURS = [sys.executable, "-m", "gistjax.benchmark"]
-PEER = [sys.executable, str(Path(__file__).parent / "peers" / "torch_peer.py")]
+PEER = [sys.executable, str(Path(__file__).with_name("torch_peer.py"))]
 
 
 class Work(NamedTuple):

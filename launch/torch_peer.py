@@ -1,6 +1,6 @@
 """The same work as `gistjax.benchmark`, as a PyTorch user would write it: transformers' Llama, PEFT's LoRA, SDPA.
 
-    python launch/peers/torch_peer.py --size 8b --works train:8 train:32 generate:32 [--compile]
+    python launch/torch_peer.py --size 8b --works train:8 train:32 generate:32 [--compile]
 
 A work is a mode and its number of rows. train: B contexts of C tokens go through a gist compressor to M soft tokens; the decoder reads M + S tokens; the loss is on
 the last A; one AdamW step on LoRA and compressor. generate and generate_full answer from the slots or from the whole
