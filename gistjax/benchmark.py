@@ -249,25 +249,20 @@ def measure_load(config: CompressionConfig, args: flags.FlagValues) -> dict[str,
 
 def measure_data(config: CompressionConfig, args: flags.FlagValues) -> dict[str, Any]:
     """An epoch of batches, made and dropped."""
-    from gistjax.data.batching import TrainPlan
-    from gistjax.data.prompts import encode_splits
-    from gistjax.data.squad import load_squad
+    from gistjax.data.batching import PlanSettings, TrainPlan
+    from gistjax.data.dataset import load_dataset
+    from gistjax.data.encoding import encode_splits
+    from gistjax.data.example import Buckets
     from gistjax.estimate.planning import memory_positions
     from gistjax.experiment.base import find_prompt
 
     _, prompt = find_prompt(config)
     start = time.perf_counter()
-    squad = load_squad(config.data, config.seed)
-    rows, _, _ = encode_splits(squad, prompt, config.data, config.seed)
+    dataset = load_dataset(config.data, config.seed)
+    rows, _, _ = encode_splits(dataset, prompt, config.data, config.seed)
     encode_s = time.perf_counter() - start
-    plan = TrainPlan(
-        rows,
-        batch_size=config.batch_size,
-        accumulation=config.accumulation,
-        seed=config.seed,
-        context_buckets=config.data.context_buckets,
-        question_buckets=config.data.question_buckets,
-    )
+    settings = PlanSettings(config.batch_size, config.seed, config.accumulation)
+    plan = TrainPlan(rows, Buckets.of(config.data), settings)
     steps = plan.steps_per_epoch
     start = time.perf_counter()
     for step in range(steps):
@@ -285,14 +280,14 @@ def measure_data(config: CompressionConfig, args: flags.FlagValues) -> dict[str,
 
 def measure_answer(config: CompressionConfig, args: flags.FlagValues) -> dict[str, Any]:
     """All validation questions, twice; the second pass, which compiles nothing, counts."""
-    from gistjax.data.prompts import encode_splits
-    from gistjax.data.squad import load_squad
+    from gistjax.data.dataset import load_dataset
+    from gistjax.data.encoding import encode_splits
     from gistjax.experiment import base as assembly
     from gistjax.training.step import split_model
 
     pretrained = assembly.load_pretrained(config)
-    squad = load_squad(config.data, config.seed)
-    _, rows, _ = encode_splits(squad, pretrained.prompt, config.data, config.seed)
+    dataset = load_dataset(config.data, config.seed)
+    _, rows, _ = encode_splits(dataset, pretrained.prompt, config.data, config.seed)
     graphdef, trainable, frozen = split_model(assembly.model_on(config, pretrained))
     generator = assembly.make_generator(config, pretrained, graphdef)
     seconds = []
@@ -327,7 +322,7 @@ def full_batch(config: CompressionConfig, rows: int, tokens: int, answer_tokens:
     """Random rows without padding."""
     import numpy as np
 
-    from gistjax.data.batching import Batch
+    from gistjax.data.example import Batch
     from gistjax.weights.registry import resolve
 
     base = resolve(config.model, offline=True).config
@@ -340,7 +335,7 @@ def full_batch(config: CompressionConfig, rows: int, tokens: int, answer_tokens:
         question_length_B=np.full(rows, tokens - answer_tokens, np.int32),
         answer_length_B=np.full(rows, answer_tokens, np.int32),
         context_id_E=np.arange(rows, dtype=np.int32),
-        task_B=np.zeros(rows, np.int32),
+        objective_B=np.zeros(rows, np.int32),
         context_view_ExD=rng.standard_normal((rows, base.d_model), np.float32),
     )
 

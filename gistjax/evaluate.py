@@ -43,8 +43,8 @@ def evaluate_run(
     Raises:
         GistjaxError: for anything that is the user's to mend.
     """
-    from gistjax.data.prompts import encode_splits
-    from gistjax.data.squad import load_squad
+    from gistjax.data.dataset import load_dataset
+    from gistjax.data.encoding import encode_splits
     from gistjax.experiment import evaluator as results
     from gistjax.experiment.base import compresses
 
@@ -64,11 +64,11 @@ def evaluate_run(
             "no question is asked for: set --config.data.validation_examples (-1 is all)."
         )
     data = config.data if config.data.holdout else replace(config.data, train_examples=0)
-    squad = load_squad(data, config.seed)
+    dataset = load_dataset(data, config.seed)
     pretrained, (graphdef, trainable, frozen) = results.load_trained(rundir, config)
-    _, rows, report = encode_splits(squad, pretrained.prompt, config.data, config.seed)
+    _, rows, report = encode_splits(dataset, pretrained.prompt, config.data, config.seed)
     log.info("%s", report)
-    scorer = results.Evaluator(config, pretrained, rows, squad.validation, graphdef)
+    scorer = results.Evaluator(config, pretrained, rows, dataset.validation, graphdef)
     with device_memory.explained(config, "a forward pass"):
         measured = scorer.measure(trainable, frozen)
     if output:

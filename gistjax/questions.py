@@ -28,9 +28,10 @@ import numpy as np
 from absl import flags
 
 from gistjax.config import CompressionConfig, DataConfig, did_you_mean
+from gistjax.data.dataset import load_dataset, swap
+from gistjax.data.example import Example
 from gistjax.data.filling import JOINER, join
 from gistjax.data.report import DataReport
-from gistjax.data.squad import Example, load_squad, swap
 from gistjax.data.text import TARGETS, load_articles
 from gistjax.errors import ConfigError, DataError
 from gistjax.runtime import cli
@@ -148,7 +149,7 @@ def read_examples(folder: Path) -> list[Example]:
     """
     data = DataConfig(path=str(folder), train_examples=0, validation_examples=-1)
     try:
-        examples = load_squad(data, seed=0).validation
+        examples = load_dataset(data, seed=0).validation
     except DataError as error:
         raise DataError(
             f"{error} --folder takes the folder that `places` or `ask` wrote."

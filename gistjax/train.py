@@ -24,9 +24,8 @@ from gistjax.validation import check_trains, validate
 
 if TYPE_CHECKING:
     from gistjax.data.batching import TrainPlan
-    from gistjax.data.prompts import TokenizedExample
+    from gistjax.data.example import Dataset, TokenizedExample
     from gistjax.data.report import DataReport
-    from gistjax.data.squad import Squad
     from gistjax.experiment.base import PretrainedBase
     from gistjax.experiment.evaluator import Evaluator
     from gistjax.training.step import TrainState, TrainStep
@@ -64,7 +63,7 @@ def run_single_ablation(
     choose_kernels(config)
     with ThreadPoolExecutor(1) as pool:  # a GPU takes seconds to start, and so do the imports
         started = pool.submit(start_jax, config)
-        from gistjax.data.squad import load_squad
+        from gistjax.data.dataset import load_dataset
         from gistjax.experiment import base as assembly
         from gistjax.experiment import evaluator as results
         from gistjax.runtime.lock import RunLock
@@ -74,18 +73,18 @@ def run_single_ablation(
         assembly.check_sources(config)
         if started.done():
             started.result()  # no device: told before questions are fetched, if it is known
-        squad = load_squad(config.data, config.seed)
+        dataset = load_dataset(config.data, config.seed)
         started.result()
     make_mesh(config.mesh)  # refused, if at all, before anything is written or tokenised
     rundir = Path(workdir) if workdir else default_workdir(config)
     lock = RunLock(rundir) if is_primary() else contextlib.nullcontext()
     with lock, device_memory.explained(config, "training"):
         results.claim(rundir, config)
-        return _run(config, rundir, squad, pretrained)
+        return _run(config, rundir, dataset, pretrained)
 
 
 def _run(
-    config: CompressionConfig, rundir: Path, squad: Squad, pretrained: PretrainedBase | None
+    config: CompressionConfig, rundir: Path, dataset: Dataset, pretrained: PretrainedBase | None
 ) -> dict[str, Any]:
     from gistjax.experiment import base as assembly
     from gistjax.experiment import evaluator as results
@@ -96,7 +95,7 @@ def _run(
     from gistjax.training.step import init_state, make_train_step, state_shardings
 
     # Base and data
-    pretrained, questions, validation_rows, report = _read(config, rundir, squad, pretrained)
+    pretrained, questions, validation_rows, report = _read(config, rundir, dataset, pretrained)
     plan = assembly.plan_training(config, pretrained, questions, report)
 
     # Model, optimizer, train step
@@ -110,7 +109,9 @@ def _run(
     # Evaluation, where there are questions to answer
     scorer = None
     if validation_rows:
-        scorer = results.Evaluator(config, pretrained, validation_rows, squad.validation, graphdef)
+        scorer = results.Evaluator(
+            config, pretrained, validation_rows, dataset.validation, graphdef
+        )
 
     # Training, from the last checkpoint on
     results.write_config(rundir, config, pretrained)
@@ -126,17 +127,17 @@ def _run(
 
 
 def _read(
-    config: CompressionConfig, rundir: Path, squad: Squad, pretrained: PretrainedBase | None
+    config: CompressionConfig, rundir: Path, dataset: Dataset, pretrained: PretrainedBase | None
 ) -> tuple[PretrainedBase, list[TokenizedExample], list[TokenizedExample], DataReport]:
     """The base, and beside loading it the questions as tokens: to train on, to answer, and what was left out."""
-    from gistjax.data.prompts import encode_splits
+    from gistjax.data.encoding import encode_splits
     from gistjax.experiment import base as assembly
     from gistjax.experiment import evaluator as results
 
     found = (pretrained.source, pretrained.prompt) if pretrained else assembly.find_prompt(config)
     assembly.check_fit(config, *found)
     with ThreadPoolExecutor(1) as pool:
-        encoded = pool.submit(encode_splits, squad, found[1], config.data, config.seed)
+        encoded = pool.submit(encode_splits, dataset, found[1], config.data, config.seed)
         pretrained = pretrained or assembly.load_pretrained(config, found)
         results.check_base(rundir, pretrained)
         return pretrained, *encoded.result()

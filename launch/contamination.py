@@ -18,8 +18,8 @@ from typing import Any
 from absl import flags
 
 from gistjax.config import CompressionConfig
+from gistjax.data.dataset import load_dataset
 from gistjax.data.report import DataReport
-from gistjax.data.squad import load_squad
 from gistjax.data.text import load_articles
 from gistjax.errors import ConfigError
 from gistjax.runtime import cli
@@ -74,7 +74,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         )
     report = DataReport()
     data = dataclasses.replace(config.data, train_examples=0, validation_examples=-1)
-    articles = load_squad(data, config.seed).validation_articles
+    articles = load_dataset(data, config.seed).validation_articles
     contexts = [paragraph for paragraphs in articles.values() for paragraph in paragraphs]
     read = load_articles(config.text.path, report, config.data.max_dropped)
     overlaps = longest_overlaps(contexts, read, args.words)

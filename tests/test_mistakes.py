@@ -12,8 +12,8 @@ import pytest
 from huggingface_hub import errors as hub
 
 from gistjax.config import DataConfig, ModelConfig
+from gistjax.data.dataset import load_dataset
 from gistjax.data.prompts import make_prompt
-from gistjax.data.squad import load_squad
 from gistjax.errors import CheckpointError, ConfigError, DataError, StorageError, WeightsError
 from gistjax.evaluate import evaluate_run
 from gistjax.experiment import base as assembly
@@ -64,7 +64,7 @@ def test_data_cannot_be_fetched():
     with pytest.raises(
         DataError, match=r"Without the hub, give a folder .*--config.data.path=sample"
     ):
-        load_squad(DataConfig(), seed=0)
+        load_dataset(DataConfig(), seed=0)
 
 
 def test_no_gpu(monkeypatch):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from gistjax.config import DataConfig
 from gistjax.data import squad
-from gistjax.data.squad import Example, load_squad, swap
+from gistjax.data.dataset import load_dataset, swap
+from gistjax.data.example import Example
 from gistjax.errors import ConfigError
 from gistjax.questions import (
     LONGEST,
@@ -116,8 +117,8 @@ def test_commands(tmp_path):
 
     # the folder can be answered: by a writer, then by the full-context model
     data = DataConfig(path=str(places), train_examples=0, validation_examples=-1)
-    to_answer = load_squad(data, 0).validation
-    assert len(to_answer) == found["questions"] and not load_squad(data, 0).train
+    to_answer = load_dataset(data, 0).validation
+    assert len(to_answer) == found["questions"] and not load_dataset(data, 0).train
     written = [row(e.id, swap(e).question, f"What of {e.id}?") for e in to_answer]
     (tmp_path / "written.json").write_text(json.dumps(written))
     done = run("keep", "--folder", places, "--predictions", tmp_path / "written.json", "--to", out)
@@ -141,7 +142,9 @@ def test_commands(tmp_path):
     for p in article["paragraphs"]:
         for answer in (answer for q in p["qas"] for answer in q["answers"]):
             assert p["context"][answer["answer_start"] :].startswith(answer["text"])
-    train = load_squad(DataConfig(path=str(out), train_examples=-1, validation_examples=0), 0).train
+    train = load_dataset(
+        DataConfig(path=str(out), train_examples=-1, validation_examples=0), 0
+    ).train
     assert sorted(e.id for e in train) == sorted(a["id"] for a in answered if a["f1"])
     assert all(e.question == f"What of {e.id}?" for e in train)
 

@@ -12,74 +12,62 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 
-from gistjax.data.prompts import TASKS, TokenizedExample
+from gistjax.config import CompressionConfig
+from gistjax.data.example import OBJECTIVES, Batch, Buckets, Shape, Targets, TokenizedExample
 from gistjax.errors import DataError
 
-Ints = Any  # int32 arrays: of numpy on the host, of JAX once on the devices
-Shape = tuple[int, int]  # context bucket C, question + answer bucket S
 RARE = 1 / 24
 """A shape with a smaller share of the units is not worth a compilation: they move up."""
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Targets:
-    """A teacher's Y most probable tokens at each of the A answer positions of N rows."""
+class PlanSettings:
+    """How much a step takes, in which order, and for how long."""
 
-    ids_NxAxY: Ints
-    probabilities_NxAxY: Any  # fp32, sum 1
+    batch_size: int  # E, contexts of a micro-batch over all devices
+    seed: int = 0  # gives the order
+    accumulation: int = 1  # K, micro-batches of a step; all have one shape
+    questions: int = 1  # Q, rows of a unit
+    epochs: float = 1.0
+    max_steps: int = -1  # -1 follows the epochs
+    ratios: tuple[float, ...] = ()  # context tokens a slot, ascending; one is drawn for a context
+    ratio_growth: float = 0.0  # share of the training over which the ratios come into use
 
+    @classmethod
+    def of(cls, config: CompressionConfig, devices: int = 1) -> PlanSettings:
+        """Return the settings of a run.
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Batch:
-    """int32 arrays, right padded with 0; for training with a leading micro-batch axis K.
-
-    Rows stand by context, `B = E·Q`. Padding contexts have length 1 and id -1, padding rows lengths 1 and 0: there is
-    always something to attend to, and nothing to learn.
-    """
-
-    context_ids_ExC: Ints
-    context_length_E: Ints
-    context_id_E: Ints
-    tokens_BxS: Ints  # question, then answer
-    question_length_B: Ints
-    answer_length_B: Ints  # end token included; 0 in padding rows and in evaluation
-    task_B: Ints  # index into TASKS
-    context_view_ExD: Any = None  # fp32, of the frozen base; where the contrastive loss asks for it
-    teacher: Targets | None = None  # where the distillation loss asks for them
-    ratio_E: Any = None  # fp32, context tokens a slot, where training draws them
-
-    @property
-    def questions(self) -> int:
-        """Q, questions on each context."""
-        return self.question_length_B.shape[-1] // self.context_length_E.shape[-1]
+        Args:
+            devices: device groups that each take `config.batch_size` contexts.
+        """
+        return cls(
+            batch_size=config.batch_size * devices,
+            seed=config.seed,
+            accumulation=config.accumulation,
+            questions=config.data.questions_per_context,
+            epochs=config.epochs,
+            max_steps=config.max_steps,
+            ratios=config.ratios,
+            ratio_growth=config.ratio_growth,
+        )
 
 
 class TrainPlan:
     """Which rows a training step sees: a pure function of (rows, seed, step).
 
-    In each epoch the rows of a context are dealt anew into units of up to Q, and the units are permuted; the last,
-    fewer than one step takes, are left out.
+    In each epoch the rows of a context are dealt into new units of up to Q, and the units are
+    permuted; the last ones, fewer than one step takes, are left out.
 
     Args:
         rows: training rows.
-        batch_size: contexts of a micro-batch, E.
-        accumulation: micro-batches of a step, K; all have one shape.
-        questions: rows of a unit, Q.
-        epochs, max_steps: how long to train, as in `CompressionConfig`.
-        ratios: context tokens a slot, ascending, one drawn for each context; empty leaves it to the model.
-        ratio_growth: share of the training over which they come into use one after the other.
-        views: of each context by its id, `[contexts, D]`, to go with the batches.
+        buckets: lengths to pad to.
+        settings: sizes, seed and duration.
+        views: one of each context by its id, `[contexts, D]`, to go with the batches.
         teacher: targets for the first N rows, to go with the batches.
-        seed: gives the order.
-        context_buckets: context lengths C to pad to.
-        question_buckets: lengths S of question + answer to pad to.
 
     Raises:
         DataError: if there are fewer units than one step takes, or a row fits no bucket.
@@ -88,40 +76,33 @@ class TrainPlan:
     def __init__(
         self,
         rows: Sequence[TokenizedExample],
-        batch_size: int,
-        seed: int,
-        context_buckets: Sequence[int],
-        question_buckets: Sequence[int],
-        accumulation: int = 1,
-        questions: int = 1,
-        epochs: float = 1.0,
-        max_steps: int = -1,
-        ratios: Sequence[float] = (),
-        ratio_growth: float = 0.0,
+        buckets: Buckets,
+        settings: PlanSettings,
         views: np.ndarray | None = None,
         teacher: Targets | None = None,
     ):
-        self._rows, self._seed, self._views, self._teacher = rows, seed, views, teacher
-        self._ratios, self._ratio_growth = tuple(ratios), ratio_growth
-        self._micro, self._questions = (accumulation, batch_size), questions
+        self._rows, self._settings = rows, settings
+        self._views, self._teacher = views, teacher
+        batch_size, accumulation = settings.batch_size, settings.accumulation
         by_context: dict[int, list[int]] = {}
         for i, row in enumerate(rows):
             by_context.setdefault(row.context_id, []).append(i)
         self._contexts = [np.array(members) for members in by_context.values()]
-        self._shapes = self._unit_shapes(context_buckets, question_buckets)
+        self._shapes = self._unit_shapes(buckets)
         self._common = _common_shapes(self._shapes)
         self._epoch, self._groups = -1, list[tuple[Shape, np.ndarray]]()
         self.answer_tokens = longest_answer(rows)
         self.steps_per_epoch = len(self._shapes) // (batch_size * accumulation)
         if not self.steps_per_epoch:
-            kind = "rows" if questions == 1 else f"units of up to {questions} rows on a context"
+            Q = settings.questions
+            kind = "rows" if Q == 1 else f"units of up to {Q} rows on a context"
             raise DataError(
                 f"{len(self._shapes)} training {kind} are fewer than the {batch_size * accumulation} of one "
                 f"step ({accumulation} x {batch_size} over all devices): lower --config.batch_size "
                 "or --config.accumulation."
             )
-        steps = int(epochs * self.steps_per_epoch)
-        self.total_steps = steps if max_steps < 0 else min(steps, max_steps)
+        steps, most = int(settings.epochs * self.steps_per_epoch), settings.max_steps
+        self.total_steps = steps if most < 0 else min(steps, most)
 
     @property
     def shapes(self) -> dict[Shape, int]:
@@ -133,10 +114,10 @@ class TrainPlan:
         """The share of an epoch's tokens that is not padding."""
         real = padded = 0
         for (C, S), units in self._plan(0):
-            padded += len(units) * (C + S * self._questions)
+            padded += len(units) * (C + S * self._settings.questions)
             for unit in units:
                 rows = [self._rows[i] for i in unit if i >= 0]
-                real += _context_length(rows[0]) + sum(map(_tokens_length, rows))
+                real += rows[0].context_length + sum(row.tokens_length for row in rows)
         return real / padded
 
     def real_decoder_share(self, prefix: int, memory: Callable[[int], int]) -> float:
@@ -151,8 +132,8 @@ class TrainPlan:
         for (C, S), units in self._plan(0):
             padded += units.size * (prefix + memory(C) + S)
             for row in (self._rows[i] for i in units.flat if i >= 0):
-                length = _context_length(row)
-                real += prefix + min(length, memory(length)) + _tokens_length(row)
+                length = row.context_length
+                real += prefix + min(length, memory(length)) + row.tokens_length
         return real / padded
 
     def rows(self, step: int) -> np.ndarray:
@@ -163,7 +144,7 @@ class TrainPlan:
         """The arrays of a step, `[K, …]`."""
         shape, units = self._step(step)
         flat = make_batch(
-            [[self._rows[i] for i in u if i >= 0] for u in units], shape, self._questions
+            [[self._rows[i] for i in u if i >= 0] for u in units], shape, self._settings.questions
         )
         if self._views is not None:
             flat = dataclasses.replace(flat, context_view_ExD=self._views[flat.context_id_E])
@@ -173,29 +154,29 @@ class TrainPlan:
             flat = dataclasses.replace(
                 flat, teacher=jax.tree.map(lambda x: x[picked], self._teacher)
             )
-        if self._ratios:
+        if self._settings.ratios:
             flat = dataclasses.replace(flat, ratio_E=self._draw_ratios(step, len(units)))
-        K = self._micro[0]
+        K = self._settings.accumulation
         return jax.tree.map(lambda x: x.reshape(K, -1, *x.shape[1:]), flat)
 
     def _draw_ratios(self, step: int, units: int) -> np.ndarray:
         """One for each context, of those that are in use at this step."""
-        share = (step + 1) / max(self._ratio_growth * self.total_steps, 1)
-        in_use = self._ratios[: max(math.ceil(min(share, 1) * len(self._ratios)), 1)]
-        rng = np.random.default_rng([self._seed, step, 1])
+        share = (step + 1) / max(self._settings.ratio_growth * self.total_steps, 1)
+        in_use = self._settings.ratios[
+            : max(math.ceil(min(share, 1) * len(self._settings.ratios)), 1)
+        ]
+        rng = np.random.default_rng([self._settings.seed, step, 1])
         return rng.choice(np.asarray(in_use, np.float32), units)
 
-    def _unit_shapes(
-        self, context_buckets: Sequence[int], question_buckets: Sequence[int]
-    ) -> list[Shape]:
+    def _unit_shapes(self, buckets: Buckets) -> list[Shape]:
         """The shape of every unit, whatever rows an epoch deals into it: that of the context's longest."""
-        of_rows = [_shape(row, context_buckets, question_buckets) for row in self._rows]
-        if self._questions == 1:
+        of_rows = [buckets.shape_of(row) for row in self._rows]
+        if self._settings.questions == 1:
             return of_rows
         shapes = []
         for members in self._contexts:
             longest = max(of_rows[i] for i in members)
-            shapes += [longest] * -(-len(members) // self._questions)
+            shapes += [longest] * -(-len(members) // self._settings.questions)
         return shapes
 
     def _step(self, step: int) -> tuple[Shape, np.ndarray]:
@@ -204,8 +185,8 @@ class TrainPlan:
 
     def _plan(self, epoch: int) -> list[tuple[Shape, np.ndarray]]:
         if epoch != self._epoch:
-            rng = np.random.default_rng([self._seed, epoch])
-            size = self._micro[0] * self._micro[1]
+            rng = np.random.default_rng([self._settings.seed, epoch])
+            size = self._settings.accumulation * self._settings.batch_size
             units = self._deal(rng)
             order = rng.permutation(len(units))[: len(units) // size * size]
             groups = _group(order, self._shapes, self._common, size)
@@ -217,7 +198,7 @@ class TrainPlan:
 
     def _deal(self, rng: np.random.Generator) -> np.ndarray:
         """Units `[units, Q]` of row indices, context by context; -1 where there are no more rows."""
-        Q = self._questions
+        Q = self._settings.questions
         if Q == 1:
             return np.arange(len(self._rows))[:, None]
         dealt = []
@@ -236,8 +217,7 @@ def longest_answer(rows: Sequence[TokenizedExample]) -> int:
 def evaluation_batches(
     rows: Sequence[TokenizedExample],
     batch_size: int,
-    context_buckets: Sequence[int],
-    question_buckets: Sequence[int],
+    buckets: Buckets,
     answers: bool = False,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Every row exactly once, as (row indices, batch of questions, without their answers unless they are asked for).
@@ -249,7 +229,7 @@ def evaluation_batches(
     """
     if not answers:
         rows = [dataclasses.replace(row, answer_ids=row.answer_ids[:0]) for row in rows]
-    shapes = [_shape(row, context_buckets, question_buckets) for row in rows]
+    shapes = [buckets.shape_of(row) for row in rows]
     for shape, indices in _group(np.arange(len(rows)), shapes, _common_shapes(shapes), batch_size):
         yield indices, make_batch([[rows[i]] for i in indices], shape, 1, batch_size)
 
@@ -270,19 +250,19 @@ def make_batch(
         tokens_BxS=np.zeros((B, S), np.int32),
         question_length_B=np.ones(B, np.int32),
         answer_length_B=np.zeros(B, np.int32),
-        task_B=np.zeros(B, np.int32),
+        objective_B=np.zeros(B, np.int32),
     )
     for e, rows in enumerate(units):
         context_ids = rows[0].context_ids
         batch.context_ids_ExC[e, : len(context_ids)] = context_ids
-        batch.context_length_E[e] = _context_length(rows[0])
+        batch.context_length_E[e] = rows[0].context_length
         batch.context_id_E[e] = rows[0].context_id
         for b, row in enumerate(rows, e * questions):
             q, a = len(row.question_ids), len(row.answer_ids)
             batch.tokens_BxS[b, :q] = row.question_ids
             batch.tokens_BxS[b, q : q + a] = row.answer_ids
             batch.question_length_B[b], batch.answer_length_B[b] = q, a
-            batch.task_B[b] = TASKS.index(row.task)
+            batch.objective_B[b] = OBJECTIVES.index(row.objective)
     return batch
 
 
@@ -333,30 +313,3 @@ def _common_shapes(shapes: Sequence[Shape]) -> set[Shape]:
 
 def _sides(shapes: Sequence[Shape]) -> tuple[list[int], list[int]]:
     return sorted({C for C, _ in shapes}), sorted({S for _, S in shapes})
-
-
-def _shape(
-    row: TokenizedExample, context_buckets: Sequence[int], question_buckets: Sequence[int]
-) -> Shape:
-    return (
-        _bucket(_context_length(row), context_buckets, "context"),
-        _bucket(_tokens_length(row), question_buckets, "question"),
-    )
-
-
-def _bucket(length: int, buckets: Sequence[int], name: str) -> int:
-    fitting = [bucket for bucket in buckets if bucket >= length]
-    if not fitting:
-        raise DataError(
-            f"a {name} of {length} tokens is longer than the largest of "
-            f"--config.data.{name}_buckets, {max(buckets)}: add a larger bucket."
-        )
-    return min(fitting)
-
-
-def _context_length(row: TokenizedExample) -> int:
-    return max(len(row.context_ids), 1)
-
-
-def _tokens_length(row: TokenizedExample) -> int:
-    return len(row.question_ids) + len(row.answer_ids)

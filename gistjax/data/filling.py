@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from gistjax.data.squad import Articles
+from gistjax.data.example import Articles
 
 JOINER = "\n\n"
 JOINER_TOKENS = 2  # what a joiner may add, with the tokens that merge differently around it

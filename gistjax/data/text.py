@@ -24,8 +24,9 @@ from typing import TextIO
 import numpy as np
 
 from gistjax.config import TextConfig
+from gistjax.data.example import TokenizedExample
 from gistjax.data.filling import join
-from gistjax.data.prompts import Prompt, TokenizedExample
+from gistjax.data.prompts import Prompt
 from gistjax.data.report import DataReport
 from gistjax.errors import DataError
 
@@ -229,9 +230,9 @@ def _rows_of(
 
 
 def _row(
-    chunk: Chunk, context_id: int, question_ids: np.ndarray, answer_ids: np.ndarray, task: str
+    chunk: Chunk, context_id: int, question_ids: np.ndarray, answer_ids: np.ndarray, objective: str
 ) -> TokenizedExample:
-    return TokenizedExample(chunk.ids, question_ids, answer_ids, context_id, NO_EXAMPLE, task)
+    return TokenizedExample(chunk.ids, question_ids, answer_ids, context_id, NO_EXAMPLE, objective)
 
 
 def _repeat(

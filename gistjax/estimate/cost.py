@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from gistjax.config import TEXT_LOSSES, CompressionConfig
-from gistjax.data.squad import load_squad
+from gistjax.data.dataset import load_dataset
 from gistjax.estimate.planning import dry_run, memory_positions
 from gistjax.runtime.devices import memory_limit
 from gistjax.weights.registry import Source
@@ -48,14 +48,14 @@ class Cost:
         return (START_S + (self.train_s + self.evaluate_s) / max(gpus, 1)) / 3600
 
 
-_local_squad = lru_cache(maxsize=1)(load_squad)  # the runs of a sweep share their questions
+_local_dataset = lru_cache(maxsize=1)(load_dataset)  # the runs of a sweep share their questions
 
 
 def _contexts(config: CompressionConfig) -> float | None:
     """Contexts of an epoch of questions, one as often as its questions fill rows: counted where the data set is local."""
     data = config.data
     if data.path:
-        by_context = Counter(e.context for e in _local_squad(data, config.seed).train)
+        by_context = Counter(e.context for e in _local_dataset(data, config.seed).train)
         return sum(math.ceil(n / data.questions_per_context) for n in by_context.values())
     shared = min(data.questions_per_context, QUESTIONS_OF_A_PARAGRAPH)
     return None if data.train_examples < 0 else data.train_examples / shared
@@ -63,7 +63,7 @@ def _contexts(config: CompressionConfig) -> float | None:
 
 def _questions_to_answer(config: CompressionConfig) -> int | None:
     if config.data.path:
-        return len(_local_squad(config.data, config.seed).validation)
+        return len(_local_dataset(config.data, config.seed).validation)
     return None if config.data.validation_examples < 0 else config.data.validation_examples
 
 

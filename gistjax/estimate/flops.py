@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from gistjax.config import CompressionConfig
-from gistjax.data.batching import Batch
+from gistjax.data.example import Batch
 from gistjax.model.config import LlamaConfig
 from gistjax.model.lora import projection_sizes
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.config import TEXT_LOSSES, CompressionConfig
-from gistjax.data.batching import Batch, Targets
+from gistjax.data.example import Batch, Targets
 from gistjax.data.prompts import make_prompt
 from gistjax.estimate.footprint import peak_bytes
 from gistjax.model.attention import choose_kernel
@@ -147,7 +147,7 @@ def _largest_batch(config: CompressionConfig, width: int) -> Batch:
         tokens_BxS=array(B, S),
         question_length_B=array(B),
         answer_length_B=array(B),
-        task_B=array(B),
+        objective_B=array(B),
         context_view_ExD=array(E, width, dtype=jnp.float32) if contrasts else None,
         teacher=targets,
         ratio_E=array(E, dtype=jnp.float32) if config.ratios else None,

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from gistjax.config import CompressionConfig
 from gistjax.data.batching import evaluation_batches
-from gistjax.data.prompts import TokenizedExample
+from gistjax.data.example import Buckets, TokenizedExample
 from gistjax.model.llama import Llama
 from gistjax.runtime.sharding import put_batch, rows_per_step, to_host
 
@@ -65,8 +65,7 @@ def token_surprisal(
     prefix_ids: Sequence[int],
     mesh: Mesh,
     batch_size: int,
-    context_buckets: Sequence[int],
-    question_buckets: Sequence[int],
+    buckets: Buckets,
 ) -> Scores:
     """-log p of every context token under the untuned base, after the prompt's prefix and the tokens before it.
 
@@ -78,9 +77,7 @@ def token_surprisal(
     prefix_P = jnp.asarray(prefix_ids, jnp.int32)
     score = jax.jit(lambda state, ids: _surprisal(nnx.merge(graphdef, state), prefix_P, ids))
     surprisal: dict[int, np.ndarray] = {}
-    batches = evaluation_batches(
-        distinct, batch_size * rows_per_step(mesh), context_buckets, question_buckets
-    )
+    batches = evaluation_batches(distinct, batch_size * rows_per_step(mesh), buckets)
     for indices, host_batch in batches:
         batch: Any = put_batch(host_batch, mesh)
         scores_BxC = to_host(score(state, batch.context_ids_ExC))

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext
 from gistjax.compress.decoding import greedy
-from gistjax.data.batching import Batch, evaluation_batches
-from gistjax.data.prompts import TokenizedExample
+from gistjax.data.batching import evaluation_batches
+from gistjax.data.example import Batch, Buckets, TokenizedExample
 from gistjax.runtime.sharding import put_batch, to_host
 
 
@@ -43,11 +43,10 @@ class Generator:
         max_tokens: int,
         end_id: int,
         batch_size: int,
-        context_buckets: Sequence[int],
-        question_buckets: Sequence[int],
+        buckets: Buckets,
     ):
-        self._mesh, self._end_id, self._batch_size = mesh, end_id, batch_size
-        self._buckets = (tuple(context_buckets), tuple(question_buckets))
+        self._mesh, self._end_id = mesh, end_id
+        self._batch_size, self._buckets = batch_size, buckets
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
         def compress(
@@ -76,7 +75,7 @@ class Generator:
     ) -> Answers:
         """Answers every row. The result does not depend on the batch size."""
         answers = Answers([[] for _ in rows], np.zeros(len(rows), np.int64))
-        batches = evaluation_batches(rows, self._batch_size, *self._buckets)
+        batches = evaluation_batches(rows, self._batch_size, self._buckets)
         with tqdm(total=len(rows), desc=title, unit="question", disable=None) as bar:
             for indices, host_batch in batches:
                 batch: Batch = put_batch(host_batch, self._mesh)
@@ -99,7 +98,7 @@ class Generator:
     ) -> tuple[np.ndarray, np.ndarray]:
         """One batch of distinct contexts as slots `[B, M, …]`, and how many of them each uses."""
         distinct = list({row.context_id: row for row in rows}.values())[: self._batch_size]
-        _, host_batch = next(iter(evaluation_batches(distinct, self._batch_size, *self._buckets)))
+        _, host_batch = next(iter(evaluation_batches(distinct, self._batch_size, self._buckets)))
         batch: Batch = put_batch(host_batch, self._mesh)
         arguments = (trainable, frozen, batch.context_ids_ExC, batch.context_length_E)
         memory = self._compile("compress", self._compress, arguments)(*arguments)

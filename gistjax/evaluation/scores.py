@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gistjax.data.squad import Example
+from gistjax.data.example import Example
 from gistjax.evaluation.squad_metrics import exact_match, f1
 from gistjax.evaluation.statistics import clustered_bootstrap
 

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
 from gistjax.compress.compressed_lm import CompressedLM
-from gistjax.data.batching import Batch, evaluation_batches
-from gistjax.data.prompts import TokenizedExample
+from gistjax.data.batching import evaluation_batches
+from gistjax.data.example import Batch, Buckets, TokenizedExample
 from gistjax.runtime.sharding import put_batch, rows_per_step, to_host
 
 WORD_STARTS = ("Ġ", "▁", "Ċ")  # how byte-level and SentencePiece tokens write white space
@@ -28,8 +28,7 @@ def slot_attention(
     tokenizer: PreTrainedTokenizerFast,
     mesh: Mesh,
     contexts: int,
-    context_buckets: Sequence[int],
-    question_buckets: Sequence[int],
+    buckets: Buckets,
 ) -> list[dict[str, Any]]:
     """For the first contexts of the rows `{"context_id", "words", "weights"}`: weights of words `[slots][words]`, of each
     slot they sum to 1 but for rounding. None of a head that reads nothing.
@@ -45,9 +44,7 @@ def slot_attention(
     distinct = list({row.context_id: row for row in rows}.values())[:contexts]
     size = -(-contexts // rows_per_step(mesh)) * rows_per_step(mesh)
     found: dict[int, dict[str, Any]] = {}
-    for indices, host_batch in evaluation_batches(
-        distinct, size, context_buckets, question_buckets
-    ):
+    for indices, host_batch in evaluation_batches(distinct, size, buckets):
         batch: Batch = put_batch(host_batch, mesh)
         parts = jax.jit(weigh)(trainable, frozen, batch.context_ids_ExC, batch.context_length_E)
         weights_BxMxC, slots_B = to_host(parts)

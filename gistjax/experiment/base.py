@@ -18,8 +18,10 @@ from jax.sharding import Mesh, NamedSharding
 from gistjax.compress.architectures import HEADS
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.config import TEXT_LOSSES, CompressionConfig
-from gistjax.data.batching import Targets, TrainPlan, longest_answer
-from gistjax.data.prompts import Prompt, TokenizedExample, check_buckets, make_prompt
+from gistjax.data.batching import PlanSettings, TrainPlan, longest_answer
+from gistjax.data.encoding import check_buckets
+from gistjax.data.example import Buckets, Targets, TokenizedExample
+from gistjax.data.prompts import Prompt, make_prompt
 from gistjax.data.report import DataReport
 from gistjax.data.text import find_text, load_articles, text_rows
 from gistjax.errors import ConfigError, WeightsError
@@ -150,16 +152,8 @@ def plan_training(
     rows = select(config, pretrained, questions + texts)
     return TrainPlan(
         rows,
-        batch_size=config.batch_size * rows_per_step(pretrained.mesh),
-        accumulation=config.accumulation,
-        seed=config.seed,
-        context_buckets=config.data.context_buckets,
-        question_buckets=config.data.question_buckets,
-        questions=config.data.questions_per_context,
-        epochs=config.epochs,
-        max_steps=config.max_steps,
-        ratios=config.ratios,
-        ratio_growth=config.ratio_growth,
+        Buckets.of(config.data),
+        PlanSettings.of(config, rows_per_step(pretrained.mesh)),
         views=_view(config, pretrained, rows),
         teacher=distillation_targets(config, pretrained, questions, longest_answer(rows)),
     )
@@ -178,8 +172,7 @@ def _view(
             config.contrastive_layers,
             pretrained.mesh,
             config.evaluation.batch_size,
-            config.data.context_buckets,
-            config.data.question_buckets,
+            Buckets.of(config.data),
         )
 
 
@@ -223,8 +216,7 @@ def select(
             pretrained.prompt.prefix_ids,
             pretrained.mesh,
             config.evaluation.batch_size,
-            config.data.context_buckets,
-            config.data.question_buckets,
+            Buckets.of(config.data),
         )
     return select_tokens(rows, config, scores)
 
@@ -265,8 +257,7 @@ def distillation_targets(
         config.teacher_tokens,
         pretrained.mesh,
         config.evaluation.batch_size,
-        config.data.context_buckets,
-        config.data.question_buckets,
+        Buckets.of(config.data),
     )
 
 
@@ -346,8 +337,7 @@ def make_generator(
         max_tokens=config.evaluation.max_answer_tokens,
         end_id=pretrained.prompt.end_id,
         batch_size=config.evaluation.batch_size * rows_per_step(pretrained.mesh),
-        context_buckets=config.data.context_buckets,
-        question_buckets=config.data.question_buckets,
+        buckets=Buckets.of(config.data),
     )
 
 

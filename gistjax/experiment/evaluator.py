@@ -14,8 +14,7 @@ import jax
 import numpy as np
 
 from gistjax.config import CompressionConfig
-from gistjax.data.prompts import TokenizedExample
-from gistjax.data.squad import Example
+from gistjax.data.example import Buckets, Example, TokenizedExample
 from gistjax.errors import CheckpointError
 from gistjax.estimate.planning import abstract_model, nominal_ratio, parameter_counts
 from gistjax.evaluation.breakdown import answer_place, answer_type, breakdown
@@ -292,8 +291,7 @@ class Evaluator:
             return []
         return slot_attention(
             self._graphdef, trainable, frozen, self._read, self._foundation.tokenizer,
-            self._foundation.mesh, contexts,
-            self._config.data.context_buckets, self._config.data.question_buckets,
+            self._foundation.mesh, contexts, Buckets.of(self._config.data),
         )  # fmt: skip
 
     def _score(self, answers: Answers) -> Scores:

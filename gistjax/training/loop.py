@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gistjax.config import CompressionConfig
-from gistjax.data.batching import Batch
+from gistjax.data.example import Batch
 from gistjax.errors import StorageError, TrainingError
 from gistjax.runtime.files import write_atomically
 from gistjax.runtime.sharding import any_process, is_primary, put_batch, to_host

@@ -25,8 +25,7 @@ from jax.scipy.special import xlogy
 from gistjax.compress.compressed_lm import CompressedLM, answer_positions
 from gistjax.compress.context import CompressedContext, DecodeState
 from gistjax.compress.decoding import continue_greedily
-from gistjax.data.batching import Batch
-from gistjax.data.prompts import TASKS
+from gistjax.data.example import OBJECTIVES, Batch
 from gistjax.model.masks import lengths_to_valid
 
 TEMPERATURE = 0.1
@@ -88,10 +87,10 @@ class Forward:
         """Cross-entropy of each row's gold tokens, given those before, `[B]`."""
         return _cross_entropy(self, self.gold[0])
 
-    def mean(self, loss_B: Array, task: str) -> Array:
-        """Of the rows of a task; 0 where there are none."""
-        of_task_B = self.batch.task_B == TASKS.index(task)
-        return _mean_over(loss_B, of_task_B & (self.batch.answer_length_B > 0))
+    def mean(self, loss_B: Array, objective: str) -> Array:
+        """Mean over the rows of an objective; 0 where there are none."""
+        chosen_B = self.batch.objective_B == OBJECTIVES.index(objective)
+        return _mean_over(loss_B, chosen_B & (self.batch.answer_length_B > 0))
 
 
 def total_loss(

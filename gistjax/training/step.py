@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gistjax.compress.compressed_lm import CompressedLM
-from gistjax.data.batching import Batch
+from gistjax.data.example import Batch
 from gistjax.model.lora import Trainable
 from gistjax.runtime.sharding import all_gather, path_name, put, replicated, shardings_of, spec_of
 from gistjax.training.losses import LossSettings, total_loss

@@ -18,8 +18,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from gistjax.compress.compressed_lm import CompressedLM, answer_positions
-from gistjax.data.batching import Batch, Targets, evaluation_batches
-from gistjax.data.prompts import TokenizedExample
+from gistjax.data.batching import evaluation_batches
+from gistjax.data.example import Batch, Buckets, Targets, TokenizedExample
 from gistjax.model.llama import Llama
 from gistjax.model.masks import lengths_to_valid
 from gistjax.runtime.sharding import put_batch, rows_per_step, to_host
@@ -32,8 +32,7 @@ def distillation_targets(
     top: int,
     mesh: Mesh,
     batch_size: int,
-    context_buckets: Sequence[int],
-    question_buckets: Sequence[int],
+    buckets: Buckets,
 ) -> Targets:
     """The teacher's `top` most probable tokens at each answer position of each row, given the gold tokens before it.
 
@@ -58,9 +57,7 @@ def distillation_targets(
     shape = (len(rows), answer_tokens, top)
     targets = Targets(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
     size = batch_size * rows_per_step(mesh)
-    for indices, batch in evaluation_batches(
-        rows, size, context_buckets, question_buckets, answers=True
-    ):
+    for indices, batch in evaluation_batches(rows, size, buckets, answers=True):
         ids, p = to_host(most_probable(state, put_batch(batch, mesh)))
         targets.ids_NxAxY[indices, : ids.shape[1]] = ids[: len(indices)]
         targets.probabilities_NxAxY[indices, : p.shape[1]] = p[: len(indices)]
@@ -73,8 +70,7 @@ def contrastive_targets(
     n_layers: int,
     mesh: Mesh,
     batch_size: int,
-    context_buckets: Sequence[int],
-    question_buckets: Sequence[int],
+    buckets: Buckets,
 ) -> np.ndarray:
     """The mean of the base's states over each context, `[contexts, D]` in fp32, at the context's id.
 
@@ -89,9 +85,7 @@ def contrastive_targets(
     )
     size = max(row.context_id for row in distinct) + 1
     views = np.zeros((size, base.config.d_model), np.float32)
-    batches = evaluation_batches(
-        distinct, batch_size * rows_per_step(mesh), context_buckets, question_buckets
-    )
+    batches = evaluation_batches(distinct, batch_size * rows_per_step(mesh), buckets)
     for indices, host_batch in batches:
         batch: Any = put_batch(host_batch, mesh)
         means_BxD = view(state, batch.context_ids_ExC, batch.context_length_E)

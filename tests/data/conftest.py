@@ -8,8 +8,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from gistjax.config import DataConfig
+from gistjax.data.dataset import load_dataset
+from gistjax.data.example import Dataset
 from gistjax.data.prompts import Prompt, make_prompt
-from gistjax.data.squad import Squad, load_squad
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -42,12 +43,14 @@ def make_tokenizer(texts: list[str], chat_template: str | None = CHATML) -> PreT
 
 
 @pytest.fixture(scope="session")
-def sample() -> Squad:
-    return load_squad(DataConfig(path="sample", train_examples=-1, validation_examples=-1), seed=0)
+def sample() -> Dataset:
+    return load_dataset(
+        DataConfig(path="sample", train_examples=-1, validation_examples=-1), seed=0
+    )
 
 
 @pytest.fixture(scope="session")
-def tokenizer(sample: Squad) -> PreTrainedTokenizerFast:
+def tokenizer(sample: Dataset) -> PreTrainedTokenizerFast:
     return make_tokenizer([example.context for example in sample.train])
 
 

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gistjax.data.batching import Targets, TrainPlan, evaluation_batches, make_batch
-from gistjax.data.prompts import TokenizedExample
+from gistjax.data.batching import PlanSettings, TrainPlan, evaluation_batches, make_batch
+from gistjax.data.example import Buckets, Targets, TokenizedExample
 from gistjax.errors import DataError
 
 CONTEXTS, QUESTIONS = (8, 16, 32), (6, 12)
+BUCKETS = Buckets(CONTEXTS, QUESTIONS)
 sizes = st.tuples(st.integers(1, 32), st.integers(1, 8), st.integers(1, 4))
 
 
@@ -39,7 +40,7 @@ def random_rows(n: int, seed: int = 0) -> list[TokenizedExample]:
 def plan_of(
     rows: list[TokenizedExample], batch_size: int = 4, accumulation: int = 1, seed: int = 0
 ) -> TrainPlan:
-    return TrainPlan(rows, batch_size, seed, CONTEXTS, QUESTIONS, accumulation)
+    return TrainPlan(rows, BUCKETS, PlanSettings(batch_size, seed, accumulation))
 
 
 def test_arrays_of_a_batch():
@@ -163,7 +164,7 @@ def check_row(batch, b: int, row: TokenizedExample, answer_length: int) -> None:
 def test_evaluation_has_every_row_once(lengths, batch_size):
     rows = make_rows(lengths)
     seen = []
-    for indices, batch in evaluation_batches(rows, batch_size, CONTEXTS, QUESTIONS):
+    for indices, batch in evaluation_batches(rows, batch_size, BUCKETS):
         chex.assert_tree_shape_prefix(batch, (batch_size,))
         for b, i in enumerate(indices):
             check_row(batch, b, rows[i], 0)
@@ -179,7 +180,7 @@ def test_few_shapes_and_little_padding():
     plan = plan_of(rows, 8)
     assert sum(plan.shapes.values()) == plan.steps_per_epoch == 250
     assert len(plan.shapes) <= len(CONTEXTS) * len(QUESTIONS)
-    one_shape = TrainPlan(rows, 8, 0, CONTEXTS[-1:], QUESTIONS[-1:])
+    one_shape = TrainPlan(rows, Buckets(CONTEXTS[-1:], QUESTIONS[-1:]), PlanSettings(8))
     assert one_shape.shapes == {(32, 12): 250}
     assert one_shape.real_token_share < plan.real_token_share < 1
 
@@ -192,7 +193,7 @@ def test_rare_shapes_are_not_compiled():
 def test_real_token_share():
     rows = make_rows([(4, 2, 1), (4, 3, 3)])
     assert plan_of(rows, 2).real_token_share == (7 + 10) / (2 * (8 + 6))
-    shared = TrainPlan(rows, 1, 0, CONTEXTS, QUESTIONS, questions=3)
+    shared = TrainPlan(rows, BUCKETS, PlanSettings(1, questions=3))
     assert shared.real_token_share == (4 + 3 + 6) / (8 + 3 * 6)
 
 
@@ -211,7 +212,7 @@ def test_questions_on_a_context_share_its_compression(of_context, questions, see
         for c, n in enumerate(of_context)
         for i in range(n)
     ]
-    plan = TrainPlan(rows, 2, seed, CONTEXTS, QUESTIONS, accumulation=2, questions=questions)
+    plan = TrainPlan(rows, BUCKETS, PlanSettings(2, seed, 2, questions))
     units = sum(-(-n // questions) for n in of_context)
     assert plan.steps_per_epoch == units // 4
     seen = []
@@ -239,10 +240,8 @@ def test_questions_on_a_context_share_its_compression(of_context, questions, see
 
 def test_ratios_come_in_one_after_the_other():
     def drawn(growth, step):
-        plan = TrainPlan(
-            random_rows(60), 8, 0, CONTEXTS, QUESTIONS,
-            epochs=20, ratios=(1.0, 2.0, 4.0, 8.0), ratio_growth=growth,
-        )  # fmt: skip
+        settings = PlanSettings(8, epochs=20, ratios=(1.0, 2.0, 4.0, 8.0), ratio_growth=growth)
+        plan = TrainPlan(random_rows(60), BUCKETS, settings)
         return plan.total_steps, set(plan.batch(step).ratio_E.ravel().tolist())
 
     total, first = drawn(0.5, 0)
@@ -250,13 +249,13 @@ def test_ratios_come_in_one_after_the_other():
     assert drawn(0.5, total // 4 - 1)[1] == {1.0, 2.0}
     assert drawn(0.5, total - 1)[1] == {1.0, 2.0, 4.0, 8.0}
     assert drawn(0.0, 0)[1] == {1.0, 2.0, 4.0, 8.0}
-    plan = TrainPlan(random_rows(60), 4, 0, CONTEXTS, QUESTIONS, accumulation=2, ratios=(2.0,))
+    plan = TrainPlan(random_rows(60), BUCKETS, PlanSettings(4, accumulation=2, ratios=(2.0,)))
     chex.assert_shape(plan.batch(0).ratio_E, (2, 4))
 
 
 def test_total_steps():
     def total(**how_long):
-        return TrainPlan(random_rows(60), 8, 0, CONTEXTS, QUESTIONS, **how_long).total_steps
+        return TrainPlan(random_rows(60), BUCKETS, PlanSettings(8, **how_long)).total_steps
 
     assert total(epochs=2.5) == 17 and total(epochs=2.5, max_steps=4) == 4
     assert total(epochs=1, max_steps=100) == 7
@@ -278,7 +277,7 @@ def test_views_go_with_their_contexts():
     rows = make_rows([(4, 2, 1), (2, 3, 3)])
     size = max(row.context_id for row in rows) + 1
     views = np.arange(size, dtype=np.float32)[:, None] * np.ones(3, np.float32)
-    plan = TrainPlan(rows, 2, 0, CONTEXTS, QUESTIONS, views=views)
+    plan = TrainPlan(rows, BUCKETS, PlanSettings(2), views=views)
     batch = plan.batch(0)
     np.testing.assert_array_equal(batch.context_view_ExD[0, :, 0], batch.context_id_E[0])
 
@@ -302,7 +301,7 @@ def test_each_row_goes_with_its_own_targets():
     rows = random_rows(12)
     number = np.arange(10, dtype=np.float32)  # the last two rows have none
     targets = Targets(np.arange(10, dtype=np.int32)[:, None, None], number[:, None, None])
-    plan = TrainPlan(rows, 2, 0, CONTEXTS, QUESTIONS, questions=2, teacher=targets)
+    plan = TrainPlan(rows, BUCKETS, PlanSettings(2, questions=2), teacher=targets)
     batch, indices = plan.batch(0), plan.rows(0)
     assert batch.teacher.ids_NxAxY.shape == (1, 4, 1, 1)
     for row, target in zip(indices.ravel(), batch.teacher.ids_NxAxY.ravel(), strict=True):
@@ -314,7 +313,7 @@ def test_answers_stay_where_they_are_asked_for():
     lengths = {
         answers: {
             int(i): int(a)
-            for indices, batch in evaluation_batches(rows, 2, CONTEXTS, QUESTIONS, answers)
+            for indices, batch in evaluation_batches(rows, 2, BUCKETS, answers)
             for i, a in zip(indices, batch.answer_length_B, strict=False)
         }
         for answers in (False, True)

@@ -2,7 +2,7 @@ import numpy as np
 
 from gistjax.config import DataConfig
 from gistjax.data import facts
-from gistjax.data.squad import load_squad
+from gistjax.data.dataset import load_dataset
 
 
 def test_every_fact_is_told_once_and_asked_for():
@@ -25,7 +25,7 @@ def test_the_same_rows_in_every_call_and_others_in_each_split():
 
 def test_all_rows_are_usable():
     data = DataConfig(path="facts", train_examples=-1, validation_examples=-1)
-    squad = load_squad(data, seed=0)
+    squad = load_dataset(data, seed=0)
     assert len(squad.train) == 30_000 and len(squad.validation) == 1_000
     assert not squad.report.counts
 

@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gistjax.config import DataConfig
+from gistjax.data.dataset import swap
+from gistjax.data.encoding import encode_splits
+from gistjax.data.example import Dataset, Example
 from gistjax.data.filling import Filler
-from gistjax.data.prompts import encode_splits, make_prompt
+from gistjax.data.prompts import make_prompt
 from gistjax.data.report import DataReport
-from gistjax.data.squad import Example, Squad, swap
 from gistjax.errors import ConfigError, DataError, WeightsError
 
 LLAMA_LIKE = (
@@ -54,9 +56,9 @@ def example(context: str, question: str = "Who?", answer: str = "cat", id_: str 
     return Example(id_, "T", context, question, (answer,), 0)
 
 
-def squad_of(*examples: Example) -> Squad:
+def squad_of(*examples: Example) -> Dataset:
     articles = {"T": tuple(dict.fromkeys(e.context for e in examples))}
-    return Squad(list(examples), list(examples), DataReport(), articles, articles)
+    return Dataset(list(examples), list(examples), DataReport(), articles, articles)
 
 
 def test_pieces_join_to_the_rendered_template(tokenizer, prompt, sample):

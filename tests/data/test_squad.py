@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gistjax.config import DataConfig
+from gistjax.data.dataset import hold_out, load_dataset
+from gistjax.data.example import Dataset
 from gistjax.data.report import DataReport
-from gistjax.data.squad import Squad, hold_out, load_squad, usable_examples
+from gistjax.data.squad import usable_examples
 from gistjax.errors import DataError
 
 GOOD = ("The cat sat.", [("a", "Who sat?", ["cat", "The cat"]), ("b", "What did it do?", ["sat"])])
@@ -52,8 +54,8 @@ def write_folder(folder: Path, train: object, validation: object | None = None) 
     return folder
 
 
-def load(folder: Path, train: int = -1, validation: int = -1, seed: int = 0) -> Squad:
-    return load_squad(
+def load(folder: Path, train: int = -1, validation: int = -1, seed: int = 0) -> Dataset:
+    return load_dataset(
         DataConfig(
             path=str(folder),
             train_examples=train,
@@ -140,9 +142,9 @@ def test_too_many_bad_rows_stop_a_run(tmp_path):
     content["data"][0]["paragraphs"][0]["qas"].append(bad)
     folder = write_folder(tmp_path, content)
     for most in (1 / 3, 1.0):
-        assert len(load_squad(DataConfig(path=str(folder), max_dropped=most), 0).train) == 2
+        assert len(load_dataset(DataConfig(path=str(folder), max_dropped=most), 0).train) == 2
     with pytest.raises(DataError, match=r"1 of 3 rows of .*train.json .*max_dropped=0.34") as error:
-        load_squad(DataConfig(path=str(folder), max_dropped=0.33), 0)
+        load_dataset(DataConfig(path=str(folder), max_dropped=0.33), 0)
     assert "train: skipped, no question: 1 (e.g. x)" in str(error.value)
 
 
@@ -232,7 +234,7 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(DataError, match=r"Couldn't reach the hub\..*--config\.data\.path=FOLDER"):
-        load_squad(DataConfig(name="someone/squad"), 0)
+        load_dataset(DataConfig(name="someone/squad"), 0)
 
 
 def test_hub_rows_are_read_like_files(monkeypatch):
@@ -248,7 +250,7 @@ def test_hub_rows_are_read_like_files(monkeypatch):
     monkeypatch.setattr(
         datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list([row])
     )
-    squad = load_squad(DataConfig(), 0)
+    squad = load_dataset(DataConfig(), 0)
     assert squad.train[0].answers == ("cat",)
     assert "10000 questions asked for, all 1 there are used" in str(squad.report)
 
@@ -256,7 +258,7 @@ def test_hub_rows_are_read_like_files(monkeypatch):
 def test_draw_depends_on_seed_only(sample):
     def draw(n: int, seed: int) -> list[str]:
         data = DataConfig(path="sample", train_examples=n, validation_examples=0)
-        return [example.id for example in load_squad(data, seed).train]
+        return [example.id for example in load_dataset(data, seed).train]
 
     assert draw(20, 1) == draw(20, 1)
     assert draw(20, 1) == draw(60, 1)[:20]  # a smaller draw is the beginning of a larger one
@@ -291,9 +293,9 @@ def test_real_set(squad_folder):
 
 
 def test_held_out_paragraphs_are_not_trained_on_and_the_same_for_every_seed():
-    def drawn(seed: int, holdout: float) -> Squad:
+    def drawn(seed: int, holdout: float) -> Dataset:
         data = DataConfig(path="sample", train_examples=-1, validation_examples=-1, holdout=holdout)
-        return load_squad(data, seed)
+        return load_dataset(data, seed)
 
     whole, parts = drawn(0, 0.0), drawn(0, 0.2)
     train, held = ({e.context_id for e in part} for part in (parts.train, parts.validation))
@@ -306,14 +308,14 @@ def test_held_out_paragraphs_are_not_trained_on_and_the_same_for_every_seed():
 
 
 @pytest.mark.parametrize("share", [1e-6, 1 - 1e-6])
-def test_holding_out_nothing_or_all_is_refused(sample: Squad, share: float):
+def test_holding_out_nothing_or_all_is_refused(sample: Dataset, share: float):
     with pytest.raises(DataError, match="holdout"):
         hold_out(sample.train, share)
 
 
 def test_where_no_question_is_asked_for_no_file_is_opened():
     data = DataConfig(path="/nowhere", train_examples=0, validation_examples=0)
-    squad = load_squad(data, 0)
+    squad = load_dataset(data, 0)
     assert squad.train == squad.validation == []
 
 
@@ -327,7 +329,7 @@ def test_a_split_of_no_rows_is_not_read(tmp_path):
 def test_questions_to_answers(tmp_path):
     folder = write_folder(tmp_path, squad_json(GOOD))
     data = DataConfig(path=str(folder), task="question")
-    for examples in (load_squad(data, 0).train, load_squad(data, 0).validation):
+    for examples in (load_dataset(data, 0).train, load_dataset(data, 0).validation):
         first = next(example for example in examples if example.id == "a")
         assert first.question == "Which question is answered by: cat"
         assert first.answers == ("Who sat?",) and first.context == "The cat sat."

@@ -132,14 +132,14 @@ def test_rows_fit_and_share_their_chunk(rows, prompt):
         assert contexts.setdefault(row.context_id, row.context_ids) is row.context_ids
         assert len(row.question_ids) + len(row.answer_ids) <= LIMIT
         assert len(row.answer_ids)
-        assert (row.answer_ids[-1] == prompt.end_id) == (row.task == "cloze")
+        assert (row.answer_ids[-1] == prompt.end_id) == (row.objective == "cloze")
     assert min(contexts) == 100 and len(contexts) == max(contexts) - 99
-    assert {row.task for row in rows} == {"reconstruction", "continuation", "cloze"}
+    assert {row.objective for row in rows} == {"reconstruction", "continuation", "cloze"}
 
 
 def test_a_reconstruction_goes_on_where_its_beginning_ends(rows, prompt):
     close = len(prompt.question_close_ids)
-    for row in (row for row in rows if row.task == "reconstruction"):
+    for row in (row for row in rows if row.objective == "reconstruction"):
         beginning = row.question_ids[-close - BEGINNING : -close]
         asked = np.concatenate([beginning, row.answer_ids])
         windows = np.lib.stride_tricks.sliding_window_view(row.context_ids, len(asked))

@@ -11,7 +11,7 @@ from gistjax.config import (
     ModelConfig,
     TextConfig,
 )
-from gistjax.data.squad import load_squad
+from gistjax.data.dataset import load_dataset
 from gistjax.errors import DataError
 from gistjax.estimate.cost import (
     START_S,
@@ -81,7 +81,7 @@ def test_what_was_never_measured_or_counted_is_not_guessed():
 def test_local_questions_are_counted():
     shared = DataConfig(path="sample", train_examples=-1, questions_per_context=2)
     config = CompressionConfig(loss_weights=TEACHER, data=shared, batch_size=2, accumulation=1)
-    examples = load_squad(shared, 42)
+    examples = load_dataset(shared, 42)
     units = sum(-(-n // 2) for n in Counter(example.context for example in examples.train).values())
     assert steps_of(config) == int(config.epochs * (units // 2))
     every = dataclasses.replace(shared, validation_examples=-1)

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gistjax.config import CompressionConfig, DataConfig, MeshConfig
-from gistjax.data.prompts import TokenizedExample
+from gistjax.data.example import Buckets, TokenizedExample
 from gistjax.evaluation.controls import budget, select_tokens, shuffle_contexts, token_surprisal
 from gistjax.runtime.sharding import make_mesh, shardings_of
 from tests.helpers.tiny import tiny_base, tiny_model
@@ -135,7 +135,7 @@ def measured(rows: list[TokenizedExample], buckets: tuple[int, ...] = (8, 16), b
     mesh = make_mesh(MeshConfig())
     graphdef, state = nnx.split(tiny_base())
     base = nnx.merge(graphdef, jax.device_put(state, shardings_of(state, mesh, "base/")))
-    return token_surprisal(base, rows, PREFIX, mesh, batch_size, buckets, (4,))
+    return token_surprisal(base, rows, PREFIX, mesh, batch_size, Buckets(buckets, (4,)))
 
 
 @pytest.fixture(scope="module")

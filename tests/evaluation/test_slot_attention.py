@@ -7,7 +7,7 @@ import pytest
 
 from gistjax.compress.architectures import HEADS, standardize
 from gistjax.config import MeshConfig, ModelConfig
-from gistjax.data.prompts import TokenizedExample
+from gistjax.data.example import Buckets, TokenizedExample
 from gistjax.evaluation.slot_attention import slot_attention, split_words
 from gistjax.runtime.sharding import make_mesh
 from gistjax.training.step import split_model
@@ -80,7 +80,7 @@ def test_of_some_contexts_each_word_has_its_part_in_each_slot(tokenizer):
 
     def read_by(name):
         return slot_attention(
-            *split_model(tiny_model(name, base=base)), rows, tokenizer, mesh, contexts=3, context_buckets=(64,), question_buckets=(8,),
+            *split_model(tiny_model(name, base=base)), rows, tokenizer, mesh, contexts=3, buckets=Buckets((64,), (8,)),
         )  # fmt: skip
 
     found = read_by("pooling")

@@ -17,7 +17,7 @@ from gistjax.config import (
     LoraConfig,
     OptimizerConfig,
 )
-from gistjax.data.batching import Batch
+from gistjax.data.example import Batch
 from gistjax.model.config import LlamaConfig, RopeScaling
 from gistjax.model.llama import Llama, fuse_qkv, random_initializer, unstack
 from gistjax.model.lora import Trainable
@@ -132,7 +132,7 @@ def tiny_batch(rng: np.random.Generator, B: int = 4, C: int = 16, S: int = 9) ->
         question_length_B=question_length,
         answer_length_B=rng.integers(1, 5, B),
         context_id_E=np.array([0, *range(B - 1)]),
-        task_B=np.zeros(B),
+        objective_B=np.zeros(B),
     )
     batch = jax.tree.map(lambda x: x.astype(np.int32), batch)
     views = _tiny_views()(batch.context_ids_ExC, batch.context_length_E)

@@ -11,7 +11,7 @@ import pytest
 import gistjax
 from gistjax.config import ModelConfig
 from gistjax.data import facts
-from gistjax.data.squad import load_squad
+from gistjax.data.dataset import load_dataset
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.evaluate import evaluate_run
 from gistjax.experiment import base as assembly
@@ -36,7 +36,7 @@ def reader(rundir):
 
 @pytest.fixture(scope="module")
 def examples():
-    return load_squad(CONFIG.data, CONFIG.seed).validation
+    return load_dataset(CONFIG.data, CONFIG.seed).validation
 
 
 def test_answers_are_those_of_the_evaluation(rundir, reader, examples, tmp_path):

@@ -47,9 +47,9 @@ def run(*flags):
 
 def test_command(tmp_path):
     from gistjax.config import DataConfig
-    from gistjax.data.squad import load_squad
+    from gistjax.data.dataset import load_dataset
 
-    context = load_squad(DataConfig(path="sample"), 0).validation[0].context
+    context = load_dataset(DataConfig(path="sample"), 0).validation[0].context
     (tmp_path / "a.jsonl").write_text(
         json.dumps({"title": "t", "paragraphs": ["Before.", context]})
     )

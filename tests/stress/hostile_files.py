@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 
 from gistjax.compare import read_predictions
 from gistjax.config import DataConfig, ModelConfig
+from gistjax.data.dataset import load_dataset
 from gistjax.data.prompts import make_prompt
 from gistjax.data.report import DataReport
-from gistjax.data.squad import load_squad
 from gistjax.data.text import load_articles
 from gistjax.errors import GistjaxError
 from gistjax.experiment.run_dir import load_config
@@ -141,7 +141,7 @@ def make_questions(folder: Path) -> None:
 
 
 def read_questions(folder: Path) -> object:
-    return load_squad(DataConfig(path=str(folder)), 0)
+    return load_dataset(DataConfig(path=str(folder)), 0)
 
 
 def make_text(folder: Path) -> None:

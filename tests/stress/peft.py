@@ -25,8 +25,8 @@ from gistjax import export
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.decoding import greedy
 from gistjax.config import CompressionConfig, DataConfig, LoraConfig, ModelConfig
+from gistjax.data.dataset import load_dataset
 from gistjax.data.prompts import make_prompt
-from gistjax.data.squad import load_squad
 from gistjax.experiment.run_dir import SHIPPED, load_config
 from gistjax.model.llama import Llama
 from gistjax.runtime import cli
@@ -172,6 +172,6 @@ def smollm2(folder: Path, number: int) -> dict[str, dict[str, Any]]:
 def question_prompts(number: int) -> list[list[int]]:
     """Questions of the package on the beginnings of their paragraphs, as the model is asked."""
     prompt = make_prompt(load_tokenizer(resolve(ModelConfig(name="smollm2-135m-instruct"))))
-    squad = load_squad(DataConfig(path="sample", train_examples=-1), 0)
+    squad = load_dataset(DataConfig(path="sample", train_examples=-1), 0)
     rows = [prompt.encode(example) for example in squad.train[:number]]
     return [[*prompt.prefix_ids, *row.context_ids[:64], *row.question_ids] for row in rows]

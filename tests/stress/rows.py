@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from gistjax.config import CompressionConfig, DataConfig, TextConfig
-from gistjax.data.batching import TrainPlan
-from gistjax.data.prompts import encode_splits, make_prompt
+from gistjax.data.batching import PlanSettings, TrainPlan
+from gistjax.data.dataset import load_dataset
+from gistjax.data.encoding import encode_splits
+from gistjax.data.example import Buckets
+from gistjax.data.prompts import make_prompt
 from gistjax.data.report import DataReport
-from gistjax.data.squad import load_squad
 from gistjax.data.text import load_articles, text_rows
 from gistjax.errors import DataError
 from gistjax.weights.registry import byte_tokenizer
@@ -174,13 +176,10 @@ def fuzz_questions(seed: int, folder: Path, rows: int) -> list[str]:
         path=str(folder), train_examples=-1, validation_examples=-1, max_dropped=1.0, answer_tokens=8,
         context="paragraph", question_buckets=(128, 256), context_buckets=config.context_buckets,
     )  # fmt: skip
-    squad = load_squad(data, seed)
+    squad = load_dataset(data, seed)
     prompt = make_prompt(byte_tokenizer())
     train, validation, report = encode_splits(squad, prompt, data, seed)
-    plan = TrainPlan(
-        train, batch_size=8, accumulation=1, seed=seed, context_buckets=data.context_buckets,
-        question_buckets=data.question_buckets, epochs=1.0,
-    )  # fmt: skip
+    plan = TrainPlan(train, Buckets.of(data), PlanSettings(batch_size=8, seed=seed))
     for step in range(plan.total_steps):
         plan.batch(step)
     wrong = []
@@ -195,7 +194,7 @@ def fuzz_questions(seed: int, folder: Path, rows: int) -> list[str]:
             wrong.append(f"{split} of seed {seed}: {found} for {dict(expected)}, {len(examples)}")
     if len(validation) != good:
         wrong.append(f"seed {seed}: {len(validation)} of {good} questions would be scored")
-    return wrong + stops(lambda most: load_squad(change(data, most), seed), expected, rows)
+    return wrong + stops(lambda most: load_dataset(change(data, most), seed), expected, rows)
 
 
 def change(data: DataConfig, most: float) -> DataConfig:

@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gistjax.config import CompressionConfig, DataConfig, EvaluationConfig, LoraConfig, ModelConfig
-from gistjax.data.prompts import encode_splits, make_prompt
-from gistjax.data.squad import Example, load_squad
+from gistjax.data.dataset import load_dataset
+from gistjax.data.encoding import encode_splits
+from gistjax.data.example import Example
+from gistjax.data.prompts import make_prompt
 from gistjax.evaluation.scores import score
 from gistjax.experiment import base as assembly
 from gistjax.experiment.run_dir import SHIPPED, load_config
@@ -86,7 +88,7 @@ def questions() -> list[Example]:
     """Every validation question of the real set where it is at hand (GISTJAX_SQUAD), else of the package."""
     folder = os.environ.get("GISTJAX_SQUAD", str(ROOT / "../shared/data/squad"))
     path = folder if (Path(folder) / "train.json").is_file() else "sample"
-    return load_squad(DataConfig(path=path, validation_examples=-1), 0).validation
+    return load_dataset(DataConfig(path=path, validation_examples=-1), 0).validation
 
 
 def check_scores(examples: Sequence[Example], seed: int) -> tuple[int, list[str]]:
@@ -138,7 +140,7 @@ def answers_at(config: CompressionConfig, run: Path | None) -> dict[int, dict[st
     tokenizer = load_tokenizer(source)
     base = load_base(source, config.model, mesh)
     pretrained = assembly.PretrainedBase(mesh, source, base, tokenizer, make_prompt(tokenizer))
-    squad = load_squad(config.data, config.seed)
+    squad = load_dataset(config.data, config.seed)
     _, rows, _ = encode_splits(squad, pretrained.prompt, config.data, config.seed)
     graphdef, trainable, frozen = split_model(assembly.model_on(config, pretrained))
     if run is None:

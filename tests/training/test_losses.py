@@ -145,7 +145,7 @@ def test_questions_that_share_a_compression_have_the_loss_of_those_that_do_not(s
 
 def test_text_tasks_are_means_over_their_own_rows(rng):
     model, batch = tiny_model("pooling"), tiny_batch(rng)
-    batch.task_B[:] = [0, 1, 3, 1]  # answer, reconstruction, cloze, reconstruction
+    batch.objective_B[:] = [0, 1, 3, 1]  # answer, reconstruction, cloze, reconstruction
     names = ("teacher_forcing", "reconstruction", "continuation", "cloze")
     _, parts = total(model, batch, dict.fromkeys(names, 1.0))
     loss_B = np.asarray(loss_of(lambda f: f.gold_loss_B, model, batch, {"cloze": 1.0}))

@@ -7,7 +7,7 @@ import numpy as np
 
 from gistjax.compress.compressed_lm import answer_positions
 from gistjax.config import MeshConfig
-from gistjax.data.prompts import TokenizedExample
+from gistjax.data.example import Buckets, TokenizedExample
 from gistjax.runtime.sharding import make_mesh
 from gistjax.training.losses import Forward, LossSettings, distillation
 from gistjax.training.targets import contrastive_targets, distillation_targets
@@ -30,7 +30,7 @@ def rows_of(batch):
 
 def targets_of(teacher, batch, top):
     return distillation_targets(
-        teacher, rows_of(batch), A, top, make_mesh(MeshConfig()), 1, (16,), (9,)
+        teacher, rows_of(batch), A, top, make_mesh(MeshConfig()), 1, Buckets((16,), (9,))
     )
 
 
@@ -89,7 +89,7 @@ def row(context_ids, context_id):
 def test_a_view_is_the_mean_of_the_states_whatever_stands_beside_it():
     base = tiny_base()
     rows = [row([5, 6, 7], 0), row([9, 8, 7, 6, 5, 4], 2), row([5, 6, 7], 0)]
-    views = contrastive_targets(base, rows, 2, make_mesh(MeshConfig()), 1, (4, 8), (4,))
+    views = contrastive_targets(base, rows, 2, make_mesh(MeshConfig()), 1, Buckets((4, 8), (4,)))
     assert views.shape == (3, 32) and views.dtype == np.float32
     for one in rows:
         states, _ = base(

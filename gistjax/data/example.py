@@ -1,0 +1,156 @@
+"""The values that flow through training and evaluation, from a text to arrays of static shape.
+
+    Example            a question on a context, as text
+    TokenizedExample   the same as token ids
+    Batch              many of them, padded to one of the shapes of `Buckets`
+
+Shapes are named by a letter for each axis: E contexts, B rows (questions), Q questions of a context,
+C context tokens, S question and answer tokens, A answer tokens, Y tokens that a teacher proposes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from gistjax.config import DataConfig
+from gistjax.data.report import DataReport
+from gistjax.errors import DataError
+
+Ints = Any  # int32 arrays: NumPy's on the host, JAX's on the devices
+Shape = tuple[int, int]  # context bucket C, question bucket S
+Articles = dict[str, tuple[str, ...]]
+"""Every usable paragraph of a split, by article title."""
+
+OBJECTIVES = ("answer", "reconstruction", "continuation", "cloze")
+"""What a row trains: an answer to a question, or one of the objectives on text (`data.text`)."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question on a context, with its gold answers."""
+
+    id: str
+    title: str  # of the article that the context is from
+    context: str
+    question: str
+    answers: tuple[str, ...]  # the first is trained on, all are scored against
+    context_id: int  # within the split; examples on one context, and no others, share it
+    asked: tuple[str, ...] = ()  # where the question is to be written (`swap`): the answers to it
+
+    @property
+    def in_context(self) -> tuple[str, ...]:
+        """The texts that the context holds: the answers, unless the question is to be written."""
+        return self.asked or self.answers
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The examples that were drawn, and all paragraphs of each split to fill contexts with."""
+
+    train: list[Example]
+    validation: list[Example]
+    report: DataReport = field(default_factory=DataReport)
+    train_articles: Articles = field(default_factory=dict)
+    validation_articles: Articles = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """An example as int32 ids. Rows that share a context share its array."""
+
+    context_ids: np.ndarray  # [context tokens]
+    question_ids: np.ndarray  # [question tokens], the template up to the answer included
+    answer_ids: np.ndarray  # [answer tokens], end token included; empty if only to be answered
+    context_id: int
+    example_index: int
+    objective: str = "answer"  # one of OBJECTIVES
+
+    @property
+    def context_length(self) -> int:
+        """Positions of the context: an empty one takes one too, so that there is a key to see."""
+        return max(len(self.context_ids), 1)
+
+    @property
+    def tokens_length(self) -> int:
+        """Number of question and answer tokens."""
+        return len(self.question_ids) + len(self.answer_ids)
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Lengths that rows are padded to, ascending; each pair in use is compiled once."""
+
+    context: tuple[int, ...]  # context tokens, C
+    question: tuple[int, ...]  # question and answer tokens together, S
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Buckets:
+        """Return the buckets of a configuration."""
+        return cls(tuple(data.context_buckets), tuple(data.question_buckets))
+
+    @property
+    def largest(self) -> Shape:
+        """The shape that holds every row."""
+        return max(self.context), max(self.question)
+
+    def shape_of(self, row: TokenizedExample) -> Shape:
+        """Return the smallest shape that holds a row.
+
+        Raises:
+            DataError: if none does.
+        """
+        return (
+            _smallest(self.context, row.context_length, "context"),
+            _smallest(self.question, row.tokens_length, "question"),
+        )
+
+
+def _smallest(buckets: Sequence[int], length: int, name: str) -> int:
+    fitting = [bucket for bucket in buckets if bucket >= length]
+    if not fitting:
+        raise DataError(
+            f"a {name} of {length} tokens is longer than the largest of "
+            f"--config.data.{name}_buckets, {max(buckets)}: add a larger bucket."
+        )
+    return min(fitting)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Targets:
+    """A teacher's Y most probable tokens at each of the A answer positions of N rows."""
+
+    ids_NxAxY: Ints
+    probabilities_NxAxY: Any  # fp32, sum 1
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """int32 arrays, right padded with 0; for training with a leading micro-batch axis K.
+
+    Rows are ordered by context, `B = E·Q`. Padding contexts have length 1 and id -1, padding rows
+    lengths 1 and 0: there is always something to attend to, and nothing to learn.
+    """
+
+    context_ids_ExC: Ints
+    context_length_E: Ints
+    context_id_E: Ints
+    tokens_BxS: Ints  # question, then answer
+    question_length_B: Ints
+    answer_length_B: Ints  # end token included; 0 in padding rows and in evaluation
+    objective_B: Ints  # index into OBJECTIVES
+    context_view_ExD: Any = None  # fp32, of the frozen base; where the contrastive loss needs it
+    teacher: Targets | None = None  # where the distillation loss needs them
+    ratio_E: Any = None  # fp32, context tokens a slot, where training draws them
+
+    @property
+    def questions(self) -> int:
+        """Q, the questions on each context."""
+        n: int = self.question_length_B.shape[-1] // self.context_length_E.shape[-1]
+        return n
