@@ -1,3 +1,5 @@
+"""Gist, 64 slots, Llama-3.1-8B: the ablation that the others are named after."""
+
 from gistjax.config import CompressionConfig
 
 

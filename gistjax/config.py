@@ -1,26 +1,25 @@
-"""The typed defaults of a run.
+"""The configuration of a run, typed, with defaults, bounds and a line of help for every key.
 
-`CompressionConfig` is the whole configuration: the top level holds what an ablation varies, the groups hold the rest.
-Config files return it as an `ml_collections.ConfigDict`, so that every field can be overridden on the command line.
+`CompressionConfig` is the whole configuration: the top level holds what an ablation varies, the
+groups hold the rest. Config files return it as an `ml_collections.ConfigDict`, so that every key
+can be overridden on the command line.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ml_collections
 
-from gistjax.errors import ConfigError
+from gistjax.errors import ConfigError, did_you_mean
 
-ARCHITECTURES = (
-    "cross_attention", "conv", "pooling", "gist", "mean_pool", "mark", "none", "closed_book",
-)  # fmt: skip
+ARCHITECTURES = ("cross_attention", "conv", "pooling", "gist", "mean_pool", "mark")
 UNCOMPRESSED = ("none", "closed_book")
+"""Controls that have no slots: the whole context, and none of it."""
 SELECTIONS = ("all", "first", "last", "random", "surprisal")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 TEXT_LOSSES = ("reconstruction", "continuation", "cloze")
@@ -28,107 +27,147 @@ DEFAULT_LOSS_WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive"
 DEFAULT_LOSS_WEIGHTS |= dict.fromkeys(("distillation", *TEXT_LOSSES), 0.0)
 
 
+def setting(default: Any, about: str, **rules: Any) -> Any:
+    """Return a dataclass field with its help text and the rules that `gistjax.validation` checks.
+
+    Args:
+        default: the value, or a function that makes it.
+        about: one line of help.
+        rules: `choices`, `least` (≤ value), `above` (< value), `below` (> value), `most` (≥ value),
+            `special` (one value that is allowed besides), `ascending` (of a tuple of positives).
+    """
+    metadata = {"about": about, **rules}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """The base model. `path` overrides where `name` is looked up: a folder, a GGUF file, or `random`."""
+    """The base model."""
 
-    name: str = "llama-3.1-8b-instruct"
-    path: str = ""
-    dtype: str = "bfloat16"  # of the frozen weights and of compute
-    scan_layers: bool = False  # stack the layers and scan over them: compiles fast, runs slower
-    attention: str = "auto"  # of causal attention: cudnn (GPU, bf16) | xla | auto
-    remat: bool = False  # recompute each layer's activations in the backward pass
+    name: str = setting("llama-3.1-8b-instruct", "a known model, or organisation/model on the hub")
+    path: str = setting(
+        "", "where its files are: a folder, a GGUF file, or `random`; empty: by name"
+    )
+    dtype: str = setting(
+        "bfloat16", "of the frozen weights and of compute", choices=("bfloat16", "float32")
+    )
+    scan_layers: bool = setting(False, "scan over stacked layers: compiles fast, runs slower")
+    attention: str = setting("auto", "kernel of causal attention", choices=("auto", "cudnn", "xla"))
+    remat: bool = setting(False, "recompute each layer's activations in the backward pass")
 
 
 @dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters on the base's projections."""
 
-    rank: int = 16  # 0 means no adapter
-    alpha: float = 32.0
-    targets: tuple[str, ...] = PROJECTIONS
+    rank: int = setting(16, "rank; 0 is no adapter", least=0)
+    alpha: float = setting(32.0, "scale: outputs are multiplied by alpha / rank", above=0)
+    targets: tuple[str, ...] = setting(PROJECTIONS, "adapted projections", choices=PROJECTIONS)
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What turns context tokens into the states that a head reads."""
+    """The model that turns context tokens into the states that an architecture reads."""
 
-    kind: str = "embeddings"  # embeddings | hidden | lora
-    layers: int = -1  # base layers that the encoder runs; -1 is all of them
-    bidirectional: bool = False  # lora only: context tokens see later ones too
-    lora: LoraConfig = field(default_factory=LoraConfig)
+    kind: str = setting(
+        "embeddings",
+        "token embeddings, states of the frozen base, or of the base with LoRA",
+        choices=("embeddings", "hidden", "lora"),
+    )
+    layers: int = setting(-1, "base layers that the encoder runs; -1 is all", least=-1)
+    bidirectional: bool = setting(False, "lora only: context tokens see later ones too")
+    lora: LoraConfig = setting(LoraConfig, "the encoder's adapter")
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Questions, contexts and the static shapes that they are padded to."""
 
-    name: str = "rajpurkar/squad"  # hub data set, used when path is empty
-    path: str = ""  # folder with train.json and validation.json in SQuAD v1.1 format, or `sample`, or `facts`
-    train_examples: int = 10_000
-    validation_examples: int = 1_000  # -1 is all
-    task: str = "answer"  # what is learned to be written: answer | question (to an answer)
-    context: str = "filled"  # paragraph | filled
-    select: str = "all"  # architecture none: tokens it reads, as many as slots: all | first | last | random | surprisal
-    context_tokens: int = 512  # longest context; what `filled` fills up to
-    context_buckets: tuple[int, ...] = (128, 192, 256, 384, 512)
-    question_buckets: tuple[int, ...] = (30, 42, 64)  # question + answer tokens
-    answer_tokens: int = 32  # longest gold answer kept in training, end token included
-    questions_per_context: int = 1  # in training, so many questions share one compression
-    max_dropped: float = (
-        0.1  # stop if a larger share of the rows of a file, or of its lines of text, cannot be used
+    name: str = setting("rajpurkar/squad", "data set on the hub, used if path is empty")
+    path: str = setting(
+        "", "folder with train.json and validation.json (SQuAD v1.1), `sample`, `facts`"
     )
-    holdout: float = 0.0  # validate on this share of the training paragraphs, which are not trained on; 0: on validation
+    train_examples: int = setting(10_000, "training questions, drawn by seed; -1 is all", least=-1)
+    validation_examples: int = setting(1_000, "validation questions; -1 is all", least=-1)
+    task: str = setting(
+        "answer",
+        "the text to learn: answers, or questions to answers",
+        choices=("answer", "question"),
+    )
+    context: str = setting(
+        "filled", "a paragraph alone, or filled up with others", choices=("paragraph", "filled")
+    )
+    select: str = setting(
+        "all", "architecture none: the tokens it reads, as many as slots", choices=SELECTIONS
+    )
+    context_tokens: int = setting(512, "longest context; `filled` fills up to it", least=1)
+    context_buckets: tuple[int, ...] = setting(
+        (128, 192, 256, 384, 512), "context lengths to pad to", ascending=True
+    )
+    question_buckets: tuple[int, ...] = setting(
+        (30, 42, 64), "lengths of question and answer together to pad to", ascending=True
+    )
+    answer_tokens: int = setting(32, "longest answer to train on, end token included", least=2)
+    questions_per_context: int = setting(
+        1, "questions that share one compression in training", least=1
+    )
+    max_dropped: float = setting(
+        0.1, "stop if a larger share of rows cannot be used", least=0, most=1
+    )
+    holdout: float = setting(
+        0.0, "validate on this share of the training paragraphs instead", least=0, below=1
+    )
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Plain text to learn compression from, as rows of tasks beside (or instead of) the questions."""
+    """Plain text to learn compression from, beside the questions or instead of them."""
 
-    path: str = ""  # folder of *.jsonl or *.jsonl.gz files with {"title", "paragraphs": [...]}; empty is no text
-    chunks: int = -1  # pieces of text that are used as contexts; -1 is all
-    min_tokens: int = 64  # of a chunk; the longest is data.context_tokens
-    target_tokens: int = 64  # longest text to write in reconstruction and continuation
-    reconstruction: int = 1  # rows of a chunk: repeat the text behind a given beginning
-    continuation: int = 1  # go on behind the chunk
-    cloze: int = 2  # fill a blank in one of its sentences
+    path: str = setting("", 'folder of *.jsonl(.gz) with {"title", "paragraphs"}; empty is no text')
+    chunks: int = setting(-1, "pieces of text that are used as contexts; -1 is all", least=-1)
+    min_tokens: int = setting(64, "shortest piece; the longest is data.context_tokens", least=1)
+    target_tokens: int = setting(
+        64, "longest text to write in reconstruction, continuation", least=2
+    )
+    reconstruction: int = setting(
+        1, "rows a piece: repeat the text after a given beginning", least=0
+    )
+    continuation: int = setting(1, "rows a piece: go on after the piece", least=0)
+    cloze: int = setting(2, "rows a piece: fill a blank in one of its sentences", least=0)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with two learning rates, cosine decay and warm-up."""
 
-    compressor_lr: float = 1e-4
-    lora_lr: float = 5e-5
-    warmup_fraction: float = 0.05
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    b1: float = 0.9
-    b2: float = 0.999
+    compressor_lr: float = setting(1e-4, "peak learning rate of the compressor", least=0)
+    lora_lr: float = setting(5e-5, "peak learning rate of the adapters", least=0)
+    warmup_fraction: float = setting(0.05, "share of the steps with rising rate", least=0, below=1)
+    weight_decay: float = setting(0.01, "decay of matrices, times the learning rate", least=0)
+    clip_norm: float = setting(1.0, "largest norm of all gradients together", above=0)
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 takes what is left."""
+    """Devices along each mesh axis."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = setting(-1, "split rows; -1 takes the devices that are left", least=1, special=-1)
+    fsdp: int = setting(1, "split rows and parameters", least=1, special=-1)
+    tensor: int = setting(1, "split heads and feed-forward width", least=1, special=-1)
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """Greedy answering and scoring."""
 
-    batch_size: int = 32  # per device
-    max_answer_tokens: int = 32
-    sample_predictions: int = 50
-    bootstrap_samples: int = 2_000
-    baseline: bool = True  # also score the untuned base with the full context
-    shuffled: bool = False  # also score answers from the slots of the wrong context
-    slot_contexts: int = (
-        2  # contexts of which slot_attention.json shows what each slot reads; 0 is none
-    )
+    batch_size: int = setting(32, "rows a device", least=1)
+    max_answer_tokens: int = setting(32, "longest answer, in tokens", least=1)
+    sample_predictions: int = setting(50, "rows of sample_predictions.json", least=0)
+    bootstrap_samples: int = setting(2_000, "draws of contexts for the intervals", least=1)
+    baseline: bool = setting(True, "also score the untuned base with the full context")
+    shuffled: bool = setting(False, "also score answers from the slots of the wrong context")
 
 
 @dataclass(frozen=True)
@@ -139,92 +178,165 @@ class CompressionConfig:
     'gist'
     """
 
-    architecture: str = "gist"
-    target_length: int = 64  # slots M
-    ratio: float = (
-        0.0  # context tokens a slot: ⌈tokens / ratio⌉ slots, at most M; 0: M, at most one a token
+    architecture: str = setting(
+        "gist", "the compressor under test, or a control", choices=(*ARCHITECTURES, *UNCOMPRESSED)
     )
-    ratios: tuple[float, ...] = ()  # in training, one of these is drawn for each context
-    ratio_growth: float = 0.0  # share of the training over which they come in, from the first on
-    slot_form: str = (
-        "soft_tokens"  # soft_tokens | key_values (slots in the sequence, with the context)
+    target_length: int = setting(64, "slots M", least=1)
+    ratio: float = setting(
+        0.0, "tokens a slot: ⌈tokens / ratio⌉ slots, at most M; 0: M, at most one a token"
     )
-    slot_place: str = "behind"  # key_values: behind the context | inside, in the place of each window's last token
-    slot_start: str = "head"  # head | window_means | window_ends: the head's slots are added to embeddings of the window
-    slot_positions: str = "packed"  # packed | spread over the context's rotary positions
-    connector: str = "rms"  # rms | linear | none
-    init_from: str = ""  # directory of a finished run, or a compressor.safetensors, whose leaves training starts from
-    epochs: float = 10.0
-    max_steps: int = -1  # stop after so many optimizer steps; -1 follows epochs
-    batch_size: int = 8  # rows per device and micro-step
-    accumulation: int = 4  # micro-steps per optimizer step
-    loss_weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_LOSS_WEIGHTS))
-    contrastive_layers: int = 8  # base layers behind the contrastive target
-    teacher: str = ""  # directory of a finished run, best of architecture none, that the distillation loss learns from
-    teacher_tokens: int = 16  # of its most probable ones at each place, that are learned from
-    seed: int = 42
-    log_every: int = 10
-    checkpoint_every: int = 500
-    eval_every: int = -1  # validation F1 on the way, in steps; -1 only at the end
-    tensorboard: bool = False  # also write events for TensorBoard
-    on_bad_step: str = (
-        "stop"  # stop | skip a step whose loss or gradient is not finite, or whose loss is a spike
+    ratios: tuple[float, ...] = setting((), "in training, one of these is drawn for each context")
+    ratio_growth: float = setting(
+        0.0, "share of the training over which they come in, first to last", least=0, most=1
     )
-    spike_factor: float = (
-        0.0  # a loss of more than so many times its recent mean is a spike; 0: none is
+    slot_form: str = setting(
+        "soft_tokens",
+        "slots as soft tokens, or as keys and values made beside the context",
+        choices=("soft_tokens", "key_values"),
     )
-    deterministic: bool = False  # on GPUs: the same bytes in every run, at some cost in speed
-    model: ModelConfig = field(default_factory=ModelConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    slot_place: str = setting(
+        "behind",
+        "key_values: after the context, or in place of each window's last token",
+        choices=("behind", "inside"),
+    )
+    slot_start: str = setting(
+        "head",
+        "add the architecture's slots to nothing, or to embeddings of the window",
+        choices=("head", "window_means", "window_ends"),
+    )
+    slot_positions: str = setting(
+        "packed", "slots side by side, or spread over the context", choices=("packed", "spread")
+    )
+    connector: str = setting(
+        "rms", "how slots are made to look like embeddings", choices=("rms", "linear", "none")
+    )
+    init_from: str = setting(
+        "", "run directory or compressor.safetensors that training starts from"
+    )
+    epochs: float = setting(10.0, "passes over the training rows", least=0)
+    max_steps: int = setting(-1, "stop after so many optimizer steps; -1 follows epochs", least=-1)
+    batch_size: int = setting(8, "rows a device and micro-step", least=1)
+    accumulation: int = setting(4, "micro-steps of an optimizer step", least=1)
+    loss_weights: dict[str, float] = setting(
+        lambda: dict(DEFAULT_LOSS_WEIGHTS), "weight of each loss; 0 removes its cost"
+    )
+    contrastive_layers: int = setting(8, "base layers before the contrastive target", least=0)
+    teacher: str = setting("", "run directory that the distillation loss learns from")
+    seed: int = setting(42, "of parameters, data order and draws", least=0, below=2**32)
+    log_every: int = setting(10, "steps between lines of metrics.jsonl", least=1)
+    checkpoint_every: int = setting(500, "steps between checkpoints", least=1)
+    eval_every: int = setting(
+        -1, "steps between validations; -1 only at the end", least=1, special=-1
+    )
+    tensorboard: bool = setting(False, "also write events for TensorBoard")
+    on_bad_step: str = setting(
+        "stop",
+        "stop, or skip a step whose loss or gradient is not finite, or a spike",
+        choices=("stop", "skip"),
+    )
+    spike_factor: float = setting(
+        0.0, "a loss of more than so many times its recent mean is a spike; 0: none is", least=0
+    )
+    deterministic: bool = setting(
+        False, "on GPUs: the same bytes in every run, at some cost in speed"
+    )
+    model: ModelConfig = setting(ModelConfig, "the base model")
+    lora: LoraConfig = setting(LoraConfig, "the decoder's adapter")
+    encoder: EncoderConfig = setting(EncoderConfig, "the encoder")
+    data: DataConfig = setting(DataConfig, "questions and contexts")
+    text: TextConfig = setting(TextConfig, "plain text")
+    optimizer: OptimizerConfig = setting(OptimizerConfig, "the optimizer")
+    mesh: MeshConfig = setting(MeshConfig, "devices along each axis")
+    evaluation: EvaluationConfig = setting(EvaluationConfig, "answering and scoring")
 
-    def replace(self, **changes: object) -> CompressionConfig:
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+    @property
+    def compresses(self) -> bool:
+        """Whether the architecture has slots; the controls `none` and `closed_book` have none."""
+        return self.architecture not in UNCOMPRESSED
+
+    def replace(self, **changes: Any) -> CompressionConfig:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """The config as plain JSON values."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Return the config as plain JSON values."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CompressionConfig:
-        """The inverse of `to_json`; also takes what `to_config_dict` gives.
+        """Return the config of plain values (`to_json`), of a ConfigDict, or of a run of 0.1.
 
         Raises:
-            ConfigError: naming an unknown key and the nearest known one, or a value of the wrong type.
+            ConfigError: naming an unknown key and the nearest known one, or a wrong type.
         """
-        return _from_dict(cls, values, "")
+        config: CompressionConfig = _from_dict(cls, _from_0_1(values), "")
+        return config
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
-        """A locked, typed ConfigDict, for config files; losses that are not named have weight 0, and can be overridden."""
+        """Return a locked, typed ConfigDict for config files, with every loss in `loss_weights`."""
         values = dataclasses.asdict(self)
         values["loss_weights"] = dict.fromkeys(DEFAULT_LOSS_WEIGHTS, 0.0) | self.loss_weights
         return ml_collections.ConfigDict(values).lock()
+
+
+def walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Yield (dotted key, value, metadata of `setting`) of every key, groups' keys after their own."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from walk(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value, field.metadata
+
+
+_DROPPED = {
+    "teacher_tokens": 16,
+    "optimizer.b1": 0.9,
+    "optimizer.b2": 0.999,
+    "evaluation.slot_contexts": 2,
+}
+"""Keys of 0.1 that are gone, with the value that is now built in."""
+
+
+def _from_0_1(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the values without the keys of 0.1 that are gone.
+
+    Raises:
+        ConfigError: if one of them had another value than what is built in now.
+    """
+    if not isinstance(values, dict):
+        return values
+    values = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
+    for name, built_in in _DROPPED.items():
+        group, _, leaf = name.rpartition(".")
+        holder = values.get(group, {}) if group else values
+        if isinstance(holder, dict) and holder.pop(leaf, built_in) != built_in:
+            raise ConfigError(
+                f"{name} is a key of gistjax 0.1; since 0.2 it is always {built_in}: "
+                "go on with `pip install gistjax==0.1.0`, or leave the key out."
+            )
+    return values
 
 
 def _from_dict(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     defaults = cls()
     known = {f.name for f in dataclasses.fields(cls)}
     arguments = {}
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"config has no key {prefix + key!r}{did_you_mean(key, known)}")
-        arguments[key] = _cast(getattr(defaults, key), values[key], prefix + key)
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"config has no key {prefix + name!r}{did_you_mean(name, known)}")
+        arguments[name] = _cast(getattr(defaults, name), values[name], prefix + name)
     return cls(**arguments)
 
 
 def _cast(default: Any, value: Any, name: str) -> Any:
-    """The value in its default's type: lists become tuples, whole numbers floats."""
+    """Return the value in its default's type: lists become tuples, whole numbers floats."""
     kind = type(default)
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping | ml_collections.ConfigDict):
         return _from_dict(kind, value, name + ".")
     if kind is dict and isinstance(value, Mapping | ml_collections.ConfigDict):
-        return {key: _cast(0.0, value[key], f"{name}.{key}") for key in value}
+        return {inner: _cast(0.0, value[inner], f"{name}.{inner}") for inner in value}
     if kind is tuple and isinstance(value, list | tuple):
         return tuple(_cast(default[0] if default else 0.0, item, name) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -238,10 +350,3 @@ def _kind(default: Any) -> str:
     if isinstance(default, tuple):
         return f"a tuple of {type((*default, 0.0)[0]).__name__}, such as {default or (2.0, 4.0)!r}"
     return f"a {type(default).__name__}, such as {default!r}"
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message: the nearest known name, or all of them."""
-    known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}."

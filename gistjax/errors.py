@@ -1,5 +1,10 @@
 """Errors a user can cause. Each message names the cause and the fix; commands print it without a traceback."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class GistjaxError(Exception):
     """Base of every error that is a user's to mend."""
@@ -40,3 +45,10 @@ class ExportError(GistjaxError):
 def first_line(error: BaseException, limit: int = 200) -> str:
     """The first line of what a library's error says, cut to `limit` characters; its name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message: the nearest known name, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}."

@@ -27,13 +27,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from gistjax.config import CompressionConfig, DataConfig, did_you_mean
+from gistjax.config import CompressionConfig, DataConfig
 from gistjax.data.dataset import load_dataset, swap
 from gistjax.data.example import Example
 from gistjax.data.filling import JOINER, join
 from gistjax.data.report import DataReport
 from gistjax.data.text import TARGETS, load_articles
-from gistjax.errors import ConfigError, DataError
+from gistjax.errors import ConfigError, DataError, did_you_mean
 from gistjax.runtime import cli
 from gistjax.runtime.files import make_folder, write_json
 from gistjax.validation import validate

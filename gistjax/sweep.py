@@ -29,8 +29,8 @@ from typing import Any
 from absl import flags
 
 from gistjax import train
-from gistjax.config import ARCHITECTURES, CompressionConfig, did_you_mean
-from gistjax.errors import ConfigError, GistjaxError
+from gistjax.config import ARCHITECTURES, CompressionConfig
+from gistjax.errors import ConfigError, GistjaxError, did_you_mean
 from gistjax.experiment.run_dir import EXPORTED
 from gistjax.runtime import cli
 from gistjax.validation import check_trains, validate

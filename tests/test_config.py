@@ -1,5 +1,4 @@
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 
@@ -14,38 +13,48 @@ from gistjax.config import (
     DataConfig,
     LoraConfig,
     ModelConfig,
+    walk,
 )
 from gistjax.errors import ConfigError
+from gistjax.runtime.cli import read_config_file
 from gistjax.validation import validate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return CompressionConfig.from_dict(module.get_config())
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_file_is_valid(path):
-    config = load(path)
+    config = read_config_file(str(path))
     if path.stem == "pretrain":
         with pytest.raises(ConfigError, match="config.text.path"):
             validate(config)
         config = config.replace(text=dataclasses.replace(config.text, path="text"))
     validate(config)
-    name, _, slots = path.stem.rpartition("_m")
-    if name:
-        assert (config.architecture, config.target_length) == (name, int(slots))
 
 
-def test_the_twelve_ablations_are_there():
-    names = {path.stem for path in CONFIGS}
-    for architecture in ("cross_attention", "conv", "pooling", "gist"):
-        for slots in (32, 64, 128):
-            assert f"{architecture}_m{slots}" in names
+@pytest.mark.parametrize("architecture", ["cross_attention", "conv", "pooling", "gist"])
+@pytest.mark.parametrize("slots", [32, 64, 128])
+def test_the_twelve_ablations_are_there(architecture, slots):
+    config = read_config_file(f"ablation.py:{architecture},{slots}")
+    assert config == CompressionConfig(architecture=architecture, target_length=slots)
+    if (architecture, slots) == ("gist", 64):
+        assert read_config_file("gist_m64.py") == read_config_file("configs/ablation.py") == config
+    for wrong in (architecture, f"{architecture},many", "gist,"):
+        with pytest.raises(ConfigError, match="ARCHITECTURE,SLOTS"):
+            read_config_file(f"ablation.py:{wrong}")
+
+
+def test_a_config_of_0_1_opens_where_it_means_the_same():
+    old = {"seed": 3, "teacher_tokens": 16, "optimizer": {"b1": 0.9, "lora_lr": 0.1}}
+    config = CompressionConfig.from_dict(old)
+    assert (config.seed, config.optimizer.lora_lr) == (3, 0.1) and "b1" in old["optimizer"]
+    with pytest.raises(ConfigError, match="optimizer.b1 is a key of gistjax 0.1"):
+        CompressionConfig.from_dict({"optimizer": {"b1": 0.8}})
+
+
+def test_every_key_has_a_line_of_help():
+    for name, _, metadata in walk(CompressionConfig()):
+        assert 5 < len(metadata["about"]) <= 80, name
 
 
 def test_defaults_are_those_of_the_original_experiments():
@@ -59,7 +68,7 @@ def test_defaults_are_those_of_the_original_experiments():
 
 
 @given(
-    st.sampled_from(ARCHITECTURES), st.integers(1, 512), st.floats(0, 100),
+    st.sampled_from(sorted(ARCHITECTURES)), st.integers(1, 512), st.floats(0, 100),
     st.lists(st.integers(1, 4096), min_size=1, max_size=5, unique=True).map(sorted).map(tuple),
     st.integers(0, 128), st.booleans(),
 )  # fmt: skip

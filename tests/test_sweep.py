@@ -65,12 +65,12 @@ def test_a_grid_is_a_run_for_each_combination(tmp_path):
     entries = [
         {
             "name": "pretrain_{architecture}",
-            "config": "configs/base.py",
+            "config": "configs/ablation.py",
             "grid": {"architecture": ["gist", "conv"]},
         },
         {
             "name": "M{target_length}_{architecture}",
-            "config": "configs/base.py",
+            "config": "configs/ablation.py",
             "grid": {"architecture": ["gist", "conv"], "target_length": [32, 64]},
             "set": {"init_from": "@pretrain_{architecture}", "epochs": 2},
             "seeds": [1, 2],
@@ -186,9 +186,13 @@ def test_the_mean_of_an_earlier_runs_seeds_as_a_start(tmp_path):
 
 def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_none(tmp_path):
     runs = [
-        {"name": "first", "config": "configs/pooling_m64.py"},
-        {"name": "broken", "config": "configs/pooling_m64.py", "set": {"init_from": "nowhere"}},
-        {"name": "second", "config": "configs/conv_m64.py", "set": {"init_from": "@first"}},
+        {"name": "first", "config": "configs/ablation.py:pooling,64"},
+        {
+            "name": "broken",
+            "config": "configs/ablation.py:pooling,64",
+            "set": {"init_from": "nowhere"},
+        },
+        {"name": "second", "config": "configs/ablation.py:conv,64", "set": {"init_from": "@first"}},
     ]
     path = write(tmp_path, {"set": TINY, "runs": runs})
     found = run_sweep(read_sweep(path, tmp_path, []))

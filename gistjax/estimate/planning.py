@@ -31,6 +31,7 @@ from gistjax.training.step import (
     split_model,
     state_shardings,
 )
+from gistjax.training.targets import TEACHER_TOKENS
 from gistjax.weights.registry import Source, load_tokenizer
 
 GIB = 2**30
@@ -138,7 +139,7 @@ def _largest_batch(config: CompressionConfig, width: int) -> Batch:
     contrasts = config.loss_weights.get("contrastive")
     targets = None
     if config.loss_weights.get("distillation"):
-        shape = (B, _answer_tokens(config), config.teacher_tokens)
+        shape = (B, _answer_tokens(config), TEACHER_TOKENS)
         targets = Targets(array(*shape), array(*shape, dtype=jnp.float32))
     return Batch(
         context_ids_ExC=array(E, C),

@@ -254,7 +254,6 @@ def distillation_targets(
         nnx.merge(graphdef, trainable, frozen),
         select(theirs, pretrained, questions),
         answer_tokens,
-        config.teacher_tokens,
         pretrained.mesh,
         config.evaluation.batch_size,
         Buckets.of(config.data),

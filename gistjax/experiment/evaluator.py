@@ -43,6 +43,8 @@ from gistjax.weights.registry import KNOWN
 log = logging.getLogger(__name__)
 
 PACKAGES = ("gistjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+SLOT_CONTEXTS = 2
+"""Contexts of which slot_attention.json shows what each slot reads."""
 RESUMABLE = (
     "log_every", "checkpoint_every", "eval_every", "tensorboard", "evaluation", "on_bad_step",
 )  # fmt: skip
@@ -286,12 +288,11 @@ class Evaluator:
         return EvalResult(metrics, predictions, self._slot_attention(trainable, frozen))
 
     def _slot_attention(self, trainable: Any, frozen: Any) -> list[dict[str, Any]]:
-        contexts = self._config.evaluation.slot_contexts
-        if not contexts or not compresses(self._config):
+        if not compresses(self._config):
             return []
         return slot_attention(
             self._graphdef, trainable, frozen, self._read, self._foundation.tokenizer,
-            self._foundation.mesh, contexts, Buckets.of(self._config.data),
+            self._foundation.mesh, SLOT_CONTEXTS, Buckets.of(self._config.data),
         )  # fmt: skip
 
     def _score(self, answers: Answers) -> Scores:

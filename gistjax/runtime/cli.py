@@ -23,12 +23,14 @@ from typing import Any, NoReturn, TextIO
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from gistjax.config import CompressionConfig, did_you_mean
-from gistjax.errors import ConfigError, GistjaxError, first_line
+from gistjax.config import ARCHITECTURES, CompressionConfig, walk
+from gistjax.errors import ConfigError, GistjaxError, did_you_mean, first_line
 from gistjax.runtime.files import is_file
 from gistjax.runtime.signals import Stopped
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
+CONFIGS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+"""Folders of the configs that come with gistjax: in the installed package, in a checkout."""
 OVERRIDE = r"--?config\.([^=]*)"
 HELP = {"--help", "-h", "-help", "--helpfull"}
 
@@ -202,11 +204,19 @@ def print_help(values: flags.FlagValues) -> NoReturn:
         print(_flag_help(flag))
     if "--config." in about:
         if "--helpfull" in sys.argv:
-            print("\nkeys, with their defaults (gistjax/config.py says what each means):")
-            print("\n".join(f"  --config.{key}={value}" for key, value in keys()))
+            print("\nkeys, with their defaults:")
+            print("\n".join(_key_help(*key) for key in walk(CompressionConfig())))
         else:
             print("\n--helpfull also lists every key that --config.KEY=VALUE sets.")
     sys.exit(0)
+
+
+def _key_help(name: str, default: Any, metadata: Mapping[str, Any]) -> str:
+    choices = metadata.get("choices", ())
+    one_of = f" ({' | '.join(choices)})" if choices and not isinstance(default, tuple) else ""
+    about = textwrap.wrap(metadata["about"] + one_of, 90)
+    title = coloured(f"--config.{name}={json.dumps(default)}", "bold")
+    return "\n".join([f"  {title}", *(f"      {line}" for line in about)])
 
 
 def _flag_help(flag: flags.Flag) -> str:
@@ -214,15 +224,6 @@ def _flag_help(flag: flags.Flag) -> str:
     name = f"--{flag.name}" if is_switch or not flag.default else f"--{flag.name}={flag.default}"
     lines = textwrap.wrap(" ".join((flag.help or "").split()), 72)
     return "\n".join([f"  {coloured(name, 'bold')}", *(f"      {line}" for line in lines)])
-
-
-def keys(values: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of the configuration, such as `data.path`, and its default."""
-    for key, value in (CompressionConfig().to_json() if values is None else values).items():
-        if isinstance(value, dict):
-            yield from keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, json.dumps(value)
 
 
 CODES = {"bold": 1, "red": 31, "green": 32, "yellow": 33}
@@ -277,23 +278,24 @@ def _from_file(argv: list[str]) -> tuple[list[str], CompressionConfig]:
         raise ConfigError(f"which config? Give one, as in --config {near}.")
     if len(files) > 1:
         raise ConfigError(f"--config is given twice ({' and '.join(files)}): give one file.")
-    return rest, read_config_file(Path(files[0]))
+    return rest, read_config_file(files[0])
 
 
-def read_config_file(path: Path) -> CompressionConfig:
-    """What `get_config()` of a Python file returns. The file is code, and is run.
+def read_config_file(name: str) -> CompressionConfig:
+    """Return the config of a Python file's `get_config()`. The file is code, and is run.
+
+    Args:
+        name: `FILE`, or `FILE:ARGUMENT` for a `get_config(argument)`. A file that is not there is
+            looked for among the configs that come with gistjax.
 
     Raises:
         ConfigError: if it is missing, fails, or returns no config.
     """
-    if not is_file(path):
-        near = difflib.get_close_matches(
-            path.name, [p.name for p in Path("configs").glob("*.py")], 1
-        )
-        hint = f"; did you mean configs/{near[0]}?" if near else "; see configs/."
-        raise ConfigError(f"there is no config file {str(path if path.name else '')!r}{hint}")
+    file, _, argument = name.partition(":")
+    path = _find_config(file)
     try:
-        config = runpy.run_path(str(path))["get_config"]()
+        get_config = runpy.run_path(str(path))["get_config"]
+        config = get_config(argument) if argument else get_config()
     except GistjaxError:
         raise
     except Exception as error:  # whatever the code in the file runs into
@@ -301,13 +303,36 @@ def read_config_file(path: Path) -> CompressionConfig:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", cause)
         hint = did_you_mean(unknown[1], _leaves()) if unknown else ""
         raise ConfigError(
-            f"config file {path} fails ({cause}){hint or '.'} It needs get_config(), which returns a ConfigDict."
+            f"config file {name} fails ({cause}){hint or '.'} It needs get_config(), which returns "
+            "a ConfigDict."
         ) from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(
-            f"get_config() of {path} returns {config!r}, not a ConfigDict: end it as configs/base.py does."
+            f"get_config() of {name} returns {config!r}, not a ConfigDict: end it as "
+            "configs/gist_m64.py does."
         )
     return CompressionConfig.from_dict(config)
+
+
+def _find_config(name: str) -> Path:
+    """Return the path of a config file, given its path or the name of one that comes with gistjax.
+
+    Raises:
+        ConfigError: with the nearest name, or what the file of gistjax 0.1 is called now.
+    """
+    path = Path(name).expanduser() if name else Path()
+    if is_file(path):
+        return path
+    shipped = {file.name: file for folder in CONFIGS for file in sorted(folder.glob("*.py"))}
+    if path.name in shipped and path.parent.name in ("", "configs"):
+        return shipped[path.name]
+    ablation = re.fullmatch(r"(\w+)_m(32|64|128)(\.py)?", path.name)  # as 0.1 named them
+    if ablation and ablation[1] in ARCHITECTURES:
+        now = f"configs/ablation.py:{ablation[1]},{ablation[2]}"
+        raise ConfigError(f"there is no config file {name!r}; did you mean {now}?")
+    near = difflib.get_close_matches(path.name, shipped, 1)
+    hint = f"; did you mean configs/{near[0]}?" if near else f"; there are {', '.join(shipped)}."
+    raise ConfigError(f"there is no config file {name!r}{hint}")
 
 
 def _leaves(group: ConfigDict | None = None) -> Iterator[str]:

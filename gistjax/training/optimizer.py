@@ -22,6 +22,9 @@ GROUPS: tuple[tuple[str, str], ...] = (
 )
 """Parameter name to learning-rate group. Every trainable leaf must match exactly one."""
 
+B1, B2 = 0.9, 0.999
+"""Decays of Adam's moments (Kingma and Ba 2015, arXiv:1412.6980)."""
+
 DECAYED = r".*/(a|b|query|key|value|out|into|mix_in|mix_out|projection)"
 """Weight decay is for matrices: not for norms, queries, scores and depthwise kernels."""
 
@@ -82,7 +85,7 @@ def make_optimizer(
 
     def adamw(schedule: optax.Schedule) -> optax.GradientTransformation:
         return optax.chain(
-            optax.scale_by_adam(b1=config.b1, b2=config.b2),
+            optax.scale_by_adam(b1=B1, b2=B2),
             optax.masked(optax.add_decayed_weights(config.weight_decay), is_decayed),
             optax.scale_by_learning_rate(schedule),
         )

@@ -24,15 +24,18 @@ from gistjax.model.llama import Llama
 from gistjax.model.masks import lengths_to_valid
 from gistjax.runtime.sharding import put_batch, rows_per_step, to_host
 
+TEACHER_TOKENS = 16
+"""A teacher's most probable tokens at each position that are learned from."""
+
 
 def distillation_targets(
     teacher: CompressedLM,
     rows: Sequence[TokenizedExample],
     answer_tokens: int,
-    top: int,
     mesh: Mesh,
     batch_size: int,
     buckets: Buckets,
+    top: int = TEACHER_TOKENS,
 ) -> Targets:
     """The teacher's `top` most probable tokens at each answer position of each row, given the gold tokens before it.
 

@@ -17,8 +17,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from gistjax.config import ModelConfig, did_you_mean
-from gistjax.errors import WeightsError, first_line
+from gistjax.config import ModelConfig
+from gistjax.errors import WeightsError, did_you_mean, first_line
 from gistjax.model.attention import choose_kernel
 from gistjax.model.config import LlamaConfig, RopeScaling
 from gistjax.model.llama import Layer, Llama

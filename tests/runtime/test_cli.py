@@ -44,9 +44,15 @@ def test_overrides_are_typed():
 @pytest.mark.parametrize(
     "words",
     [
-        ("--config", "configs/pooling_m32.py", "--config.seed=1"),
-        ("--config.seed=1", "--config", "configs/pooling_m32.py"),
-        ("--dry_run", "--config.seed=1", "--config=configs/pooling_m32.py", "--workdir", "x"),
+        ("--config", "configs/ablation.py:pooling,32", "--config.seed=1"),
+        ("--config.seed=1", "--config", "configs/ablation.py:pooling,32"),
+        (
+            "--dry_run",
+            "--config.seed=1",
+            "--config=configs/ablation.py:pooling,32",
+            "--workdir",
+            "x",
+        ),
     ],
 )
 def test_the_order_of_flags_does_not_matter(words):

@@ -223,7 +223,7 @@ def config_files(folder: Path) -> Iterator[Case]:
     for path in (binary, folder, folder / "absent.py", ROOT / "README.md"):
         yield Case(re.escape(path.name), ("--config", str(path)))
     yield Case("did you mean configs/gist_m64.py", ("--config", "configs/gist_m46.py"))
-    yield Case("did you mean configs/pooling_m32.py", ("--config", "pooling_m32"))
+    yield Case("did you mean configs/ablation.py:pooling,32", ("--config", "pooling_m32"))
 
 
 def command_lines() -> Iterator[Case]:
@@ -254,7 +254,7 @@ def command_lines() -> Iterator[Case]:
         ("data.context_buckets", (*GIST, "--config.data.context_buckets=1.5")),
         ("config.data.context_buckets", (*GIST, "--config.data.context_buckets=(1,")),
         ("data.context_buckets", (*GIST, "--config.data.context_buckets=__import__('os')")),
-        ("twice", (*GIST, "--config", "configs/pooling_m32.py")),
+        ("twice", (*GIST, "--config", "configs/qa.py")),
     ):  # fmt: skip
         yield Case(says, words)
 

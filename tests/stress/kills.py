@@ -45,7 +45,7 @@ def write_sweep(folder: Path, runs: int, steps: int) -> Path:
     """Return the file of a sweep whose runs differ in their seed."""
     entry = {
         "name": "run_{seed}",
-        "config": "configs/pooling_m64.py",
+        "config": "configs/ablation.py:pooling,64",
         "grid": {"seed": list(range(runs))},
     }
     path = folder / "sweep.json"

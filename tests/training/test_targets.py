@@ -30,7 +30,7 @@ def rows_of(batch):
 
 def targets_of(teacher, batch, top):
     return distillation_targets(
-        teacher, rows_of(batch), A, top, make_mesh(MeshConfig()), 1, Buckets((16,), (9,))
+        teacher, rows_of(batch), A, make_mesh(MeshConfig()), 1, Buckets((16,), (9,)), top
     )
 
 

@@ -1,5 +1,0 @@
-from gistjax.config import CompressionConfig
-
-
-def get_config():
-    return CompressionConfig(architecture="pooling", target_length=32).to_config_dict()
