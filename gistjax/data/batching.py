@@ -157,7 +157,8 @@ class TrainPlan:
         if self._settings.ratios:
             flat = dataclasses.replace(flat, ratio_E=self._draw_ratios(step, len(units)))
         K = self._settings.accumulation
-        return jax.tree.map(lambda x: x.reshape(K, -1, *x.shape[1:]), flat)
+        batch: Batch = jax.tree.map(lambda x: x.reshape(K, -1, *x.shape[1:]), flat)
+        return batch
 
     def _draw_ratios(self, step: int, units: int) -> np.ndarray:
         """One for each context, of those that are in use at this step."""
