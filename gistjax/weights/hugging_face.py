@@ -1,4 +1,4 @@
-"""Weights and config of a Hugging Face folder: `config.json`, and safetensors in one file or in shards."""
+"""Weights and config of a Hugging Face folder: `config.json` and safetensors, perhaps in shards."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read_config(folder: Path) -> LlamaConfig:
-    """The base's sizes.
+    """Return the base's sizes.
 
     Raises:
-        WeightsError: if `config.json` is missing or damaged, or asks for what gistjax does not run.
+        WeightsError: if `config.json` is missing or damaged, or names what gistjax does not run.
     """
     hf = _read_json(folder / "config.json")
     if "quantization_config" in hf:
         raise WeightsError(
-            f"{folder} holds quantised weights; gistjax reads bf16, fp16 and fp32 safetensors, and GGUF "
-            "files. Give the unquantised model or a GGUF of it."
+            f"{folder} holds quantised weights; gistjax reads bf16, fp16 and fp32 safetensors, "
+            "and GGUF files. Give the unquantised model or a GGUF of it."
         )
     try:
         return LlamaConfig.from_hugging_face(hf)
@@ -51,18 +51,19 @@ class SafetensorsReader:
                 raise WeightsError(f"{path} lacks {name}, which {INDEX} says is in it.")
 
     def tensor(self, name: str) -> np.ndarray:
-        """One tensor, in the dtype of the file."""
+        """Return one tensor, in the dtype of the file."""
         path = self._file_of.get(name)
         if path is None:
             raise WeightsError(f"the weights lack {name}: is this the whole model?")
         try:
-            return self._open[path].get_tensor(name)
+            array: np.ndarray = self._open[path].get_tensor(name)
         except (SafetensorError, TypeError, ValueError, OSError) as error:
             raise WeightsError(f"{path}: cannot read {name} ({error}).") from error
+        return array
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Which file holds which tensor."""
+    """Return the file of each tensor."""
     if (folder / INDEX).is_file():
         weight_map = _read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:

@@ -1,7 +1,8 @@
-"""From named tensors of a file to a Llama on the mesh, a few leaves at a time.
+"""Loading of a Llama onto the mesh from named tensors, a few leaves at a time.
 
-A reader gives the tensors of one model under their Hugging Face names and in that layout, `[out, in]`. On the host there
-are never more than `READERS` leaves beside what the reader holds; each goes to its devices in its own sharding.
+A reader gives the tensors of one model under their Hugging Face names and in that layout,
+`[out, in]`. On the host there are never more than `READERS` leaves beside what the reader holds;
+each goes to its devices in its own sharding.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ NAMES = {
 """Leaf of `Llama`, or part of one, to Hugging Face name; `{}` is the layer."""
 
 READERS = 4
-"""Leaves that are read at the same time; of stacked ones, being large, one and as many of its layers."""
+"""Leaves read at the same time; of the stacked ones, which are large, one and as many layers."""
 
 FUSED = {"layers/qkv": ("q", "k", "v"), "layers/gate_up": ("gate", "up")}
 """Leaves that hold several tensors."""
@@ -49,7 +50,7 @@ class TensorReader(Protocol):
     """Tensors by Hugging Face name."""
 
     def tensor(self, name: str) -> np.ndarray:
-        """One tensor, in the layout of Hugging Face files.
+        """Return one tensor, in the layout of Hugging Face files.
 
         Raises:
             WeightsError: if it is not there or cannot be read.
@@ -57,14 +58,14 @@ class TensorReader(Protocol):
 
 
 def abstract_llama(config: LlamaConfig, dtype: jnp.dtype, scan: bool = True) -> Llama:
-    """The base as shapes and dtypes."""
+    """Return the base as shapes and dtypes."""
     return nnx.eval_shape(lambda: Llama(config, random_initializer(jax.random.key(0), dtype), scan))
 
 
 def load_llama(
     reader: TensorReader, config: LlamaConfig, dtype: jnp.dtype, mesh: Mesh, scan: bool = True
 ) -> Llama:
-    """Reads every weight into its place on the mesh.
+    """Read every weight into its place on the mesh.
 
     Raises:
         WeightsError: naming the tensor that is missing, damaged or of another shape.
@@ -74,8 +75,8 @@ def load_llama(
 
     def load(item: tuple[tuple[Any, ...], jax.ShapeDtypeStruct], sharding: Any) -> jax.Array:
         path, leaf = item
-        host = _leaf(reader, path_name(path), leaf, config, pool)
-        return jax.block_until_ready(put(host, sharding))
+        array: jax.Array = put(_leaf(reader, path_name(path), leaf, config, pool), sharding)
+        return array.block_until_ready()
 
     items, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     with ThreadPoolExecutor(READERS) as pool:
@@ -91,13 +92,16 @@ def _leaf(
     config: LlamaConfig,
     pool: ThreadPoolExecutor,
 ) -> np.ndarray:
-    """A leaf in its final layout: `layers/…` stacked, `layers/3/…` one layer's, or one of the others."""
+    """Return a leaf in its final layout.
+
+    `layers/…` is stacked, `layers/3/…` one layer's; the others stand for themselves.
+    """
     name = re.sub(r"/\d+/", "/", path)
     if not name.startswith("layers/"):
         return _fitting(reader.tensor(NAMES[name]), NAMES[name], leaf.shape).astype(leaf.dtype)
     if name != path:
         return _layer(reader, name, int(path.split("/")[1]), config, leaf.dtype)
-    # The last layer is there before memory for all is
+    # Read the last layer first: a file that lacks it is refused before memory for all is taken
     last = _layer(reader, name, config.n_layers - 1, config, leaf.dtype)
     stack = np.empty(leaf.shape, leaf.dtype)
     stack[-1] = last
@@ -112,19 +116,20 @@ def _leaf(
 def _layer(
     reader: TensorReader, name: str, layer: int, config: LlamaConfig, dtype: Any
 ) -> np.ndarray:
-    """One layer's part of a leaf: matrices as `[in, out]`, those that are fused together."""
+    """Return one layer's part of a leaf: a matrix as `[in, out]`, or several fused ones."""
     sizes = projection_sizes(config)
 
     def matrix(part: str) -> np.ndarray:
         tensor = NAMES[part].format(layer)
         shape = sizes.get(part.removeprefix("layers/"), (config.d_model,))
         weight_OxI = _fitting(reader.tensor(tensor), tensor, shape[::-1])
-        return weight_OxI.astype(dtype).T  # turned in fp32 it takes thrice as long
+        return weight_OxI.astype(dtype).T  # transposing fp32 takes three times as long
 
     parts = [matrix(part) for part in FUSED.get(name, (name,))]
     if name == "layers/qkv":
         q, k, v = parts
-        return fuse_qkv(q, k, v, config.n_kv_heads)
+        fused: np.ndarray = fuse_qkv(q, k, v, config.n_kv_heads)
+        return fused
     return np.stack(parts, axis=-2) if len(parts) > 1 else parts[0]
 
 
@@ -140,7 +145,7 @@ def _fitting(array: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray
 def random_llama(
     config: LlamaConfig, dtype: jnp.dtype, mesh: Mesh, seed: int, scan: bool = True
 ) -> Llama:
-    """Random weights, made on the devices; the same for both ways of keeping the layers."""
+    """Return random weights, made on the devices; the same with stacked layers and without."""
     graphdef, shapes = nnx.split(abstract_llama(config, dtype, scan))
 
     def make() -> Any:

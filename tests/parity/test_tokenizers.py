@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from gistjax.data.prompts import make_prompt
-from gistjax.weights.gguf_file import LLAMA_3_PATTERN, GgufReader
+from gistjax.weights.gguf_file import GgufReader
+from gistjax.weights.tokenizers import LLAMA_3_PATTERN, gguf_tokenizer
 
 TEXTS = [
     "Hello, world!", "  two  spaces\n\nand\tlines\r\n", "1234567 3.14 2026-07-04", "don't WE'LL I'm",
@@ -15,7 +16,7 @@ TEXTS = [
 
 
 def test_smollm2_ids_equal_those_of_transformers(smollm2_path, their_tokenizer):
-    ours, theirs = GgufReader(smollm2_path).tokenizer(), their_tokenizer
+    ours, theirs = gguf_tokenizer(GgufReader(smollm2_path)), their_tokenizer
     for text in TEXTS:
         assert ours(text).input_ids == theirs(text, add_special_tokens=False).input_ids, text
         ids = ours(text).input_ids
@@ -28,7 +29,7 @@ def test_smollm2_ids_equal_those_of_transformers(smollm2_path, their_tokenizer):
 
 
 def test_smollm2_prompt(smollm2_path):
-    prompt = make_prompt(GgufReader(smollm2_path).tokenizer())
+    prompt = make_prompt(gguf_tokenizer(GgufReader(smollm2_path)))
     assert prompt.end_id == 2
     assert prompt.tokenizer.decode(list(prompt.prefix_ids)).endswith("Context:\n")
     question = prompt.tokenizer.decode(prompt.encode_question("Who?").tolist())

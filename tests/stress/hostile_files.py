@@ -23,7 +23,8 @@ from gistjax.experiment.run_dir import load_config
 from gistjax.runtime.sharding import one_device
 from gistjax.sweep import read_sweep
 from gistjax.training.checkpoint import Checkpointer, export_trainable, import_trainable, start_from
-from gistjax.weights.registry import byte_tokenizer, load_base, load_tokenizer, resolve
+from gistjax.weights.registry import load_base, resolve
+from gistjax.weights.tokenizers import byte_tokenizer, load_tokenizer
 
 D, L, V = 32, 2, 12
 SIZES = {

@@ -33,7 +33,8 @@ from gistjax.runtime import cli
 from gistjax.runtime.sharding import one_device
 from gistjax.training.checkpoint import export_trainable, import_trainable
 from gistjax.training.step import split_model
-from gistjax.weights.registry import load_base, load_tokenizer, resolve
+from gistjax.weights.registry import load_base, resolve
+from gistjax.weights.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-4

@@ -23,7 +23,7 @@ from gistjax.data.prompts import make_prompt
 from gistjax.data.report import DataReport
 from gistjax.data.text import load_articles, text_rows
 from gistjax.errors import DataError
-from gistjax.weights.registry import byte_tokenizer
+from gistjax.weights.tokenizers import byte_tokenizer
 
 Breaking = Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], object]
 """Done to an article, its paragraph and the paragraph's question."""

@@ -28,7 +28,8 @@ from gistjax.experiment.run_dir import SHIPPED, load_config
 from gistjax.runtime.sharding import one_device
 from gistjax.training.checkpoint import import_trainable
 from gistjax.training.step import split_model
-from gistjax.weights.registry import load_base, load_tokenizer, resolve
+from gistjax.weights.registry import load_base, resolve
+from gistjax.weights.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 ASCII_PUNCTUATION = {chr(c) for c in range(33, 127) if not chr(c).isalnum()}

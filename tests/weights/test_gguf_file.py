@@ -1,3 +1,5 @@
+import struct
+
 import gguf
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ from gistjax.model.config import RopeScaling
 from gistjax.model.rope import rope_frequencies, scale_frequencies
 from gistjax.weights.gguf_file import GgufReader, _uninterleave, open_gguf
 from gistjax.weights.loading import NAMES
+from gistjax.weights.tokenizers import gguf_tokenizer
 
 D, F, L, V = 64, 128, 2, 9
 SHAPES = {
@@ -127,7 +130,7 @@ def test_other_rope_scalings_and_models_are_refused(tmp_path):
 
 def test_tokenizer(tmp_path):
     write(tmp_path / "m.gguf")
-    tokenizer = GgufReader(tmp_path / "m.gguf").tokenizer()
+    tokenizer = gguf_tokenizer(GgufReader(tmp_path / "m.gguf"))
     assert tokenizer("abc").input_ids == [4, 3]
     assert tokenizer("12").input_ids == [6, 7], "digits stand apart although a merge exists"
     assert tokenizer("a<|end|>").input_ids == [1, 0]
@@ -156,7 +159,7 @@ def test_damaged_files_give_a_clear_error_or_the_same_config(tmp_path_factory, p
     try:
         reader = GgufReader(folder / "flipped.gguf")
         reader.tensor("model.norm.weight")
-        reader.tokenizer()
+        gguf_tokenizer(reader)
     except WeightsError:
         pass
 
@@ -165,11 +168,35 @@ def test_the_header_and_the_tensors_are_those_of_the_package(tmp_path):
     path = tmp_path / "m.gguf"
     write(path, quantize=Q.Q4_1)
     ours, theirs = GgufReader(path), gguf.GGUFReader(path)
-    assert ours._meta == {name: field.contents() for name, field in theirs.fields.items()}
+    counted = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"}  # the package's own entries
+    entries = {name: field.contents() for name, field in theirs.fields.items()}
+    assert entries.keys() >= counted
+    assert ours.metadata == {name: entries[name] for name in entries.keys() - counted}
     for tensor in theirs.tensors:
         array = ours._dequantized(tensor.name)
         expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         np.testing.assert_array_equal(array, expected, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("start", "content", "says"),
+    [
+        (0, b"GGUX", "does not begin with GGUF"),
+        (4, struct.pack("<I", 1), "its version is 1"),
+        (4, struct.pack(">I", 3), "its version is 50331648"),
+        (8, struct.pack("<Q", 1 << 60), "it ends at byte"),
+        (16, struct.pack("<Q", 1 << 60), "not a whole GGUF"),
+        (24, struct.pack("<Q", 1 << 60), "it ends at byte"),
+    ],
+)
+def test_a_header_that_cannot_be_is_refused(start, content, says, tmp_path):
+    path = tmp_path / "m.gguf"
+    write(path)
+    whole = bytearray(path.read_bytes())
+    whole[start : start + len(content)] = content
+    path.write_bytes(whole)
+    with pytest.raises(WeightsError, match=says):
+        GgufReader(path)
 
 
 def test_missing_file(tmp_path):

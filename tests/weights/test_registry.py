@@ -11,7 +11,8 @@ from gistjax.estimate.planning import abstract_model, parameter_counts
 from gistjax.model.llama import Layer
 from gistjax.runtime.sharding import make_mesh
 from gistjax.weights import registry
-from gistjax.weights.registry import KNOWN, base_hash, byte_tokenizer, load_base, resolve
+from gistjax.weights.registry import KNOWN, base_hash, load_base, resolve
+from gistjax.weights.tokenizers import byte_tokenizer
 
 COUNTS = {
     "llama-3.1-8b-instruct": 8_030_261_248,

@@ -1,0 +1,174 @@
+"""Tokenizers of base models: from a Hugging Face folder, from a GGUF file, or one token a byte."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from gistjax.errors import WeightsError
+from gistjax.weights.gguf_file import GgufReader, open_gguf
+from gistjax.weights.registry import Source, in_package
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
+
+LLAMA_3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _smollm() -> list[Any]:
+    """Digits apart, then GPT-2's pattern."""
+    return [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    ]
+
+
+def _llama_3() -> list[Any]:
+    return [
+        pre_tokenizers.Split(Regex(LLAMA_3_PATTERN), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+
+
+PRE_TOKENIZERS: dict[str, Callable[[], list[Any]]] = {"smollm": _smollm, "llama-bpe": _llama_3}
+"""By their names in GGUF files."""
+
+CONTROL, USER_DEFINED = 3, 4  # GGUF's types of tokens that are never split
+
+BYTE_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerFast:
+    """Return the base's tokenizer.
+
+    Random weights get their model's own if a package has it, else one token a byte.
+
+    Raises:
+        WeightsError: if the files hold none.
+    """
+    if source.kind == "random":
+        return _tokenizer_for_random(source)
+    assert source.path is not None
+    if source.kind == "gguf":
+        return gguf_tokenizer(open_gguf(source.path))
+    with _quiet_transformers():
+        from transformers import AutoTokenizer
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            source.path, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # transformers raises many kinds for a damaged tokenizer
+        raise WeightsError(
+            f"{source.path} holds no tokenizer that can be read ({type(error).__name__}): "
+            "it needs tokenizer.json beside the weights."
+        ) from error
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def _tokenizer_for_random(source: Source) -> PreTrainedTokenizerFast:
+    package = in_package(source.name)
+    if package is not None:
+        return gguf_tokenizer(open_gguf(package))
+    if source.name != "tiny-random":
+        log.info("random %s: its tokenizer is not here, so each byte is a token", source.name)
+    return byte_tokenizer()
+
+
+def gguf_tokenizer(file: GgufReader) -> PreTrainedTokenizerFast:
+    """Return the byte-level BPE in a GGUF file, with its special tokens and chat template.
+
+    Raises:
+        WeightsError: for another kind of tokenizer, or a damaged one.
+    """
+    kind, pre = file.entry("tokenizer.ggml.model"), file.metadata.get("tokenizer.ggml.pre")
+    if kind != "gpt2" or pre not in PRE_TOKENIZERS:
+        known = " or ".join(map(repr, PRE_TOKENIZERS))
+        raise WeightsError(
+            f"{file.path} holds a tokenizer of kind {kind!r}/{pre!r}; gistjax reads 'gpt2' ones "
+            f"with {known}. Use the model's Hugging Face folder instead."
+        )
+    try:
+        return _byte_level_tokenizer(file, pre)
+    except WeightsError:
+        raise
+    except Exception as error:  # tokenizers raises the plain Exception
+        raise WeightsError(
+            f"{file.path} holds a damaged tokenizer ({error}): fetch it again."
+        ) from error
+
+
+def _byte_level_tokenizer(file: GgufReader, pre: str) -> PreTrainedTokenizerFast:
+    tokens: list[str] = file.entry("tokenizer.ggml.tokens")
+    merges = [tuple(merge.split(" ", 1)) for merge in file.entry("tokenizer.ggml.merges")]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre]())
+    backend.decoder = decoders.ByteLevel()
+    for token, kind in zip(tokens, file.entry("tokenizer.ggml.token_type"), strict=True):
+        if kind in (CONTROL, USER_DEFINED):
+            backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+
+    def special(name: str) -> str | None:
+        index = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return None if index is None else tokens[index]
+
+    return _fast(
+        backend,
+        file.metadata.get("tokenizer.chat_template"),
+        bos_token=special("bos"),
+        eos_token=special("eos"),
+        unk_token=special("unknown"),
+        pad_token=special("padding") or special("eos"),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of a token for each byte, three special ones, and a chat template."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    symbols = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(symbols)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in special])
+    return _fast(backend, BYTE_TEMPLATE, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def _fast(backend: Tokenizer, template: str | None, **settings: Any) -> PreTrainedTokenizerFast:
+    with _quiet_transformers():
+        from transformers import PreTrainedTokenizerFast
+
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend, **settings
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence the advice to install PyTorch, which is not used; transformers gives it on import."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
