@@ -1,4 +1,11 @@
-"""gistjax: compress long contexts into a few vectors that a frozen language model reads in their place."""
+"""Compress long contexts into a few vectors that a frozen language model reads in their place.
+
+import gistjax
+
+engine = gistjax.load()  # the compressor that comes with gistjax; or load("runs/qa")
+document = engine.compress(text)
+document.ask("Who built the mill?").text
+"""
 
 from __future__ import annotations
 
@@ -11,6 +18,8 @@ if TYPE_CHECKING:
     from gistjax.inference.engine import Answer, Document, Engine, load
     from gistjax.train import run_single_ablation
 
+__version__ = "0.2.0"
+
 __all__ = [
     "Answer",
     "CompressionConfig",
@@ -20,12 +29,23 @@ __all__ = [
     "run_single_ablation",
 ]
 
-_HOMES = {name: "gistjax.inference.engine" for name in ("Answer", "Document", "Engine", "load")}
-_HOMES["run_single_ablation"] = "gistjax.train"
+_HOMES = {
+    "Answer": "gistjax.inference.engine",
+    "Document": "gistjax.inference.engine",
+    "Engine": "gistjax.inference.engine",
+    "load": "gistjax.inference.engine",
+    "run_single_ablation": "gistjax.train",
+}
+"""Modules of the names that need JAX: imported on first use, so that `import gistjax` is quick."""
 
 
 def __getattr__(name: str) -> Any:
-    """What needs JAX and transformers is imported on first use."""
+    """Import the module of a name on its first use."""
     if name not in _HOMES:
         raise AttributeError(f"module 'gistjax' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the names above too, imported or not."""
+    return sorted({*globals(), *__all__})
