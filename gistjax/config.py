@@ -23,6 +23,11 @@ UNCOMPRESSED = ("none", "closed_book")
 SELECTIONS = ("all", "first", "last", "random", "surprisal")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 TEXT_LOSSES = ("reconstruction", "continuation", "cloze")
+TASKS = {
+    "answer": "gistjax.data.squad",
+    "question": "gistjax.data.question_writing",
+}
+"""Modules of the tasks, each of which defines its `TASK` (`gistjax.data.tasks`)."""
 DEFAULT_LOSS_WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
 DEFAULT_LOSS_WEIGHTS |= dict.fromkeys(("distillation", *TEXT_LOSSES), 0.0)
 
@@ -87,14 +92,12 @@ class DataConfig:
 
     name: str = setting("rajpurkar/squad", "data set on the hub, used if path is empty")
     path: str = setting(
-        "", "folder with train.json and validation.json (SQuAD v1.1), `sample`, `facts`"
+        "", "folder with train and validation .json (SQuAD v1.1) or .jsonl; `sample`; `facts`"
     )
     train_examples: int = setting(10_000, "training questions, drawn by seed; -1 is all", least=-1)
     validation_examples: int = setting(1_000, "validation questions; -1 is all", least=-1)
     task: str = setting(
-        "answer",
-        "the text to learn: answers, or questions to answers",
-        choices=("answer", "question"),
+        "answer", "the text to learn: answers, or questions to answers", choices=TASKS
     )
     context: str = setting(
         "filled", "a paragraph alone, or filled up with others", choices=("paragraph", "filled")

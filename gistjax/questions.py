@@ -28,9 +28,10 @@ import numpy as np
 from absl import flags
 
 from gistjax.config import CompressionConfig, DataConfig
-from gistjax.data.dataset import load_dataset, swap
+from gistjax.data.dataset import load_dataset
 from gistjax.data.example import Example
 from gistjax.data.filling import JOINER, join
+from gistjax.data.question_writing import swap
 from gistjax.data.report import DataReport
 from gistjax.data.text import TARGETS, load_articles
 from gistjax.errors import ConfigError, DataError, did_you_mean

@@ -244,7 +244,7 @@ def run_sweep(runs: list[Run]) -> dict[str, dict[str, Any]]:
     pretrained_bases: dict[Any, Any] = {}
     for run in runs:
         config = configs[run.name]
-        key = (config.model, config.mesh, config.deterministic)
+        key = (config.model, config.mesh, config.deterministic, config.data.task)
         try:
             if (run.workdir / "metrics.json").exists():
                 found[run.name] = read_metrics(run.workdir)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from gistjax.config import DataConfig
 from gistjax.data import squad
-from gistjax.data.dataset import load_dataset, swap
+from gistjax.data.dataset import load_dataset
 from gistjax.data.example import Example
+from gistjax.data.question_writing import swap
 from gistjax.errors import ConfigError
 from gistjax.questions import (
     LONGEST,

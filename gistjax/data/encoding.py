@@ -1,4 +1,4 @@
-"""Examples as token ids: contexts cut or filled, rows that do not fit reported."""
+"""Examples as token ids: contexts cut or filled, what does not fit counted."""
 
 from __future__ import annotations
 
@@ -8,127 +8,153 @@ from dataclasses import dataclass
 import numpy as np
 
 from gistjax.config import DataConfig
-from gistjax.data.example import Articles, Dataset, Example, TokenizedExample
+from gistjax.data.example import Articles, Buckets, Dataset, Example, TokenizedExample
 from gistjax.data.filling import Filler, join
 from gistjax.data.prompts import Prompt
 from gistjax.data.report import DataReport
+from gistjax.data.tasks import load_task
 from gistjax.errors import ConfigError, DataError
+
+NO_ANSWER = np.zeros(0, np.int32)
 
 
 def encode_splits(
     dataset: Dataset, prompt: Prompt, data: DataConfig, seed: int
 ) -> tuple[list[TokenizedExample], list[TokenizedExample], DataReport]:
-    """Training rows, validation rows (one for each example, in order, without answers), and what
-    was cut.
+    """Return training rows, validation rows and a report of what was cut.
+
+    There is a validation row without answer for each validation example, in order. Training
+    examples that do not fit the configured lengths, or those of the task, are left out.
 
     Raises:
         ConfigError: if the buckets cannot hold `context_tokens` or the prompt.
         DataError: if examples were asked for and no training row is left.
     """
     check_buckets(prompt, data)
+    data = load_task(data.task).limit(data)
     report = dataset.report + DataReport()
-    train = _encode_train(dataset.train, dataset.train_articles, prompt, data, seed, report)
-    rows = _encode_validation(
-        dataset.validation, dataset.validation_articles, prompt, data, seed, report
+    train = _encode_train(
+        _encode(dataset.train, dataset.train_articles, prompt, data, seed), prompt, data, report
+    )
+    validation = _encode_validation(
+        _encode(dataset.validation, dataset.validation_articles, prompt, data, seed),
+        prompt,
+        data,
+        report,
     )
     if dataset.train and not train:
         raise DataError(f"no training question fits the configured token limits:\n{report}")
-    return train, rows, report
+    return train, validation, report
 
 
 def check_buckets(prompt: Prompt, data: DataConfig) -> None:
-    """Refuses buckets that cannot hold `context_tokens`, or a question in its prompt.
+    """Refuse buckets that cannot hold `context_tokens`, or a question in its prompt.
 
     Raises:
         ConfigError: naming the buckets.
     """
-    if max(data.context_buckets) < data.context_tokens:
+    C, S = Buckets.of(data).largest
+    if data.context_tokens > C:
         raise ConfigError(
-            f"the largest of --config.data.context_buckets, {max(data.context_buckets)}, is less "
-            f"than context_tokens = {data.context_tokens}: add a bucket, or lower context_tokens."
+            f"the largest of --config.data.context_buckets, {C}, is less than context_tokens = "
+            f"{data.context_tokens}: add a bucket, or lower context_tokens."
         )
     if data.context not in ("paragraph", "filled"):
         raise ConfigError(
             f"--config.data.context is {data.context!r}: take 'paragraph' or 'filled'."
         )
     around = len(prompt.encode_question(""))
-    if max(data.question_buckets) <= around:
+    if around >= S:
         raise ConfigError(
             f"the prompt around a question takes {around} tokens, as many as the largest of "
-            f"--config.data.question_buckets, {max(data.question_buckets)}: add a larger bucket."
+            f"--config.data.question_buckets, {S}: add a larger bucket."
         )
-
-
-def _encode_train(
-    examples: Sequence[Example],
-    articles: Articles,
-    prompt: Prompt,
-    data: DataConfig,
-    seed: int,
-    report: DataReport,
-) -> list[TokenizedExample]:
-    contexts = _encode_contexts(examples, articles, prompt, data, seed)
-    questions = prompt.encode_questions([example.question for example in examples])
-    answers = prompt.encode_answers([example.answers[0] for example in examples])
-    rows = []
-    for index, (example, question_ids, answer_ids) in enumerate(
-        zip(examples, questions, answers, strict=True)
-    ):
-        context = contexts[example.context_id]
-        if context.gold_cut:
-            report.count("train: truncated contexts", example.id)
-        if example.in_context[0] not in context.kept_text:
-            report.count("train: skipped, answers cut off", example.id)
-        elif len(answer_ids) > data.answer_tokens:
-            report.count("train: skipped, answers too long", example.id)
-        elif len(question_ids) + len(answer_ids) > max(data.question_buckets):
-            report.count("train: skipped, questions too long", example.id)
-        else:
-            rows.append(
-                TokenizedExample(context.ids, question_ids, answer_ids, example.context_id, index)
-            )
-    return rows
-
-
-def _encode_validation(
-    examples: Sequence[Example],
-    articles: Articles,
-    prompt: Prompt,
-    data: DataConfig,
-    seed: int,
-    report: DataReport,
-) -> list[TokenizedExample]:
-    contexts = _encode_contexts(examples, articles, prompt, data, seed)
-    limit = max(data.question_buckets)
-    no_answer = np.zeros(0, np.int32)
-    questions = prompt.encode_questions([example.question for example in examples])
-    rows = []
-    for index, (example, question_ids) in enumerate(zip(examples, questions, strict=True)):
-        context = contexts[example.context_id]
-        if context.gold_cut:
-            report.count("validation: truncated contexts", example.id)
-        if not any(answer in context.kept_text for answer in example.in_context):
-            report.count("validation: answers cut off, still scored", example.id)
-        if len(question_ids) > limit:
-            report.count("validation: questions shortened to fit, still scored", example.id)
-            question_ids = prompt.encode_question(example.question, limit)
-        rows.append(
-            TokenizedExample(context.ids, question_ids, no_answer, example.context_id, index)
-        )
-    return rows
 
 
 @dataclass(frozen=True)
 class _Context:
-    ids: np.ndarray
+    """A context as the model gets it."""
+
+    ids: np.ndarray  # [context tokens]
     kept_text: str
-    gold_cut: bool
+    gold_cut: bool  # the example's own paragraph is not whole
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """An example with its context and question as ids, nothing left out yet."""
+
+    example: Example
+    context: _Context
+    question_ids: np.ndarray
+
+    def holds_evidence(self, n: int | None = None) -> bool:
+        """Return whether the context still has one of the first n texts that are needed."""
+        evidence = self.example.evidence[:n]
+        return not evidence or any(text in self.context.kept_text for text in evidence)
+
+    def row(self, index: int, answer_ids: np.ndarray) -> TokenizedExample:
+        """Return the row of these ids."""
+        return TokenizedExample(
+            self.context.ids, self.question_ids, answer_ids, self.example.context_id, index
+        )
+
+
+def _encode(
+    examples: Sequence[Example], articles: Articles, prompt: Prompt, data: DataConfig, seed: int
+) -> list[_Encoded]:
+    contexts = _encode_contexts(examples, articles, prompt, data, seed)
+    questions = prompt.encode_questions([example.question for example in examples])
+    return [
+        _Encoded(example, contexts[example.context_id], question_ids)
+        for example, question_ids in zip(examples, questions, strict=True)
+    ]
+
+
+def _encode_train(
+    encoded: Sequence[_Encoded], prompt: Prompt, data: DataConfig, report: DataReport
+) -> list[TokenizedExample]:
+    answers = prompt.encode_answers([one.example.answers[0] for one in encoded])
+    longest = max(data.question_buckets)
+    rows = []
+    for index, (one, answer_ids) in enumerate(zip(encoded, answers, strict=True)):
+        name = one.example.id
+        if one.context.gold_cut:
+            report.count("train: truncated contexts", name)
+        if not one.holds_evidence(1):
+            report.count("train: skipped, answers cut off", name)
+        elif len(answer_ids) > data.answer_tokens:
+            report.count("train: skipped, answers too long", name)
+        elif len(one.question_ids) + len(answer_ids) > longest:
+            report.count("train: skipped, questions too long", name)
+        else:
+            rows.append(one.row(index, answer_ids))
+    return rows
+
+
+def _encode_validation(
+    encoded: Sequence[_Encoded], prompt: Prompt, data: DataConfig, report: DataReport
+) -> list[TokenizedExample]:
+    longest = max(data.question_buckets)
+    rows = []
+    for index, one in enumerate(encoded):
+        name = one.example.id
+        if one.context.gold_cut:
+            report.count("validation: truncated contexts", name)
+        if not one.holds_evidence():
+            report.count("validation: answers cut off, still scored", name)
+        if len(one.question_ids) > longest:
+            report.count("validation: questions shortened to fit, still scored", name)
+            shortened = prompt.encode_question(one.example.question, longest)
+            one = _Encoded(one.example, one.context, shortened)
+        rows.append(one.row(index, NO_ANSWER))
+    return rows
 
 
 def _encode_contexts(
     examples: Sequence[Example], articles: Articles, prompt: Prompt, data: DataConfig, seed: int
 ) -> dict[int, _Context]:
-    """Each distinct context once, by `context_id`."""
+    """Encode each distinct context once; return them by `context_id`."""
     distinct = list({example.context_id: example for example in examples}.values())
     if data.context == "filled":
         texts, gold_ends = _filled(distinct, articles, prompt, data.context_tokens, seed)
@@ -147,7 +173,7 @@ def _encode_contexts(
 def _filled(
     examples: Sequence[Example], articles: Articles, prompt: Prompt, budget: int, seed: int
 ) -> tuple[list[str], list[int]]:
-    """Filled texts, and for each the character where its gold paragraph ends."""
+    """Return filled texts, and for each the character at which its gold paragraph ends."""
     paragraphs = list(dict.fromkeys(p for ps in articles.values() for p in ps))
     tokens = dict(zip(paragraphs, prompt.count_tokens(paragraphs), strict=True))
     filler = Filler(articles, tokens, budget, seed)

@@ -35,17 +35,19 @@ class Example:
     """A question on a context, with its gold answers."""
 
     id: str
-    title: str  # of the article that the context is from
+    title: str  # of the article that the context is from, or empty
     context: str
     question: str
     answers: tuple[str, ...]  # the first is trained on, all are scored against
     context_id: int  # within the split; examples on one context, and no others, share it
-    asked: tuple[str, ...] = ()  # where the question is to be written (`swap`): the answers to it
+    evidence: tuple[str, ...] = ()  # texts of the context, one of which is needed to answer
+    task: str = "answer"  # a name in `gistjax.config.TASKS`
+    metric: str = "squad"  # a name in `gistjax.evaluation.metrics.METRICS`
 
     @property
-    def in_context(self) -> tuple[str, ...]:
-        """The texts that the context holds: the answers, unless the question is to be written."""
-        return self.asked or self.answers
+    def looked_up(self) -> str:
+        """The text that has to be found in the context; the first gold answer if none is known."""
+        return (self.evidence or self.answers)[0]
 
 
 @dataclass(frozen=True)

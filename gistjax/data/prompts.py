@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 INSTRUCTION = "Answer the question with a short phrase copied from the context."
 CONTEXT, QUESTION, ANSWER = "@CONTEXT@", "@QUESTION@", "@ANSWER@"
 USER = f"Context:\n{CONTEXT}\n\nQuestion: {QUESTION}"
-PLAIN = f"{INSTRUCTION}\n\n{USER}\nAnswer:"
 DATE = "26 Jul 2024"  # templates that name today's date get this one, so that prompts never change
 
 
@@ -126,15 +125,21 @@ class Prompt:
         return result
 
 
-def make_prompt(tokenizer: PreTrainedTokenizerFast) -> Prompt:
-    """Cuts the tokenizer's chat template, or a plain one where it has none.
+def make_prompt(
+    tokenizer: PreTrainedTokenizerFast, instruction: str = INSTRUCTION, user: str = USER
+) -> Prompt:
+    """Cut the tokenizer's chat template, or a plain one where it has none.
+
+    Args:
+        instruction: the system turn; where the template has none, the user's turn begins with it.
+        user: the user's turn, with @CONTEXT@ and then @QUESTION@ in it.
 
     Raises:
         WeightsError: if the template fails or loses the question or the context, or no end token is known.
     """
     if tokenizer.chat_template:
         try:
-            text, answer_lead, end_text = _render_chat(tokenizer)
+            text, answer_lead, end_text = _render_chat(tokenizer, instruction, user)
         except (
             Exception
         ) as error:  # a template is a program, in Jinja's sandbox: it may raise anything
@@ -143,7 +148,8 @@ def make_prompt(tokenizer: PreTrainedTokenizerFast) -> Prompt:
                 f"({type(error).__name__}: {error}): give it another chat_template, or none."
             ) from error
     else:
-        text, answer_lead, end_text = _bos(tokenizer) + PLAIN, " ", ""
+        text = f"{_bos(tokenizer)}{instruction}\n\n{user}\nAnswer:"
+        answer_lead, end_text = " ", ""
     prefix, found_context, rest = text.partition(CONTEXT)
     middle, found_question, close = rest.partition(QUESTION)
     if not (found_context and found_question):
@@ -169,13 +175,15 @@ def _template_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, .
     return tuple(tokenizer(text, add_special_tokens=False).input_ids) if text else ()
 
 
-def _render_chat(tokenizer: PreTrainedTokenizerFast) -> tuple[str, str, str]:
-    """The rendered prompt, the white space before an answer, and the text that ends it."""
-    turns = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": USER}]
+def _render_chat(
+    tokenizer: PreTrainedTokenizerFast, instruction: str, user: str
+) -> tuple[str, str, str]:
+    """Return the rendered prompt, the white space before an answer, and the text that ends it."""
+    turns = [{"role": "system", "content": instruction}, {"role": "user", "content": user}]
     try:
         text = _render(tokenizer, turns, add_generation_prompt=True)
     except jinja2.TemplateError:  # the template knows no system turn
-        turns = [{"role": "user", "content": f"{INSTRUCTION}\n\n{USER}"}]
+        turns = [{"role": "user", "content": f"{instruction}\n\n{user}"}]
         text = _render(tokenizer, turns, add_generation_prompt=True)
     answered = _render(tokenizer, [*turns, {"role": "assistant", "content": ANSWER}])
     if not answered.startswith(text):

@@ -21,8 +21,9 @@ from gistjax.config import TEXT_LOSSES, CompressionConfig
 from gistjax.data.batching import PlanSettings, TrainPlan, longest_answer
 from gistjax.data.encoding import check_buckets
 from gistjax.data.example import Buckets, Targets, TokenizedExample
-from gistjax.data.prompts import Prompt, make_prompt
+from gistjax.data.prompts import Prompt
 from gistjax.data.report import DataReport
+from gistjax.data.tasks import load_task
 from gistjax.data.text import find_text, load_articles, text_rows
 from gistjax.errors import ConfigError, WeightsError
 from gistjax.estimate import out_of_memory as device_memory
@@ -73,7 +74,7 @@ def find_prompt(config: CompressionConfig) -> tuple[Source, Prompt]:
             f"the tokenizer has {len(tokenizer)} tokens, but {config.model.name} embeds {source.config.vocab_size}: "
             "it belongs to another model. Put the model's own tokenizer files beside its weights."
         )
-    return source, make_prompt(tokenizer)
+    return source, load_task(config.data.task).prompt(tokenizer)
 
 
 def load_pretrained(

@@ -373,8 +373,8 @@ class Evaluator:
                 "question": example.question,
                 "prediction": text,
                 "answers": list(example.answers),
-                "type": answer_type(example.in_context[0]),
-                "place": answer_place(contexts[example.context_id], example.in_context[0]),
+                "type": answer_type(example.looked_up),
+                "place": answer_place(contexts[example.context_id], example.looked_up),
                 "f1": round(float(f1), 4),
                 "em": float(em),
             }

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gistjax.config import DataConfig
-from gistjax.data.dataset import swap
 from gistjax.data.encoding import encode_splits
 from gistjax.data.example import Dataset, Example
 from gistjax.data.filling import Filler
 from gistjax.data.prompts import make_prompt
+from gistjax.data.question_writing import swap
 from gistjax.data.report import DataReport
 from gistjax.errors import ConfigError, DataError, WeightsError
 
@@ -53,7 +53,7 @@ def with_template(tokenizer, template):
 
 
 def example(context: str, question: str = "Who?", answer: str = "cat", id_: str = "q") -> Example:
-    return Example(id_, "T", context, question, (answer,), 0)
+    return Example(id_, "T", context, question, (answer,), 0, evidence=(answer,))
 
 
 def squad_of(*examples: Example) -> Dataset:

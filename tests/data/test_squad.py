@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gistjax.config import DataConfig
-from gistjax.data.dataset import hold_out, load_dataset
+from gistjax.data.dataset import hold_out, load_dataset, usable_examples
 from gistjax.data.example import Dataset
 from gistjax.data.report import DataReport
-from gistjax.data.squad import usable_examples
+from gistjax.data.squad import TASK
 from gistjax.errors import DataError
 
 GOOD = ("The cat sat.", [("a", "Who sat?", ["cat", "The cat"]), ("b", "What did it do?", ["sat"])])
@@ -199,7 +199,7 @@ def test_any_json_is_read_or_refused(tmp_path_factory, articles):
 )
 def test_any_row_is_counted_or_usable(rows):
     report = DataReport()
-    examples, dropped = usable_examples(rows, "train", report)
+    examples, dropped = usable_examples(rows, "train", report, TASK, "answer")
     skipped = sum(n for reason, n in report.counts.items() if "skipped" in reason)
     assert skipped == dropped and len(examples) + dropped == len(rows)
 
