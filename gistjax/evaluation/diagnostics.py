@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gistjax.evaluation.squad_metrics import normalize_answer
+from gistjax.evaluation.metrics import normalize_answer
 
 
 def slot_similarity(slots_BxMxD: np.ndarray, slots_B: np.ndarray) -> dict[str, float | None]:

@@ -21,7 +21,7 @@ from gistjax.evaluation.breakdown import answer_place, answer_type, breakdown
 from gistjax.evaluation.controls import shuffle_contexts
 from gistjax.evaluation.diagnostics import answer_diversity, slot_similarity
 from gistjax.evaluation.generate import Answers
-from gistjax.evaluation.scores import Scores, score
+from gistjax.evaluation.metrics import Scores, check_metrics, score
 from gistjax.evaluation.slot_attention import slot_attention
 from gistjax.evaluation.statistics import paired_difference
 from gistjax.experiment.base import (
@@ -254,6 +254,7 @@ class Evaluator:
         graphdef: Any,
     ):
         self._config, self._foundation, self._graphdef = config, pretrained, graphdef
+        check_metrics(examples)
         self._rows, self._examples = rows, examples
         self._read = select(config, pretrained, rows)
         self._generator = make_generator(config, pretrained, graphdef)

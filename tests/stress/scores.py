@@ -22,7 +22,7 @@ from gistjax.data.dataset import load_dataset
 from gistjax.data.encoding import encode_splits
 from gistjax.data.example import Example
 from gistjax.data.prompts import make_prompt
-from gistjax.evaluation.scores import score
+from gistjax.evaluation.metrics import score
 from gistjax.experiment import base as assembly
 from gistjax.experiment.run_dir import SHIPPED, load_config
 from gistjax.runtime.sharding import one_device

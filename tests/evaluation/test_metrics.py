@@ -6,7 +6,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gistjax.evaluation.squad_metrics import exact_match, f1, normalize_answer
+from gistjax.data.example import Example
+from gistjax.errors import ConfigError
+from gistjax.evaluation.metrics import (
+    METRICS,
+    Score,
+    check_metrics,
+    exact_match,
+    f1,
+    normalize_answer,
+    score,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +69,7 @@ def test_normalize(text, normal):
 def test_scores(prediction, golds, em, score):
     assert exact_match(prediction, golds) == em
     assert f1(prediction, golds) == pytest.approx(score)
+    assert METRICS["squad"](prediction, golds) == Score(f1(prediction, golds), em)
 
 
 WORDS = st.lists(
@@ -93,3 +104,17 @@ def test_torchmetrics_agrees(prediction, golds):
     )
     assert 100 * exact_match(prediction, golds) == pytest.approx(float(theirs["exact_match"]))
     assert 100 * f1(prediction, golds) == pytest.approx(float(theirs["f1"]), abs=1e-3)
+
+
+def test_each_example_is_scored_by_its_own_metric(monkeypatch):
+    monkeypatch.setitem(METRICS, "length", lambda text, golds: Score(len(text) / 10, 0.0))
+    examples = [Example("a", "", "A cat.", "Who?", ("cat",), 0, metric=name) for name in METRICS]
+    found = score(["the cat", "the cat"], examples, samples=10, seed=0)
+    assert found.f1_N.tolist() == [1.0, 0.7] and found.em_N.tolist() == [1.0, 0.0]
+    assert (found.f1, found.em, found.n) == (0.85, 0.5, 2)
+
+
+def test_an_unknown_metric_is_refused_with_the_task_that_names_it():
+    example = Example("a", "", "A cat.", "Who?", ("cat",), 0, task="notes", metric="sqad")
+    with pytest.raises(ConfigError, match=r"'notes' is scored by 'sqad'.*did you mean 'squad'"):
+        check_metrics([example])
