@@ -285,7 +285,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         print("\n".join(run.command for run in runs))
         return
     if args.dry_run:
-        from gistjax.estimate.cost import plan
+        from gistjax.estimate.plan import plan
         from gistjax.weights.registry import resolve
 
         cli.print_result(

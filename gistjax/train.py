@@ -96,7 +96,8 @@ def _run(
 
     # Base and data
     pretrained, questions, validation_rows, report = _read(config, rundir, dataset, pretrained)
-    plan = assembly.plan_training(config, pretrained, questions, report)
+    with device_memory.explained(config, "a forward pass"):
+        plan = assembly.plan_training(config, pretrained, questions, report)
 
     # Model, optimizer, train step
     graphdef, trainable, frozen = assembly.start_model(config, pretrained)
@@ -189,13 +190,13 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """The command: a dry run, or the run."""
     gc.set_threshold(*COLLECTED_AFTER)
     if args.dry_run:
-        from gistjax.estimate import cost as costs
+        from gistjax.estimate.plan import for_people, plan
         from gistjax.weights.registry import resolve
 
         validate(config)
         check_trains(config)
-        found = costs.plan(config, resolve(config.model, offline=True))
-        cli.print_result({"config": config.to_json(), **found}, costs.for_people(found))
+        found = plan(config, resolve(config.model, offline=True))
+        cli.print_result({"config": config.to_json(), **found}, for_people(found))
         return
     if args.distributed:
         from gistjax.runtime.devices import choose_kernels

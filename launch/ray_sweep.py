@@ -228,7 +228,7 @@ def dry_run(
     import jax  # here, as what plans and what trains take seconds to import, and a sweep needs neither
 
     from gistjax.estimate import cost as costs
-    from gistjax.estimate import planning
+    from gistjax.estimate.plan import requirements
     from gistjax.weights.registry import resolve
 
     gpus_per_run = 1 if gpus_per_run < 0 else gpus_per_run
@@ -241,7 +241,7 @@ def dry_run(
     jax.config.update("jax_platforms", "cpu")  # shapes alone are looked at
     measured, runs, each = costs.measurements(), {}, {}
     for name, config in configs.items():
-        needs = planning.dry_run(config, resolve(config.model, offline=True))
+        needs = requirements(config, resolve(config.model, offline=True))
         cost = each[name] = costs.cost_of(config, needs["trainable_parameters"], measured)
         hours = cost.hours(gpus_per_run)
         runs[name] = {

@@ -1,9 +1,10 @@
 """The work in a train step, and the most that the devices could do of it.
 
-FLOPs are counted without recomputation: 2 per parameter and token forward, 2 more where activations need a gradient;
-frozen matrices need no more. Attention, adapters, head and losses other than teacher forcing are left out; the vocabulary
-product counts for every position of the decoder, although a step makes it for answers alone: the share of the peak (MFU, as
-in arXiv:2204.02311) is there to compare with others, who count so.
+FLOPs are counted without recomputation: 2 per parameter and token forward, 2 more where activations
+need a gradient; frozen matrices need no more. Attention, adapters, architecture and losses other
+than teacher forcing are left out. The vocabulary product counts for every position of the decoder,
+although a step computes it for answers alone, so that the share of the peak (MFU, arXiv:2204.02311)
+compares with that of others, who count so.
 """
 
 from __future__ import annotations
@@ -19,21 +20,32 @@ from gistjax.model.config import LlamaConfig
 from gistjax.model.lora import projection_sizes
 
 PEAK_TFLOPS = {
-    "B200": 2250.0, "H200": 989.4, "H100 PCIe": 756.0, "H100": 989.4, "A100": 312.0, "L40S": 362.1, "A10": 125.0,
-    "L4": 121.0, "RTX 4090": 165.2, "RTX 3090": 71.0,
-}  # fmt: skip
-"""Dense bf16 products with fp32 accumulation, by NVIDIA's data sheets; a name is looked for in this order."""
+    "B200": 2250.0,
+    "H200": 989.4,
+    "H100 PCIe": 756.0,
+    "H100": 989.4,
+    "A100": 312.0,
+    "L40S": 362.1,
+    "A10": 125.0,
+    "L4": 121.0,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+}
+"""Dense bf16 products with fp32 accumulation, by NVIDIA's data sheets.
+
+The first name that stands in the device's counts.
+"""
 
 
 def layer_parameters(base: LlamaConfig) -> int:
-    """Matrix parameters of one layer."""
+    """Return the number of matrix parameters in one layer."""
     return sum(d_in * d_out for d_in, d_out in projection_sizes(base).values())
 
 
 def step_flops(
     config: CompressionConfig, base: LlamaConfig, contexts: float, decoded: float
 ) -> tuple[float, float]:
-    """Decoder and encoder FLOPs of a step, teacher forcing only.
+    """Return the decoder's and the encoder's FLOPs of a step, teacher forcing only.
 
     Args:
         contexts: tokens that the encoder reads.
@@ -47,7 +59,7 @@ def step_flops(
 
 
 def batch_flops(config: CompressionConfig, base: LlamaConfig, batch: Batch) -> float:
-    """FLOPs of a step on a batch, padding not counted."""
+    """Return the FLOPs of a step on a batch, padding not counted."""
     contexts = np.asarray(batch.context_length_E)
     tokens = batch.question_length_B.sum() + batch.answer_length_B.sum()
     if config.architecture in ("none", "closed_book"):
@@ -59,7 +71,10 @@ def batch_flops(config: CompressionConfig, base: LlamaConfig, batch: Batch) -> f
 
 
 def least_seconds(config: CompressionConfig, base: LlamaConfig) -> Callable[[Batch], float] | None:
-    """How long the devices need at least for a step on a batch; None where their peak is not known."""
+    """Return a function from a batch to the least seconds that the devices need for its step.
+
+    None where their peak is not known.
+    """
     kind = jax.devices()[0].device_kind
     peak = next((tflops for name, tflops in PEAK_TFLOPS.items() if name in kind), None)
     if peak is None or config.model.dtype != "bfloat16":

@@ -26,7 +26,6 @@ from gistjax.data.report import DataReport
 from gistjax.data.tasks import load_task
 from gistjax.data.text import find_text, load_articles, text_rows
 from gistjax.errors import ConfigError, WeightsError
-from gistjax.estimate import out_of_memory as device_memory
 from gistjax.evaluation.controls import select_tokens, token_surprisal
 from gistjax.evaluation.generate import Generator
 from gistjax.experiment.run_dir import EXPORTED, load_config
@@ -167,15 +166,14 @@ def _view(
     """What the base makes of the contexts; None where the contrastive loss is off."""
     if not config.loss_weights.get("contrastive") or not rows:
         return None
-    with device_memory.explained(config, "a forward pass"):
-        return targets.contrastive_targets(
-            pretrained.base,
-            rows,
-            config.contrastive_layers,
-            pretrained.mesh,
-            config.evaluation.batch_size,
-            Buckets.of(config.data),
-        )
+    return targets.contrastive_targets(
+        pretrained.base,
+        rows,
+        config.contrastive_layers,
+        pretrained.mesh,
+        config.evaluation.batch_size,
+        Buckets.of(config.data),
+    )
 
 
 def encode_text(

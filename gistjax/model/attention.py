@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -27,7 +25,7 @@ def attention(
         k_BxTxKxH, v_BxTxKxH: keys and values of the same T positions.
         cache: where they and earlier ones stand; the last A queries look there.
         mask_BxAxU: True where one of the last A queries may look. The T - A before them are causal among themselves.
-        kernel: of the causal part: `xla`, `cudnn` (flash attention on NVIDIA GPUs, bf16), or `traced` (`_traced`).
+        kernel: of the causal part: `xla`, or `cudnn` (flash attention on NVIDIA GPUs, bf16).
     """
     A = 0 if mask_BxAxU is None else mask_BxAxU.shape[1]
     head = q_BxTxNxH.shape[1] - A
@@ -62,8 +60,6 @@ def causal_attention(
         q_BxTxNxH, k_BxTxKxH, v_BxTxKxH = (
             jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q_BxTxNxH, k_BxTxKxH, v_BxTxKxH)
         )
-    if kernel == "traced":
-        return _traced(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH)[:, :T]
     y_BxTxNxH = jax.nn.dot_product_attention(
         q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, is_causal=True,
         implementation="cudnn" if kernel == "cudnn" else "xla",
@@ -94,29 +90,3 @@ def choose_kernel(
         deterministic = is_deterministic()
     fits = head_dim % 8 == 0 and head_dim <= 128 and dtype == jnp.bfloat16
     return "cudnn" if fits and backend == "gpu" and not deterministic else "xla"
-
-
-@jax.custom_vjp
-def _traced(q_BxTxNxH: Array, k_BxTxKxH: Array, v_BxTxKxH: Array) -> Array:
-    """Stands for cuDNN's kernel in a program that is traced where there is none, and not run (`planning`): the same
-    arguments, results and residuals, the last being the softmax's sums `[B, N, T]` in fp32.
-    """
-    return _traced_forward(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH)[0]
-
-
-def _traced_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
-    B, T, N, _ = q.shape
-    y, sums_BxNxT = _kernel((q, jnp.zeros((B, N, T), jnp.float32)), q, k, v)
-    return y, (q, k, v, y, sums_BxNxT)
-
-
-def _traced_backward(residuals: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
-    return _kernel(residuals[:3], *residuals, dy)
-
-
-def _kernel(like: tuple[Array, ...], *inputs: Array) -> Any:
-    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like)
-    return jax.pure_callback(lambda *_: like, shapes, *inputs)
-
-
-_traced.defvjp(_traced_forward, _traced_backward)

@@ -1,4 +1,4 @@
-"""Instruments of the benchmark: the time of a call, the rates of a device, the memory of device and host."""
+"""Instruments of the benchmark: the time of a call, the rates of a device, memory used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GIB = 2**30
 
 
 def median_seconds(function: Callable[[], Any], repeats: int) -> float:
-    """Median wall time of calls that are waited for, after two that are not counted."""
+    """Return the median wall time of calls that are waited for, after two that are not counted."""
     seconds = []
     for _ in range(repeats + 2):
         start = time.perf_counter()
@@ -31,7 +31,7 @@ def median_seconds(function: Callable[[], Any], repeats: int) -> float:
 
 
 def machine_rates() -> dict[str, float]:
-    """What this device reaches in a large bf16 matmul and in a copy (bytes read and written), 10 in a row."""
+    """Measure this device in a large bf16 matmul and in a copy (bytes read and written)."""
     on_cpu = jax.default_backend() == "cpu"
     n, chain, size = (1024, 2, 1 << 24) if on_cpu else (8192, 10, 1 << 30)
     key = jax.random.key(0)
@@ -48,15 +48,16 @@ def machine_rates() -> dict[str, float]:
 
 
 def peak_memory_gib() -> float | None:
-    """Most device memory in use so far; None where the backend does not tell."""
+    """Return the most device memory in use so far; None where the backend does not tell."""
     statistics = jax.devices()[0].memory_stats() or {}
     peak = statistics.get("peak_bytes_in_use")
     return None if peak is None else round(peak / GIB, 2)
 
 
 def log_kernels(function: Callable[[], Any], n: int) -> None:
-    """Logs the kernels of the first GPU that took longest, by the profiler's own account, and what of the collectives'
-    time is hidden: passed while another kernel ran.
+    """Log the n kernels of the first GPU that took longest, by the profiler's own account.
+
+    Of collectives it also logs how much of their time is hidden: passed while another kernel ran.
     """
     kernels = profiled(function)
     nanoseconds, calls = defaultdict[str, float](float), Counter[str]()
@@ -71,14 +72,16 @@ def log_kernels(function: Callable[[], Any], n: int) -> None:
         hidden = common_time(collectives, others)
         log.info(
             "%d of them collectives, %.2f ms, of which %.2f ms behind other kernels",
-            len(collectives), total / 1e6, hidden / 1e6,
-        )  # fmt: skip
+            len(collectives),
+            total / 1e6,
+            hidden / 1e6,
+        )
     for name in sorted(nanoseconds, key=nanoseconds.__getitem__, reverse=True)[:n]:
         log.info("%9.3f ms  %5d x  %s", nanoseconds[name] / 1e6, calls[name], name[:90])
 
 
 def profiled(function: Callable[[], Any]) -> list[tuple[str, float, float]]:
-    """The kernels that the first GPU ran for a call: name, start and end in nanoseconds."""
+    """Return the kernels that the first GPU ran for a call: name, start and end in nanoseconds."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(function())
@@ -95,7 +98,10 @@ def profiled(function: Callable[[], Any]) -> list[tuple[str, float, float]]:
 
 
 def common_time(some: list[tuple[float, float]], others: list[tuple[float, float]]) -> float:
-    """How long one of `some` and one of `others` ran at once. Intervals are start and end; each of `some` counts for itself."""
+    """Return how long one of `some` and one of `others` ran at once.
+
+    Intervals are start and end; each of `some` counts for itself.
+    """
     union: list[list[float]] = []
     for start, end in sorted(others):
         if union and start <= union[-1][1]:
@@ -108,7 +114,10 @@ def common_time(some: list[tuple[float, float]], others: list[tuple[float, float
 
 
 class HostMemory:
-    """Samples what this process has allocated itself: its peak over the time in the `with` block, in bytes."""
+    """Peak of what this process allocates in the `with` block, in bytes, by sampling.
+
+    Anonymous memory alone counts: not files that are mapped.
+    """
 
     def __enter__(self) -> HostMemory:
         self._before, self.peak, self._done = self._now(), 0, threading.Event()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gistjax.config import CompressionConfig, EncoderConfig, ModelConfig
+from gistjax.estimate import flops
 from gistjax.model.llama import Llama, random_initializer
-from gistjax.training import flops
 from gistjax.weights.registry import KNOWN
 from tests.helpers.tiny import TINY, tiny_batch
 

@@ -84,7 +84,8 @@ def compile_one(target: str, argv: list[str]) -> None:
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from gistjax.estimate import planning
+    from gistjax.estimate.memory import GIB, memory_estimate, prefix_tokens
+    from gistjax.estimate.train_program import train_program
     from gistjax.model.attention import choose_kernel
     from gistjax.runtime import cli
     from gistjax.runtime.sharding import one_device
@@ -99,18 +100,18 @@ def compile_one(target: str, argv: list[str]) -> None:
         np.array(topology.devices).reshape(mesh.devices.shape), mesh.axis_names, mesh.axis_types
     )
     source = resolve(config.model, offline=True)
-    base, prefix = source.config, planning.prefix_tokens(source)
+    base, prefix = source.config, prefix_tokens(source)
     dtype = jax.numpy.dtype(config.model.dtype)
     kernel = choose_kernel(config.model.attention, base.head_dim, dtype, "gpu")
-    program = planning.train_program(config, base, prefix, kernel, mesh)
+    program = train_program(config, base, prefix, kernel, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     arguments = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), program.arguments
     )
     xla = program.step.lower(*arguments).compile().memory_analysis()
     used = xla.argument_size_in_bytes + xla.output_size_in_bytes - xla.alias_size_in_bytes
-    assigned = (used + xla.temp_size_in_bytes) / planning.GIB
-    estimate = planning.memory_estimate(config, base, prefix)
+    assigned = (used + xla.temp_size_in_bytes) / GIB
+    estimate = memory_estimate(config, base, prefix)
     print(
         json.dumps(
             {

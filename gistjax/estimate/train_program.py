@@ -1,0 +1,98 @@
+"""One train step as a device sees it, in shapes: to compile, and to measure its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from gistjax.config import CompressionConfig
+from gistjax.data.example import Batch, Targets
+from gistjax.estimate.memory import answer_tokens
+from gistjax.estimate.planning import abstract_model
+from gistjax.model.config import LlamaConfig
+from gistjax.runtime.sharding import one_device
+from gistjax.training.losses import LossSettings
+from gistjax.training.optimizer import make_optimizer
+from gistjax.training.step import (
+    TrainState,
+    TrainStep,
+    make_train_step,
+    no_bad_step,
+    split_model,
+    state_shardings,
+)
+
+
+@dataclass(frozen=True)
+class TrainProgram:
+    """A jitted train step and the shapes of its arguments, parameters as if replicated.
+
+    The shapes are the largest that the configuration can meet.
+    """
+
+    step: TrainStep
+    state: TrainState
+    frozen: Any
+    batch: Batch
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Arguments of `step`, as shapes."""
+        return self.state, self.frozen, self.batch
+
+
+def train_program(
+    config: CompressionConfig, base: LlamaConfig, prefix: int, kernel: str, mesh: Mesh | None = None
+) -> TrainProgram:
+    """Return the step that `gistjax.train` would run.
+
+    Args:
+        prefix: prompt tokens before the context.
+        kernel: kernel of causal attention, as in `gistjax.model.attention`.
+        mesh: mesh of one device; by default the first of this machine.
+    """
+    model = abstract_model(config, base, prefix, config.model.scan_layers)
+    model.base.kernel, model.base.remat = kernel, config.model.remat
+    graphdef, trainable, frozen = split_model(model)
+    optimizer = make_optimizer(config.optimizer, 1000, trainable)
+    state = TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32),
+        trainable,
+        jax.eval_shape(optimizer.init, trainable),
+        jax.eval_shape(no_bad_step),
+    )
+    settings = LossSettings(config.loss_weights, answer_tokens(config), end_id=-1)
+    shardings = state_shardings(state, mesh or one_device())
+    step = make_train_step(graphdef, optimizer, settings, shardings)
+    return TrainProgram(step, state, frozen, _largest_batch(config, base.d_model))
+
+
+def _largest_batch(config: CompressionConfig, width: int) -> Batch:
+    K, E = config.accumulation, config.batch_size
+    B = E * config.data.questions_per_context
+    C, S = max(config.data.context_buckets), max(config.data.question_buckets)
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((K, *shape), dtype)
+
+    contrasts = config.loss_weights.get("contrastive")
+    targets = None
+    if config.loss_weights.get("distillation"):
+        shape = (B, answer_tokens(config), config.teacher_tokens)
+        targets = Targets(array(*shape), array(*shape, dtype=jnp.float32))
+    return Batch(
+        context_ids_ExC=array(E, C),
+        context_length_E=array(E),
+        context_id_E=array(E),
+        tokens_BxS=array(B, S),
+        question_length_B=array(B),
+        answer_length_B=array(B),
+        objective_B=array(B),
+        context_view_ExD=array(E, width, dtype=jnp.float32) if contrasts else None,
+        teacher=targets,
+        ratio_E=array(E, dtype=jnp.float32) if config.ratios else None,
+    )
