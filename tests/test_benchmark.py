@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from gistjax import benchmark
+from gistjax.estimate import measure
 
 TINY = ("--config.model.name=tiny-random", "--config.batch_size=2", "--repeats=1",
         "--config.data.context_tokens=64", "--tokens=12", "--answer_tokens=4")  # fmt: skip
@@ -43,7 +44,11 @@ def test_a_question_needs_room_beside_the_answer():
 
 
 def test_rows_are_full():
-    batch = benchmark.full_batch(benchmark.defaults(), 3, 64, 16)
+    batch = measure.full_batch(benchmark.defaults(), 3, 64, 16)
     assert batch.tokens_BxS.shape == (3, 64) and batch.context_ids_ExC.shape == (3, 512)
     assert (batch.question_length_B + batch.answer_length_B == 64).all()
     assert (batch.context_length_E == 512).all()
+
+
+def test_every_mode_is_measured():
+    assert set(benchmark.MODES) == set(measure.MEASURES)

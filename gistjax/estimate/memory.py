@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from gistjax.config import TEXT_LOSSES, UNCOMPRESSED, CompressionConfig, LoraConfig, ModelConfig
+from gistjax.config import TEXT_LOSSES, CompressionConfig, LoraConfig, ModelConfig
 from gistjax.data.prompts import make_prompt
 from gistjax.estimate.flops import layer_parameters
 from gistjax.estimate.planning import abstract_model, memory_positions, parameter_counts
@@ -92,7 +92,7 @@ def activation_bytes(
     through = list(passes(config, base, prefix))
     kept = sum(each.kept(base, model) for each in through)
     kept += trainable * size  # copies in the compute dtype
-    if config.architecture not in UNCOMPRESSED:
+    if config.compresses:
         states = config.batch_size * max(config.data.context_buckets) * base.d_model
         kept += STATES_KEPT * states * size
     if loss_weights.get("generation") and config.lora.rank and base.d_model <= MERGE_UP_TO:
@@ -128,13 +128,13 @@ def passes(config: CompressionConfig, base: LlamaConfig, prefix: int) -> Iterato
     def causal(rows: int, T: int, last: int, cache: int = 0, lora: LoraConfig = lora) -> Pass:
         return Pass(rows, T, 0 if fused else T, base.n_layers, lora, last, cache)
 
-    compresses, trained = config.architecture not in UNCOMPRESSED, encoder.kind == "lora"
-    if compresses and config.slot_form == "key_values":
+    trained = encoder.kind == "lora"
+    if config.compresses and config.slot_form == "key_values":
         T = prefix + C + (X if config.slot_place == "behind" else 0)
         yield causal(E, T, 1, T, encoder.lora if trained else lora)
         yield Pass(B, S, U, base.n_layers, lora, A)
     else:
-        if compresses and trained:
+        if config.compresses and trained:
             layers = base.n_layers if encoder.layers < 0 else encoder.layers
             keys = C if encoder.bidirectional or not fused else 0
             yield Pass(E, C, keys, layers, encoder.lora, C)

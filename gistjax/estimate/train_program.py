@@ -25,6 +25,7 @@ from gistjax.training.step import (
     split_model,
     state_shardings,
 )
+from gistjax.training.targets import TEACHER_TOKENS
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _largest_batch(config: CompressionConfig, width: int) -> Batch:
     contrasts = config.loss_weights.get("contrastive")
     targets = None
     if config.loss_weights.get("distillation"):
-        shape = (B, answer_tokens(config), config.teacher_tokens)
+        shape = (B, answer_tokens(config), TEACHER_TOKENS)
         targets = Targets(array(*shape), array(*shape, dtype=jnp.float32))
     return Batch(
         context_ids_ExC=array(E, C),
