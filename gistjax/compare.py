@@ -1,16 +1,19 @@
-"""Finished runs against one another, question by question.
+"""Compare finished runs question by question.
 
     python -m gistjax.compare --of RUN --with RUN [--with RUN …]
 
-Reads the runs' `predictions.json`; all must have answered the same questions. Intervals are 95 %, of
-`--config.evaluation.bootstrap_samples` resamples of whole contexts.
+Reads each run's `predictions.json`; all runs must have answered the same questions. On a terminal it prints a table, elsewhere one
+JSON object. Intervals are 95 %, from `--config.evaluation.bootstrap_samples` resamples of whole contexts. `f1_retained` is the
+share of the other run's F1 that this run keeps; there is none against a closed book, which has nothing to keep. With a closed
+book and a full context among the others, `normalised_f1` is the part of the way from the first to the second.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -18,16 +21,27 @@ from absl import flags
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError, DataError
 from gistjax.evaluation.statistics import clustered_bootstrap, paired_difference
+from gistjax.experiment.run_dir import load_config
 from gistjax.runtime import cli
 
 COLUMNS = ("context_id", "f1", "em")  # all of them numbers
+SCORES = ("f1", "em")
+CLOSED_BOOK, FULL_CONTEXT = "closed book", "full context"
+
+
+class Bootstrap(NamedTuple):
+    """Resamples of whole contexts: what every interval is made of."""
+
+    clusters_N: np.ndarray  # the context of each question
+    samples: int
+    seed: int
 
 
 def read_predictions(rundir: Path) -> dict[str, dict[str, Any]]:
-    """The rows of a run's `predictions.json` by their id.
+    """Return the rows of a run's `predictions.json` by their id.
 
     Raises:
-        DataError: if the file is not there, damaged, or has not one row for each question.
+        DataError: if the file is missing or damaged, or does not have one row for each question.
     """
     path = rundir / "predictions.json"
     try:
@@ -43,52 +57,124 @@ def read_predictions(rundir: Path) -> dict[str, dict[str, Any]]:
     return by_id
 
 
+def control(rundir: Path) -> str:
+    """Return which control a run is, if it is one and its `config.json` says so; else an empty text."""
+    if not (rundir / "config.json").is_file():
+        return ""
+    config = load_config(rundir)
+    if config.architecture == "closed_book":
+        return CLOSED_BOOK
+    return FULL_CONTEXT if config.architecture == "none" and config.data.select == "all" else ""
+
+
 def compare(of: Path, others: list[Path], samples: int, seed: int) -> dict[str, Any]:
-    """Scores of a run; for each other one its scores, the differences `of - other`, and what share of its F1 is retained.
+    """Return the scores of a run and, for each other run, its scores, the differences `of - other` and the share retained.
 
     Raises:
         DataError: if predictions cannot be read, or the runs did not answer the same questions.
+        CheckpointError: if the configuration of a run is damaged.
     """
     ours = read_predictions(of)
+    ours_N = {key: np.array([row[key] for row in ours.values()]) for key in SCORES}
     clusters_N = np.array([row["context_id"] for row in ours.values()])
-    scores = {key: np.array([row[key] for row in ours.values()]) for key in ("f1", "em")}
-    means = {key: float(values_N.mean()) for key, values_N in scores.items()}
+    bootstrap = Bootstrap(clusters_N, samples, seed)
     found: dict[str, Any] = {}
+    controls: dict[str, np.ndarray] = {}
     for other in others:
         theirs = read_predictions(other)
-        if unmatched := sorted(map(str, ours.keys() ^ theirs.keys())):
-            raise DataError(
-                f"{other / 'predictions.json'} and {of / 'predictions.json'} differ in {len(unmatched)} questions, such "
-                f"as {unmatched[0]!r}: make both runs with the same --config.data and --config.seed."
-            )
-        result: dict[str, Any] = {}
-        for key, a_N in scores.items():
-            b_N = np.array([theirs[id][key] for id in ours])
-            difference = paired_difference(a_N, b_N, clusters_N, samples, seed)
-            result[key] = float(b_N.mean())
-            result[f"{key}_difference"] = difference.mean
-            result[f"{key}_difference_interval"] = list(difference.interval)
-        result["f1_retained"] = result["f1_retained_interval"] = None
-        if result["f1"]:
-            b_N = np.array([theirs[id]["f1"] for id in ours])
-            interval = clustered_bootstrap(scores["f1"], clusters_N, samples, seed, of=b_N)
-            result["f1_retained"] = means["f1"] / result["f1"]
-            result["f1_retained_interval"] = list(interval)
-        found[str(other)] = result
-    return {"of": str(of), **means, "n_examples": len(ours), "with": found}
+        _check_same_questions(of, ours, other, theirs)
+        theirs_N = {key: np.array([theirs[id][key] for id in ours]) for key in SCORES}
+        kind = control(other)
+        found[str(other)] = _against(ours_N, theirs_N, bootstrap, has_context=kind != CLOSED_BOOK)
+        controls.setdefault(kind, theirs_N["f1"])
+    means = {key: float(values_N.mean()) for key, values_N in ours_N.items()}
+    result = {"of": str(of), **means, "n_examples": len(ours), "with": found}
+    if controls.keys() >= {CLOSED_BOOK, FULL_CONTEXT}:
+        floor_N, ceiling_N = controls[CLOSED_BOOK], controls[FULL_CONTEXT]
+        result |= _ratio("normalised_f1", ours_N["f1"] - floor_N, ceiling_N - floor_N, bootstrap)
+    return result
+
+
+def _check_same_questions(
+    of: Path, ours: Mapping[str, Any], other: Path, theirs: Mapping[str, Any]
+) -> None:
+    if unmatched := sorted(map(str, ours.keys() ^ theirs.keys())):
+        raise DataError(
+            f"{other / 'predictions.json'} and {of / 'predictions.json'} differ in {len(unmatched)} questions, such "
+            f"as {unmatched[0]!r}: make both runs with the same --config.data and --config.seed."
+        )
+
+
+def _against(
+    ours_N: Mapping[str, np.ndarray],
+    theirs_N: Mapping[str, np.ndarray],
+    bootstrap: Bootstrap,
+    has_context: bool,
+) -> dict[str, Any]:
+    """Return another run's scores, the differences to it, and the share of its F1 that is retained."""
+    result: dict[str, Any] = {}
+    for key in SCORES:
+        difference = paired_difference(ours_N[key], theirs_N[key], *bootstrap)
+        result[key] = float(theirs_N[key].mean())
+        result[f"{key}_difference"] = difference.mean
+        result[f"{key}_difference_interval"] = list(difference.interval)
+    if has_context and result["f1"]:
+        return result | _ratio("f1_retained", ours_N["f1"], theirs_N["f1"], bootstrap)
+    return {**result, "f1_retained": None, "f1_retained_interval": None}
+
+
+def _ratio(
+    name: str, part_N: np.ndarray, whole_N: np.ndarray, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Return the ratio of two means with its interval; None if the whole is nothing."""
+    if not whole_N.mean() > 0:
+        return {name: None, f"{name}_interval": None}
+    interval = clustered_bootstrap(part_N, *bootstrap, of=whole_N)
+    value = float(part_N.mean()) / float(whole_N.mean())
+    return {name: value, f"{name}_interval": list(interval)}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Return the comparison as a table for a terminal."""
+    rows = [("", "F1", "EM", "F1 difference", "EM difference", "of its F1")]
+    rows.append((found["of"], f"{found['f1']:.3f}", f"{found['em']:.3f}", "", "", ""))
+    for name, other in found["with"].items():
+        differences = (_signed(other, f"{key}_difference") for key in SCORES)
+        share = _percent(other, "f1_retained")
+        rows.append((name, f"{other['f1']:.3f}", f"{other['em']:.3f}", *differences, share))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines.append(f"\n{found['n_examples']:,} questions; brackets are 95 % intervals.")
+    if normalised := _percent(found, "normalised_f1"):
+        lines.append(f"{normalised} of the way from closed book to full context.")
+    return "\n".join(lines)
+
+
+def _signed(values: Mapping[str, Any], key: str) -> str:
+    low, high = values[f"{key}_interval"]
+    return f"{values[key]:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _percent(values: Mapping[str, Any], key: str) -> str:
+    """Return a share and its interval in percent; an empty text if there is none."""
+    if values.get(key) is None:
+        return ""
+    low, high = values[f"{key}_interval"]
+    return f"{100 * values[key]:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
-    """The command."""
+    """Compare the runs that the flags name."""
     of, others = args["of"].value, [Path(name) for name in args["with"].value or []]
     if not of or not others:
         raise ConfigError("which runs? Give them as in --of runs/gist --with runs/full_context.")
-    cli.print_result(compare(Path(of), others, config.evaluation.bootstrap_samples, config.seed))
+    found = compare(Path(of), others, config.evaluation.bootstrap_samples, config.seed)
+    cli.print_result(found, table(found))
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
-    flags.DEFINE_string("of", "", "Directory of the run that is compared.", flag_values=values)
+    flags.DEFINE_string("of", "", "Directory of the run to compare.", flag_values=values)
     flags.DEFINE_multi_string(
         "with", [], "Directory of a run to compare it with; may be repeated.", flag_values=values
     )

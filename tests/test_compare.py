@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gistjax.compare import compare, read_predictions
+from gistjax.compare import compare, read_predictions, table
+from gistjax.config import CompressionConfig
 from gistjax.errors import DataError
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,32 @@ def test_rows_are_matched_by_their_ids(runs):
     assert found["with"][str(zero)]["f1_retained"] is None
     assert found["with"][str(zero)]["f1_retained_interval"] is None
     assert found["with"][str(zero)]["f1_difference_interval"] == [0.5, 0.5]
+
+
+def test_a_closed_book_has_nothing_to_retain_and_both_controls_make_a_scale(runs):
+    of, full, closed = runs
+    rows = [{"id": f"q{i}", "context_id": i // 2, "f1": 0.25, "em": 0} for i in range(4)]
+    (closed / "predictions.json").write_text(json.dumps(rows))
+    for run, architecture in ((full, "none"), (closed, "closed_book")):
+        config = CompressionConfig(architecture=architecture).to_json()
+        (run / "config.json").write_text(json.dumps({"config": config}))
+    found = compare(of, [full, closed], samples=500, seed=0)
+    against = found["with"][str(closed)]
+    assert against["f1_retained"] is against["f1_retained_interval"] is None
+    assert against["f1_difference"] == 0.25
+    assert found["normalised_f1"] == pytest.approx(0.5)
+    low, high = found["normalised_f1_interval"]
+    assert low == pytest.approx(1 / 3) and high == pytest.approx(1)  # by context
+
+
+def test_the_table_shows_every_run_with_its_differences(runs):
+    of, full, zero = runs
+    header, ours, first, second, _, note = table(compare(of, [full, zero], 500, 0)).splitlines()
+    assert header.split() == "F1 EM F1 difference EM difference of its F1".split()
+    assert ours.split() == [str(of), "0.500", "0.250"]
+    assert "-0.250 [-0.500, +0.000]" in first and first.endswith("66.7 % [50.0, 100.0]")
+    assert "+0.500 [+0.500, +0.500]" in second and "%" not in second
+    assert note.startswith("4 questions")
 
 
 def test_the_order_of_rows_does_not_matter(tmp_path, rng):
