@@ -1,11 +1,13 @@
-"""The mean of finished runs' parameters, as a run of its own (Wortsman et al. 2022, arXiv:2203.05482).
+"""Average the parameters of finished runs into a run of its own.
 
-    python -m gistjax.average --run runs/a_s42 --run runs/a_s43 --run runs/a_s44 --output runs/a_mean [--dtype float16]
+    python -m gistjax.average --run runs/a_s42 --run runs/a_s43 --run runs/a_s44
+        --output runs/a_mean [--dtype float16]
     python -m gistjax.evaluate --run runs/a_mean
 
-Of runs that differ in their seed alone and started from the same weights (`init_from`): what started at different ones does
-not lie close enough for its mean to work. The output has the first run's configuration, and the runs' names beside it;
-answering costs what one run costs.
+The runs must differ in their seed alone and start from the same weights (`init_from`): from
+different ones they end too far apart for their mean to work. The output has the first run's
+configuration with the names of all runs, and answers at the cost of one. The method is that of
+Wortsman et al. 2022, arXiv:2203.05482.
 """
 
 from __future__ import annotations
@@ -26,12 +28,13 @@ from gistjax.runtime.tensors import load_tensors, save_tensors
 
 
 def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
-    """Writes `config.json` and `compressor.safetensors` of the runs' mean.
+    """Write `config.json` and `compressor.safetensors` of the runs' mean.
 
     Raises:
-        ConfigError: if there are fewer than two runs, they differ in more or less than their seed, or start from nothing.
-        CheckpointError: if a run is missing, not finished or damaged, has other parameters or another base, or is a mean
-            itself; or if there is something in the output folder.
+        ConfigError: if there are fewer than two runs, they differ in more or less than their seed,
+            or start from nothing.
+        CheckpointError: if a run is missing, not finished or damaged, has other parameters or
+            another base, or is a mean itself; or if there is something in the output folder.
     """
     from gistjax.experiment.evaluator import provenance, read_config  # which import all that trains
 
@@ -58,7 +61,7 @@ def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
 
 
 def check_alike(runs: list[Path], configs: list[CompressionConfig]) -> None:
-    """Makes sure that runs started from the same weights and differ in their seed alone.
+    """Make sure that runs started from the same weights and differ in their seed alone.
 
     Raises:
         ConfigError: naming what else differs.
@@ -83,7 +86,7 @@ def _shapes(arrays: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 
 def main(args: flags.FlagValues) -> None:
-    """The command."""
+    """Average the runs that the flags name."""
     if not args.output:
         raise ConfigError("--output is missing: the directory of the mean.")
     average([Path(run) for run in args.run], Path(args.output), args.dtype)
@@ -97,7 +100,11 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("output", "", "Directory to write to.", flag_values=values)
     flags.DEFINE_enum(
-        "dtype", "float32", ["float32", "float16"], "Of what is written.", flag_values=values
+        "dtype",
+        "float32",
+        ["float32", "float16"],
+        "Type of the numbers written.",
+        flag_values=values,
     )
 
 

@@ -2,10 +2,12 @@
 
     python -m gistjax.compare --of RUN --with RUN [--with RUN …]
 
-Reads each run's `predictions.json`; all runs must have answered the same questions. On a terminal it prints a table, elsewhere one
-JSON object. Intervals are 95 %, from `--config.evaluation.bootstrap_samples` resamples of whole contexts. `f1_retained` is the
-share of the other run's F1 that this run keeps; there is none against a closed book, which has nothing to keep. With a closed
-book and a full context among the others, `normalised_f1` is the part of the way from the first to the second.
+Reads each run's `predictions.json`; all runs must have answered the same questions. On a terminal
+it prints a table, elsewhere one JSON object. Intervals are 95 %, from
+`--config.evaluation.bootstrap_samples` resamples of whole contexts. `f1_retained` is the share of
+the other run's F1 that this run keeps; there is none against a closed book, which has nothing to
+keep. With a closed book and a full context among the others, `normalised_f1` is the part of the way
+from the first to the second.
 """
 
 from __future__ import annotations
@@ -51,14 +53,16 @@ def read_predictions(rundir: Path) -> dict[str, dict[str, Any]]:
             raise ValueError(f"{len(rows)} rows of {len(by_id)} questions")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
-            f"{path} cannot be read ({type(error).__name__}: {error}): give the directory of a finished run of "
-            "gistjax.train, which writes that file."
+            f"{path} cannot be read ({type(error).__name__}: {error}): give the directory of a "
+            "finished run of gistjax.train, which writes that file."
         ) from error
     return by_id
 
 
 def control(rundir: Path) -> str:
-    """Return which control a run is, if it is one and its `config.json` says so; else an empty text."""
+    """Return which control a run is, if it is one and its `config.json` says so; else an empty
+    text.
+    """
     if not (rundir / "config.json").is_file():
         return ""
     config = load_config(rundir)
@@ -68,7 +72,8 @@ def control(rundir: Path) -> str:
 
 
 def compare(of: Path, others: list[Path], samples: int, seed: int) -> dict[str, Any]:
-    """Return the scores of a run and, for each other run, its scores, the differences `of - other` and the share retained.
+    """Return the scores of a run and, for each other run, its scores, the differences `of - other`
+    and the share retained.
 
     Raises:
         DataError: if predictions cannot be read, or the runs did not answer the same questions.
@@ -100,8 +105,9 @@ def _check_same_questions(
 ) -> None:
     if unmatched := sorted(map(str, ours.keys() ^ theirs.keys())):
         raise DataError(
-            f"{other / 'predictions.json'} and {of / 'predictions.json'} differ in {len(unmatched)} questions, such "
-            f"as {unmatched[0]!r}: make both runs with the same --config.data and --config.seed."
+            f"{other / 'predictions.json'} and {of / 'predictions.json'} differ in "
+            f"{len(unmatched)} questions, such as {unmatched[0]!r}: make both runs with the same "
+            "--config.data and --config.seed."
         )
 
 
@@ -111,7 +117,7 @@ def _against(
     bootstrap: Bootstrap,
     has_context: bool,
 ) -> dict[str, Any]:
-    """Return another run's scores, the differences to it, and the share of its F1 that is retained."""
+    """Return another run's scores, the differences to it, and the share of its F1 retained."""
     result: dict[str, Any] = {}
     for key in SCORES:
         difference = paired_difference(ours_N[key], theirs_N[key], *bootstrap)

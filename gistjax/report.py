@@ -1,10 +1,11 @@
-"""Table, plots and predictions of a sweep.
+"""Write the table, plots and predictions of a sweep.
 
-    python -m gistjax.report --runs runs/compression_ablations [--runs runs/controls …] [--write_to FOLDER] [--title TEXT]
+    python -m gistjax.report --runs runs/compression_ablations [--runs runs/controls …]
+        [--write_to FOLDER] [--title TEXT]
 
-Reads the run directories in and below the folders and writes to the first of them, or to FOLDER: `results_summary.json`,
-`results.md` (for papers), `results.csv` (everything, in full precision) and `report.html`, one file that opens without a
-network.
+Reads the run directories in and below the folders, and writes to the first of them, or to FOLDER:
+`results_summary.json`, `results.md` (for papers), `results.csv` (everything, in full precision) and
+`report.html`, one file that needs no network.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from gistjax.runtime.files import write_json
 def report(
     folders: list[Path], out: Path | None = None, title: str = "", questions: int = 100
 ) -> dict[str, Any]:
-    """Writes the four files; returns what `results_summary.json` holds.
+    """Write the four files; return the content of `results_summary.json`.
 
     Raises:
         DataError: if there is no run, or a file of one is damaged.
-        ConfigError: if the drawing library is not installed; the other three files are there then.
+        ConfigError: if the drawing library is not installed; the other three files are written
+            first.
     """
     from gistjax.reporting import page, tables
     from gistjax.reporting.runs import find_runs
@@ -49,7 +51,7 @@ def report(
 
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
-    """The command."""
+    """Write the report on the folders that the flags name."""
     if not args.runs:
         raise ConfigError(
             "a report of what? Give a folder, as in --runs runs/compression_ablations."

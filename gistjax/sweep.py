@@ -1,15 +1,20 @@
 """Make several runs one after another in one process, which loads the base once.
 
-    python -m gistjax.sweep --sweep launch/sweeps/controls.json --out runs/controls [--config.KEY=VALUE …] [--only NAME,…]
+    python -m gistjax.sweep --sweep launch/sweeps/controls.json --out runs/controls
+        [--config.KEY=VALUE …] [--only NAME,…]
 
-A sweep is a JSON file: `{"set": {KEY: VALUE}, "runs": [{"name", "config", "set": {KEY: VALUE}, "seeds": [..]}]}`. Each run
-is a config (a file, or `FILE:ARGUMENTS`, as `--config` takes it) with the settings of the sweep, of the run and of the command
-line, in this order. It goes to `OUT/NAME`; with seeds, to `OUT/NAME_s1` and so on. As the value of `init_from` or `teacher`,
-`@NAME` is an earlier run of the sweep, and `@NAME_mean` the mean of an earlier run's seeds, which `python -m gistjax.average`
-makes. Finished runs are skipped and interrupted ones resume. A failed run does not stop the others, but the exit code is 1.
+A sweep is a JSON file: `{"set": {KEY: VALUE}, "runs": [{"name", "config", "set": {KEY: VALUE},
+"seeds": [..]}]}`. Each run is a config (a file, or `FILE:ARGUMENTS`, as `--config` takes it) with
+the settings of the sweep, of the run and of the command line, in this order. It goes to `OUT/NAME`;
+with seeds, to `OUT/NAME_s1` and so on. As the value of `init_from` or `teacher`, `@NAME` is an
+earlier run of the sweep, and `@NAME_mean` the mean of an earlier run's seeds, which `python -m
+gistjax.average` makes. Finished runs are skipped and interrupted ones resume. A failed run does not
+stop the others, but the exit code is 1.
 
-An entry with `"grid": {KEY: [VALUE, …]}` is one run for each combination of the values; `{KEY}` in its name and its settings
-becomes the value: `"name": "M{target_length}_{architecture}"`. `python -m launch.ray_sweep` makes the same runs side by side.
+An entry with `"grid": {KEY: [VALUE, …]}` is one run for each combination of the values; `{KEY}` in
+its name and its settings
+becomes the value: `"name": "M{target_length}_{architecture}"`. `python -m launch.ray_sweep` makes
+the same runs side by side.
 """
 
 from __future__ import annotations
@@ -68,7 +73,7 @@ class Run:
             ConfigError: if the file or a setting is wrong.
         """
         argv = ["sweep", "--config", self.file, *self.overrides]
-        config = cli.parse(argv, values=flags.FlagValues())
+        config = cli.parse(argv)
         validate(config)
         check_trains(config)
         return config
@@ -105,8 +110,8 @@ def read_sweep(path: Path, out: Path, overrides: list[str]) -> list[Run]:
     names = [run.name for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(
-            f"{path} has two runs of one name: {', '.join(twice)}. The name of a grid holds each of its keys, as in "
-            '"M{target_length}_{architecture}".'
+            f"{path} has two runs of one name: {', '.join(twice)}. The name of a grid holds each "
+            'of its keys, as in "M{target_length}_{architecture}".'
         )
     return runs
 
@@ -195,7 +200,8 @@ def choose(runs: list[Run], only: list[str]) -> list[Run]:
 
 
 def check(runs: list[Run]) -> dict[str, CompressionConfig]:
-    """Return the configuration of each run, after finding every mistake before the first run starts.
+    """Return the configuration of each run, after finding every mistake before the first run
+    starts.
 
     Raises:
         ConfigError: if a setting is wrong.
@@ -228,7 +234,8 @@ def _check_start(run: Run, configs: Mapping[str, CompressionConfig]) -> None:
             fix = "add it to --only"
             if name.endswith(MEAN):
                 seed = start.parent / name.removesuffix(MEAN)
-                fix = f"python -m gistjax.average --run {seed}_s… --run {seed}_s… --output {start}"
+                seeds = f"--run {seed}_s… --run {seed}_s…"
+                fix = f"python -m gistjax.average {seeds} --output {start}"
             raise ConfigError(f"{run.name} needs {name}, which is not finished in {start}: {fix}.")
 
 
@@ -272,10 +279,10 @@ def _line(name: str, metrics: Mapping[str, Any]) -> str:
         return f"{name:32} {metrics['steps']} steps, loss {metrics['losses'].get('loss')}"
     low, high = metrics["final_f1_interval"]
     ratio = metrics["effective_compression_ratio"]
-    return (
-        f"{name:32} {f'{ratio:5.2f} x' if ratio else '':7}  F1 {metrics['final_f1']:.3f} [{low:.3f}, {high:.3f}]  EM {metrics['final_em']:.3f}"
-        + (f"  shuffled F1 {metrics['shuffled_f1']:.3f}" if "shuffled_f1" in metrics else "")
-    )
+    f1, em = f"{metrics['final_f1']:.3f} [{low:.3f}, {high:.3f}]", f"{metrics['final_em']:.3f}"
+    line = f"{name:32} {f'{ratio:5.2f} x' if ratio else '':7}  F1 {f1}  EM {em}"
+    shuffled = metrics.get("shuffled_f1")
+    return line if shuffled is None else f"{line}  shuffled F1 {shuffled:.3f}"
 
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:

@@ -1,4 +1,4 @@
-"""The table of a running sweep: on a terminal it is redrawn in place, elsewhere each change is a line."""
+"""Table of a running sweep: redrawn in place on a terminal, a line for each change elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = ("run", "state", "step", "ETA", "loss", "F1", "device")
 
 
 def progress(workdir: Path) -> dict[str, Any]:
-    """What a run directory tells: `step`, `total_steps`, `loss`, `step_s`, `f1`, `devices`, as far as they are there."""
+    """Return what is known of `step`, `total_steps`, `loss`, `step_s`, `f1` and `devices`."""
     found: dict[str, Any] = {}
     for row in _json_lines(workdir / "metrics.jsonl"):
         found |= row
@@ -37,7 +37,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _json_lines(path: Path, whole: bool = False) -> list[dict[str, Any]]:
-    """The objects of a file that another process may be writing."""
+    """Return the objects of a file that another process may be writing."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:
@@ -52,7 +52,7 @@ def _json_lines(path: Path, whole: bool = False) -> list[dict[str, Any]]:
 
 
 def cells(job: Job) -> tuple[str, ...]:
-    """A job's line of the table."""
+    """Return a job's line of the table."""
     found = progress(job.run.workdir)
     at_work = job.state == SUBMITTED and job.started.exists()
     state = "running" if at_work else job.state
@@ -73,13 +73,13 @@ def cells(job: Job) -> tuple[str, ...]:
 
 
 def clock(seconds: float) -> str:
-    """`1:02:03`."""
+    """Return seconds as in `1:02:03`."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 class Board:
-    """Shows jobs. Use it in a `with` block."""
+    """Display of jobs, to be used in a `with` block."""
 
     def __init__(self, jobs: Mapping[str, Job]):
         self._jobs, console = jobs, Console(stderr=True)
@@ -96,7 +96,7 @@ class Board:
             self._live.stop()
 
     def show(self) -> None:
-        """Shows how things stand now."""
+        """Show the present state."""
         if self._live:
             self._live.update(self._table(), refresh=True)
             return

@@ -1,10 +1,11 @@
-"""Which evaluation contexts stand in the text that compression is learned from.
+"""Find evaluation contexts in the text that compression is learned from.
 
     python -m launch.contamination --config.data.path=FOLDER --config.text.path=FOLDER [--words 13]
 
-A paragraph of the validation split, drawn or not, is touched if it shares so many words in a row with an article, case and punctuation aside
-(13 by default, as in Brown et al. 2020, arXiv:2005.14165, appendix C). Prints how many are, and the longest run of words of
-the most touched ones; a compressor that learned to repeat such paragraphs is not tested by them.
+A paragraph of the validation split, drawn or not, is touched if it shares so many words in a row
+with an article, case and punctuation aside (13 by default, as in Brown et al. 2020,
+arXiv:2005.14165, appendix C). Prints how many are touched, and the longest run of words of the most
+touched ones; a compressor that learned to repeat such paragraphs is not tested by them.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ log = logging.getLogger(__name__)
 
 
 def words_of(text: str) -> list[str]:
-    """The text's words in lower case, without punctuation."""
+    """Return a text's words in lower case, without punctuation."""
     return _WORD.findall(text.lower())
 
 
 def longest_overlaps(contexts: Sequence[str], articles: Iterable[str], n: int) -> list[int]:
-    """For each context, the words in its longest piece of which every n words in a row stand in some article; 0 for none.
+    """Return for each context the words in its longest piece found in articles; 0 for none.
+
+    Every n words in a row of such a piece stand in some article.
 
     Args:
         n: pieces of fewer words do not count.
@@ -54,7 +57,7 @@ def _grams(words: list[str], n: int) -> Iterable[tuple[str, ...]]:
 
 
 def _longest(hits: list[bool], n: int) -> int:
-    """Words covered by the longest run of hits."""
+    """Return the number of words covered by the longest run of hits."""
     best = run = 0
     for hit in hits:
         run = run + 1 if hit else 0
@@ -63,7 +66,7 @@ def _longest(hits: list[bool], n: int) -> int:
 
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
-    """The command.
+    """Count and print the touched paragraphs.
 
     Raises:
         ConfigError: if no text is named.

@@ -1,9 +1,9 @@
-"""gistjax and the PyTorch peer on one GPU, in turn: prints a table of times and ratios, and JSON as the last line.
+"""Time gistjax and a PyTorch peer on one GPU, in turn.
 
     python launch/peers.py [--works train_8b_8 generate_8b …] [--peers eager compile]
 
-Needs what `launch/torch_peer.py` needs. The two never run at the same time: neither holds memory or time that the
-other could use.
+Prints a table of times and ratios, and JSON as the last line. Needs what `launch/torch_peer.py`
+needs. The two never run at the same time: neither holds memory or time that the other could use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PEER = [sys.executable, str(Path(__file__).with_name("torch_peer.py"))]
 
 
 class Work(NamedTuple):
-    """One measurement, in the words of both sides."""
+    """A measurement in the words of both sides."""
 
     size: str  # the peer's name of the base
     peer: str  # the peer's mode and rows
@@ -29,7 +29,7 @@ class Work(NamedTuple):
 
 
 def work(size: str, mode: str, rows: int, name: str, *flags: str, peer_mode: str = "") -> Work:
-    """A work of `rows` rows on the base that we call `name`."""
+    """Return a work of `rows` rows on the base that gistjax calls `name`."""
     ours = [f"--mode={mode}", f"--config.model.name={name}", f"--config.batch_size={rows}", *flags]
     return Work(size, f"{peer_mode or mode}:{rows}", ours)
 
@@ -48,7 +48,7 @@ WORKS = {
 
 
 def json_lines(command: list[str], timeout: float) -> list[dict[str, Any]]:
-    """What a command measured; on standard error, why it did not."""
+    """Return what a command measured; say on standard error why it did not."""
     print(" ".join(command[1:]), file=sys.stderr, flush=True)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
@@ -67,7 +67,7 @@ def json_lines(command: list[str], timeout: float) -> list[dict[str, Any]]:
 def measure_peer(
     size: str, works: list[Work], kind: str, device: str, timeout: float
 ) -> dict[str, dict[str, Any]]:
-    """The peer's measurements on one base, by its own name of the work."""
+    """Return the peer's measurements on one base, by its own name of the work."""
     # A growing cache would be compiled anew for every token.
     wanted = [w.peer for w in works if kind == "eager" or w.peer.startswith("train")]
     if not wanted:
@@ -78,14 +78,14 @@ def measure_peer(
 
 
 def our_seconds(ours: dict[str, Any]) -> float | None:
-    """The time that stands against the peer's, which compresses where it generates from slots."""
+    """Return the time to compare with the peer's; generating from slots includes compressing."""
     if "step_ms" in ours:
         return ours["step_ms"] / 1e3
     return ours["answer_s"] + ours["compress_ms"] / 1e3 if "answer_s" in ours else None
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS)[:-1])
     parser.add_argument("--peers", nargs="*", choices=["eager", "compile"], default=["eager"])
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def row(name: str, ours: float | None, theirs: dict[str, Any]) -> str:
-    """A line of the table; the ratio is to the peer at its best."""
+    """Return a line of the table; the ratio is to the fastest peer."""
     times = {kind: found["seconds"] for kind, found in theirs.items()}
     cells = [f"{kind} {seconds * 1e3:.1f} ms" for kind, seconds in times.items()]
     cells.insert(0, f"gistjax {ours * 1e3:.1f} ms" if ours else "gistjax failed")

@@ -1,16 +1,20 @@
 """Make the runs of a sweep side by side, over the GPUs of one machine or of a Ray cluster.
 
-    python -m launch.ray_sweep --sweep launch/sweeps/seed.json --out runs/compression_ablations [--config.KEY=VALUE …]
-        [--gpus_per_run 4] [--address auto] [--only NAME,…] [--list | --dry_run --plan_gpus 1,4,64]
+    python -m launch.ray_sweep --sweep launch/sweeps/seed.json --out runs/compression_ablations
+        [--config.KEY=VALUE …] [--gpus_per_run 4] [--address auto] [--only NAME,…]
+        [--list | --dry_run --plan_gpus 1,4,64]
 
-Each run is one Ray task with its own devices, which executes the command line that `--list` prints. They start in the
-order of the file: with the longest first, all GPUs finish at about the same time. Finished runs are skipped,
-interrupted ones resume: start the command again after whatever happened. A run that fails is reported and does not stop the
-others. At the end `gistjax.report` writes table and page into `--out`, and the last line of output says what became of each
-run. `--dry_run` prints the plan: runs, devices, expected hours, disk.
+Each run is one Ray task with its own devices, which executes the command line that `--list` prints.
+They start in the
+order of the file: with the longest first, all GPUs finish at about the same time. Finished runs are
+skipped,
+interrupted ones resume: start the command again after whatever happened. A run that fails is
+reported and does not stop the others. At the end `gistjax.report` writes table and page into
+`--out`, and the last line of output says what became of each run. `--dry_run` prints the plan:
+runs, devices, expected hours, disk.
 
-Start it from the repository's root. On a cluster (`--address`), `--out` and the data must be on a file system that all
-machines see, and gistjax must be installed on each.
+Start it from the repository's root. On a cluster (`--address`), `--out` and the data must be on a
+file system that all machines see, and gistjax must be installed on each.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ FORWARDED = ("JAX_", "XLA_", "HF_")  # variables that the runs get from the driv
 def run_sweep(
     runs: list[Run], out: Path, address: str = "", gpus: float = -1, cpus: float = -1
 ) -> dict[str, Job]:
-    """Makes the runs that are not finished.
+    """Make the runs that are not finished.
 
     Args:
         address: a Ray cluster; empty starts one of this machine alone.
@@ -72,7 +76,7 @@ def run_sweep(
 
 
 def start_ray(address: str) -> None:
-    """Connects to a cluster, or starts one of this machine alone that ends with this process.
+    """Connect to a cluster, or start one of this machine alone that ends with this process.
 
     Raises:
         ConfigError: if there is no cluster at the address.
@@ -103,7 +107,7 @@ def start_ray(address: str) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Refuses a host that does not answer, for which Ray would wait for minutes.
+    """Refuse a host that does not answer, for which Ray would wait for minutes.
 
     Raises:
         ConfigError: if nothing listens at `HOST:PORT`; other addresses are Ray's to understand.
@@ -115,14 +119,15 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host[1], int(host[2])), timeout=5).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"no Ray cluster answers at --address={address}: {error}. `ray start --head` prints the address of one."
+            f"no Ray cluster answers at --address={address}: {error}. "
+            "`ray start --head` prints the address of one."
         ) from error
 
 
 def resources_of_a_run(
     machines: Sequence[Mapping[str, float]], gpus: float, cpus: float
 ) -> dict[str, float]:
-    """`num_gpus` and `num_cpus` of a task.
+    """Return `num_gpus` and `num_cpus` of a task.
 
     Args:
         machines: `GPU` and `CPU` of each.
@@ -135,14 +140,14 @@ def resources_of_a_run(
     wanted = {"GPU": gpus, "CPU": cpus if cpus >= 0 else 1 if gpus else most["CPU"]}
     if not any(all(m.get(key, 0) >= wanted[key] for key in wanted) for m in machines):
         raise ConfigError(
-            f"no machine has {gpus:g} GPUs and {wanted['CPU']:g} CPUs for a run (the most are {most['GPU']:g} and "
-            f"{most['CPU']:g}): lower --gpus_per_run or --cpus_per_run."
+            f"no machine has {gpus:g} GPUs and {wanted['CPU']:g} CPUs for a run (the most are "
+            f"{most['GPU']:g} and {most['CPU']:g}): lower --gpus_per_run or --cpus_per_run."
         )
     return {"num_gpus": wanted["GPU"], "num_cpus": wanted["CPU"]}
 
 
 def _work(jobs: dict[str, Job], resources: dict[str, Any], board: Board) -> None:
-    """Submits what is ready and takes in what ended, until nothing is left."""
+    """Submit what is ready and take in what ended, until nothing is left."""
     import ray
 
     # A worker that had a GPU may take the next run: what it starts, not itself, uses the GPU.
@@ -191,7 +196,7 @@ def _report(job: Job) -> None:
 
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
-    """The command."""
+    """Make the runs, or print their commands or the plan."""
     out, runs = Path(args.out), chosen_runs(args)
     if args.list:
         print("\n".join(run.command for run in runs))
@@ -220,12 +225,12 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 def dry_run(
     configs: Mapping[str, CompressionConfig], plan_gpus: Sequence[str], gpus_per_run: float
 ) -> dict[str, Any]:
-    """Prints the plan as tables; returns it.
+    """Print the plan as tables and return it.
 
     Raises:
         ConfigError: if `plan_gpus` are not numbers, or a run has no GPU.
     """
-    import jax  # here, as what plans and what trains take seconds to import, and a sweep needs neither
+    import jax  # here: what plans and trains takes seconds to import, and a sweep needs neither
 
     from gistjax.estimate import cost as costs
     from gistjax.estimate.plan import requirements
@@ -235,8 +240,8 @@ def dry_run(
     enough = all(gpus.isdecimal() and int(gpus) >= max(gpus_per_run, 1) for gpus in plan_gpus)
     if not (plan_gpus and enough and gpus_per_run):
         raise ConfigError(
-            f"--plan_gpus={','.join(plan_gpus)} must be numbers, at least --gpus_per_run={gpus_per_run:g} each, and that "
-            "more than 0."
+            f"--plan_gpus={','.join(plan_gpus)} must be numbers, at least "
+            f"--gpus_per_run={gpus_per_run:g} each, and that more than 0."
         )
     jax.config.update("jax_platforms", "cpu")  # shapes alone are looked at
     measured, runs, each = costs.measurements(), {}, {}
@@ -253,9 +258,12 @@ def dry_run(
         }
         log.info(
             "%-28s %6d steps  %s  %6.1f GiB of memory  %5.1f GiB on disk",
-            name, cost.steps, "hours not known" if hours is None else f"{hours:6.2f} h",
-            needs["memory_estimate_gib"]["total"], cost.disk_gib,
-        )  # fmt: skip
+            name,
+            cost.steps,
+            "hours not known" if hours is None else f"{hours:6.2f} h",
+            needs["memory_estimate_gib"]["total"],
+            cost.disk_gib,
+        )
     totals = [costs.project(each, int(gpus), gpus_per_run) for gpus in plan_gpus]
     for total in totals:
         log.info("%s", ", ".join(f"{key} {value}" for key, value in total.items()))

@@ -1,11 +1,13 @@
-"""What more GPUs are worth to one run: the train step of `gistjax.benchmark` on one GPU and on meshes of several.
+"""Measure what more GPUs are worth to one run: one GPU against meshes of several.
 
-    python -m launch.scaling [--gpus 4] [--rows 8 32] [--layouts data fsdp tensor] [-- FLAGS OF gistjax.benchmark]
+    python -m launch.scaling [--gpus 4] [--rows 8 32] [--layouts data fsdp tensor]
+        [-- FLAGS OF gistjax.benchmark]
 
-Prints a line of a table as each is measured, JSON last. `rows` are those of each GPU: a layout that splits the model instead
-of the rows takes all of them at once. Efficiency is the rows a second against as many GPUs that each do what one does alone.
-The loss is that of the last step; with the first of `rows`, one GPU also takes the rows of all, to compare it. From the
-repository's root; without GPUs, on so many virtual devices.
+Times the train step of `gistjax.benchmark`. Prints a line of a table as each is measured, and JSON
+last. `rows` are those of each GPU; a layout that splits the model instead of the rows takes all of
+them at once. Efficiency is the rows a second against as many GPUs that each do what one does alone.
+The loss is that of the last step; with the first of `rows`, one GPU also takes the rows of all, to
+compare it. Start it from the repository's root; without GPUs, it uses as many virtual devices.
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ from launch.peers import OURS, json_lines
 
 LAYOUTS = ("data", "fsdp", "tensor")
 COLUMNS = ("layout", "GPUs", "rows", "step ms", "rows/s", "efficiency", "GiB a GPU", "loss")
-"""Of the table; `rows` are those of a step on all GPUs."""
+"""Columns of the table; `rows` are those of a step on all GPUs."""
 
 
 def measure(gpus: int, layout: str, rows: int, flags: Sequence[str], timeout: float) -> Any:
-    """One process on so many GPUs, `rows` on each; None where it failed, which it says itself."""
-    devices = [f"CUDA_VISIBLE_DEVICES={','.join(map(str, range(gpus)))}", f"JAX_NUM_CPU_DEVICES={gpus}"]  # fmt: skip
+    """Run one process on so many GPUs, `rows` on each; None if it failed, which it says itself."""
+    devices = [
+        f"CUDA_VISIBLE_DEVICES={','.join(map(str, range(gpus)))}",
+        f"JAX_NUM_CPU_DEVICES={gpus}",
+    ]
     mesh = {axis: gpus if axis == layout else 1 for axis in LAYOUTS}
     per_share = rows * gpus if layout == "tensor" else rows
     command = [*OURS, "--mode=train", f"--config.batch_size={per_share}", *flags]
@@ -35,7 +40,7 @@ def measure(gpus: int, layout: str, rows: int, flags: Sequence[str], timeout: fl
 
 
 def line(layout: str, gpus: int, found: Any, alone: Any) -> list[str]:
-    """The table's cells, `alone` being what one GPU does with as many rows."""
+    """Return the table's cells, `alone` being what one GPU does with as many rows."""
     if found is None:
         return [layout, str(gpus), *["failed"] * (len(COLUMNS) - 2)]
     efficiency = ""
@@ -47,12 +52,12 @@ def line(layout: str, gpus: int, found: Any, alone: Any) -> list[str]:
 
 
 def table_row(cells: Sequence[str]) -> str:
-    """In Markdown."""
+    """Return a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpus", type=int, default=4)
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 32], help="of each GPU")

@@ -1,7 +1,7 @@
-"""Which run of a sweep is next, and what becomes of one that ended. Nothing here starts a process.
+"""Decide which run of a sweep is next and what becomes of one that ended, without a process.
 
-A run is finished when its directory holds `metrics.json`; all else is forgotten when the sweep ends, so that starting it
-again tries everything once more that is not finished.
+A run is finished when its directory holds `metrics.json`. All else is forgotten when the sweep
+ends, so that starting it again retries everything that is not finished.
 """
 
 from __future__ import annotations
@@ -17,17 +17,23 @@ from pathlib import Path
 from gistjax.errors import ConfigError
 from gistjax.sweep import Run
 
-USERS_MISTAKE = 2  # exit code of a command that cannot go on until the user mends something
+USERS_MISTAKE = 2  # exit code of a command that cannot go on until the user fixes something
 STOPPED = 75  # of one that was asked to stop and has saved its training
 FAILURES = 2  # in a row, without a checkpoint between them: set aside
 LOSSES = 20  # the same of workers that were lost under a run
 
-WAITING, SUBMITTED, FINISHED, FAILED, BLOCKED = "waiting", "submitted", "finished", "failed", "blocked"  # fmt: skip
+WAITING, SUBMITTED, FINISHED, FAILED, BLOCKED = (
+    "waiting",
+    "submitted",
+    "finished",
+    "failed",
+    "blocked",
+)
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How an attempt ended: the command's exit code, None where the worker was lost; and its log's last lines."""
+    """End of an attempt: exit code (None if the worker was lost) and the last lines of the log."""
 
     code: int | None
     tail: str = ""
@@ -48,24 +54,24 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the run's results are there."""
+        """True if the run's results are there."""
         return (self.run.workdir / "metrics.json").exists()
 
     @property
     def started(self) -> Path:
-        """The file that says when and where an attempt was started."""
+        """File that says when and where an attempt was started."""
         return self.run.workdir / "started.json"
 
     def submit(self) -> None:
-        """Counts an attempt."""
+        """Count an attempt."""
         self.started.unlink(missing_ok=True)
         self.state, self.attempts = SUBMITTED, self.attempts + 1
 
     def end(self, ended: Ended) -> None:
-        """Takes note of how an attempt ended, and decides whether there is to be another.
+        """Note how an attempt ended and decide whether another follows.
 
-        A run goes on as long as it gets further. Set aside is one that fails twice in a row without a new checkpoint, or
-        that names a mistake of the user's.
+        A run goes on as long as it gets further. One that fails twice in a row without a new
+        checkpoint, or names a mistake of the user's, is set aside.
         """
         reached = newest_checkpoint(self.run.workdir)
         if reached > self.reached:
@@ -85,13 +91,13 @@ class Job:
 
 
 def newest_checkpoint(workdir: Path) -> int:
-    """The last step saved in a run directory, 0 without one."""
+    """Return the last step saved in a run directory; 0 without one."""
     names = [path.name for path in (workdir / "checkpoint").glob("*")]
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def ready(jobs: Mapping[str, Job]) -> Iterator[Job]:
-    """The jobs that can start now. Those whose first stage failed are blocked."""
+    """Yield the jobs that can start now; block those whose first stage failed."""
     for job in jobs.values():
         first = [jobs[name] for name in job.run.after if name in jobs]
         if job.state == WAITING and job.finished:
@@ -105,7 +111,7 @@ def ready(jobs: Mapping[str, Job]) -> Iterator[Job]:
 
 @contextmanager
 def sole_sweep(out: Path) -> Iterator[None]:
-    """Holds a folder for one sweep. The system lets go of it when the process ends, however it ends.
+    """Hold a folder for one sweep; the system lets go of it when the process ends, in any way.
 
     Raises:
         ConfigError: if another sweep is at work there, or it can be no folder.
@@ -121,8 +127,8 @@ def sole_sweep(out: Path) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             raise ConfigError(
-                f"another sweep is at work in {out} ({file.read().strip() or 'unknown'}): wait for its end, stop it, "
-                "or give another --out."
+                f"another sweep is at work in {out} ({file.read().strip() or 'unknown'}): wait for "
+                "its end, stop it, or give another --out."
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

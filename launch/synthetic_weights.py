@@ -1,7 +1,8 @@
-"""A synthetic Hugging Face folder of a known shape, to measure loading where the real weights are not at hand:
+"""Write a synthetic Hugging Face folder of a known shape, to measure loading without the weights.
 
-python launch/synthetic_weights.py --name llama-3.2-1b-instruct --folder /tmp/synthetic
-python -m gistjax.benchmark --mode load --config.model.name=llama-3.2-1b-instruct --config.model.path=/tmp/synthetic
+python launch/synthetic_weights.py --name llama-3.2-1b-instruct --folder FOLDER
+python -m gistjax.benchmark --mode load --config.model.name=llama-3.2-1b-instruct
+    --config.model.path=FOLDER
 """
 
 from __future__ import annotations
@@ -19,16 +20,24 @@ from gistjax.weights.registry import KNOWN
 
 
 def write_folder(name: str, folder: Path) -> None:
-    """One shard a layer, so that no more than a layer is in memory."""
+    """Write one shard a layer, so that no more than a layer is in memory."""
     c = KNOWN[name].config
     D, F = c.d_model, c.d_ff
     NH, KH = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     shapes = {
-        "embedding": (c.vocab_size, D), "output": (c.vocab_size, D), "final_norm": (D,),
-        "layers/attention_norm": (D,), "layers/ffn_norm": (D,), "q": (NH, D),
-        "k": (KH, D), "v": (KH, D), "layers/o": (D, NH), "gate": (F, D), "up": (F, D),
+        "embedding": (c.vocab_size, D),
+        "output": (c.vocab_size, D),
+        "final_norm": (D,),
+        "layers/attention_norm": (D,),
+        "layers/ffn_norm": (D,),
+        "q": (NH, D),
+        "k": (KH, D),
+        "v": (KH, D),
+        "layers/o": (D, NH),
+        "gate": (F, D),
+        "up": (F, D),
         "layers/down": (D, F),
-    }  # fmt: skip
+    }
     if c.tie_embeddings:
         del shapes["output"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,16 +58,23 @@ def write_folder(name: str, folder: Path) -> None:
         save(f"model-{layer:05d}.safetensors", leaves)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     config = {
-        "model_type": "llama", "vocab_size": c.vocab_size, "hidden_size": D, "intermediate_size": F,
-        "num_hidden_layers": c.n_layers, "num_attention_heads": c.n_heads,
-        "num_key_value_heads": c.n_kv_heads, "head_dim": c.head_dim, "rms_norm_eps": c.rms_eps,
-        "rope_theta": c.rope_theta, "tie_word_embeddings": c.tie_embeddings,
-    }  # fmt: skip
+        "model_type": "llama",
+        "vocab_size": c.vocab_size,
+        "hidden_size": D,
+        "intermediate_size": F,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads,
+        "head_dim": c.head_dim,
+        "rms_norm_eps": c.rms_eps,
+        "rope_theta": c.rope_theta,
+        "tie_word_embeddings": c.tie_embeddings,
+    }
     (folder / "config.json").write_text(json.dumps(config))
 
 
 def main() -> None:
-    """Writes the folder."""
+    """Write the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", default="llama-3.2-1b-instruct", choices=sorted(KNOWN))
     parser.add_argument("--folder", type=Path, required=True)

@@ -1,10 +1,11 @@
-"""Trains `tiny-facts`, the base of the quickstart, on generated facts, and writes it as a Hugging Face folder:
+"""Train `tiny-facts`, the base of the quickstart, and write it as a Hugging Face folder.
 
-python launch/tiny_base.py --folder gistjax/weights/tiny_facts
+    python launch/tiny_base.py --folder gistjax/weights/tiny_facts
 
-A Llama of 0.4 million parameters and its own tokenizer learn to answer from a paragraph that they see whole. A document is a
-prompt and a paragraph with all its questions and answers, one after another; there are 8,000, drawn apart from those of
-`--config.data.path=facts`. It knows nothing else. Minutes on two CPU cores.
+A Llama of 0.4 million parameters and its own tokenizer learn to answer from a paragraph that they
+see whole. A document is a prompt and a paragraph with all its questions and answers, one after
+another. There are 8,000, drawn apart from those of `--config.data.path=facts`; the model knows
+nothing else. It takes minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ from gistjax.weights.registry import KNOWN
 CONFIG = KNOWN["tiny-facts"].config
 SPECIAL = ("<|end|>", "<|user|>", "<|answer|>")
 TEMPLATE = (  # no system turn: one task needs no instruction
-    "{% for message in messages %}{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}<|answer|>{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}<|answer|>{{ message['content'] }}<|end|>{% endif %}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|answer|>{% endif %}"
 )
 PARAGRAPHS = 8_000
@@ -44,7 +47,7 @@ OTHERS_WEIGHT = 0.1  # of tokens that are no answer in the loss
 
 
 class Documents(NamedTuple):
-    """Right padded, with their lengths, and True where a token is part of an answer."""
+    """Right-padded ids with their lengths, and True for each token of an answer."""
 
     ids_NxT: np.ndarray
     length_N: np.ndarray
@@ -52,7 +55,7 @@ class Documents(NamedTuple):
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which nearly every word of the facts is one token, whether a space stands before it or not."""
+    """Train a byte-level BPE in which nearly every word of the facts is one token."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -74,7 +77,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def documents(prompt: Prompt, n: int) -> Documents:
-    """n paragraphs, each with all its questions and answers in random order."""
+    """Return n paragraphs, each with all its questions and answers in random order."""
     rng = np.random.default_rng(0)
     texts = [facts.paragraph(rng) for _ in range(n)]
     contexts = prompt.encode_texts([context for context, _ in texts])
@@ -99,7 +102,7 @@ def documents(prompt: Prompt, n: int) -> Documents:
 def loss_fn(
     weights: Any, graphdef: Any, ids_BxT: Any, length_B: Any, answer_BxT: Any
 ) -> tuple[Any, Any]:
-    """Mean negative log-likelihood of the next token, weighted; beside it that of answers alone."""
+    """Return the weighted mean negative log-likelihood of the next token, and that of answers."""
     llama, T = nnx.merge(graphdef, weights), ids_BxT.shape[1] - 1
     h_BxTxD, _ = llama(llama.embed(ids_BxT[:, :-1]), jnp.arange(T)[None])
     logits_BxTxV = h_BxTxD @ llama.embedding[...].T  # `llama.logits` takes the table for frozen
@@ -112,7 +115,10 @@ def loss_fn(
 
 
 def make_optimizer() -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the matrices, which learned to look up in fewer steps than Adam; Adam for the rest."""
+    """Return Muon (Jordan et al. 2024) for the matrices and Adam for the rest.
+
+    The matrices learned to look up in fewer steps with Muon than with Adam.
+    """
 
     def axes(weights: Any) -> Any:
         return jax.tree.map(
@@ -125,7 +131,7 @@ def make_optimizer() -> optax.GradientTransformation:
 
 
 def train(prompt: Prompt, steps: int, batch_tokens: int) -> Llama:
-    """Next-token prediction; the last quarter of the steps slows down to a stop."""
+    """Train on next-token prediction; the last quarter of the steps slows down to a stop."""
     graphdef, weights = nnx.split(Llama(CONFIG, random_initializer(jax.random.key(0), jnp.float32)))
     weights = jax.tree.map(lambda w: 5 * w if w.ndim > 2 else w, weights)  # the width is small
     optimizer = make_optimizer()
@@ -158,10 +164,14 @@ def write(llama: Llama, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Non
     G = c.n_heads // c.n_kv_heads
     qkv, gate_up = np.asarray(layers.qkv[...]), np.asarray(layers.gate_up[...])
     parts = {
-        "self_attn.q_proj": qkv[..., :G, :], "self_attn.k_proj": qkv[..., G, :],
-        "self_attn.v_proj": qkv[..., G + 1, :], "self_attn.o_proj": layers.o[...],
-        "mlp.gate_proj": gate_up[:, :, 0], "mlp.up_proj": gate_up[:, :, 1], "mlp.down_proj": layers.down[...],
-    }  # fmt: skip
+        "self_attn.q_proj": qkv[..., :G, :],
+        "self_attn.k_proj": qkv[..., G, :],
+        "self_attn.v_proj": qkv[..., G + 1, :],
+        "self_attn.o_proj": layers.o[...],
+        "mlp.gate_proj": gate_up[:, :, 0],
+        "mlp.up_proj": gate_up[:, :, 1],
+        "mlp.down_proj": layers.down[...],
+    }
     tensors = {
         "model.embed_tokens.weight": llama.embedding[...],
         "model.norm.weight": llama.final_norm[...],
@@ -181,17 +191,27 @@ def write(llama: Llama, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Non
     save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save_pretrained(folder)
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": c.vocab_size,
-        "hidden_size": c.d_model, "intermediate_size": c.d_ff, "num_hidden_layers": c.n_layers,
-        "num_attention_heads": c.n_heads, "num_key_value_heads": c.n_kv_heads, "head_dim": c.head_dim,
-        "rms_norm_eps": c.rms_eps, "rope_theta": c.rope_theta, "tie_word_embeddings": True,
-        "max_position_embeddings": c.max_positions, "hidden_act": "silu", "torch_dtype": "bfloat16",
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.d_model,
+        "intermediate_size": c.d_ff,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads,
+        "head_dim": c.head_dim,
+        "rms_norm_eps": c.rms_eps,
+        "rope_theta": c.rope_theta,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": c.max_positions,
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def main() -> None:
-    """Trains and writes."""
+    """Train and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1500)

@@ -1,11 +1,13 @@
-"""The same work as `gistjax.benchmark`, as a PyTorch user would write it: transformers' Llama, PEFT's LoRA, SDPA.
+"""Do the work of `gistjax.benchmark` as a PyTorch user would.
 
     python launch/torch_peer.py --size 8b --works train:8 train:32 generate:32 [--compile]
 
-A work is a mode and its number of rows. train: B contexts of C tokens go through a gist compressor to M soft tokens; the decoder reads M + S tokens; the loss is on
-the last A; one AdamW step on LoRA and compressor. generate and generate_full answer from the slots or from the whole
-context. Weights are random: only time and memory are measured. Needs torch, transformers and peft; prints one JSON object a
-work.
+A work is a mode and its number of rows. The
+model is transformers' Llama with PEFT's LoRA and SDPA. train: B contexts of C tokens go through a gist compressor
+to M soft tokens; the decoder reads M + S tokens; the loss is on the last A; one AdamW step on LoRA
+and compressor. generate and generate_full answer from the slots or from the whole context. Weights
+are random: only time and memory are measured. Needs torch, transformers and peft; prints one JSON
+object a work.
 """
 
 import argparse
@@ -20,18 +22,35 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 SIZES = {
     "8b": dict(
-        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, vocab_size=128256, head_dim=128, rope_theta=500000.0,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        head_dim=128,
+        rope_theta=500000.0,
     ),
     "135m": dict(
-        hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, vocab_size=49152, head_dim=64, tie_word_embeddings=True,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        head_dim=64,
+        tie_word_embeddings=True,
     ),
     "tiny": dict(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=512, head_dim=16,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=512,
+        head_dim=16,
     ),
-}  # fmt: skip
+}
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -49,7 +68,7 @@ class Gist(nn.Module):
         )
 
     def forward(self, states: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        """Slots `[B, M, D]` of states `[B, C, D]`."""
+        """Return slots `[B, M, D]` of states `[B, C, D]`."""
         x = self.queries.expand(states.shape[0], -1, -1)
         x = (
             x
@@ -78,7 +97,7 @@ class Peer:
         self.embed = base.get_input_embeddings()
 
     def set_rows(self, rows: int) -> None:
-        """Draws a batch."""
+        """Draw a batch."""
         V, args = self.config.vocab_size, self.args
         with torch.device(args.device):
             self.context = torch.randint(0, V, (rows, args.context))
@@ -86,11 +105,11 @@ class Peer:
             self.padding = torch.zeros(rows, args.context, dtype=torch.bool)
 
     def slots(self) -> torch.Tensor:
-        """The compressed context."""
+        """Return the compressed context."""
         return self.compressor(self.embed(self.context), self.padding)
 
     def loss(self) -> torch.Tensor:
-        """Teacher forcing on the last A tokens."""
+        """Return the teacher-forcing loss on the last A tokens."""
         A = self.args.answer_tokens
         x = torch.cat([self.slots(), self.embed(self.tokens)], 1)
         logits = self.model(inputs_embeds=x, logits_to_keep=A + 1).logits[:, :-1]
@@ -99,7 +118,7 @@ class Peer:
         )
 
     def trainer(self) -> Callable[[], None]:
-        """One optimizer step."""
+        """Return a function that makes one optimizer step."""
         self.model.train()
         trained = [p for p in self.model.parameters() if p.requires_grad]
         trained += self.compressor.parameters()
@@ -115,7 +134,7 @@ class Peer:
         return step
 
     def generator(self, from_slots: bool) -> Callable[[], None]:
-        """A greedy answer for every row; none ends early."""
+        """Return a function that answers every row greedily; no answer ends early."""
         n = self.args.answer_tokens
         greedy = dict(max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0)
         self.model.eval()
@@ -134,7 +153,7 @@ class Peer:
 
 
 def measure(peer: Peer, work: str) -> dict[str, object]:
-    """Median seconds of a work's calls, after three that are not counted."""
+    """Return the median seconds of a work's calls, after three that are not counted."""
     args = peer.args
     mode, rows = work.split(":")
     peer.set_rows(int(rows))
@@ -163,7 +182,7 @@ def measure(peer: Peer, work: str) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measures one work after the other."""
+    """Measure one work after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="8b")
     parser.add_argument("--works", nargs="+", default=["train:8"])

@@ -24,11 +24,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def attempt(command: str, folder: str, workdir: str) -> tuple[int, str]:
-    """Runs a command line; what it prints goes to `log.txt` of the run directory, what it was to `started.json`. Returns
-    exit code and end of the log.
+    """Run a command line; return its exit code and the end of its log.
 
-    The command dies with this process, by the kernel's hand. An earlier attempt may still be dying on its own: its lock,
-    which the command inherits, is waited for.
+    Its output goes to `log.txt` of the run directory, the command to `started.json`.
+
+    The kernel ends the command with this process. An earlier attempt may still be ending: this one
+    waits for its lock, which the command inherits.
 
     Args:
         folder: the working directory, from which `workdir` is seen.
@@ -46,9 +47,13 @@ def attempt(command: str, folder: str, workdir: str) -> tuple[int, str]:
         log.write(f"--- {time.strftime('%F %T')} {host} {devices}\n".encode())
         log.flush()
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            pass_fds=[lock.fileno()], preexec_fn=_die_with_parent,
-        )  # fmt: skip
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[lock.fileno()],
+            preexec_fn=_die_with_parent,
+        )
         return _wait(process), tail(rundir)
 
 
@@ -63,7 +68,7 @@ def _die_with_parent() -> None:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code. Where this task is cancelled, the command may save what it has."""
+    """Return the exit code. If this task is cancelled, the command may save what it has."""
     try:
         while True:
             try:
@@ -81,7 +86,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def tail(workdir: Path) -> str:
-    """The last lines of a run's log."""
+    """Return the last lines of a run's log."""
     try:
         text = (workdir / LOG).read_bytes()[-20_000:].decode(errors="replace")
     except OSError:

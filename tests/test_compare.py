@@ -37,7 +37,7 @@ def test_rows_are_matched_by_their_ids(runs):
     of, full, zero = runs
     found = compare(of, [full, zero], samples=500, seed=0)
     assert (found["of"], found["f1"], found["em"], found["n_examples"]) == (str(of), 0.5, 0.25, 4)
-    # By context, F1 differs by -0.5 and 0, EM by -1 and 0.5; a resample is one of them, or their mean.
+    # By context, F1 differs by -0.5 and 0, EM by -1 and 0.5; a resample has one, or their mean.
     assert found["with"][str(full)] == {
         "f1": 0.75,
         "f1_difference": -0.25,
@@ -72,7 +72,7 @@ def test_a_closed_book_has_nothing_to_retain_and_both_controls_make_a_scale(runs
 def test_the_table_shows_every_run_with_its_differences(runs):
     of, full, zero = runs
     header, ours, first, second, _, note = table(compare(of, [full, zero], 500, 0)).splitlines()
-    assert header.split() == "F1 EM F1 difference EM difference of its F1".split()
+    assert header.split() == ["F1", "EM", "F1", "difference", "EM", "difference", "of", "its", "F1"]
     assert ours.split() == [str(of), "0.500", "0.250"]
     assert "-0.250 [-0.500, +0.000]" in first and first.endswith("66.7 % [50.0, 100.0]")
     assert "+0.500 [+0.500, +0.500]" in second and "%" not in second
@@ -128,8 +128,11 @@ def test_a_file_that_cannot_be_used_is_named(content, tmp_path):
 def command(*words):
     return subprocess.run(
         [sys.executable, "-m", "gistjax.compare", *map(str, words)],
-        capture_output=True, text=True, cwd=ROOT, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
 
 
 def test_the_command_prints_one_json_line(runs):

@@ -15,12 +15,24 @@ from gistjax.training.checkpoint import find_exported
 
 ROOT = Path(__file__).parents[1]
 TINY = {
-    "model.name": "tiny-random", "model.dtype": "float32", "lora.rank": 2, "max_steps": 1, "accumulation": 1,
-    "batch_size": 8, "contrastive_layers": 1, "data.path": "sample", "data.context": "paragraph",
-    "data.context_buckets": [512], "data.question_buckets": [256], "data.validation_examples": 9,
-    "evaluation.batch_size": 1, "evaluation.max_answer_tokens": 2, "evaluation.bootstrap_samples": 20,
-    "evaluation.baseline": False, "loss_weights.generation": 0,
-}  # fmt: skip
+    "model.name": "tiny-random",
+    "model.dtype": "float32",
+    "lora.rank": 2,
+    "max_steps": 1,
+    "accumulation": 1,
+    "batch_size": 8,
+    "contrastive_layers": 1,
+    "data.path": "sample",
+    "data.context": "paragraph",
+    "data.context_buckets": [512],
+    "data.question_buckets": [256],
+    "data.validation_examples": 9,
+    "evaluation.batch_size": 1,
+    "evaluation.max_answer_tokens": 2,
+    "evaluation.bootstrap_samples": 20,
+    "evaluation.baseline": False,
+    "loss_weights.generation": 0,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,16 @@
-"""One HTML file for a sweep: it holds all that it shows, and fetches nothing."""
+"""One HTML file for a sweep: it holds everything it shows and fetches nothing."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
 import jinja2
 import numpy as np
 
-from gistjax.reporting import plots
+from gistjax.reporting import colours, finding, plots
 from gistjax.reporting.runs import Result
 from gistjax.reporting.tables import Column, cell, same_questions
 
@@ -22,23 +22,28 @@ def render(
     rows: Sequence[dict[str, Any]],
     questions: int,
 ) -> str:
-    """The page.
+    """Return the page.
 
     Args:
-        questions: how many predictions to show side by side.
+        questions: the most predictions to show side by side.
 
     Raises:
         ConfigError: if the drawing library is not installed.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gistjax.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.PackageLoader("gistjax.reporting"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+    )
     order = [row["run"] for row in rows]
     scored = [result for result in results if result.scored]
     scored.sort(
         key=lambda result: (result.compresses, not result.full_context, order.index(result.name))
     )
+    others = [{"run": r.name, "architecture": r.architecture} for r in results if not r.scored]
+    colour_of = colours.of_runs([*rows, *others])
     return environment.get_template("report.html.j2").render(
         title=title,
         today=date.today().isoformat(),
@@ -51,45 +56,51 @@ def render(
         devices=sorted({str(result.metrics.get("device")) for result in scored}),
         bases=sorted({str(result.metrics.get("base_model")) for result in scored}),
         packages=scored[0].metrics.get("packages", {}) if scored else {},
-        figures=figures(results, rows),
+        finding=finding.sentences(rows),
+        colour_of=colour_of,
+        figures=figures(results, rows, colour_of),
         predictions=side_by_side(scored, questions),
         slots=slot_maps(scored),
     )
 
 
 def figures(
-    results: Sequence[Result], rows: Sequence[dict[str, Any]]
+    results: Sequence[Result], rows: Sequence[dict[str, Any]], colour_of: Mapping[str, str]
 ) -> list[tuple[str, str, str]]:
-    """Title, what to know, and SVG of each plot that there is anything for.
-
-    Colours are those of the heads, or where there is only one, as in a sweep of loss weights, of the runs.
-    """
-    scored = [result for result in results if result.scored]
-    one_head = len({result.architecture for result in scored if result.compresses}) == 1
-    names = [result.name for result in results]
-    heads = dict(zip(names, (r.architecture for r in results), strict=True))
-    heads |= {row["run"]: row["architecture"] for row in rows}
-    series = {name: name for name in heads} if one_head else heads
+    """Return title, note and SVG of each plot that has something to show."""
+    by_name = {result.name: result for result in results if result.scored}
+    scored = [by_name[row["run"]] for row in rows if row["run"] in by_name]
     drawn = [
         (
             "F1 against effective ratio",
-            "Context tokens a slot, as counted on the evaluated questions. Bars: 95 % intervals. Dashed: the controls.",
-            plots.f1_against_ratio(rows, series),
+            "Context tokens a slot, counted on the evaluated questions. Bars: 95 % intervals. "
+            "Dashed: the controls.",
+            plots.f1_against_ratio(rows, colour_of),
         ),
-        ("F1 against parameters", "Of head and connector, without LoRA.", plots.f1_against_parameters(rows, series)),
-        ("F1 against time", "On the device named below, in batches.", plots.f1_against_time(rows, series)),
         (
-            "Training",
-            "The weighted sum of the losses; runs of one head differ in their dashes.",
-            plots.training_curves(results, series),
+            "F1 against parameters",
+            "Of the architecture and the connector, without LoRA.",
+            plots.f1_against_parameters(rows, colour_of),
         ),
-        ("F1 by kind of answer", "In brackets the number of questions.", plots.by_type(scored, series)),
-    ]  # fmt: skip
+        (
+            "F1 against time",
+            "Point: a further question on a text that is compressed already. Line to its right: "
+            "the first question, which compresses the text. One measurement in batches on the "
+            "device named below: small differences are noise.",
+            plots.f1_against_time(rows, colour_of),
+        ),
+        ("Training", "The weighted sum of the losses.", plots.training_curves(results, colour_of)),
+        (
+            "F1 by kind of answer",
+            "The number of questions in brackets. Bars: 95 % intervals.",
+            plots.by_type(scored, colour_of),
+        ),
+    ]
     return [(title, note, svg) for title, note, svg in drawn if svg]
 
 
 def side_by_side(scored: Sequence[Result], most: int) -> list[dict[str, Any]]:
-    """The first questions that every run answered, with each run's prediction."""
+    """Return the first questions that every run answered, with the prediction of each run."""
     by_run = [{str(row["id"]): row for row in result.predictions} for result in scored]
     if not by_run:
         return []
@@ -106,7 +117,9 @@ def side_by_side(scored: Sequence[Result], most: int) -> list[dict[str, Any]]:
 
 
 def slot_maps(scored: Sequence[Result]) -> list[dict[str, Any]]:
-    """What each slot reads, by run and context: a byte for each slot and word, 255 the largest of the slot."""
+    """Return what each slot reads, by run and context: a byte for each slot and word, 255 the
+    slot's largest.
+    """
     maps = []
     for result in scored:
         for number, context in enumerate(result.slot_attention, 1):

@@ -1,4 +1,4 @@
-"""Finished runs as a report reads them: their directories, and nothing else."""
+"""Finished runs as a report reads them from their directories."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import Any
 from gistjax.config import UNCOMPRESSED
 from gistjax.errors import DataError
 
+TRIVIAL = ("mean_pool", "mark")
+"""Architectures that compress and are controls all the same: they show what learning buys."""
+
 
 @dataclass(frozen=True)
 class Result:
-    """What a run directory holds."""
+    """The files of a run directory."""
 
     name: str
     path: Path
@@ -27,35 +30,40 @@ class Result:
 
     @property
     def architecture(self) -> str:
-        """Its head, or control."""
+        """Name of the architecture, or of the control without slots."""
         return str(self.settings.get("architecture", "?"))
 
     @property
     def scored(self) -> bool:
-        """Whether it is finished and answered questions."""
+        """True if the run is finished and has answered questions."""
         return "final_f1" in self.metrics
 
     @property
     def compresses(self) -> bool:
-        """Whether it has slots."""
+        """True if the run has slots."""
         return self.architecture not in UNCOMPRESSED
 
     @property
+    def control(self) -> bool:
+        """True if the run is there to be compared with."""
+        return not self.compresses or self.architecture in TRIVIAL
+
+    @property
     def full_context(self) -> bool:
-        """Whether it is the upper control."""
+        """True for the upper control."""
         return self.architecture == "none" and self.settings.get("data.select", "all") == "all"
 
     @property
     def questions(self) -> frozenset[str]:
-        """The ids of the questions that it answered."""
+        """Ids of the questions that the run answered."""
         return frozenset(str(row.get("id")) for row in self.predictions)
 
 
 def find_runs(folders: Sequence[Path]) -> list[Result]:
-    """The runs in these folders and below, by name.
+    """Return the runs in these folders and below, ordered by path.
 
     Raises:
-        DataError: if there is none, two have one name, or a file of one is damaged.
+        DataError: if there is none, two have the same name, or a file is damaged.
     """
     paths = {path.parent for folder in folders for path in sorted(folder.rglob("config.json"))}
     results = [read_run(path) for path in sorted(paths)]
@@ -72,7 +80,7 @@ def find_runs(folders: Sequence[Path]) -> list[Result]:
 
 
 def read_run(path: Path) -> Result:
-    """A run directory.
+    """Read a run directory.
 
     Raises:
         DataError: if one of its files is damaged.
@@ -80,7 +88,9 @@ def read_run(path: Path) -> Result:
     stored = _read(path / "config.json", {})
     if not isinstance(stored.get("config"), dict):
         raise DataError(f"{path / 'config.json'} is not that of a run: it has no `config`.")
-    predictions = _read(path / "predictions.json", []) or _read(path / "sample_predictions.json", [])  # fmt: skip
+    predictions = _read(path / "predictions.json", []) or _read(
+        path / "sample_predictions.json", []
+    )
     return Result(
         name=path.name,
         path=path,
@@ -94,7 +104,7 @@ def read_run(path: Path) -> Result:
 
 
 def _read(path: Path, default: Any) -> Any:
-    """A JSON file; the default where it is not there."""
+    """Return the content of a JSON file, or the default if there is no file."""
     if not path.exists():
         return default
     try:
@@ -108,7 +118,7 @@ def _read(path: Path, default: Any) -> Any:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; the last may be half written."""
+    """Return the lines of a log; the last may be half written."""
     if not path.exists():
         return []
     rows = []

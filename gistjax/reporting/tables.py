@@ -11,15 +11,27 @@ from gistjax.reporting.runs import Result
 
 ALWAYS_SHOWN = ("architecture", "target_length", "seed")
 NOT_SHOWN = (
-    "model.path", "data.path", "text.path", "init_from", "log_every", "checkpoint_every", "eval_every", "tensorboard",
-    "evaluation.", "mesh.", "ratio_growth", "model.scan_layers", "model.attention", "model.remat",
-)  # fmt: skip
+    "model.path",
+    "data.path",
+    "text.path",
+    "init_from",
+    "log_every",
+    "checkpoint_every",
+    "eval_every",
+    "tensorboard",
+    "evaluation.",
+    "mesh.",
+    "ratio_growth",
+    "model.scan_layers",
+    "model.attention",
+    "model.remat",
+)
 MOST_SETTINGS = 8
 """Columns of settings at most; a sweep that varies more is told apart by the runs' names."""
 
 
 class Column(NamedTuple):
-    """A column: the row's key, its title, how a value is written, and whether papers want it."""
+    """A column: key of the row, title, format of a value, whether it belongs in a paper."""
 
     key: str
     title: str
@@ -27,22 +39,24 @@ class Column(NamedTuple):
     paper: bool = True
 
 
+SETTINGS_AT = 5
+"""Place of the columns for what a sweep varies."""
 COLUMNS = (
     Column("run", "run"),
-    Column("architecture", "head"),
-    Column("slots", "M"),
-    Column("nominal_ratio", "ratio", ".3g"),
-    Column("effective_ratio", "effective ratio", ".3g"),
     Column("f1", "F1", ".3f"),
     Column("f1_interval", "F1 95 %"),
+    Column("architecture", "architecture"),
+    Column("slots", "M"),
+    Column("effective_ratio", "effective ratio", ".3g"),
+    Column("retained", "of full context", ".0%"),
+    Column("compress_ms", "compress ms", ".2f"),
+    Column("answer_ms", "answer ms", ".2f"),
     Column("em", "EM", ".3f"),
     Column("em_interval", "EM 95 %", paper=False),
-    Column("retained", "of full context", ".0%"),
+    Column("nominal_ratio", "nominal ratio", ".3g"),
     Column("shuffled_f1", "F1, wrong slots", ".3f"),
-    Column("compressor_parameters", "head parameters", ","),
+    Column("compressor_parameters", "compressor parameters", ","),
     Column("trainable_parameters", "trained parameters", ",", paper=False),
-    Column("compress_ms", "compress ms", ".3g"),
-    Column("answer_ms", "answer ms", ".3g"),
     Column("questions", "questions", ","),
     Column("steps", "steps", ",", paper=False),
     Column("seed", "seed", paper=False),
@@ -50,26 +64,29 @@ COLUMNS = (
 
 
 def table(results: Sequence[Result]) -> tuple[list[Column], list[dict[str, Any]]]:
-    """Columns and rows of the scored runs: compressors by head and size, controls behind them.
+    """Return the columns and rows of the scored runs: compressors by architecture and size, then
+    controls.
 
-    What the runs of the sweep differ in is a column, whatever it is; empty columns are left out.
+    Each setting in which the runs differ is a column. Empty columns are left out.
     """
     scored = sorted((result for result in results if result.scored), key=_place)
     settings = varied([result for result in scored if result.compresses])
     rows = [_row(result, settings, _full_context_of(result, scored)) for result in scored]
     rows += _untuned(scored)
     columns = list(COLUMNS)
-    columns[3:3] = [Column(key, key.split(".")[-1].replace("_", " ")) for key in settings]
+    columns[SETTINGS_AT:SETTINGS_AT] = [
+        Column(key, key.split(".")[-1].replace("_", " ")) for key in settings
+    ]
     return [c for c in columns if any(row.get(c.key) is not None for row in rows)], rows
 
 
 def _place(result: Result) -> tuple[Any, ...]:
     slots = result.settings.get("target_length", 0)
-    return not result.compresses, result.architecture, slots, result.name
+    return result.control, not result.compresses, result.architecture, slots, result.name
 
 
 def varied(results: Sequence[Result]) -> list[str]:
-    """The settings that these runs differ in, but for paths and what does not touch the result."""
+    """Return the settings in which runs differ, of those that touch the result."""
     keys = {key: None for result in results for key in result.settings}
     differing = [
         key
@@ -82,13 +99,20 @@ def varied(results: Sequence[Result]) -> list[str]:
 
 
 def _full_context_of(result: Result, scored: Sequence[Result]) -> Result | None:
-    """The control with the whole context, on the same base and the same contexts and questions."""
+    """Return the control with the whole context, on the same base, contexts and questions."""
     controls = (other for other in scored if other.full_context and other is not result)
-    return next((full for full in controls if _task(full) == _task(result) and same_questions([full, result])), None)  # fmt: skip
+    return next(
+        (
+            full
+            for full in controls
+            if _task(full) == _task(result) and same_questions([full, result])
+        ),
+        None,
+    )
 
 
 def _task(result: Result) -> tuple[Any, ...]:
-    """Base and contexts."""
+    """Return what makes scores comparable: base and contexts."""
     keys = ("model.name", "data.context", "data.context_tokens")
     return tuple(result.settings.get(key) for key in keys)
 
@@ -104,8 +128,9 @@ def _row(result: Result, settings: Sequence[str], full: Result | None) -> dict[s
         slots = None  # as many as the context's length asks for
     return {
         "run": result.name,
-        "architecture": _head(result),
-        "control": not result.compresses,
+        "architecture": _name(result),
+        "control": result.control,
+        "compresses": result.compresses,
         "slots": slots,
         **{key: _setting(result.settings.get(key)) for key in settings if result.compresses},
         "nominal_ratio": m.get("compression_ratio")
@@ -128,8 +153,8 @@ def _row(result: Result, settings: Sequence[str], full: Result | None) -> dict[s
     }
 
 
-def _head(result: Result) -> str:
-    """How a reader calls it."""
+def _name(result: Result) -> str:
+    """Return the words for an architecture or control."""
     if result.full_context:
         return "full context"
     select = result.settings.get("data.select")
@@ -138,7 +163,7 @@ def _head(result: Result) -> str:
 
 
 def _untuned(scored: Sequence[Result]) -> list[dict[str, Any]]:
-    """The untuned base with the whole context, which runs score beside their own: one row for all of them."""
+    """Return the row of the untuned base with the whole context, if a run scored it."""
     for result in scored:
         if result.metrics.get("baseline_f1") is not None:
             m = result.metrics
@@ -147,6 +172,7 @@ def _untuned(scored: Sequence[Result]) -> list[dict[str, Any]]:
                     "run": "untuned",
                     "architecture": "full context, untuned",
                     "control": True,
+                    "compresses": False,
                     "nominal_ratio": 1.0,
                     "effective_ratio": 1.0,
                     "f1": m["baseline_f1"],
@@ -159,7 +185,7 @@ def _untuned(scored: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def same_questions(results: Sequence[Result]) -> bool:
-    """Whether runs were scored on the same questions, as far as their files tell."""
+    """Tell whether runs were scored on the same questions, as far as their files say."""
     counts = {result.metrics.get("n_examples") for result in results}
     return len(counts) == 1 and len({result.questions for result in results}) == 1
 
@@ -173,7 +199,7 @@ def _ms(seconds: float | None) -> float | None:
 
 
 def cell(column: Column, row: dict[str, Any]) -> str:
-    """A value as it is read; nothing for None."""
+    """Return a value as people read it; an empty text for None."""
     value = row.get(column.key)
     if value is None:
         return ""
@@ -183,7 +209,7 @@ def cell(column: Column, row: dict[str, Any]) -> str:
 
 
 def to_markdown(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> str:
-    """A table for papers; empty without rows."""
+    """Return a table for papers; an empty text without rows."""
     if not rows:
         return ""
     shown = [column for column in columns if column.paper]
@@ -193,7 +219,7 @@ def to_markdown(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> st
 
 
 def to_csv(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> str:
-    """All columns in full precision; an interval is two."""
+    """Return all columns in full precision; an interval makes two."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(part for column in columns for part in _csv_titles(column))

@@ -7,7 +7,7 @@ import numpy as np
 
 from gistjax.config import CompressionConfig
 
-HEADS = ("conv", "gist", "mean_pool", "pooling")
+ARCHITECTURES = ("conv", "gist", "mean_pool", "pooling")
 QUESTIONS = [
     ("q1", "When was the bridge built?", ["1904", "in 1904"], "date"),
     ("q2", "Who built <b>it</b> & why?", ["Ada | Sons"], "name"),
@@ -34,7 +34,9 @@ def write_run(
         "baseline_em": 0.4,
         "compression_ratio": 512 / slots,
         "effective_compression_ratio": 500 / slots,
-        "compressor_parameters": {"mean_pool": 0, "none": 0, "closed_book": 0}.get(config.architecture, 10_000),
+        "compressor_parameters": {"mean_pool": 0, "none": 0, "closed_book": 0}.get(
+            config.architecture, 10_000
+        ),
         "trainable_parameters": 12_345,
         "wall_time_per_sample_s": {"compress": 0.001, "answer": 0.002},
         "by_type": {"date": {"n": 1, "f1": 1.0, "f1_interval": [1.0, 1.0]}},
@@ -45,23 +47,31 @@ def write_run(
         "packages": {"jax": "0.10.2"},
         "steps": 20,
         **metrics,
-    }  # fmt: skip
+    }
     predictions = [
         {
-            "id": id, "context_id": 1, "question": question, "answers": answers, "type": kind,
+            "id": id,
+            "context_id": 1,
+            "question": question,
+            "answers": answers,
+            "type": kind,
             "prediction": answers[0] if i < right else "</script><script>alert(1)</script>",
-            "f1": float(i < right), "em": float(i < right),
+            "f1": float(i < right),
+            "em": float(i < right),
         }
         for i, (id, question, answers, kind) in enumerate(QUESTIONS)
-    ]  # fmt: skip
+    ]
     rows = [{"step": s, "total_steps": 20, "loss": 3 / s, "step_s": 0.1} for s in range(1, 21)]
     put(path / "config.json", {"config": config.to_json(), "base_sha256": "a" * 64})
     put(path / "metrics.json", found)
     put(path / "predictions.json", predictions)
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if config.architecture in HEADS:
+    if config.architecture in ARCHITECTURES:
         weights = np.eye(2, 3) + 0.1
-        put(path / "slot_attention.json", [{"context_id": 1, "words": ["The", "old", "<bridge>"], "weights": weights.tolist()}])  # fmt: skip
+        put(
+            path / "slot_attention.json",
+            [{"context_id": 1, "words": ["The", "old", "<bridge>"], "weights": weights.tolist()}],
+        )
     return path
 
 

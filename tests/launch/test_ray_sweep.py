@@ -21,9 +21,16 @@ from tests.stress.kills import BAD, ENVIRONMENT, ROOT, soak
 def test_killed_workers_and_drivers_end_in_one_result_each(tmp_path):
     """The short form of `kills.py`."""
     found = soak(
-        tmp_path, runs=1, steps=30, worker_kills=1, driver_kills=1, jobs=1, seed=0, pause=0.2,
+        tmp_path,
+        runs=1,
+        steps=30,
+        worker_kills=1,
+        driver_kills=1,
+        jobs=1,
+        seed=0,
+        pause=0.2,
         pattern="checkpoint/[1-9]*",
-    )  # fmt: skip
+    )
     assert found["worker_kills"] == found["driver_kills"] == 1
     assert found["results"] == 1 and found["attempts"] >= 2
     assert not [key for key in BAD if found.get(key)], found
@@ -103,5 +110,8 @@ def test_the_plan_says_what_is_known():
 def sweep(*flags):
     return subprocess.run(
         [sys.executable, "-m", "launch.ray_sweep", *flags],
-        cwd=ROOT, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+    )

@@ -21,11 +21,24 @@ def test_a_failure_is_a_row_too():
 
 
 def test_a_mesh_is_measured_beside_one_device():
-    command = [sys.executable, "-m", "launch.scaling", "--gpus=2", "--rows=1", "--layouts", "fsdp", "--",
-               "--config.model.name=tiny-random", "--config.data.context_tokens=64", "--repeats=1"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "launch.scaling",
+        "--gpus=2",
+        "--rows=1",
+        "--layouts",
+        "fsdp",
+        "--",
+        "--config.model.name=tiny-random",
+        "--config.data.context_tokens=64",
+        "--repeats=1",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     assert [(r["layout"], r["gpus"], r["rows"]) for r in results] == [
-        ("alone", 1, 1), ("alone", 1, 2), ("fsdp", 2, 2)
-    ]  # fmt: skip
+        ("alone", 1, 1),
+        ("alone", 1, 2),
+        ("fsdp", 2, 2),
+    ]

@@ -108,7 +108,10 @@ def test_a_stage_waits_for_the_one_that_it_starts_from(tmp_path):
 
 
 def test_stages_behind_a_failed_one_are_blocked_with_the_cause(tmp_path):
-    jobs = {name: new_job(tmp_path, name, *after) for name, after in (("a", ()), ("b", ("a",)), ("c", ("b",)))}  # fmt: skip
+    jobs = {
+        name: new_job(tmp_path, name, *after)
+        for name, after in (("a", ()), ("b", ("a",)), ("c", ("b",)))
+    }
     jobs["a"].end(Ended(2))
     assert not list(ready(jobs))
     assert [job.state for job in jobs.values()] == [FAILED, BLOCKED, BLOCKED]

@@ -25,12 +25,16 @@ def sweep(tmp_path):
 
 
 def bash(script, *arguments, **environment):
-    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # whose `python` is this one
+    # The `python` that the scripts find is this one.
+    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": here, **environment}
     return subprocess.run(
         ["bash", ROOT / "launch" / script, *map(str, arguments)],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_a_task_of_the_array_runs_its_command_into_its_log(sweep, tmp_path):

@@ -12,7 +12,7 @@ from gistjax.config import ModelConfig
 from gistjax.errors import WeightsError
 from gistjax.weights.registry import resolve
 
-NOTEBOOK = Path(__file__).parents[2] / "launch/tour.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "docs/tour.ipynb"
 
 
 @pytest.fixture

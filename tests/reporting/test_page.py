@@ -1,6 +1,7 @@
 """The page as a file, and in a real browser where there is one."""
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,14 +10,16 @@ import pytest
 
 from gistjax.errors import ConfigError
 from gistjax.report import report
-from gistjax.reporting import plots
+from gistjax.reporting import colours
 from tests.helpers.made_runs import put
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)  # fmt: skip
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
-class Engine(HTMLParser):
+class Page(HTMLParser):
     """Collects what a page would fetch, its scripts, and whether its tags match."""
 
     VOID = {"meta", "link", "input", "br", "hr", "img"}
@@ -51,13 +54,17 @@ def test_the_files_are_there(page):
     folder = page.parent
     summary = json.loads((folder / "results_summary.json").read_text())
     assert summary["runs"]["M64_gist"]["f1"] == 1 / 3 and summary["unfinished"] == []
-    assert (folder / "results.md").read_text().startswith("| run | head | M |")
-    assert (folder / "results.csv").read_text().startswith("run,architecture,slots,")
+    assert (
+        (folder / "results.md").read_text().startswith("| run | F1 | F1 95 % | architecture | M |")
+    )
+    assert (
+        (folder / "results.csv").read_text().startswith("run,f1,f1_low,f1_high,architecture,slots,")
+    )
 
 
 def test_the_page_is_whole_fetches_nothing_and_shows_text_as_text(page):
     text = page.read_text()
-    reader = Engine(text)
+    reader = Page(text)
     assert reader.fetched == ["data:,"]
     assert reader.scripts == 2, "what a model answered is no script"
     assert "A &lt;sweep&gt;" in text and "Ada | Sons" in text
@@ -78,7 +85,7 @@ def test_a_warning_where_questions_differ_and_what_is_not_finished(sweep):
 def test_one_run_alone_has_a_page(sweep):
     summary = report([sweep / "M64_gist"], sweep / "elsewhere")
     assert list(summary["runs"]) == ["M64_gist", "untuned"]
-    Engine((sweep / "elsewhere" / "report.html").read_text())
+    Page((sweep / "elsewhere" / "report.html").read_text())
 
 
 def test_without_the_drawing_library_the_tables_are_written_and_the_fix_is_named(
@@ -90,12 +97,38 @@ def test_without_the_drawing_library_the_tables_are_written_and_the_fix_is_named
     assert (sweep / "results.csv").exists() and not (sweep / "report.html").exists()
 
 
-def test_runs_of_one_head_have_colours_of_their_own():
-    names = plots._colour(["a", "b", "b"])["scale"]
-    assert names["domain"] == ["a", "b"] and len(set(names["range"])) == 2
-    heads = plots._colour(["gist", "full context", "conv"])["scale"]
-    assert heads["domain"] == ["conv", "gist", "full context"]
-    assert heads["range"][:2] == [plots.COLOURS["conv"], plots.COLOURS["gist"]]
+def rows(runs, *architectures):
+    return [
+        {"run": f"{name}{number}", "architecture": name}
+        for name in architectures
+        for number in range(runs)
+    ]
+
+
+@pytest.mark.parametrize(
+    "made", [rows(2, "gist", "conv"), rows(3, *"abcdefghijklm"), rows(24, "a")]
+)
+def test_no_two_runs_share_a_colour(made):
+    chosen = colours.of_runs(made)
+    assert list(chosen) == [row["run"] for row in made]
+    assert len(set(chosen.values())) == len(made)
+
+
+def test_a_run_has_one_colour_in_all_plots(page):
+    text = page.read_text()
+    [colour] = re.findall(r'background: (#\w+)"></span>M64_gist</li>', text)
+    marked = re.findall(r'aria-label="M64_gist[:,][^>]*fill="(#\w+)"', text)
+    assert len(marked) == 4 and set(marked) == {colour}  # all plots but the curves
+
+
+def test_the_page_begins_with_what_was_found(page):
+    text = page.read_text()
+    first = text[text.index("<p class") :]
+    assert first.startswith('<p class="finding">Best compressors: at 8 tokens a slot M64_gist ')
+    assert (
+        "The whole context, with the decoder tuned to it, gives 1.000, no context at all 0.000."
+        in first
+    )
 
 
 @pytest.fixture(scope="module")

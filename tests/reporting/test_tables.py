@@ -44,7 +44,10 @@ def test_runs_on_other_questions_are_not_compared(sweep):
     results = find_runs([sweep])
     assert same_questions(results)
     rows = json.loads((sweep / "full_context" / "predictions.json").read_text())
-    put(sweep / "full_context" / "predictions.json", [{**row, "id": "x" + row["id"]} for row in rows])  # fmt: skip
+    put(
+        sweep / "full_context" / "predictions.json",
+        [{**row, "id": "x" + row["id"]} for row in rows],
+    )
     results = find_runs([sweep])
     assert not same_questions(results)
     assert all(row.get("retained") is None for row in table(results)[1])
@@ -63,7 +66,7 @@ def test_runs_on_other_contexts_are_not_compared(tmp_path):
 def test_markdown_is_a_table(sweep):
     lines = to_markdown(*table(find_runs([sweep]))).splitlines()
     assert len(lines) == 2 + 11 and len({line.count("|") for line in lines}) == 1
-    assert lines[2].startswith("| M32_conv | conv | 32 | 16 | 15.6 | 0.000 | [-0.100, 0.100] |")
+    assert lines[2].startswith("| M32_conv | 0.000 | [-0.100, 0.100] | conv | 32 | 15.6 |")
 
 
 def test_csv_has_everything_in_full_precision(sweep):

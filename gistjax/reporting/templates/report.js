@@ -45,6 +45,14 @@ for (const box of $$("input[data-run]")) {
   });
 }
 
+// A cue where a table goes on to the right.
+for (const frame of $$(".frame")) {
+  const box = $(".scroll", frame);
+  const look = () => frame.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 2);
+  box.addEventListener("scroll", look);
+  new ResizeObserver(look).observe(box);
+}
+
 // What a mark shows, where the pointer rests.
 for (const mark of $$("svg [aria-label]")) {
   const title = document.createElementNS("http://www.w3.org/2000/svg", "title");
