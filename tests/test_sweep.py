@@ -109,6 +109,7 @@ def test_lists_of_numbers_and_of_texts_are_settings(tmp_path):
 def test_config_files_of_0_1_have_their_new_names(tmp_path):
     names = {
         "configs/pooling_m32.py": "configs/ablation.py:pooling,32",
+        "configs/base.py": "configs/ablation.py",
         "configs/gist_m64.py": "configs/gist_m64.py",
         "configs/qa_m4.py": "configs/qa_m4.py",
         "configs/qa.py": "configs/qa.py",
