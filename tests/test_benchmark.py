@@ -7,8 +7,14 @@ import pytest
 from gistjax import benchmark
 from gistjax.estimate import measure
 
-TINY = ("--config.model.name=tiny-random", "--config.batch_size=2", "--repeats=1",
-        "--config.data.context_tokens=64", "--tokens=12", "--answer_tokens=4")  # fmt: skip
+TINY = (
+    "--config.model.name=tiny-random",
+    "--config.batch_size=2",
+    "--repeats=1",
+    "--config.data.context_tokens=64",
+    "--tokens=12",
+    "--answer_tokens=4",
+)
 
 
 def run(*arguments):

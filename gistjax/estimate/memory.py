@@ -41,7 +41,7 @@ and after rotation, as values. Other architectures keep fewer."""
 
 
 def prefix_tokens(source: Source) -> int:
-    """Count the prompt tokens before the context, by the model's tokenizer if its files are here."""
+    """Count the prompt's tokens before the context, by the model's tokenizer if it is installed."""
     if source.path is None:
         return PREFIX_TOKENS
     return len(make_prompt(load_tokenizer(source)).prefix_ids)

@@ -28,11 +28,18 @@ from gistjax.estimate.plan import for_people, plan
 from gistjax.weights.registry import resolve
 
 MEASURED = [
-    {"base_model": "llama-3.1-8b-instruct", "layers": 32, "rows": 8, "positions": 128, "step_s": 0.064,
-     "decode_token_s": 0.007, "answer_32_s": 0.2, "answer_32_full_context_s": 0.6},
-    {"base_model": "llama-3.1-8b-instruct", "layers": 32, "rows": 32, "positions": 128, "step_s": 0.24,
-     "decode_token_s": 0.007, "answer_32_s": 0.2, "answer_32_full_context_s": 0.6},
-]  # fmt: skip
+    {
+        "base_model": "llama-3.1-8b-instruct",
+        "layers": 32,
+        "rows": rows,
+        "positions": 128,
+        "step_s": step_s,
+        "decode_token_s": 0.007,
+        "answer_32_s": 0.2,
+        "answer_32_full_context_s": 0.6,
+    }
+    for rows, step_s in ((8, 0.064), (32, 0.24))
+]
 TEACHER = {"teacher_forcing": 1.0}
 
 
@@ -127,7 +134,9 @@ def test_other_losses_and_sizes_cost_what_they_add():
     views = 10_000 * 512 * position / 2 * 8 / 32
     assert contrastive.train_s == pytest.approx(teacher.train_s + views)
     short = EvaluationConfig(baseline=False)
-    assert cost_of(CompressionConfig(evaluation=short), 1, MEASURED).evaluate_s == pytest.approx(1000 / 32 * 0.2)  # fmt: skip
+    assert cost_of(CompressionConfig(evaluation=short), 1, MEASURED).evaluate_s == pytest.approx(
+        1000 / 32 * 0.2
+    )
 
 
 def test_positions_of_encoder_and_decoder():
@@ -155,8 +164,13 @@ def test_runs_fill_the_gpus():
     costs = {str(i): day for i in range(12)}
     assert project(costs, 1, 1)["hours"] == 12 * 24
     assert project(costs, 4, 1) == {
-        "gpus": 4, "gpus_per_run": 1, "runs_at_a_time": 4, "hours": 72.0, "gpu_hours": 288.0, "disk_gib": 12.0,
-    }  # fmt: skip
+        "gpus": 4,
+        "gpus_per_run": 1,
+        "runs_at_a_time": 4,
+        "hours": 72.0,
+        "gpu_hours": 288.0,
+        "disk_gib": 12.0,
+    }
     assert project(costs, 64, 1)["hours"] == 24
     assert project(costs, 64, 4)["hours"] == pytest.approx(6.06, abs=0.01)
 

@@ -54,8 +54,13 @@ def test_only_real_positions_of_a_batch_count(rng, changes, memory):
 
 @pytest.mark.parametrize(
     ("kind", "peak"),
-    [("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756.0), ("NVIDIA L40S", 362.1), ("cpu", None)],
-)  # fmt: skip
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA L40S", 362.1),
+        ("cpu", None),
+    ],
+)
 def test_the_least_time_is_by_the_peak_of_all_devices(monkeypatch, rng, kind, peak):
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
     monkeypatch.setattr(jax, "device_count", lambda: 4)

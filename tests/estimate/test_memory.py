@@ -12,7 +12,7 @@ from gistjax.runtime import cli
 from gistjax.weights.registry import KNOWN, resolve
 from tests.stress.memory_estimate import ANSWERS_ALONE, BAR, LLAMA, OTHERS
 
-# GiB that XLA assigned, compiled for an H100 (`tests/stress/memory_estimate.py --compiled_for`), and
+# GiB that XLA assigned, compiled for an H100 (`memory_estimate.py --compiled_for h100.txtpb`), and
 # the peak measured on one (`pretrain`, `all_losses`: on an H200)
 REFERENCES = {
     "8b_8_rows": (23.317, 23.66),

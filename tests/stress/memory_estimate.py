@@ -1,11 +1,14 @@
-"""The memory estimate of `--dry_run` beside the measured peak: one process a configuration, on a GPU.
+"""The memory estimate of `--dry_run` beside the measured peak, one process a configuration.
 
     python tests/stress/memory_estimate.py [NAME …] [--reports FOLDER | --compiled_for TARGET]
 
-Without names, the five configurations of the bar; `others` is every other one. Prints a JSON object a configuration, and ends
-with exit code 1 if an estimate is further than 10 % from its peak. `--reports` keeps XLA's own account of its buffers.
-`--compiled_for` needs no GPU but `jax[cuda13]`: it compiles each step for one that a file describes (`xla_gpu_target_config`,
-which `--reports` on such a GPU writes too), without autotuning and Triton's products, and takes what XLA assigns as the peak.
+Without names, the five configurations of the bar; `others` is every other one. Prints a JSON object
+for each configuration, and ends with exit code 1 if an estimate is further than 10 % from its peak.
+`--reports` keeps XLA's own account of its buffers.
+
+`--compiled_for` needs no GPU but `jax[cuda13]`: it compiles each step for one that a file describes
+(`xla_gpu_target_config`, which `--reports` on such a GPU writes too), without autotuning and
+Triton's products, and takes the memory that XLA assigns as the peak.
 """
 
 from __future__ import annotations
@@ -19,8 +22,11 @@ from pathlib import Path
 
 LLAMA = ("--config", "configs/gist_m64.py", "--config.model.path=random")
 SMOL = ("--config.model.name=smollm2-135m-instruct", "--config.model.path=random")
-ANSWERS_ALONE = ("--config.loss_weights.generation=0", "--config.loss_weights.contrastive=0",
-                 "--config.accumulation=1")  # fmt: skip
+ANSWERS_ALONE = (
+    "--config.loss_weights.generation=0",
+    "--config.loss_weights.contrastive=0",
+    "--config.accumulation=1",
+)
 QA = ("--config", "configs/qa.py", *SMOL)
 
 BAR = {
@@ -37,9 +43,11 @@ OTHERS = {
     "8b_scan": (*LLAMA, *ANSWERS_ALONE, "--config.model.scan_layers=True"),
     "8b_remat": (*LLAMA, *ANSWERS_ALONE, "--config.batch_size=32", "--config.model.remat=True"),
     "full_context": ("--config", "configs/full_context.py", *SMOL),
-    "key_values": ("--config", "configs/gist_m64.py", *SMOL, *ANSWERS_ALONE, "--config.batch_size=32",
-                   "--config.slot_form=key_values", "--config.encoder.kind=lora"),
-}  # fmt: skip
+    "key_values": (
+        *("--config", "configs/gist_m64.py", *SMOL, *ANSWERS_ALONE, "--config.batch_size=32"),
+        *("--config.slot_form=key_values", "--config.encoder.kind=lora"),
+    ),
+}
 TOLERANCE = 0.10
 
 
