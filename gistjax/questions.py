@@ -1,15 +1,20 @@
-"""Questions on plain text, to train on beside SQuAD's: written by a tuned model, kept where another one finds their answer.
+"""Questions about plain text, to train on beside SQuAD's: one model writes, another one checks.
 
-    python -m gistjax.questions places --config.text.path=FOLDER --to runs/places [--contexts 26000]
-    python -m gistjax.evaluate --run WRITER --config.data.path=runs/places --config.data.validation_examples=-1 --output written.json
+    python -m gistjax.questions places --config.text.path=FOLDER --to runs/places
+    python -m gistjax.evaluate --run WRITER --config.data.path=runs/places \\
+        --config.data.validation_examples=-1 --output written.json
     python -m gistjax.questions ask --folder runs/places --predictions written.json --to runs/asked
-    python -m gistjax.evaluate --run READER --config.data.path=runs/asked --config.data.validation_examples=-1 --output answered.json
-    python -m gistjax.questions keep --folder runs/asked --predictions answered.json --to runs/questions
+    python -m gistjax.evaluate --run READER --config.data.path=runs/asked \\
+        --config.data.validation_examples=-1 --output answered.json
+    python -m gistjax.questions keep --folder runs/asked --predictions answered.json \\
+        --to runs/questions
 
-`places` picks what could be asked for: names, numbers, words. WRITER, trained with `--config.data.task=question`, writes a question
-to each; READER, the full-context model, answers them; and `keep` keeps those of which the answer is the place that was asked for
-(round-trip consistency: Alberti et al. 2019, arXiv:1906.05416). Each stage is a folder in SQuAD v1.1 form: `validation.json` to be
-answered, `train.json` to train on (the runs are in launch/sweeps/quality.json). Predictions may lie in several files, of parts of a folder.
+`places` picks names, numbers and words that could be asked for. WRITER, trained with
+`--config.data.task=question`, writes a question about each. READER, the full-context model,
+answers them, and `keep` keeps the questions whose answer is the place they were written about
+(round-trip consistency: Alberti et al. 2019, arXiv:1906.05416). Each stage writes a folder in
+SQuAD v1.1 form: `validation.json` to be answered, `train.json` to train on. Predictions may be
+spread over several files, each for a part of a folder.
 """
 
 from __future__ import annotations
@@ -39,12 +44,10 @@ from gistjax.runtime import cli
 from gistjax.runtime.files import make_folder, write_json
 from gistjax.validation import validate
 
-SHORTEST, LONGEST = 350, 1_900
-"""Characters of a context: shorter and longer than SQuAD's paragraphs."""
-LONGEST_PLACE = 60
-"""Characters."""
-TITLE = "text"
-"""Of the one article that a folder holds."""
+SHORTEST, LONGEST = 350, 1_900  # characters of a context: SQuAD's paragraphs, and some more
+LONGEST_PLACE = 60  # characters
+TITLE = "text"  # of the one article that a folder holds
+STAGES = ("places", "ask", "keep")
 _NAME = re.compile(  # not a sentence's first word, as far as a full stop tells
     r"(?<=[^.!?\s] )[A-Z][\w'’-]+(?: (?:of |the |de |and )?[A-Z][\w'’-]+)*"
 )
@@ -54,9 +57,9 @@ _SHARES = (0.35, 0.25, 0.2, 0.2)
 
 
 class Prediction(NamedTuple):
-    """What a model wrote."""
+    """The text that a model wrote."""
 
-    question: str  # that it was asked
+    question: str  # the one that it was asked
     text: str
     f1: float  # between the text and what was expected
 
@@ -70,12 +73,14 @@ log = logging.getLogger(__name__)
 def find_places(
     articles: Iterable[str], contexts: int, places: int, seed: int
 ) -> Iterator[Example]:
-    """Places to be asked for, each as question and answer of its context: one or several paragraphs, its length drawn by seed.
+    """Yield places to ask for, each as the question and the answer of an example.
+
+    A context is one or several paragraphs, its length drawn by seed.
 
     Args:
         articles: texts, their paragraphs joined as `load_articles` does.
-        contexts: at most so many.
-        places: at most so many in each.
+        contexts: largest number of contexts.
+        places: largest number of places in each.
     """
     rng = np.random.default_rng([seed, 4])
     pieces = (piece for article in articles for piece in _pieces(article, rng))
@@ -85,7 +90,7 @@ def find_places(
 
 
 def _distinct(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Each text once, with a name that it has in every run."""
+    """Yield each text once, with a name that is the same in every run."""
     seen: set[str] = set()
     for text in texts:
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -95,7 +100,7 @@ def _distinct(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _pieces(article: str, rng: np.random.Generator) -> Iterator[str]:
-    """Paragraphs in a row, as many as a drawn length takes."""
+    """Yield runs of paragraphs, each as long as a drawn length asks for."""
     taken: list[str] = []
     wanted = int(rng.integers(SHORTEST, LONGEST))
     for paragraph in article.split(JOINER):
@@ -113,18 +118,25 @@ def _pieces(article: str, rng: np.random.Generator) -> Iterator[str]:
 
 
 def _places(context: str, n: int, rng: np.random.Generator) -> list[str]:
-    """Up to n that do not overlap, their kinds drawn."""
+    """Return up to n places that do not overlap, their kinds drawn."""
     found = [[m for m in kind.finditer(context) if len(m[0]) <= LONGEST_PLACE] for kind in _KINDS]
     taken: list[re.Match[str]] = []
     for kind in rng.choice(len(_KINDS), n, p=_SHARES):
-        free = [m for m in found[kind] if all(m.end() <= t.start() or t.end() <= m.start() for t in taken)]  # fmt: skip
+        free = [match for match in found[kind] if not _overlaps(match, taken)]
         if free:
             taken.append(free[int(rng.integers(len(free)))])
     return list(dict.fromkeys(match[0].rstrip(",.") for match in taken))
 
 
+def _overlaps(match: re.Match[str], taken: Iterable[re.Match[str]]) -> bool:
+    return any(match.start() < other.end() and other.start() < match.end() for other in taken)
+
+
 def ask(places: Iterable[Example], written: Predictions) -> Iterator[Example]:
-    """The places with what was written for each as its question; empty ones and repetitions on a context are left out."""
+    """Yield the places with the text written for each as its question.
+
+    Empty questions, and those that repeat another one on the same context, are left out.
+    """
     asked: set[tuple[int, str]] = set()
     for example in places:
         text = written[example.id].text if example.id in written else ""
@@ -134,7 +146,13 @@ def ask(places: Iterable[Example], written: Predictions) -> Iterator[Example]:
 
 
 def keep(asked: Iterable[Example], answered: Predictions, agreement: float) -> Iterator[Example]:
-    """The questions of which the answer agrees with the place, with that answer where the context has it word for word."""
+    """Yield the questions whose answer agrees with the place that they were written about.
+
+    The answer takes the place's role where the context has it word for word.
+
+    Args:
+        agreement: least F1 between answer and place.
+    """
     for example in asked:
         found = answered.get(example.id)
         if found and found.f1 >= agreement:
@@ -143,10 +161,10 @@ def keep(asked: Iterable[Example], answered: Predictions, agreement: float) -> I
 
 
 def read_examples(folder: Path) -> list[Example]:
-    """What an earlier stage wrote, context by context.
+    """Return the examples that an earlier stage wrote, ordered by context.
 
     Raises:
-        DataError: if it cannot be read, or is not what a stage writes.
+        DataError: if they cannot be read, or no stage wrote them.
     """
     data = DataConfig(path=str(folder), train_examples=0, validation_examples=-1)
     try:
@@ -159,10 +177,10 @@ def read_examples(folder: Path) -> list[Example]:
 
 
 def read_predictions(files: Iterable[str]) -> Predictions:
-    """The predictions of some files together, by question id.
+    """Return the predictions of several files, by question id.
 
     Raises:
-        DataError: if one cannot be read, or is not what `gistjax.evaluate` writes.
+        DataError: if one cannot be read, or was not written by `gistjax.evaluate`.
     """
     predictions: Predictions = {}
     for file in files:
@@ -189,7 +207,7 @@ def _text(value: Any) -> str:
 
 
 def check_predictions(examples: list[Example], found: Predictions, stage: str) -> None:
-    """Says how many questions have no prediction.
+    """Check that predictions belong to examples; log how many questions have none.
 
     Raises:
         DataError: if the predictions are of other questions.
@@ -200,8 +218,9 @@ def check_predictions(examples: list[Example], found: Predictions, stage: str) -
         expected = swap(example).question if stage == "ask" else example.question
         if asked != expected:
             raise DataError(
-                f"the predictions are not of this folder: {example.id} was asked {asked!r}, not {expected!r}. `ask` takes "
-                "what a model of data.task=question wrote of `places`, `keep` what the reader answered of `ask`."
+                f"the predictions are not of this folder: {example.id} was asked {asked!r}, not "
+                f"{expected!r}. `ask` takes what a model of data.task=question wrote of `places`, "
+                "`keep` what the reader answered of `ask`."
             )
     if not answered:
         raise DataError("the predictions are not of this folder: none of its questions is there.")
@@ -215,7 +234,7 @@ def check_predictions(examples: list[Example], found: Predictions, stage: str) -
 
 
 def check_output(folder: Path, split: str) -> None:
-    """Refuses to write over a data set that no stage wrote.
+    """Refuse to write over a data set that is not of this command.
 
     Raises:
         ConfigError: if the folder has one.
@@ -229,12 +248,13 @@ def check_output(folder: Path, split: str) -> None:
         titles = []
     if titles != [TITLE]:
         raise ConfigError(
-            f"--to {folder}: its {file.name} is not of this command, and would be lost: give another folder."
+            f"--to {folder}: its {file.name} is not of this command, and would be lost: give another "
+            "folder."
         )
 
 
 def write_folder(folder: Path, split: str, examples: Iterable[Example]) -> dict[str, Any]:
-    """Writes `folder/split.json`; returns how many contexts and questions it has.
+    """Write `folder/split.json`; return its numbers of contexts and questions.
 
     Raises:
         DataError: if there is nothing to write.
@@ -243,8 +263,9 @@ def write_folder(folder: Path, split: str, examples: Iterable[Example]) -> dict[
     written = list(examples)
     if not written:
         raise DataError(
-            f"nothing is left to write to {folder / split}.json: no paragraphs of {SHORTEST} to {LONGEST} characters, no "
-            "question written, or no answer that agrees with its place (--agreement)."
+            f"nothing is left to write to {folder / split}.json: no paragraphs of {SHORTEST} to "
+            f"{LONGEST} characters, no question written, or no answer that agrees with its place "
+            "(--agreement)."
         )
     make_folder(folder)
     qas: dict[str, list[dict[str, Any]]] = {}
@@ -259,17 +280,17 @@ def write_folder(folder: Path, split: str, examples: Iterable[Example]) -> dict[
 
 
 def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) -> None:
-    """The command.
+    """Run the stage that is named on the command line.
 
     Raises:
-        GistjaxError: if a file is missing or damaged, or the command says too little.
+        GistjaxError: if a file is missing or damaged, or an argument is missing.
     """
     stage = words[0] if len(words) == 1 else ""
     validate(config)
-    if stage not in ("places", "ask", "keep"):
+    if stage not in STAGES:
         raise ConfigError(
-            f"which stage? {' '.join(words)!r} is none{did_you_mean(stage, ('places', 'ask', 'keep'))} Several files of "
-            "--predictions are separated by commas."
+            f"which stage? {' '.join(words)!r} is none{did_you_mean(stage, STAGES)} Several files "
+            "of --predictions are separated by commas."
         )
     if not args.to:
         raise ConfigError("where to? Give --to FOLDER.")
@@ -280,7 +301,8 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         return
     if not args.folder or not args.predictions:
         raise ConfigError(
-            f"what was answered, and how? `{stage}` takes --folder FOLDER and --predictions FILE[,…]."
+            f"what was answered, and how? `{stage}` takes --folder FOLDER and --predictions "
+            "FILE[,…]."
         )
     if stage == "ask" and out.resolve() == Path(args.folder).resolve():
         raise ConfigError("--to is --folder, whose questions would be lost: give another folder.")

@@ -1,6 +1,4 @@
-"""Contexts filled up to a number of tokens with other paragraphs, the gold paragraph anywhere among
-them.
-"""
+"""Contexts filled up with other paragraphs; the gold paragraph is anywhere among them."""
 
 from __future__ import annotations
 
@@ -11,12 +9,11 @@ import numpy as np
 from gistjax.data.example import Articles
 
 JOINER = "\n\n"
-JOINER_TOKENS = 2  # what a joiner may add, with the tokens that merge differently around it
+JOINER_TOKENS = 2  # a joiner may add so many, those included that merge differently around it
 
 
 class Filler:
-    """Fills contexts from one split. A paragraph's filled context depends on the seed and the
-    paragraph only.
+    """Fills contexts from one split; the result depends on the seed and the gold paragraph only.
 
     Args:
         articles: all paragraphs of the split, by title.
@@ -29,11 +26,10 @@ class Filler:
         self._all = list(dict.fromkeys(p for ps in articles.values() for p in ps))
 
     def order(self, gold: str, title: str, context_id: int) -> tuple[list[str], int]:
-        """Paragraphs of a filled context, and the gold one's index among them.
+        """Return the paragraphs of a filled context, and the gold one's index among them.
 
-        They have at least the budget together, where the split has enough. What stands before and
-        in the gold paragraph fits the budget, unless gold alone is longer; whatever follows is for
-        the caller to cut.
+        Together they have at least the budget, if the split has enough. All up to the end of the
+        gold paragraph fits the budget, unless that alone is longer; the caller cuts the rest.
         """
         rng = np.random.default_rng([self._seed, context_id])
         fillers: list[str] = []
@@ -57,7 +53,7 @@ class Filler:
         return self._tokens[paragraph] + JOINER_TOKENS
 
     def _others(self, gold: str, title: str, rng: np.random.Generator) -> Iterator[str]:
-        """The article's other paragraphs, then those of other articles, in seeded order."""
+        """Yield the article's other paragraphs, then those of other articles, in seeded order."""
         own: Sequence[str] = self._articles[title]
         for i in rng.permutation(len(own)):
             if own[i] != gold:
@@ -71,5 +67,5 @@ class Filler:
 
 
 def join(paragraphs: Sequence[str]) -> str:
-    """The context's text."""
+    """Return the text of a context."""
     return JOINER.join(paragraphs)

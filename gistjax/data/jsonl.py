@@ -1,4 +1,7 @@
-"""Questions in JSON Lines: one `{"context", "question", "answers"}` a line, "id" and "title" optional."""
+"""Questions in JSON Lines, one `{"context", "question", "answers"}` a line.
+
+"id" and "title" are optional.
+"""
 
 from __future__ import annotations
 

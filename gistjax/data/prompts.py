@@ -1,9 +1,7 @@
-"""Token ids of examples: prefix · context (or slots) · question · answer, as the tokenizer's chat
-template has it.
+"""The prompt, as the tokenizer's chat template has it: prefix · context · question · answer.
 
 The template is rendered once around markers and split at them, so that each piece is tokenised
-alone: the same context has the same ids whatever is asked about it, and its ids can give way to
-slots.
+alone: a context has the same ids whatever is asked about it, and slots can take their place.
 """
 
 from __future__ import annotations
@@ -44,21 +42,21 @@ class Prompt:
 
     @cached_property
     def sha256(self) -> str:
-        """Of all that turns texts into ids: vocabulary and template."""
+        """Hash of all that turns texts into ids: vocabulary and template."""
         pieces = (self.prefix_ids, self.question_open_ids, self.question_close_ids, self.end_id)
         leads = (self.question_lead, self.answer_lead)
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         return hashlib.sha256(repr((pieces, leads, vocabulary)).encode()).hexdigest()
 
     def encode_context(self, text: str) -> np.ndarray:
-        """Context ids `[C]`, not cut."""
+        """Return context ids `[C]`, not cut."""
         return _int32(self.encode_texts([text])[0].ids)
 
     def encode_texts(self, texts: Sequence[str]) -> list[Any]:
-        """Encodings by the fast tokenizer: `ids`, and where each token stands in its text.
+        """Return encodings by the fast tokenizer: `ids`, and each token's place in its text.
 
-        A special token that is spelled out in a user's text stays plain text. Of transformers' call only what it sets is
-        taken over: it makes lists of masks and types that nobody reads.
+        A special token that is spelled out in a user's text stays plain text. The backend is called
+        directly because transformers would also make lists of masks and types.
         """
         backend = self.tokenizer.backend_tokenizer
         if backend.truncation is not None:
@@ -70,7 +68,7 @@ class Prompt:
         return backend.encode_batch(list(texts), add_special_tokens=False)
 
     def encode_questions(self, questions: Sequence[str]) -> list[np.ndarray]:
-        """Question ids `[S]` of each, with the template around them."""
+        """Return the ids `[S]` of each question, with the template around them."""
         encodings = self.encode_texts([self.question_lead + text.strip() for text in questions])
         return [
             _int32([*self.question_open_ids, *encoding.ids, *self.question_close_ids])
@@ -78,13 +76,15 @@ class Prompt:
         ]
 
     def encode_answers(self, answers: Sequence[str]) -> list[np.ndarray]:
-        """Answer ids `[A]` of each, end token included."""
+        """Return the ids `[A]` of each answer, end token included."""
         encodings = self.encode_texts([self.answer_lead + text.strip() for text in answers])
         return [_int32([*encoding.ids, self.end_id]) for encoding in encodings]
 
     def encode_question(self, question: str, limit: int | None = None) -> np.ndarray:
-        """Question ids `[S]` with the template around them; with a limit, the question is cut at
-        its end to fit.
+        """Return question ids `[S]` with the template around them.
+
+        Args:
+            limit: most ids; the question is cut at its end to fit.
         """
         ids = self.encode_questions([question])[0]
         excess = len(ids) - limit if limit is not None else 0
@@ -95,11 +95,11 @@ class Prompt:
         return np.concatenate([ids[:cut], ids[close:]])
 
     def encode_answer(self, answer: str) -> np.ndarray:
-        """Answer ids `[A]`, end token included."""
+        """Return answer ids `[A]`, end token included."""
         return self.encode_answers([answer])[0]
 
     def encode(self, example: Example, index: int = 0) -> TokenizedExample:
-        """A whole example with its first gold answer, nothing cut."""
+        """Return the row of a whole example with its first gold answer, nothing cut."""
         return TokenizedExample(
             self.encode_context(example.context),
             self.encode_question(example.question),
@@ -109,13 +109,11 @@ class Prompt:
         )
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text alone."""
+        """Return the number of tokens of each text alone."""
         return [len(encoding.ids) for encoding in self.encode_texts(texts)]
 
     def encode_contexts(self, texts: Sequence[str], limit: int) -> list[tuple[np.ndarray, int]]:
-        """For each text its first `limit` ids `[C]`, and how many characters of the text they
-        cover.
-        """
+        """Return for each text its first `limit` ids `[C]`, and the characters that they cover."""
         result = []
         for text, encoding in zip(texts, self.encode_texts(texts), strict=True):
             ids, kept = encoding.ids, len(text)
@@ -135,14 +133,13 @@ def make_prompt(
         user: the user's turn, with @CONTEXT@ and then @QUESTION@ in it.
 
     Raises:
-        WeightsError: if the template fails or loses the question or the context, or no end token is known.
+        WeightsError: if the template fails or loses the question or the context, or no end token
+            is known.
     """
     if tokenizer.chat_template:
         try:
             text, answer_lead, end_text = _render_chat(tokenizer, instruction, user)
-        except (
-            Exception
-        ) as error:  # a template is a program, in Jinja's sandbox: it may raise anything
+        except Exception as error:  # a template is a program, and may raise anything
             raise WeightsError(
                 f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} fails "
                 f"({type(error).__name__}: {error}): give it another chat_template, or none."
@@ -171,7 +168,7 @@ def make_prompt(
 
 
 def _template_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
-    """Ids of a piece of the template: here special tokens are what they spell."""
+    """Return the ids of a piece of the template, in which special tokens are special."""
     return tuple(tokenizer(text, add_special_tokens=False).input_ids) if text else ()
 
 
@@ -204,13 +201,13 @@ def _render(
 
 
 def _bos(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The begin token, if the tokenizer puts one before a text."""
+    """Return the begin token, if the tokenizer puts one before a text."""
     first = tokenizer("a").input_ids[0]
-    return tokenizer.bos_token if first == tokenizer.bos_token_id else ""
+    return str(tokenizer.bos_token) if first == tokenizer.bos_token_id else ""
 
 
 def _end_id(tokenizer: PreTrainedTokenizerFast, end_text: str) -> int:
-    """The special token that ends an assistant's turn, else the tokenizer's end of text."""
+    """Return the special token that ends an assistant's turn, else the end of text."""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     for token in _template_ids(tokenizer, end_text):
         if token in special:
@@ -219,7 +216,7 @@ def _end_id(tokenizer: PreTrainedTokenizerFast, end_text: str) -> int:
         raise WeightsError(
             "the tokenizer names no end token: set eos_token in tokenizer_config.json."
         )
-    return tokenizer.eos_token_id
+    return int(tokenizer.eos_token_id)
 
 
 def _int32(ids: Sequence[int]) -> np.ndarray:

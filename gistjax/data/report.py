@@ -1,4 +1,4 @@
-"""What was skipped, cut or kept while reading and encoding a data set."""
+"""Counts of what was skipped or cut while a data set was read and encoded."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class DataReport:
     notes: list[str] = field(default_factory=list)
 
     def count(self, reason: str, example_id: str) -> None:
-        """Adds one row to a reason."""
+        """Add one row to a reason."""
         self.counts[reason] += 1
         shown = self.ids.setdefault(reason, [])
         if len(shown) < SHOWN_IDS:
             shown.append(example_id)
 
     def check_dropped(self, source: str, dropped: int, rows: int, most: float) -> None:
-        """Refuses a source of which too much is bad.
+        """Refuse a source with too many bad rows.
 
         Args:
             most: the largest share of its rows that may be dropped.
@@ -37,12 +37,13 @@ class DataReport:
         """
         if dropped > most * rows:
             raise DataError(
-                f"{dropped} of {rows} rows of {source} cannot be used, which is more than a share of {most:g}: mend "
-                f"them, or allow more by --config.data.max_dropped={math.ceil(100 * dropped / rows) / 100:g}.\n{self}"
+                f"{dropped} of {rows} rows of {source} cannot be used, which is more than a share of "
+                f"{most:g}: mend them, or allow more by --config.data.max_dropped="
+                f"{math.ceil(100 * dropped / rows) / 100:g}.\n{self}"
             )
 
     def note(self, text: str) -> None:
-        """Adds a line that is not about a single row."""
+        """Add a line that is not about a single row."""
         self.notes.append(text)
 
     def __add__(self, other: DataReport) -> DataReport:
