@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from gistjax.config import CompressionConfig
 
 if TYPE_CHECKING:
-    from gistjax.inference.engine import Answer, Document, Engine, load
+    from gistjax.inference.document import Answer, Document
+    from gistjax.inference.engine import Engine, load
     from gistjax.train import run_single_ablation
 
 __version__ = "0.2.0"
@@ -30,8 +31,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Answer": "gistjax.inference.engine",
-    "Document": "gistjax.inference.engine",
+    "Answer": "gistjax.inference.document",
+    "Document": "gistjax.inference.document",
     "Engine": "gistjax.inference.engine",
     "load": "gistjax.inference.engine",
     "run_single_ablation": "gistjax.train",

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import gistjax
-from gistjax.config import did_you_mean
-from gistjax.errors import ConfigError
+from gistjax.errors import ConfigError, did_you_mean
 from gistjax.runtime import cli
 
 COMMANDS = (

@@ -1,12 +1,16 @@
-"""Questions about a text, answered from its slots: it is compressed once.
+"""Ask questions about a text, which is compressed once.
 
-    python -m gistjax.ask --context FILE "question" "question" … [--ratio 8] [--full] [--run DIR] [--config.KEY=VALUE …]
+    python -m gistjax.ask --context FILE "question" "question" … [--ratio 8] [--full] [--run DIR]
+    python -m gistjax.ask --context sample "Who built the mill?"     # a text that comes with gistjax
 
-FILE is a text; `-` reads standard input. Without a question, questions are read line by line: from the keyboard, or from
-what is piped in. --save keeps the slots, and --memory asks about slots that were kept, without the text.
+FILE is a text; `-` reads standard input. Several texts, each with a --context of its own, are asked
+as one. Without a question, questions are read line by line, from the keyboard or from what is piped
+in. --save keeps the compressed text in a file, and --document asks about such a file. Any key of
+the run's configuration is overridden by --config.KEY=VALUE.
 
-The compressor that comes with the repository takes texts of up to 512 tokens at 2 to 16 tokens a slot, and was trained
-on paragraphs and questions that a few words of them answer. It always answers, also where the text does not say.
+The compressor that comes with gistjax takes texts of up to 512 tokens (about 300 words) at 2 to 16
+tokens a slot. It was trained on paragraphs, and on questions that a few words of them answer. It
+always answers, also where the text does not say.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,73 +27,117 @@ from absl import flags
 
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
-from gistjax.experiment.run_dir import SHIPPED, load_config, read_text
+from gistjax.experiment.run_dir import SHIPPED, load_config
 from gistjax.runtime import cli
 from gistjax.runtime.files import check_writable, is_file
 
 if TYPE_CHECKING:
-    from gistjax.inference.engine import Document
+    from gistjax.inference.document import Answer, Document
 
 log = logging.getLogger(__name__)
 
+UNTUNED = (
+    "full context: answered by the untuned base, which reads the whole text; a base that is tuned "
+    "for it answers better"
+)
+
 
 def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) -> None:
-    """The command."""
-    if args.context and args.memory:
-        raise ConfigError("--context and --memory: give one of them, the text or the slots of one.")
-    if not args.context and not args.memory:
-        file = next((word for word in words if is_file(word)), "FILE")
-        raise ConfigError(
-            f"which text? Give --context {file} (or -), or --memory FILE that --save wrote."
+    """Answer every question, and print answers or one JSON object."""
+    check_flags(args, words)
+    from gistjax.inference.engine import load  # slow: flags are checked first
+    from gistjax.inference.text import read_context
+
+    text = read_context(args.context) if args.context else None
+    log.info("loading %s and its compressor …", config.model.name)
+    engine = load(args.run, config)
+    document = engine.open(args.document) if text is None else engine.compress(text, args.ratio)
+    full = engine.full_context().compress(text) if args.full and text else None
+    if document.pieces > 1:
+        log.warning(
+            "warning: compressed in %d pieces, since the compressor was trained on at most %d "
+            "tokens: answers get worse with each.",
+            document.pieces,
+            engine.trained_tokens,
         )
-    if args.memory and args.ratio is not None:
-        raise ConfigError("--ratio is of compressing: the slots in --memory have theirs.")
-    if args.memory and args.full:
-        raise ConfigError("--full reads the text itself: give --context instead of --memory.")
-    if args.context == "-" and not words:
+    if not args.json:
+        print(about(document))
+    saved = save(document, Path(args.save)) if args.save else {}
+    if full and not args.json:
+        print(UNTUNED)
+    exchanges = []
+    for question in words or questions():
+        exchanges.append(Exchange.of(question.strip(), document, full))
+        if not args.json:
+            print(exchanges[-1], flush=True)
+    if args.json:
+        cli.print_result(summary(document, full, exchanges) | saved)
+
+
+def check_flags(args: flags.FlagValues, words: list[str]) -> None:
+    """Refuse flags that contradict each other, and a --save that cannot be written.
+
+    Raises:
+        ConfigError: naming what to change.
+        StorageError: as `check_writable` says.
+    """
+    file = next((word for word in words if is_file(word)), "")
+    if args.context and args.document:
+        raise ConfigError("--context and --document: give one of them, a text or a saved one.")
+    if not args.context and not args.document:
+        raise ConfigError(
+            f"which text? Give --context {file or 'FILE'} (or -), or --document FILE that --save "
+            "wrote."
+        )
+    if file:
+        raise ConfigError(
+            f"{file} is a file, not a question: give each text its own flag, as in --context "
+            f"{args.context[0] if args.context else 'FILE'} --context {file}."
+        )
+    if args.document and args.ratio is not None:
+        raise ConfigError("--ratio is for compressing: the slots in --document have theirs.")
+    if args.document and args.full:
+        raise ConfigError("--full reads the text itself: give --context instead of --document.")
+    if "-" in args.context and not words:
         raise ConfigError("standard input is the text, so give the questions as arguments.")
     if args.save:
         check_save(Path(args.save), args.context)
-    text = read_text(args.context) if args.context else None
-    log.info("loading %s and its compressor …", config.model.name)
-    from gistjax.inference.engine import load
-
-    reader = load(args.run, config)
-    memory = reader.open(args.memory) if text is None else reader.compress(text, args.ratio)
-    full = reader.full_context().compress(text) if args.full and text else None
-    if not args.json:
-        print(about(memory))
-    if memory.pieces > 1:
-        log.warning(
-            "warning: compressed in %d pieces, since the compressor was trained on at most %d tokens: "
-            "answers get worse with each.", memory.pieces, reader.trained_tokens,
-        )  # fmt: skip
-    if args.save:
-        memory.save(args.save)
-    asked = [ask(memory, full, question, not args.json) for question in words or questions()]
-    if args.json:
-        cli.print_result(summary(memory, full, asked))
 
 
-def check_save(file: Path, context: str) -> None:
-    """Refuses a --save that could not be written, or would take the text's place.
+def check_save(file: Path, contexts: list[str]) -> None:
+    """Refuse a --save that cannot be written, or would replace what is no saved document.
 
     Raises:
-        ConfigError: if it is the text.
+        ConfigError: if it is a text, or another file than a saved document.
         StorageError: as `check_writable` says.
     """
     check_writable(file)
-    if is_file(file) and is_file(context) and file.samefile(context):
+    if not is_file(file):
+        return
+    if any(is_file(context) and file.samefile(context) for context in contexts):
         raise ConfigError(f"--save={file} is the text itself: give another file.")
+    from gistjax.inference.document_file import is_document
+
+    if not is_document(file):
+        raise ConfigError(f"--save={file} is there and no saved document: give another file.")
+
+
+def save(document: Document, file: Path) -> dict[str, Any]:
+    """Keep a document in a file, and say so; a saved document in its place is replaced."""
+    replaced = ", in place of the one that was there" if is_file(file) else ""
+    size = document.save(file)
+    log.info("kept in %s, %s%s", file, megabytes(size), replaced)
+    return {"saved": str(file), "saved_bytes": size}
 
 
 def questions() -> Iterator[str]:
-    """Lines of standard input; from a keyboard until an empty one."""
+    """Yield the lines of standard input; from a keyboard until an empty one."""
     if not sys.stdin.isatty():
         yield from (line for line in sys.stdin if line.strip())
         return
     import readline  # noqa: F401  arrow keys and history
 
+    print("One question a line; an empty line or CTRL-D ends.")
     try:
         while line := input("? ").strip():
             yield line
@@ -96,57 +145,79 @@ def questions() -> Iterator[str]:
         print()
 
 
-def about(memory: Document) -> str:
-    """What was compressed, into how much."""
-    spent = f", compressed in {1e3 * memory.seconds:.0f} ms" if memory.seconds else ""
-    return f"{memory.tokens} tokens in {memory.slots} slots{spent}"
+def about(document: Document) -> str:
+    """Return what was compressed, into how much."""
+    spent = f", compressed in {1e3 * document.seconds:.0f} ms" if document.seconds else ""
+    slots = f"{document.tokens} tokens in {document.slots} slots"
+    return f"{slots} ({megabytes(document.nbytes)}){spent}"
 
 
-def ask(memory: Document, full: Document | None, question: str, show: bool) -> dict[str, Any]:
-    """Asks, and prints what a person wants to see."""
-    answer = memory.ask(question)
-    found = {"question": question.strip(), "slots": dataclasses.asdict(answer)}
-    shown = [("", answer, "slots")]
-    if full:
-        uncompressed = full.ask(question)
-        found["full_context"] = dataclasses.asdict(uncompressed)
-        shown = [("from slots:   ", answer, "slots"), ("full context: ", uncompressed, "tokens")]
-    if show:
-        print(cli.coloured(question.strip(), "bold"))
-        for title, one, unit in shown:
-            cost = f"{one.positions} {unit}, {1e3 * one.seconds:.0f} ms"
-            print(f"  {title}{one.text or '(no answer)':40}  {cost}", flush=True)
-    return found
+def megabytes(size: int) -> str:
+    """Return a size in bytes for people: 0.4 MB, 12 kB."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.0f} kB"
 
 
-def summary(memory: Document, full: Document | None, asked: list[dict[str, Any]]) -> dict[str, Any]:
-    """The JSON object of --json. Seconds are without compilation."""
-    from gistjax.experiment import evaluator as results
+@dataclass(frozen=True)
+class Exchange:
+    """A question and its answers."""
 
-    read = {"tokens": memory.tokens, "slots": memory.slots, "compress_s": memory.seconds}
+    question: str
+    slots: Answer
+    full_context: Answer | None
+
+    @classmethod
+    def of(cls, question: str, document: Document, full: Document | None) -> Exchange:
+        """Ask a question of the slots and, if it is there, of the full context."""
+        return cls(question, document.ask(question), full.ask(question) if full else None)
+
+    def __str__(self) -> str:
+        lines = [cli.coloured(self.question, "bold")]
+        titles = ("from slots:   ", "full context: ") if self.full_context else ("", "")
+        for title, answer, unit in zip(
+            titles, (self.slots, self.full_context), ("slots", "tokens"), strict=True
+        ):
+            if answer:
+                cost = f"{answer.positions} {unit}, {1e3 * answer.seconds:.0f} ms"
+                each = f"{1e3 * answer.seconds_per_token:.0f} ms a token"
+                lines.append(f"  {title}{answer.text or '(no answer)':40}  {cost}, {each}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what --json prints of it; without a full context that key is left out."""
+        found = dataclasses.asdict(self)
+        return found if self.full_context else {k: found[k] for k in ("question", "slots")}
+
+
+def summary(document: Document, full: Document | None, exchanges: list[Exchange]) -> dict[str, Any]:
+    """Return the JSON object of --json. Seconds are without compilation."""
+    from gistjax.experiment.evaluator import device_name
+
+    read = {
+        "tokens": document.tokens,
+        "slots": document.slots,
+        "bytes": document.nbytes,
+        "compress_s": document.seconds,
+    }
     if full:
         read["full_context_read_s"] = full.seconds
-    return {**read, "answers": asked, "device": results.device_name()}
+    answers = [exchange.to_json() for exchange in exchanges]
+    return {**read, "answers": answers, "device": device_name()}
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The command's flags."""
+    """Define the command's flags."""
+    about = "The text to ask about, a file; - is standard input, sample a text of gistjax."
+    flags.DEFINE_multi_string("context", [], about, flag_values=values)
     for name, default, about in (
-        ("context", "", "The text to ask about, a file; - is standard input."),
         ("run", str(SHIPPED), "Directory of the run whose compressor to use."),
-        ("save", "", "Keep the slots in this file (safetensors)."),
-        ("memory", "", "Ask about slots that --save kept, instead of a text."),
+        ("save", "", "Keep the compressed text in this file (safetensors)."),
+        ("document", "", "Ask about a compressed text that --save kept, instead of a text."),
     ):
         flags.DEFINE_string(name, default, about, values)
-    flags.DEFINE_float(
-        "ratio",
-        None,
-        "Tokens a slot; by default what the compressor is set to.",
-        flag_values=values,
-    )
-    flags.DEFINE_bool(
-        "full", False, "Also answer from the whole text, by the untuned base.", values
-    )
+    about = "Tokens a slot; by default what the compressor is set to."
+    flags.DEFINE_float("ratio", None, about, flag_values=values)
+    about = "Also answer from the whole text, by the untuned base."
+    flags.DEFINE_bool("full", False, about, values)
     flags.DEFINE_bool("json", False, "Print one JSON object instead.", values)
 
 

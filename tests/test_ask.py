@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -51,8 +52,34 @@ def test_each_question_is_answered_from_slots_and_from_the_text(command, capsys)
 def test_people_see_question_answer_and_cost(command, capsys):
     command("--context", "text.txt", "Who wrote?")
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].startswith("49 tokens in 7 slots, compressed in ")
-    assert shown[1] == "Who wrote?" and shown[2].endswith("ms") and "7 slots" in shown[2]
+    assert re.fullmatch(r"49 tokens in 7 slots \(2 kB\), compressed in \d+ ms", shown[0])
+    assert shown[1] == "Who wrote?"
+    assert re.search(r"7 slots, \d+ ms, \d+ ms a token$", shown[2])
+
+
+def test_the_full_context_is_said_to_be_of_the_untuned_base(command, capsys):
+    command("--context", "text.txt", "Who wrote?", "--full")
+    shown = capsys.readouterr().out.splitlines()
+    assert "untuned base" in shown[1] and shown[2] == "Who wrote?"
+    assert shown[3].startswith("  from slots: ") and shown[4].startswith("  full context: ")
+    assert re.search(r"49 tokens, \d+ ms, \d+ ms a token$", shown[4])
+
+
+def test_every_context_is_asked_about(command, capsys, tmp_path):
+    (tmp_path / "more.txt").write_text(TEXT)
+    command("--context=text.txt", "--context", "more.txt", "Who wrote?", "--json")
+    assert json.loads(capsys.readouterr().out)["tokens"] == 2 * len(TEXT) + 2
+
+
+def test_a_keyboard_is_told_how_to_leave(command, capsys, monkeypatch):
+    lines = iter(["Who wrote?", ""])
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    command("--context", "text.txt")
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1] == "One question a line; an empty line or CTRL-D ends."
+    assert shown[2] == "Who wrote?" and len(shown) == 4
 
 
 def test_a_ratio_is_checked(command):
@@ -62,9 +89,9 @@ def test_a_ratio_is_checked(command):
     with pytest.raises(ConfigError, match="trained with 8 tokens a slot"):
         command("--context=text.txt", "Who wrote?", "--ratio=0")
     with pytest.raises(ConfigError, match="give one of them"):
-        command("--memory=slots", "--context=text.txt", "Who wrote?")
-    with pytest.raises(ConfigError, match="--ratio is of compressing"):
-        command("--memory=slots", "Who wrote?", "--ratio=2")
+        command("--document=kept", "--context=text.txt", "Who wrote?")
+    with pytest.raises(ConfigError, match="--ratio is for compressing"):
+        command("--document=kept", "Who wrote?", "--ratio=2")
 
 
 def test_text_or_questions_come_from_standard_input(command, capsys, monkeypatch):
@@ -78,21 +105,38 @@ def test_text_or_questions_come_from_standard_input(command, capsys, monkeypatch
     assert from_lines["answers"][0]["slots"]["text"] == from_text["answers"][0]["slots"]["text"]
 
 
-def test_kept_slots_are_asked_without_the_text(command, capsys, tmp_path):
+def test_a_document_is_asked_without_the_text(command, capsys, tmp_path):
     command("--context=text.txt", "Who wrote?", "--save=kept.safetensors", "--json")
     before = json.loads(capsys.readouterr().out)
+    assert before["saved_bytes"] == (tmp_path / "kept.safetensors").stat().st_size
     (tmp_path / "text.txt").unlink()
-    command("--memory=kept.safetensors", "Who wrote?", "--json")
+    command("--document=kept.safetensors", "Who wrote?", "--json")
     after = json.loads(capsys.readouterr().out)
     assert after["answers"][0]["slots"]["text"] == before["answers"][0]["slots"]["text"]
+
+
+def test_where_a_document_is_kept_is_said_and_what_it_replaces(command, caplog, tmp_path):
+    caplog.set_level("INFO")
+    for said in (
+        "kept in kept.safetensors, 2 kB",
+        "kept in kept.safetensors, 2 kB, in place of the one that was there",
+    ):
+        command("--context=text.txt", "Who wrote?", "--save=kept.safetensors", "--json")
+        assert caplog.messages[-1] == said
+    (tmp_path / "mine.txt").write_text("Mine.")
+    with pytest.raises(ConfigError, match="mine.txt is there and no saved document"):
+        command("--context=text.txt", "Who wrote?", "--save=mine.txt")
+    assert (tmp_path / "mine.txt").read_text() == "Mine."
 
 
 @pytest.mark.parametrize(
     ("words", "error", "says"),
     [
         (["Who?"], ConfigError, "which text"),
-        (["--context=text.txt", "--memory=x", "Who?"], ConfigError, "give one of them"),
-        (["--memory=x", "--full", "Who?"], ConfigError, "--full reads the text"),
+        (["--context=text.txt", "--document=x", "Who?"], ConfigError, "give one of them"),
+        (["--document=x", "--full", "Who?"], ConfigError, "--full reads the text"),
+        (["text.txt", "Who?"], ConfigError, "Give --context text.txt"),
+        (["--context=text.txt", "binary", "Who?"], ConfigError, "--context text.txt --context binary"),
         (["--context=-"], ConfigError, "give the questions as arguments"),
         (["--context=missing.txt", "Who?"], DataError, "missing.txt cannot be read: No such file"),
         (["--context=Ada wrote it.", "Who?"], DataError, "pipe it into --context -"),

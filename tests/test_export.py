@@ -85,12 +85,12 @@ def test_prompt_embeddings_give_the_same_answer_at_consecutive_positions(command
         "--to=prompt_embeds", "--output", str(tmp_path), f"--context={tmp_path}/text.txt", *questions
     )  # fmt: skip
     tensors = load_file(tmp_path / "prompt_embeds.safetensors")
-    reader = gistjax.load(rundir)
-    memory = reader.compress(TEXT)
-    model = reader.model()
+    engine = gistjax.load(rundir)
+    document = engine.compress(TEXT)
+    model = engine.model()
     for i, question in enumerate(questions):
         prompt_TxD = tensors[f"question_{i}"]
-        answer = memory.answer_ids(question)[0]
+        answer = document.answer_ids(question)[0]
         assert answer
         embeds_TxD = np.concatenate([prompt_TxD, np.asarray(model.base.embed(jnp.asarray(answer)))])
         h_1xTxD, _ = model.base(

@@ -1,4 +1,4 @@
-"""An exported folder onto the hub."""
+"""Upload of an exported folder to the hub."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gistjax.errors import ConfigError, ExportError, first_line
 
@@ -15,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 def push(folder: Path, names: list[str], repo: str, dry_run: bool) -> dict[str, Any]:
-    """Uploads files of a folder to a model repository, which is made if there is none, private at first.
+    """Upload files of a folder to a model repository; a new one is made, private at first.
 
     Args:
-        names: of the files; others in the folder stay where they are.
-        dry_run: check the name, list the files and stop; asks nothing of the hub.
+        names: the files; others in the folder are not uploaded.
+        dry_run: check the name, list the files and stop, without a word to the hub.
 
     Raises:
-        ConfigError: if the name is no repository's.
+        ConfigError: if the name is not that of a repository.
         ExportError: if nobody is logged in, or the hub refuses or cannot be reached.
     """
     try:
@@ -52,7 +53,7 @@ def push(folder: Path, names: list[str], repo: str, dry_run: bool) -> dict[str, 
         )
     except Exception as error:  # refused, offline, proxies, timeouts: many kinds
         raise ExportError(
-            f"the hub did not take {repo} ({first_line(error)}): check the name, the token's right to write and the "
-            f"connection; the files are in {folder}."
+            f"the hub did not take {repo} ({first_line(error)}): check the name, the token's "
+            f"right to write and the connection; the files are in {folder}."
         ) from error
     return {**plan, "pushed": True, "url": str(commit.commit_url)}

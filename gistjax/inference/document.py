@@ -1,0 +1,141 @@
+"""A compressed text: asked as often as one likes, kept in a file, opened again without the text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+from gistjax.compress.context import CompressedContext, DecodeState
+from gistjax.errors import DataError
+from gistjax.inference import document_file
+from gistjax.inference.recent import Recent
+from gistjax.inference.text import check_text
+
+if TYPE_CHECKING:
+    from gistjax.inference.engine import Engine
+
+QUESTION_TOKENS = (64, 128, 256, 512)
+"""Lengths that questions are padded to, each a compilation."""
+
+KEPT_STATES = 2
+"""Decode states that a document keeps, one for each length of questions asked last."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, and its cost."""
+
+    text: str
+    positions: int  # slots (or, in full context, tokens) that stood in place of the context
+    seconds: float  # compilation not counted
+    tokens: int  # generated, the one that ends the answer included
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Seconds a generated token, reading the question included."""
+        return self.seconds / self.tokens
+
+
+@dataclass
+class Document:
+    """A text as its slots, ready for questions."""
+
+    engine: Engine
+    context: CompressedContext  # one row, numpy arrays
+    tokens: int  # of the text
+    pieces: int  # compressed one by one, if the text is longer than contexts in training
+    seconds: float  # to compress, and to read the slots before a question; 0 if opened from a file
+    _states: Recent[DecodeState] = field(default_factory=lambda: Recent(KEPT_STATES), repr=False)
+
+    def __repr__(self) -> str:
+        return f"Document({self.tokens} tokens in {self.slots} slots)"
+
+    @property
+    def slots(self) -> int:
+        """Number of slots that stand for the text."""
+        return int(self.context.slots_B[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slots, as a file keeps them."""
+        return sum(array.nbytes for array in document_file.pack(self.context).values())
+
+    @overload
+    def ask(self, question: str) -> Answer: ...
+
+    @overload
+    def ask(self, question: list[str] | tuple[str, ...]) -> list[Answer]: ...
+
+    def ask(self, question: str | list[str] | tuple[str, ...]) -> Answer | list[Answer]:
+        """Answer a question, or each of a list; the text is not read again.
+
+        Raises:
+            DataError: if a question is empty, too long or no text.
+        """
+        if isinstance(question, list | tuple):
+            return [self.ask(one) for one in question]
+        check_text(question, "question")
+        ids, n_tokens, seconds = self.answer_ids(question)
+        text = str(self.engine.pretrained.tokenizer.decode(ids, skip_special_tokens=True))
+        return Answer(text.strip(), self.slots, seconds, n_tokens)
+
+    def answer_ids(self, question: str) -> tuple[list[int], int, float]:
+        """Return the answer's tokens without the end token, the number generated, and seconds.
+
+        Raises:
+            DataError: if the question is too long.
+        """
+        prompt = self.engine.pretrained.prompt
+        ids = prompt.encode_question(question)
+        size = self._question_size(len(ids))
+        answer, seconds = self.engine.programs.answer(self._state(size), ids, size)
+        if prompt.end_id not in answer:
+            return answer, len(answer), seconds
+        end = answer.index(prompt.end_id)
+        return answer[:end], end + 1, seconds
+
+    def _question_size(self, tokens: int) -> int:
+        """Return the length that a question is padded to.
+
+        Raises:
+            DataError: if it is longer than any, or than the positions that the context leaves.
+        """
+        if tokens > QUESTION_TOKENS[-1]:
+            raise DataError(
+                f"the question has {tokens} tokens, more than {QUESTION_TOKENS[-1]}: shorten it, "
+                "or put what it tells into the context."
+            )
+        taken = int(np.ceil(self.context.length_B[0]))
+        left = self.engine.max_tokens + QUESTION_TOKENS[0] - taken
+        if tokens > left:
+            raise DataError(
+                f"the question has {tokens} tokens, and {self.engine.config.model.name} has room "
+                f"for {left} behind this context: shorten one of them."
+            )
+        return next(size for size in QUESTION_TOKENS if size >= tokens)
+
+    def _state(self, size: int) -> DecodeState:
+        """Return prompt and slots as read, with room for a question of a length and its answer."""
+
+        def read() -> DecodeState:
+            room = size + self.engine.config.evaluation.max_answer_tokens
+            state, seconds = self.engine.programs.prefill(self.context, room)
+            self.seconds += seconds
+            return state
+
+        return self._states.get(size, read)
+
+    def save(self, file: str | Path) -> int:
+        """Write the slots as safetensors; only the compressor that made them can read them.
+
+        Returns:
+            The file's size in bytes.
+
+        Raises:
+            StorageError: if the disk is full or fails.
+        """
+        about = document_file.About(self.tokens, self.pieces, **self.engine.origin())
+        return document_file.write(Path(file), self.context, about)

@@ -1,0 +1,202 @@
+"""The file of a saved document: safetensors with a checksum, and only slots that are in use.
+
+    k, v        [layers, KV heads, slots, head]   of slots that are kept as keys and values
+    x           [slots, D]                        of soft tokens
+    position    [slots]                           rotary, from the end of the prompt before them
+
+Its metadata has the format's name and version, the compressor and base that made it (SHA-256), the
+gistjax that wrote it, and the numbers of tokens, pieces and positions. Version 1, of gistjax 0.1,
+is called `gistjax-memory` and has padding; it is read too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+import gistjax
+from gistjax.compress.context import CompressedContext
+from gistjax.errors import CheckpointError
+from gistjax.model.config import LlamaConfig
+from gistjax.model.kv_cache import Cache
+from gistjax.runtime.tensors import load_tensors, save_tensors
+
+FORMAT, VERSION = "gistjax-document", "2"
+FORMAT_1 = "gistjax-memory"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a document is of, and what made it."""
+
+    tokens: int
+    pieces: int
+    compressor: str  # SHA-256 of the exported compressor; empty for the base alone
+    base: str
+    base_sha256: str
+
+
+def is_document(file: Path) -> bool:
+    """Return whether a file is a saved document of any version."""
+    try:
+        with safe_open(file, framework="numpy") as content:
+            return (content.metadata() or {}).get("format") in (FORMAT, FORMAT_1)
+    except (SafetensorError, OSError):
+        return False
+
+
+def pack(context: CompressedContext) -> dict[str, np.ndarray]:
+    """Return the arrays that are kept of a context of one row."""
+    slots = int(context.slots_B[0])
+    arrays = {"position": np.asarray(context.position_BxX)[0, :slots]}
+    if context.kv is None:
+        return {**arrays, "x": np.asarray(context.x_BxXxD)[0, :slots]}
+    k, v = (np.stack(x)[:, 0, :, :slots] for x in (context.kv.k, context.kv.v))
+    return {**arrays, "k": k, "v": v}
+
+
+def write(file: Path, context: CompressedContext, about: About) -> int:
+    """Write a context of one row; returns the file's size in bytes.
+
+    Raises:
+        StorageError: if the disk is full or fails.
+    """
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "gistjax": gistjax.__version__,
+        "compressor": about.compressor,
+        "base": about.base,
+        "base_sha256": about.base_sha256,
+        "tokens": str(about.tokens),
+        "pieces": str(about.pieces),
+        "positions": str(int(context.length_B[0])),
+    }
+    save_tensors(file, pack(context), metadata)
+    return file.stat().st_size
+
+
+def read(
+    file: Path, compressor: str, base_sha256: str
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Return the arrays of a file, and its numbers of tokens, pieces and positions.
+
+    Args:
+        compressor: SHA-256 of the one that is to read it.
+        base_sha256: of the base in use.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or no document, of a later version, or of
+            another compressor or base.
+    """
+    arrays, metadata = load_tensors(file)
+    kind, version = metadata.get("format"), metadata.get("version")
+    if kind not in (FORMAT, FORMAT_1):
+        raise CheckpointError(f"{file} holds no document: give a file that --save or `save` wrote.")
+    if kind == FORMAT and version != VERSION:
+        raise CheckpointError(
+            f"{file} is a document of version {version}, written by gistjax "
+            f"{metadata.get('gistjax')}; this is {gistjax.__version__}, which reads 1 and "
+            f"{VERSION}: update gistjax, or compress the text again."
+        )
+    for what, theirs, ours in (
+        ("compressor", metadata.get("compressor", ""), compressor),
+        ("base", metadata.get("base_sha256", base_sha256), base_sha256),
+    ):
+        if theirs != ours:
+            raise CheckpointError(
+                f"{file} was made by another {what} (SHA-256 {theirs[:12]}…, this is "
+                f"{ours[:12]}…): load that one, or compress the text again."
+            )
+    try:
+        if kind == FORMAT_1:
+            arrays, metadata = _from_version_1(arrays, metadata)
+        return arrays, {name: int(metadata[name]) for name in ("tokens", "pieces", "positions")}
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise _not_whole(file, error) from error
+
+
+def _not_whole(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{file} is no whole document ({type(error).__name__}: {error}): compress the text again."
+    )
+
+
+def _from_version_1(
+    arrays: dict[str, np.ndarray], metadata: dict[str, str]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return arrays and metadata of a file of gistjax 0.1, which kept one padded row, as now."""
+    slots = int(arrays["slots_B"][0])
+    kept = {"position": arrays["position_BxX"][0, :slots]}
+    if "k" in arrays:
+        kept |= {name: arrays[name][:, 0, :, :slots] for name in ("k", "v")}
+    else:
+        kept["x"] = arrays["x_BxXxD"][0, :slots]
+    return kept, {**metadata, "positions": str(int(arrays["length_B"][0]))}
+
+
+def unpack(
+    file: Path, arrays: dict[str, np.ndarray], positions: int, base: LlamaConfig, stacked: bool
+) -> CompressedContext:
+    """Return the context whose arrays `read` found, padded to a power of two.
+
+    Args:
+        file: for the message.
+        positions: rotary positions that it takes up.
+        base: sizes of the base.
+        stacked: keep the layers in one array, as the base does.
+
+    Raises:
+        CheckpointError: if an array is missing, or of another shape than the base asks for.
+    """
+    try:
+        return _unpack(arrays, positions, base, stacked)
+    except (KeyError, ValueError) as error:
+        raise _not_whole(file, error) from error
+
+
+def _unpack(
+    arrays: dict[str, np.ndarray], positions: int, base: LlamaConfig, stacked: bool
+) -> CompressedContext:
+    position_S = arrays["position"]
+    (S,) = position_S.shape
+    X = power_of_two(S)
+    valid_1xX = np.arange(X)[None] < S
+    kv: Any = None
+    if "x" in arrays:
+        x_1xXxD = _padded(arrays["x"], (S, base.d_model), 0, X)[None]
+    else:
+        shape = (base.n_layers, base.n_kv_heads, S, base.head_dim)
+        k, v = (_padded(arrays[name], shape, 2, X)[:, None] for name in ("k", "v"))
+        kv = Cache(k, v) if stacked else Cache(tuple(k), tuple(v))
+        x_1xXxD = np.zeros((1, X, base.d_model), k.dtype)  # not read where keys and values are
+    one_row: dict[str, Any] = {
+        "x_BxXxD": x_1xXxD,
+        "valid_BxX": valid_1xX,
+        "cut_BxX": np.zeros_like(valid_1xX),
+        "position_BxX": _padded(position_S, (S,), 0, X)[None],
+        "length_B": np.asarray([positions], np.int32),
+        "slots_B": np.asarray([S], np.int32),
+    }
+    return CompressedContext(kv=kv, **one_row)
+
+
+def _padded(array: np.ndarray, shape: tuple[int, ...], axis: int, size: int) -> np.ndarray:
+    """Return an array, whose shape is checked, with zeros up to a size along one axis."""
+    if array.shape != shape:
+        raise ValueError(f"an array has shape {array.shape} instead of {shape}")
+    pads = [(0, 0)] * array.ndim
+    pads[axis] = (0, size - shape[axis])
+    return np.pad(array, pads)
+
+
+LEAST_POSITIONS = 64
+
+
+def power_of_two(length: int) -> int:
+    """Return 64, or the least of its doubles that holds a length: few shapes, few compilations."""
+    return max(LEAST_POSITIONS, 1 << (length - 1).bit_length())

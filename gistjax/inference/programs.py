@@ -1,0 +1,98 @@
+"""The compiled programs of an engine: compress a context, prefill its slots, answer a question."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from gistjax.compress.compressed_lm import CompressedLM
+from gistjax.compress.context import CompressedContext, DecodeState
+from gistjax.compress.decoding import continue_greedily
+from gistjax.inference.recent import Recent
+
+KEPT_PROGRAMS = 32
+"""Compiled programs that stay: one for each combination of function, shapes and ratio."""
+
+
+class Programs:
+    """A model's functions on one row, each compiled once for its shapes.
+
+    All return their result and the seconds that it took, compilation not counted.
+
+    Args:
+        weights: structure, trained leaves and frozen leaves of the model.
+        max_tokens: A, the longest answer.
+        end_id: token that ends an answer.
+    """
+
+    def __init__(self, weights: tuple[Any, ...], max_tokens: int, end_id: int):
+        graphdef, *self._leaves = weights
+        self._graphdef = graphdef
+        self._compiled: Recent[Any] = Recent(KEPT_PROGRAMS)
+
+        def compress(leaves: Any, ids_1xC: Array, length_1: Array, ratio: float) -> Any:
+            model = nnx.merge(graphdef, *leaves)
+            if model.compressor is not None:
+                model.compressor.ratio = ratio
+            return model.compress(ids_1xC, length_1)
+
+        def prefill(leaves: Any, context: CompressedContext, room: int) -> DecodeState:
+            state: DecodeState = nnx.merge(graphdef, *leaves).prefill(context, room)
+            return state
+
+        def answer(leaves: Any, state: DecodeState, tokens_1xS: Array, length_1: Array) -> Array:
+            model = nnx.merge(graphdef, *leaves)
+            last_1x1 = length_1[:, None] - 1
+            h_1x1xD, state = model.ask(tokens_1xS, state, last_1x1, length_1)
+            return continue_greedily(model, h_1x1xD[:, 0], state, max_tokens, end_id)
+
+        self._compress = jax.jit(compress, static_argnums=3)
+        self._prefill = jax.jit(prefill, static_argnums=2)
+        self._answer = jax.jit(answer)
+
+    def model(self) -> CompressedLM:
+        """Return base, adapter and compressor as one module."""
+        model: CompressedLM = nnx.merge(self._graphdef, *self._leaves)
+        return model
+
+    def compress(
+        self, ids: Sequence[int] | np.ndarray, size: int, ratio: float
+    ) -> tuple[CompressedContext, float]:
+        """Compress the token ids of a context, padded to `size`; numpy arrays."""
+        context, seconds = self._timed(self._compress, *padded(ids, size), static=(ratio,))
+        return jax.device_get(context), seconds
+
+    def prefill(self, context: CompressedContext, room: int) -> tuple[DecodeState, float]:
+        """Read prompt and slots, with room for so many tokens."""
+        return self._timed(self._prefill, context, static=(room,))
+
+    def answer(
+        self, state: DecodeState, ids: Sequence[int] | np.ndarray, size: int
+    ) -> tuple[list[int], float]:
+        """Answer the token ids of a question, padded to `size`: A ids, the end id last."""
+        answer_1xA, seconds = self._timed(self._answer, state, *padded(ids, size))
+        return answer_1xA[0].tolist(), seconds
+
+    def _timed(
+        self, function: Any, *arguments: Any, static: tuple[Any, ...] = ()
+    ) -> tuple[Any, float]:
+        shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(arguments))
+        compiled = self._compiled.get(
+            (function, shapes, static),
+            lambda: function.lower(self._leaves, *arguments, *static).compile(),
+        )
+        start = time.perf_counter()
+        result: Any = jax.block_until_ready(compiled(self._leaves, *arguments))  # type: ignore[no-untyped-call]
+        return result, time.perf_counter() - start
+
+
+def padded(ids: Sequence[int] | np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids as `[1, size]` and their number as `[1]`, int32."""
+    row = np.asarray(ids, np.int32)
+    return np.pad(row, (0, size - len(row)))[None], np.asarray([len(row)], np.int32)

@@ -1,0 +1,150 @@
+"""Saved documents: what is in the file, and which files are refused."""
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import gistjax
+from gistjax.config import ModelConfig
+from gistjax.errors import CheckpointError
+from gistjax.inference.document_file import is_document, power_of_two
+from gistjax.runtime.tensors import load_tensors, save_tensors
+from tests.helpers.runs import ASKED as CONFIG
+from tests.helpers.runs import write_run
+
+KEPT = CONFIG.replace(slot_form="key_values", slot_positions="packed")
+STACKED = KEPT.replace(model=ModelConfig("tiny-random", dtype="float32", scan_layers=True))
+FORMS = pytest.mark.parametrize("config", [CONFIG, KEPT, STACKED], ids=["soft", "kv", "stacked"])
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "document.safetensors"
+
+
+def rewrite(file, arrays=None, **metadata):
+    """The file with other arrays or metadata, and a checksum that fits."""
+    theirs, about = load_tensors(file)
+    del about["sha256"]
+    save_tensors(file, theirs if arrays is None else arrays, {**about, **metadata})
+
+
+@FORMS
+def test_a_saved_document_answers_as_before(config, examples, file, tmp_path):
+    document = gistjax.load(write_run(tmp_path / "run", config)).compress(examples[0].context)
+    assert document.save(file) == file.stat().st_size
+    opened = gistjax.load(tmp_path / "run").open(file)
+    assert (opened.tokens, opened.slots, opened.pieces) == (document.tokens, document.slots, 1)
+    assert opened.seconds == 0 and opened.nbytes == document.nbytes
+    for example in examples:
+        assert opened.ask(example.question).text == document.ask(example.question).text
+
+
+def test_a_text_in_pieces_is_kept_too(engine, examples, file):
+    text = " ".join(dict.fromkeys(example.context for example in examples))
+    document = engine.compress(text[:1500])
+    document.save(file)
+    opened = engine.open(file)
+    assert opened.pieces == document.pieces >= 3
+    question = examples[0].question
+    assert opened.ask(question).text == document.ask(question).text
+
+
+@FORMS
+def test_only_slots_in_use_are_kept_and_what_made_them(config, file, tmp_path):
+    engine = gistjax.load(write_run(tmp_path / "run", config))
+    document = engine.compress("Ada wrote the first program. " * 3)
+    document.save(file)
+    base = engine.pretrained.source.config
+    slots, layers = document.slots, (base.n_layers, base.n_kv_heads)
+    assert slots < document.context.size
+    with safe_open(file, "numpy") as content:
+        shapes = {name: content.get_tensor(name).shape for name in content.keys()}  # noqa: SIM118
+        about = content.metadata()
+    if config.slot_form == "key_values":
+        kv = (*layers, slots, base.head_dim)
+        assert shapes == {"k": kv, "v": kv, "position": (slots,)}
+    else:
+        assert shapes == {"x": (slots, base.d_model), "position": (slots,)}
+    assert document.nbytes == sum(4 * np.prod(shape) for shape in shapes.values())
+    assert (about["format"], about["version"]) == ("gistjax-document", "2")
+    assert (about["gistjax"], about["base"]) == (gistjax.__version__, "tiny-random")
+    assert about["compressor"] == engine.compressor and len(engine.compressor) == 64
+    assert about["base_sha256"] == engine.pretrained.base_sha256
+
+
+@FORMS
+def test_the_file_of_gistjax_0_1_is_opened(config, examples, file, tmp_path):
+    """Which kept the row with its padding, under the names of the fields."""
+    engine = gistjax.load(write_run(tmp_path / "run", config))
+    document = engine.compress(examples[0].context)
+    context = document.context
+    arrays = {
+        name: getattr(context, name)
+        for name in ("x_BxXxD", "valid_BxX", "cut_BxX", "position_BxX", "length_B", "slots_B")
+    }
+    if context.kv is not None:
+        arrays |= {name: np.stack(getattr(context.kv, name)) for name in ("k", "v")}
+    about = {"compressor": engine.compressor, "tokens": str(document.tokens), "pieces": "1"}
+    save_tensors(file, arrays, {"format": "gistjax-memory", **about})
+    assert is_document(file)
+    opened = engine.open(file)
+    assert (opened.tokens, opened.slots) == (document.tokens, document.slots)
+    for example in examples:
+        assert opened.ask(example.question).text == document.ask(example.question).text
+    save_tensors(file, arrays, {"format": "gistjax-memory", **about, "compressor": "0" * 64})
+    with pytest.raises(CheckpointError, match="another compressor .*compress the text again"):
+        engine.open(file)
+
+
+def test_a_document_of_another_compressor_or_base_is_refused(engine, examples, file, tmp_path):
+    engine.compress(examples[0].context).save(file)
+    other = write_run(tmp_path / "other", CONFIG.replace(seed=1))
+    with pytest.raises(
+        CheckpointError, match=r"another compressor \(SHA-256 .*compress the text again"
+    ):
+        gistjax.load(other).open(file)
+    rewrite(file, base_sha256="0" * 64)
+    with pytest.raises(CheckpointError, match=r"another base \(SHA-256 000000000000…"):
+        engine.open(file)
+
+
+def test_a_later_version_is_refused_by_name_and_version(engine, examples, file):
+    engine.compress(examples[0].context).save(file)
+    rewrite(file, version="3", gistjax="0.9.0")
+    with pytest.raises(
+        CheckpointError,
+        match=rf"version 3, written by gistjax 0.9.0; this is {gistjax.__version__}, .*update",
+    ):
+        engine.open(file)
+
+
+def test_what_is_no_document_is_refused(engine, rundir, tmp_path):
+    with pytest.raises(CheckpointError, match="holds no document"):
+        engine.open(rundir / "compressor.safetensors")
+    with pytest.raises(CheckpointError, match="cannot read .*missing: No such file"):
+        engine.open(tmp_path / "missing")
+    (tmp_path / "text").write_text("no safetensors at all")
+    with pytest.raises(CheckpointError, match="text has no checksum"):
+        engine.open(tmp_path / "text")
+    for name in (rundir / "compressor.safetensors", tmp_path / "missing", tmp_path / "text"):
+        assert not is_document(name)
+
+
+@FORMS
+def test_a_document_without_all_of_its_arrays_is_refused(config, examples, file, tmp_path):
+    engine = gistjax.load(write_run(tmp_path / "run", config))
+    engine.compress(examples[0].context).save(file)
+    whole, content = load_tensors(file)[0], file.read_bytes()
+    cases = [({n: a for n, a in whole.items() if n != name}, {}) for name in whole]
+    cases += [({**whole, name: array[..., :-1]}, {}) for name, array in whole.items()]
+    for arrays, metadata in [*cases, (whole, {"tokens": "many"}), (whole, {"positions": ""})]:
+        rewrite(file, arrays, **metadata)
+        with pytest.raises(CheckpointError, match="no whole document"):
+            engine.open(file)
+        file.write_bytes(content)
+    assert engine.open(file).slots
+
+
+def test_sizes_are_powers_of_two():
+    assert [power_of_two(n) for n in (0, 1, 64, 65, 128, 129)] == [64, 64, 64, 128, 128, 256]
