@@ -193,8 +193,8 @@ def read_predictions(files: Iterable[str]) -> Predictions:
                 predictions[_text(row["id"])] = Prediction(asked, text, f1)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
-                f"{file} cannot be read ({type(error).__name__}: {error}): --predictions takes what "
-                "`python -m gistjax.evaluate … --output FILE` writes."
+                f"{file} cannot be read ({type(error).__name__}: {error}): --predictions takes "
+                "what `python -m gistjax.evaluate … --output FILE` writes."
             ) from error
     return predictions
 
@@ -248,8 +248,8 @@ def check_output(folder: Path, split: str) -> None:
         titles = []
     if titles != [TITLE]:
         raise ConfigError(
-            f"--to {folder}: its {file.name} is not of this command, and would be lost: give another "
-            "folder."
+            f"--to {folder}: its {file.name} is not of this command, and would be lost: give "
+            "another folder."
         )
 
 

@@ -25,7 +25,7 @@ from gistjax.questions import (
     check_output,
     find_places,
     keep,
-)  # fmt: skip
+)
 
 SENTENCE = "In March 1812 Ada Holm built the old mill of Harrow for 300 pounds, with her brothers. "
 
@@ -68,9 +68,12 @@ def qa(id_: str, question: str, answer: str) -> dict:
 
 
 PLACES = [
-    {"context": "Ada Holm built it.", "qas": [qa("a", "Ada", "Ada"), qa("b", "it", "it"), qa("c", "Holm", "Holm")]},
+    {
+        "context": "Ada Holm built it.",
+        "qas": [qa("a", "Ada", "Ada"), qa("b", "it", "it"), qa("c", "Holm", "Holm")],
+    },
     {"context": "Nobody.", "qas": [qa("d", "Nobody", "Nobody")]},
-]  # fmt: skip
+]
 
 
 def predicted(**texts: str) -> dict[str, Prediction]:
@@ -87,7 +90,8 @@ def examples(paragraphs: list[dict]) -> list[Example]:
 
 def test_ask_leaves_out_what_is_empty_or_said_twice():
     asked = list(ask(examples(PLACES), predicted(a="Who built it?", b="", c="Who built it?")))
-    assert asked == examples([{"context": "Ada Holm built it.", "qas": [qa("a", "Who built it?", "Ada")]}])  # fmt: skip
+    kept = {"context": "Ada Holm built it.", "qas": [qa("a", "Who built it?", "Ada")]}
+    assert asked == examples([kept])
 
 
 def test_keep():
@@ -193,9 +197,13 @@ PREDICTED = [row("a", "Which question is answered by: Ada", "Who?")]
         (PLACES, [row("a", "Who built it?", "Ada")], "not of this folder"),
         (["text"], PREDICTED, "--folder takes the folder"),
         ([{"context": "Ada."}], PREDICTED, "--folder takes the folder"),
-        ([{"context": "Ada.", "qas": [{"id": "a", "question": "?", "answers": []}]}], PREDICTED, "--folder takes the"),
+        (
+            [{"context": "Ada.", "qas": [{"id": "a", "question": "?", "answers": []}]}],
+            PREDICTED,
+            "--folder takes the",
+        ),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_something_else(tmp_path, paragraphs, predictions, told):
     content = {"data": [{"title": "text", "paragraphs": paragraphs}]}
     (tmp_path / "validation.json").write_text(json.dumps(content))

@@ -1,8 +1,9 @@
-"""Batches of static shapes: which rows stand together, and the arrays that they become.
+"""Batches of static shapes: the rows that share a batch, and the arrays that they become.
 
-A unit is a context and up to Q of its questions: compressed once, answered Q times. A unit's shape is the smallest context
-bucket and the smallest question bucket that hold it. Batches hold units of one shape; what is left over of a shape moves
-up to a larger one, so that few rows are padded far and few shapes compile.
+A unit is a context and up to Q of its questions: compressed once, answered Q times. Its shape is
+the smallest context bucket and the smallest question bucket that hold it. A batch has units of one
+shape; units that are left over move up to a larger shape, so that few rows are padded far and few
+shapes compile.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from gistjax.config import CompressionConfig
 from gistjax.data.example import OBJECTIVES, Batch, Buckets, Shape, Targets, TokenizedExample
 from gistjax.errors import DataError
 
-RARE = 1 / 24
-"""A shape with a smaller share of the units is not worth a compilation: they move up."""
+RARE = 1 / 24  # a shape with a smaller share of the units is not worth a compilation
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PlanSettings:
 
 
 class TrainPlan:
-    """Which rows a training step sees: a pure function of (rows, seed, step).
+    """The rows of every training step: a pure function of (rows, seed, step).
 
     In each epoch the rows of a context are dealt into new units of up to Q, and the units are
     permuted; the last ones, fewer than one step takes, are left out.
@@ -97,21 +97,21 @@ class TrainPlan:
             Q = settings.questions
             kind = "rows" if Q == 1 else f"units of up to {Q} rows on a context"
             raise DataError(
-                f"{len(self._shapes)} training {kind} are fewer than the {batch_size * accumulation} of one "
-                f"step ({accumulation} x {batch_size} over all devices): lower --config.batch_size "
-                "or --config.accumulation."
+                f"{len(self._shapes)} training {kind} are fewer than the "
+                f"{batch_size * accumulation} of one step ({accumulation} x {batch_size} over all "
+                "devices): lower --config.batch_size or --config.accumulation."
             )
         steps, most = int(settings.epochs * self.steps_per_epoch), settings.max_steps
         self.total_steps = steps if most < 0 else min(steps, most)
 
     @property
     def shapes(self) -> dict[Shape, int]:
-        """Steps by shape (C, S), in the first epoch: one compilation each."""
+        """Number of steps by shape (C, S) in the first epoch; each shape is compiled once."""
         return dict(sorted(Counter(shape for shape, _ in self._plan(0)).items()))
 
     @property
     def real_token_share(self) -> float:
-        """The share of an epoch's tokens that is not padding."""
+        """Share of an epoch's tokens that is not padding."""
         real = padded = 0
         for (C, S), units in self._plan(0):
             padded += len(units) * (C + S * self._settings.questions)
@@ -121,12 +121,12 @@ class TrainPlan:
         return real / padded
 
     def real_decoder_share(self, prefix: int, memory: Callable[[int], int]) -> float:
-        """The share of an epoch's decoder positions that is not padding.
+        """Return the share of an epoch's decoder positions that is not padding.
 
         Args:
-            prefix: tokens before the memory.
-            memory: positions that stand for a context of so many tokens; those that a short context leaves empty are
-                padding.
+            prefix: tokens before the compressed context.
+            memory: positions that stand for a context of so many tokens; those that a short context
+                leaves empty are padding.
         """
         real = padded = 0
         for (C, S), units in self._plan(0):
@@ -137,11 +137,11 @@ class TrainPlan:
         return real / padded
 
     def rows(self, step: int) -> np.ndarray:
-        """Indices `[K·E, Q]` of the rows of a step; -1 where a context has no more."""
+        """Return the row indices `[K·E, Q]` of a step; -1 where a context has no more."""
         return self._step(step)[1]
 
     def batch(self, step: int) -> Batch:
-        """The arrays of a step, `[K, …]`."""
+        """Return the arrays of a step, `[K, …]`."""
         shape, units = self._step(step)
         flat = make_batch(
             [[self._rows[i] for i in u if i >= 0] for u in units], shape, self._settings.questions
@@ -161,7 +161,7 @@ class TrainPlan:
         return batch
 
     def _draw_ratios(self, step: int, units: int) -> np.ndarray:
-        """One for each context, of those that are in use at this step."""
+        """Draw a ratio for each context, from those in use at this step."""
         share = (step + 1) / max(self._settings.ratio_growth * self.total_steps, 1)
         in_use = self._settings.ratios[
             : max(math.ceil(min(share, 1) * len(self._settings.ratios)), 1)
@@ -170,7 +170,10 @@ class TrainPlan:
         return rng.choice(np.asarray(in_use, np.float32), units)
 
     def _unit_shapes(self, buckets: Buckets) -> list[Shape]:
-        """The shape of every unit, whatever rows an epoch deals into it: that of the context's longest."""
+        """Return the shape of every unit.
+
+        It is that of the context's longest row, whichever rows an epoch deals into the unit.
+        """
         of_rows = [buckets.shape_of(row) for row in self._rows]
         if self._settings.questions == 1:
             return of_rows
@@ -198,7 +201,7 @@ class TrainPlan:
         return self._groups
 
     def _deal(self, rng: np.random.Generator) -> np.ndarray:
-        """Units `[units, Q]` of row indices, context by context; -1 where there are no more rows."""
+        """Deal row indices into units `[units, Q]`, by context; -1 where there are no more rows."""
         Q = self._settings.questions
         if Q == 1:
             return np.arange(len(self._rows))[:, None]
@@ -211,7 +214,7 @@ class TrainPlan:
 
 
 def longest_answer(rows: Sequence[TokenizedExample]) -> int:
-    """Tokens of the longest answer, end token included; 0 of no rows."""
+    """Return the tokens of the longest answer, end token included; 0 without rows."""
     return max((len(row.answer_ids) for row in rows), default=0)
 
 
@@ -221,9 +224,12 @@ def evaluation_batches(
     buckets: Buckets,
     answers: bool = False,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every row exactly once, as (row indices, batch of questions, without their answers unless they are asked for).
+    """Yield every row once, as (row indices, batch).
 
-    Only the last batch may hold padding rows; they stand behind the real ones.
+    Only the last batch may hold padding rows, after the real ones.
+
+    Args:
+        answers: also give the answers of the rows; by default the questions alone.
 
     Raises:
         DataError: if a row fits no bucket.
@@ -270,10 +276,10 @@ def make_batch(
 def _group(
     order: np.ndarray, shapes: Sequence[Shape], common: set[Shape], size: int
 ) -> list[tuple[Shape, np.ndarray]]:
-    """Groups of `size` rows that fit a common shape, rows taken in the given order.
+    """Return groups of `size` rows that fit a common shape, rows taken in the given order.
 
-    Only the last group may be smaller. Left-over rows move to the next larger S, from the largest S
-    to the next larger C.
+    Only the last group may be smaller. Rows that are left over move to the next larger S, from the
+    largest S to the next larger C.
     """
     waiting: dict[Shape, list[int]] = {}
     for place, row in enumerate(order.tolist()):
@@ -296,7 +302,7 @@ def _group(
 
 
 def _common_shapes(shapes: Sequence[Shape]) -> set[Shape]:
-    """The shapes worth a compilation, and the largest, which takes the rows that are left."""
+    """Return the shapes worth a compilation, and the largest, which takes the other rows."""
     counts = Counter(shapes)
     contexts, questions = _sides(shapes)
     common = {(C, S) for C in contexts[-1:] for S in questions[-1:]}

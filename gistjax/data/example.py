@@ -4,8 +4,9 @@
     TokenizedExample   the same as token ids
     Batch              many of them, padded to one of the shapes of `Buckets`
 
-Shapes are named by a letter for each axis: E contexts, B rows (questions), Q questions of a context,
-C context tokens, S question and answer tokens, A answer tokens, Y tokens that a teacher proposes.
+Shapes are named by a letter for each axis: E contexts, B rows (questions), Q questions of a
+context, C context tokens, S question and answer tokens, A answer tokens, Y tokens that a teacher
+proposes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Tasks on plain text, to learn compression from before there are questions.
+"""Objectives on plain text, to learn compression from before there are questions.
 
 A chunk of an article is the context. Its rows ask for what only the chunk can tell:
 
-    reconstruction   repeat the text behind a given beginning (Ge et al. 2024, arXiv:2307.06945)
-    continuation     go on behind the chunk (Chevalier et al. 2023, arXiv:2305.14788)
-    cloze            say what stands at a place of one of its sentences (Taylor 1953), asked like a question
+    reconstruction   repeat the text after a given beginning (Ge et al. 2024, arXiv:2307.06945)
+    continuation     go on after the chunk (Chevalier et al. 2023, arXiv:2305.14788)
+    cloze            fill a blank in one of its sentences, put as a question (Taylor 1953)
 
 The first two are cut by tokens and have no end token; a cloze ends like an answer.
 """
@@ -33,18 +33,12 @@ from gistjax.errors import DataError
 REPEAT = "Repeat the text behind:"
 CONTINUE = "Continue the text."
 BLANK = "what"
-CLOZE_WORDS = 14
-"""Words of the sentence that are kept on each side of what is asked for."""
-BEGINNING = 6
-"""Tokens that say where a reconstruction starts."""
-NO_EXAMPLE = -1
-"""The example index of a row that comes from no question."""
-LONGEST_LINE = 2**24
-"""Characters. A file may decompress to a thousand times its size: what is held of it is bounded."""
-CHECK_EVERY = 1000
-"""Lines."""
-ARTICLES_TOGETHER, CHUNKS_TOGETHER = 256, 2048
-"""How many are tokenised at once."""
+CLOZE_WORDS = 14  # kept of the sentence on each side of the blank
+BEGINNING = 6  # tokens that say where a reconstruction starts
+NO_EXAMPLE = -1  # example index of a row that comes from no question
+LONGEST_LINE = 2**24  # characters: a file may decompress to a thousand times its size
+CHECK_EVERY = 1000  # lines
+ARTICLES_TOGETHER, CHUNKS_TOGETHER = 256, 2048  # tokenised at once
 
 _SENTENCE = re.compile(r"[^.!?\n]{25,}[.!?]?")
 TARGETS = (
@@ -54,13 +48,13 @@ TARGETS = (
     ),
     re.compile(r"(?<=\s)[a-z][\w'’-]{4,}(?: [a-z][\w'’-]{4,}){0,2}"),  # other words
 )
-"""What is asked for, of a text: names, numbers, other words."""
+"""Places that are asked for: names, numbers, other words."""
 _SHARES = (0.4, 0.25, 0.35)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of an article: its tokens, its text, and the tokens behind it."""
+    """A piece of an article: its tokens, its text, and the tokens after it."""
 
     ids: np.ndarray  # int32 [context tokens]
     text: str
@@ -68,7 +62,7 @@ class Chunk:
 
 
 def find_text(folder: str) -> list[Path]:
-    """The `*.jsonl` and `*.jsonl.gz` files of a folder, by name.
+    """Return the `*.jsonl` and `*.jsonl.gz` files of a folder, sorted by name.
 
     Raises:
         DataError: if there are none.
@@ -77,23 +71,24 @@ def find_text(folder: str) -> list[Path]:
     files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
     if not files:
         raise DataError(
-            f"{path} is no folder with *.jsonl or *.jsonl.gz files, which --config.text.path takes, "
-            'each line {"title": …, "paragraphs": ["…", …]}.'
+            f"{path} is no folder with *.jsonl or *.jsonl.gz files, which --config.text.path "
+            'takes, each line {"title": …, "paragraphs": ["…", …]}.'
         )
     return files
 
 
 def load_articles(folder: str, report: DataReport, max_dropped: float = 1.0) -> Iterator[str]:
-    """The text of every article in a folder of `*.jsonl` or `*.jsonl.gz` files, in the order of file names.
+    """Yield the text of every article in a folder of `*.jsonl` or `*.jsonl.gz` files.
 
-    Lines that are no `{"paragraphs": [text, …]}` are counted in the report and skipped. One line is held in memory, of at
-    most `LONGEST_LINE` characters.
+    Files come in the order of their names. Lines that are no `{"paragraphs": [text, …]}` are
+    counted in the report and skipped. One line at a time is in memory.
 
     Args:
-        max_dropped: the largest share of a file's lines that may be skipped.
+        max_dropped: largest share of a file's lines that may be skipped.
 
     Raises:
-        DataError: if there are no such files, or one cannot be read, or has too many bad lines or too long a one.
+        DataError: if there are no such files, or one cannot be read, has too many bad lines or one
+            of more than `LONGEST_LINE` characters.
     """
     for file in find_text(folder):
         try:
@@ -126,7 +121,7 @@ def _articles(lines: TextIO, file: Path, report: DataReport, max_dropped: float)
 
 
 def _article(line: str) -> tuple[str, str]:
-    """The text of a line, or why it has none."""
+    """Return the text of a line and "", or "" and why it has none."""
     try:
         article = json.loads(line)
     except (ValueError, RecursionError):
@@ -137,9 +132,7 @@ def _article(line: str) -> tuple[str, str]:
     text = join([paragraph for paragraph in paragraphs if paragraph.strip()])
     try:
         text.encode()
-    except (
-        UnicodeEncodeError
-    ):  # a lone surrogate, written as such or left by bytes that are not UTF-8
+    except UnicodeEncodeError:  # a lone surrogate, written as such or left by bytes not UTF-8
         return "", "not valid Unicode"
     return text, "" if text else "no text"
 
@@ -154,7 +147,7 @@ def text_rows(
     first_id: int,
     report: DataReport,
 ) -> list[TokenizedExample]:
-    """Rows of the tasks that `text` asks for, chunk by chunk.
+    """Return the rows of the objectives that `text` asks for, chunk by chunk.
 
     Args:
         context_tokens: longest chunk.
@@ -162,7 +155,7 @@ def text_rows(
         first_id: context id of the first chunk; the others follow.
 
     Raises:
-        DataError: if no chunk is long enough, or no task fits the limit.
+        DataError: if no chunk is long enough, or no objective fits the limit.
     """
     chunks = cut_chunks(articles, prompt, text, context_tokens, seed)
     chunks = islice(chunks, text.chunks) if text.chunks >= 0 else chunks
@@ -173,9 +166,9 @@ def text_rows(
         count += len(group)
     if not rows:
         raise DataError(
-            f"the text of --config.text.path gives no row: {count} chunks of {text.min_tokens} to {context_tokens} "
-            f"tokens, with room for {limit} tokens of task. Lower --config.text.min_tokens, or add a larger bucket to "
-            "--config.data.question_buckets."
+            f"the text of --config.text.path gives no row: {count} chunks of {text.min_tokens} to "
+            f"{context_tokens} tokens, with room for {limit} tokens of task. Lower "
+            "--config.text.min_tokens, or add a larger bucket to --config.data.question_buckets."
         )
     tokens = sum(len(row.context_ids) for row in {row.context_id: row for row in rows}.values())
     report.note(f"text: {len(rows)} rows on {count} chunks, {tokens} tokens")
@@ -185,7 +178,7 @@ def text_rows(
 def cut_chunks(
     articles: Iterable[str], prompt: Prompt, text: TextConfig, context_tokens: int, seed: int
 ) -> Iterator[Chunk]:
-    """Each article from its beginning on, in chunks of `min_tokens` to `context_tokens`, their lengths drawn by seed."""
+    """Cut each article into chunks of `min_tokens` to `context_tokens`, drawn by seed."""
     articles, rng = iter(articles), np.random.default_rng([seed, 2])
     while group := list(islice(articles, ARTICLES_TOGETHER)):
         for article, encoding in zip(group, prompt.encode_texts(group), strict=True):
@@ -202,7 +195,7 @@ def cut_chunks(
 def _rows_of(
     chunks: Sequence[Chunk], prompt: Prompt, text: TextConfig, limit: int, seed: int, first_id: int
 ) -> list[TokenizedExample]:
-    """The rows of some chunks; whatever is written out as text is tokenised in one go."""
+    """Return the rows of some chunks; clozes are tokenised all at once."""
     repeat_ids, continue_ids = prompt.encode_question(REPEAT), prompt.encode_question(CONTINUE)
     n_repeat = min(text.target_tokens, limit - len(repeat_ids) - BEGINNING)
     n_continue = min(text.target_tokens, limit - len(continue_ids))
@@ -238,7 +231,10 @@ def _row(
 def _repeat(
     chunk: Chunk, prompt: Prompt, repeat_ids: np.ndarray, n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The question that names a beginning, in the chunk's own tokens, and up to n tokens that follow it."""
+    """Return a question that names a beginning, and up to n tokens that follow it in the chunk.
+
+    The beginning is in the chunk's own tokens.
+    """
     n = min(n, len(chunk.ids) - BEGINNING)
     start = int(rng.integers(len(chunk.ids) - BEGINNING - n + 1))
     middle = start + BEGINNING
@@ -248,9 +244,10 @@ def _repeat(
 
 
 def cloze_questions(text: str, n: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-    """Up to n pairs of a sentence with a name, number or other words left out, and what is left out.
+    """Yield up to n pairs: a sentence with a name, number or other words left out, and those.
 
-    The sentence reads like a question (`… was signed in what?`) and is shortened to the words around the place.
+    The sentence reads like a question (`… was signed in what?`) and is shortened to the words
+    around the blank.
     """
     sentences = _SENTENCE.findall(text)
     if not sentences:
@@ -270,6 +267,6 @@ def cloze_questions(text: str, n: int, rng: np.random.Generator) -> Iterator[tup
 
 
 def _prefer(rng: np.random.Generator) -> list[int]:
-    """The kinds of target, a drawn one first."""
+    """Return the kinds of target, a drawn one first."""
     first = int(rng.choice(len(TARGETS), p=_SHARES))
     return [first, *(kind for kind in range(len(TARGETS)) if kind != first)]

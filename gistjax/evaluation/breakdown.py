@@ -1,4 +1,4 @@
-"""What a score hangs on: the kind of answer, and where in the context it stands."""
+"""Scores by kind of answer, and by its place in the context."""
 
 from __future__ import annotations
 
@@ -35,12 +35,14 @@ _FUNCTION_WORD = re.compile(
 
 
 def answer_type(answer: str) -> str:
-    """`date`, `number`, `name` or `other`: the first of these whose rule holds.
+    """Return `date`, `number`, `name` or `other`: the first of these whose rule holds.
 
-    date    holds a month's name, a year from 1000 to 2099 (no "$1500", "1500%" or "1,500"), a year with its era ("541 CE"),
-            a decade ("1990s") or a century ("19th century")
-    number  holds a digit, or is of at most four words with a number word ("about three", "five per cent") and no name
-    name    begins every word with a capital but articles, conjunctions, prepositions and particles ("Leonardo da Vinci")
+    date    has a month's name, a year from 1000 to 2099 (not "$1500", "1500%" or "1,500"), a year
+            with its era ("541 CE"), a decade ("1990s") or a century ("19th century")
+    number  has a digit, or at most four words with a number word ("about three", "five per cent")
+            and is no name
+    name    begins every word with a capital, except articles, conjunctions, prepositions and
+            particles ("Leonardo da Vinci")
     """
     words = _WORD.findall(answer)
     content = [word for word in words if not _FUNCTION_WORD.fullmatch(word)]
@@ -54,10 +56,11 @@ def answer_type(answer: str) -> str:
 
 
 def answer_place(context: str, answer: str) -> str:
-    """The third of the context's characters in which the answer first starts: `first`, `middle`, `last`, or `absent`.
+    """Return the third of the context in which the answer starts: `first`, `middle` or `last`.
 
-    Case counts, the amount of white space does not. Where the answer stands as whole words, its occurrences inside others
-    ("4" in "1945") are passed over.
+    It is `absent` if the context does not have the answer. Case counts, the amount of white space
+    does not. If the answer occurs as whole words, occurrences inside others ("4" in "1945") do not
+    count.
     """
     text, wanted = " ".join(context.split()), " ".join(answer.split())
     if not wanted:
@@ -70,10 +73,14 @@ def answer_place(context: str, answer: str) -> str:
 def breakdown(
     f1_N: ArrayLike, groups: Sequence[Any], clusters_N: ArrayLike, samples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Mean F1 of each group in the order of their names, as `{"n", "f1", "f1_interval"}`; the 95 % interval is clustered.
+    """Return the mean F1 of each group, in the order of their names.
 
     Args:
+        clusters_N: the context of each value; the interval is clustered by it.
         groups: the group of each value.
+
+    Returns:
+        `{"n", "f1", "f1_interval"}` by group; the interval is one of 95 %.
 
     Raises:
         ValueError: if there is not one group and one cluster for each value.
@@ -81,7 +88,8 @@ def breakdown(
     values_N, names_N, clusters_N = np.asarray(f1_N), np.asarray(groups), np.asarray(clusters_N)
     if not values_N.shape == names_N.shape == clusters_N.shape:
         raise ValueError(
-            f"f1 {values_N.shape}, groups {names_N.shape} and clusters {clusters_N.shape} must be [N]"
+            f"f1 {values_N.shape}, groups {names_N.shape} and clusters {clusters_N.shape} "
+            "must be [N]"
         )
     parts = {}
     for name in sorted(set(groups)):

@@ -1,7 +1,8 @@
-"""What a compressor has to beat: the tokens of a context that fit the same budget, and the slots of the wrong context.
+"""Controls that a compressor has to beat: tokens within the same budget, and wrong contexts.
 
-A selection keeps real tokens, as many as a compressor would have slots, and the uncompressed model reads them in order:
-the first, the last, random ones, or those that surprise the base most (Li et al. 2023, arXiv:2310.06201, by token).
+A selection keeps real tokens, as many as a compressor would have slots, and the uncompressed model
+reads them in order: the first, the last, random ones, or those that surprise the base most (Li et
+al. 2023, arXiv:2310.06201, by token).
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from gistjax.model.llama import Llama
 from gistjax.runtime.sharding import put_batch, rows_per_step, to_host
 
 Scores = Callable[[TokenizedExample], np.ndarray]
-"""How much each token of a row's context, `[context tokens]`, deserves to stay."""
+"""Functions of a row that score its context's tokens, `[context tokens]`: the best are kept."""
 
 
 def select_tokens(
     rows: Sequence[TokenizedExample], config: CompressionConfig, surprisal: Scores
 ) -> list[TokenizedExample]:
-    """Rows whose contexts keep the tokens that `config.data.select` prefers, in their order.
+    """Return the rows with the tokens of their contexts that `config.data.select` prefers.
 
     Args:
         surprisal: scores each context's tokens, where the selection asks for it.
@@ -67,7 +68,7 @@ def token_surprisal(
     batch_size: int,
     buckets: Buckets,
 ) -> Scores:
-    """-log p of every context token under the untuned base, after the prompt's prefix and the tokens before it.
+    """Return -log p of context tokens under the untuned base, given all tokens before them.
 
     Args:
         prefix_ids: at least one, for the first token to be predicted from.
@@ -98,10 +99,11 @@ def _surprisal(base: Llama, prefix_P: Array, ids_BxC: Array) -> Array:
 
 
 def shuffle_contexts(rows: Sequence[TokenizedExample]) -> list[TokenizedExample]:
-    """Rows that each get the context half a split away: what a model scores that ignores its slots.
+    """Return the rows, each with the context half a split away.
 
-    Contexts stand in the order of the data, so that one so far away is of another article where there are several of
-    some size: neighbours fill their contexts with each other's paragraphs.
+    A model scores the same on them only if it ignores its slots. Contexts are in the order of the
+    data, so that one so far away is of another article: neighbours fill their contexts with each
+    other's paragraphs.
     """
     distinct = {row.context_id: row.context_ids for row in sorted(rows, key=lambda r: r.context_id)}
     ids, half = list(distinct), (len(distinct) + 1) // 2

@@ -1,4 +1,4 @@
-"""Signs of a collapse: slots that are alike whatever the context, answers that are alike whatever the question."""
+"""Signs of collapse: slots alike whatever the context, answers alike whatever the question."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gistjax.evaluation.metrics import normalize_answer
 
 
 def slot_similarity(slots_BxMxD: np.ndarray, slots_B: np.ndarray) -> dict[str, float | None]:
-    """Mean cosine of pairs of slots, in fp64; None where there is no pair.
+    """Return the mean cosine of pairs of slots, in fp64; None where there is no pair.
 
     within    different slots of one context
     between   slots with the same number in different contexts
@@ -19,7 +19,7 @@ def slot_similarity(slots_BxMxD: np.ndarray, slots_B: np.ndarray) -> dict[str, f
 
     Args:
         slots_BxMxD: slots of B different contexts, of any float dtype.
-        slots_B: how many of them, from the first on, each context uses.
+        slots_B: number of slots that each context uses, from the first on.
     """
     x_BxMxD = np.asarray(slots_BxMxD).astype(np.float64)
     used_BxM = np.arange(x_BxMxD.shape[1]) < np.asarray(slots_B)[:, None]
@@ -34,7 +34,10 @@ def slot_similarity(slots_BxMxD: np.ndarray, slots_B: np.ndarray) -> dict[str, f
 
 
 def _mean_cosine(sum_GxD: np.ndarray, n_G: np.ndarray) -> float | None:
-    """Over all pairs inside groups of n unit vectors with a given sum: `|sum|² = n + 2 · (cosines of the pairs)`."""
+    """Return the mean over all pairs inside groups of n unit vectors with a given sum.
+
+    `|sum|² = n + 2 · (sum of the pairs' cosines)`.
+    """
     pairs = int((n_G * (n_G - 1)).sum())
     if not pairs:
         return None
@@ -42,7 +45,7 @@ def _mean_cosine(sum_GxD: np.ndarray, n_G: np.ndarray) -> float | None:
 
 
 def answer_diversity(predictions: Sequence[str], golds: Sequence[str]) -> dict[str, float]:
-    """How many answers are different, as a share of all, once normalised as for scoring; and how many are empty then.
+    """Return the shares of different answers and of empty ones, normalised as for scoring.
 
     A model that gives one answer to everything has `predictions` far below `golds`.
 

@@ -1,4 +1,4 @@
-"""Answers to a set of questions: compressed, decoded greedily in batches, and timed."""
+"""Answers to many questions: contexts compressed, answers decoded greedily, both timed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gistjax.runtime.sharding import put_batch, to_host
 
 @dataclass
 class Answers:
-    """Answer token ids by row, and what they cost. Compile time is not in the seconds."""
+    """Answer token ids by row, and their cost. Compile time is not in the seconds."""
 
     ids: list[list[int]]
     slots: np.ndarray  # slots used, by row
@@ -34,7 +34,7 @@ class Answers:
 
 
 class Generator:
-    """Answers rows with one model; compiled once for each shape of batch."""
+    """Answers rows with one model, compiled once for each shape of batch."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Generator:
         rows: Sequence[TokenizedExample],
         title: str = "answering",
     ) -> Answers:
-        """Answers every row. The result does not depend on the batch size."""
+        """Answer every row. The result does not depend on the batch size."""
         answers = Answers([[] for _ in rows], np.zeros(len(rows), np.int64))
         batches = evaluation_batches(rows, self._batch_size, self._buckets)
         with tqdm(total=len(rows), desc=title, unit="question", disable=None) as bar:
@@ -96,7 +96,7 @@ class Generator:
     def slots(
         self, trainable: Any, frozen: Any, rows: Sequence[TokenizedExample]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One batch of distinct contexts as slots `[B, M, …]`, and how many of them each uses."""
+        """Return the slots `[B, M, …]` of a batch of distinct contexts, and the number of each."""
         distinct = list({row.context_id: row for row in rows}.values())[: self._batch_size]
         _, host_batch = next(iter(evaluation_batches(distinct, self._batch_size, self._buckets)))
         batch: Batch = put_batch(host_batch, self._mesh)
@@ -107,7 +107,7 @@ class Generator:
         return vectors[real], slots_B[real]
 
     def _compile(self, name: str, function: Any, arguments: tuple[Any, ...]) -> Callable[..., Any]:
-        """Compiled ahead, so that the first batch of a shape is timed like the others."""
+        """Compile ahead, so that the first batch of a shape is timed like the others."""
         key = (name, *(x.shape for x in jax.tree.leaves(arguments[2:])))
         if key not in self._compiled:
             self._compiled[key] = function.lower(*arguments).compile()

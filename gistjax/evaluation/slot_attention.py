@@ -1,4 +1,4 @@
-"""What each slot attends to, or averages over, in the words of a context: to look at, not to score."""
+"""The words of a context that each slot attends to or averages over: to look at, not to score."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def slot_attention(
 def split_words(
     tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]
 ) -> tuple[list[str], list[int]]:
-    """The words of a text, and the token that each begins with. A token that starts with white space begins a word."""
+    """Return the words of a text, and the first token of each: one that starts with white space."""
     ids = [int(id) for id in ids]
     tokens = tokenizer.convert_ids_to_tokens(ids)
     starts = [i for i, token in enumerate(tokens) if i == 0 or token.startswith(WORD_STARTS)]

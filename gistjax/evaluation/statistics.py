@@ -13,11 +13,16 @@ _CHUNK = 1 << 22  # draws at a time: 32 MiB of indices
 def clustered_bootstrap(
     values: ArrayLike, clusters: ArrayLike, samples: int, seed: int, of: ArrayLike = 1
 ) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values` `[N]`, whole clusters drawn with
-    replacement; with `of` `[N]`, of the share that the values' sum is of its sum, where that is not 0.
+    """Return the 95 % percentile interval of a mean, whole clusters drawn with replacement.
 
     Questions on one paragraph share its difficulty and its compression, so they are no independent
-    draws; `clusters` `[N]` says which values belong together.
+    draws.
+
+    Args:
+        values: `[N]`.
+        clusters: `[N]`; values of equal clusters belong together.
+        of: `[N]`; if given, the interval is that of the sum of values over the sum of these, from
+            the draws in which that is not 0.
 
     Raises:
         ValueError: without values or samples, or if there is not one cluster for each value.
@@ -54,9 +59,10 @@ class Difference:
 def paired_difference(
     a: ArrayLike, b: ArrayLike, clusters: ArrayLike, samples: int, seed: int
 ) -> Difference:
-    """The mean of `a - b`, two scores `[N]` of the same questions, with its `clustered_bootstrap` interval.
+    """Return the mean of `a - b`, two scores `[N]` of the same questions, and its interval.
 
-    What makes a question hard for both cancels, so that the interval is narrower than those of the two means suggest.
+    What makes a question hard for both cancels, so that the interval of `clustered_bootstrap` is
+    narrower than those of the two means suggest.
 
     Raises:
         ValueError: as `clustered_bootstrap`, or if the scores are not equally many.

@@ -73,8 +73,8 @@ The mill
   water of their own.
 - Since 1901 it saws wood."""
     assert join_wrapped_lines(text).splitlines()[3:] == [
-        "The mill was built in 1783 by Anneke Dursel, whose father had owned the land on the river's"
-        " left bank. A flood took its first well-known wheel.",
+        "The mill was built in 1783 by Anneke Dursel, whose father had owned the land on the "
+        "river's left bank. A flood took its first well-known wheel.",
         "",
         "- It ground rye and oats for the farms on the hill, which had no water of their own.",
         "- Since 1901 it saws wood.",
@@ -87,14 +87,17 @@ The mill
         "",
         "One line.",
         "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate:",
-        "def total(numbers: list[float], start: float = 0.0, scale: float = 1.0) -> float:\n    return 0",
-        "from gistjax.data.splitting import cut_text, join_wrapped_lines\nfrom numpy import ndarray",
+        "def total(numbers: list[float], start: float = 0.0, scale: float = 1.0) -> float:\n"
+        "    return 0",
+        "from gistjax.data.splitting import cut_text, join_wrapped_lines\n"
+        "from numpy import ndarray",
         "for (i = 0; i < number_of_paragraphs_that_the_whole_text_has; i++) {\n  print(i);",
         "| name of the mill | year in which it was built | wheels |\n| Dursel | 1783 | 2 |",
         "README              This file, which tells of all the others\nINSTALL             How to",
-        "Each paragraph of this text is on a line of its own, as word processors and web pages write it, "
-        "however long such a line becomes.\nSo its line breaks are meant.",
-        "A question that somebody asked, followed by a shorter one of its own?\nYes.\nNo.\nPerhaps.",
+        "Each paragraph of this text is on a line of its own, as word processors and web pages "
+        "write it, however long such a line becomes.\nSo its line breaks are meant.",
+        "A question that somebody asked, followed by a shorter one of its own?\nYes.\nNo.\n"
+        "Perhaps.",
     ],
 )
 def test_what_was_not_wrapped_is_left_alone(text):
