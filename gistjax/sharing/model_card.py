@@ -1,4 +1,4 @@
-"""The page that goes with an exported compressor: what it is for, what it was trained on, how good it is."""
+"""The page of an exported compressor: its use, its training data, its scores, its limits."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from gistjax.config import CompressionConfig
-from gistjax.weights.registry import KNOWN
+from gistjax.sharing.base_model import base_model
 
 MARK = "library_name: gistjax"
-"""In the head of every card."""
+"""Line in the header of every card."""
 
 SECTIONS = """\
 ---
@@ -18,19 +18,20 @@ SECTIONS = """\
 
 # {title}
 
-Compresses a text of up to {context_tokens} tokens into {slots} that {base} reads in its place, to answer questions about
-it. Made with gistjax; architecture `{architecture}`.
+Compresses a text of up to {context_tokens} tokens into {slots} that {base} reads in its place, to
+answer questions about it. Made with gistjax; architecture `{architecture}`.
 
 ## Use
 
 ```python
 import gistjax
 
-reader = gistjax.load("FOLDER_OF_THIS_PAGE")
-print(reader.compress(text).ask(question).text)
+engine = gistjax.load("FOLDER_OF_THIS_PAGE")
+print(engine.compress(text).ask(question).text)
 ```
 
-The base is not included: the weights must be {base}, in {dtype} (SHA-256 of all of them `{base_sha256}`).
+The base is not included. It has to be the one that the compressor was trained on: {weights}, in
+{dtype} (SHA-256 of all weights `{base_sha256}`).
 
 ## How good
 
@@ -42,37 +43,32 @@ The base is not included: the weights must be {base}, in {dtype} (SHA-256 of all
 
 ## Limits
 
-It always answers, also where the text does not say. Names and numbers may come out misspelt, and mistakes look like
-answers. What it was not trained on (longer texts, other languages, other kinds of question) was not measured. Licences
-of the base and of the data apply.
+It always answers, also where the text does not say. Names and numbers may come out misspelt, and
+mistakes look like answers. Longer texts, other languages and other kinds of question than it was
+trained on were not measured. The licences of the base and of the data apply.
 """
 
 
 def model_card(
     config: CompressionConfig, stored: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> str:
-    """Markdown with the hub's header.
+    """Return Markdown with the hub's header.
 
     Args:
         stored: the run's `config.json`.
         metrics: the run's `metrics.json`; empty where there is none.
     """
-    known = KNOWN.get(config.model.name)
-    base = known.repo if known and known.repo else config.model.name
+    base = base_model(config, stored)
     header = [MARK, "tags: [context-compression]"]
-    if "/" in base:
-        header.insert(0, f"base_model: {base}")
-    slots = f"{config.target_length} slots"
-    if config.ratios:
-        slots = f"a slot for each {config.ratios[0]:g} to {config.ratios[-1]:g} tokens, as asked ({config.ratio:g} by default)"
-    elif config.ratio:
-        slots = f"a slot for each {config.ratio:g} tokens"
+    if base.repo:
+        header.insert(0, f"base_model: {base.repo}")
     return SECTIONS.format(
         header="\n".join(header),
-        title=f"A context compressor for {base}",
+        title=f"A context compressor for {base.name}",
         context_tokens=config.data.context_tokens,
-        slots=slots,
-        base=base,
+        slots=_slots(config),
+        base=base.name,
+        weights=base.weights,
         architecture=config.architecture,
         dtype=config.model.dtype,
         base_sha256=stored["base_sha256"],
@@ -81,17 +77,21 @@ def model_card(
     )
 
 
+def _slots(config: CompressionConfig) -> str:
+    if config.ratios:
+        least, most = config.ratios[0], config.ratios[-1]
+        asked = f"as asked ({config.ratio:g} by default)"
+        return f"a slot for each {least:g} to {most:g} tokens, {asked}"
+    if config.ratio:
+        return f"a slot for each {config.ratio:g} tokens"
+    return f"{config.target_length} slots"
+
+
 def _scores(metrics: Mapping[str, Any]) -> str:
     if "final_f1" not in metrics:
         return "Not measured."
-    rows = [
-        (
-            "this compressor",
-            metrics["final_f1"],
-            metrics.get("final_f1_interval"),
-            metrics["final_em"],
-        )
-    ]
+    interval = metrics.get("final_f1_interval")
+    rows = [("this compressor", metrics["final_f1"], interval, metrics["final_em"])]
     if metrics.get("shuffled_f1") is not None:
         rows.append(("the same, with another text's slots", metrics["shuffled_f1"], None, None))
     if metrics.get("baseline_f1") is not None:
@@ -103,22 +103,21 @@ def _scores(metrics: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {f1:.3f}{between} | {'' if em is None else f'{em:.3f}'} |")
     effective = metrics.get("effective_compression_ratio")
     ratio = f" at {effective:.2f} tokens a slot" if effective else ""
-    lines.append(
-        f"\nOn {metrics['n_examples']} validation questions{ratio}; 95 % intervals; seed {metrics['seed']}."
-    )
+    questions = f"{metrics['n_examples']} validation questions{ratio}"
+    lines.append(f"\nOn {questions}; 95 % intervals; seed {metrics['seed']}.")
     return "\n".join(lines)
 
 
 def _data(config: CompressionConfig, stored: Mapping[str, Any]) -> str:
     name = config.data.path.rstrip("/").rpartition("/")[2] or config.data.name
     start = f", from an earlier stage (`{config.init_from}`)" if config.init_from else ""
-    losses = ", ".join(
-        f"{name} {weight:g}" for name, weight in config.loss_weights.items() if weight
-    )
+    weights = config.loss_weights.items()
+    losses = ", ".join(f"{name} {weight:g}" for name, weight in weights if weight)
     packages = ", ".join(f"{k} {v}" for k, v in stored.get("packages", {}).items())
     runs = stored.get("mean_of")
     seed = f"the mean of {len(runs)} runs' parameters" if runs else f"seed {config.seed}"
+    device = stored.get("device", "an unnamed device")
     return (
-        f"Questions of `{name}`, losses {losses}, {seed}{start}; on {stored.get('device', 'an unnamed device')} "
-        f"with {packages}. `config.json` has every setting."
+        f"Questions of `{name}`, losses {losses}, {seed}{start}; on {device} with {packages}. "
+        "`config.json` has every setting."
     )

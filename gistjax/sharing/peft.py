@@ -1,8 +1,7 @@
-"""The decoder's adapter in the format of PEFT (Hugging Face), for PyTorch: `adapter_config.json` and
-`adapter_model.safetensors`.
+"""The decoder's adapter in the format of PEFT (Hugging Face), for PyTorch.
 
-Only the decoder's: it is the whole of what `configs/full_context.py` trains. An adapter that was trained to read slots is
-of use with slots alone.
+The files are `adapter_config.json` and `adapter_model.safetensors`. The decoder's adapter is all
+that `configs/full_context.py` trains. One that was trained to read slots is of use with slots only.
 """
 
 from __future__ import annotations
@@ -22,19 +21,27 @@ from gistjax.runtime.files import make_folder, write_atomically, write_json
 from gistjax.runtime.sharding import path_name
 from gistjax.training.checkpoint import import_trainable
 from gistjax.training.step import split_model
-from gistjax.weights.registry import KNOWN, resolve
+from gistjax.weights.registry import resolve
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 MODULES = {
-    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
-}  # fmt: skip
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
 """Projection to its module in a layer of transformers' Llama."""
 
 
-def export_peft(run: Path, config: CompressionConfig, output: Path) -> list[str]:
-    """Writes both files; returns their names.
+def export_peft(run: Path, config: CompressionConfig, output: Path, base_name: str) -> list[str]:
+    """Write both files and return their names.
+
+    Args:
+        base_name: the base as PEFT is to load it, a hub repository.
 
     Raises:
         CheckpointError: if the run has no exported leaves, or others than its configuration says.
@@ -54,26 +61,25 @@ def export_peft(run: Path, config: CompressionConfig, output: Path) -> list[str]
             tensors |= _tensors(parts[2], parts[3], np.asarray(leaf))
     make_folder(output)
     write_atomically(output / ADAPTER, save(tensors, metadata={"format": "pt"}))
-    write_json(output / ADAPTER_CONFIG, adapter_config(config.lora, config.model.name))
+    write_json(output / ADAPTER_CONFIG, adapter_config(config.lora, base_name))
     return [ADAPTER, ADAPTER_CONFIG]
 
 
 def _tensors(projection: str, factor: str, stacked_LxIxO: np.ndarray) -> dict[str, np.ndarray]:
-    """A factor of each layer by its name in PEFT, which keeps matrices as `[out, in]`."""
+    """Return one factor of each layer by its name in PEFT, which keeps matrices as `[out, in]`."""
+    end = f"{MODULES[projection]}.lora_{factor.upper()}.weight"
     return {
-        f"base_model.model.model.layers.{layer}.{MODULES[projection]}.lora_{factor.upper()}.weight":
-        np.ascontiguousarray(matrix_IxO.T)
+        f"base_model.model.model.layers.{layer}.{end}": np.ascontiguousarray(matrix_IxO.T)
         for layer, matrix_IxO in enumerate(stacked_LxIxO)
-    }  # fmt: skip
+    }
 
 
-def adapter_config(lora: LoraConfig, model: str) -> dict[str, Any]:
-    """What PEFT needs to know of an adapter on a model of this name."""
-    known = KNOWN.get(model)
+def adapter_config(lora: LoraConfig, base_name: str) -> dict[str, Any]:
+    """Return what PEFT needs to know of an adapter."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": (known.repo if known else "") or model,
+        "base_model_name_or_path": base_name,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "target_modules": [MODULES[target].rpartition(".")[2] for target in lora.targets],
