@@ -39,17 +39,20 @@ def _unchanged(example: Example) -> Example:
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of questions: its rows, its prompt, its limits, its metric."""
+    """One kind of questions: its rows, its prompt, its limits, its metric.
 
-    read: Callable[[DataConfig, str], Source]  # of a split, `train` or `validation`
-    instruction: str = INSTRUCTION
+    Answers of an extractive task are copied from the context. Others are left out, and a row is not
+    trained on if its answer is cut off with the end of a long context.
+    """
+
+    read: Callable[[DataConfig, str], Source]  # returns a split, `train` or `validation`
+    instruction: str = INSTRUCTION  # the system turn
     user: str = USER  # the user's turn, with @CONTEXT@ and then @QUESTION@ in it
     metric: str = "squad"  # a name in `gistjax.evaluation.metrics.METRICS`
-    extractive: bool = False  # answers are copied from the context: others are left out, and
-    # rows whose answer is cut off with the end of a long context are not trained on
-    context_tokens: int | None = None  # longest context, if that is less than the configured one
-    answer_tokens: int | None = None  # longest answer to train on, likewise
-    transform: Callable[[Example], Example] = _unchanged  # applied to the examples that are drawn
+    extractive: bool = False
+    context_tokens: int | None = None  # longest context, if less than `data.context_tokens`
+    answer_tokens: int | None = None  # longest answer, if less than `data.answer_tokens`
+    transform: Callable[[Example], Example] = _unchanged  # applied to examples that are drawn
 
     def prompt(self, tokenizer: PreTrainedTokenizerFast) -> Prompt:
         """Return the tokenizer's chat template around this task's instruction."""

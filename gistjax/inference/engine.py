@@ -21,6 +21,7 @@ from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import join
 from gistjax.config import CompressionConfig
 from gistjax.data.splitting import cut_text
+from gistjax.data.tasks import load_task
 from gistjax.errors import ConfigError, DataError
 from gistjax.experiment.base import PretrainedBase, model_on, untuned_full_context
 from gistjax.experiment.evaluator import load_trained
@@ -93,7 +94,7 @@ class Engine:
     @property
     def trained_tokens(self) -> int:
         """Longest context that the compressor was trained on; longer texts go in pieces."""
-        return self.config.data.context_tokens
+        return load_task(self.config.data.task).limit(self.config.data).context_tokens
 
     @property
     def max_tokens(self) -> int:
