@@ -203,7 +203,9 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         return
     configs = check(runs)
     if args.dry_run:
-        cli.print_result(dry_run(configs, args.plan_gpus, args.gpus_per_run))
+        from launch import plan  # which imports all that trains
+
+        cli.print_result(plan.dry_run(configs, args.plan_gpus, args.gpus_per_run))
         return
     if finished := [run.workdir for run in runs if (run.workdir / "metrics.json").exists()]:
         from gistjax.experiment.evaluator import read_metrics
@@ -214,60 +216,11 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     jobs = run_sweep(runs, out, args.address, args.gpus_per_run, args.cpus_per_run)
     if any(job.finished for job in jobs.values()):
         command = [sys.executable, "-m", "gistjax.report", f"--runs={out}"]
-        subprocess.run(
-            command, stdout=subprocess.DEVNULL, check=False
-        )  # it says itself what it lacks
+        # If the drawing library is missing, the report says so itself.
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
     cli.print_result({name: _summary(job) for name, job in jobs.items()})
     if any(job.state != FINISHED for job in jobs.values()):
         sys.exit(1)
-
-
-def dry_run(
-    configs: Mapping[str, CompressionConfig], plan_gpus: Sequence[str], gpus_per_run: float
-) -> dict[str, Any]:
-    """Print the plan as tables and return it.
-
-    Raises:
-        ConfigError: if `plan_gpus` are not numbers, or a run has no GPU.
-    """
-    import jax  # here: what plans and trains takes seconds to import, and a sweep needs neither
-
-    from gistjax.estimate import cost as costs
-    from gistjax.estimate.plan import requirements
-    from gistjax.weights.registry import resolve
-
-    gpus_per_run = 1 if gpus_per_run < 0 else gpus_per_run
-    enough = all(gpus.isdecimal() and int(gpus) >= max(gpus_per_run, 1) for gpus in plan_gpus)
-    if not (plan_gpus and enough and gpus_per_run):
-        raise ConfigError(
-            f"--plan_gpus={','.join(plan_gpus)} must be numbers, at least "
-            f"--gpus_per_run={gpus_per_run:g} each, and that more than 0."
-        )
-    jax.config.update("jax_platforms", "cpu")  # shapes alone are looked at
-    measured, runs, each = costs.measurements(), {}, {}
-    for name, config in configs.items():
-        needs = requirements(config, resolve(config.model, offline=True))
-        cost = each[name] = costs.cost_of(config, needs["trainable_parameters"], measured)
-        hours = cost.hours(gpus_per_run)
-        runs[name] = {
-            "trainable_parameters": needs["trainable_parameters"],
-            "memory_estimate_gib": needs["memory_estimate_gib"],
-            "steps": cost.steps,
-            "hours": hours,
-            "disk_gib": cost.disk_gib,
-        }
-        log.info(
-            "%-28s %6d steps  %s  %6.1f GiB of memory  %5.1f GiB on disk",
-            name,
-            cost.steps,
-            "hours not known" if hours is None else f"{hours:6.2f} h",
-            needs["memory_estimate_gib"]["total"],
-            cost.disk_gib,
-        )
-    totals = [costs.project(each, int(gpus), gpus_per_run) for gpus in plan_gpus]
-    for total in totals:
-        log.info("%s", ", ".join(f"{key} {value}" for key, value in total.items()))
-    return {"runs": runs, "totals": totals}
 
 
 def _summary(job: Job) -> dict[str, Any]:

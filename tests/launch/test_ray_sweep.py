@@ -13,7 +13,8 @@ pytest.importorskip("ray", reason="needs the extra `launch`")
 from gistjax.config import CompressionConfig, ModelConfig
 from gistjax.errors import ConfigError
 from gistjax.sweep import read_sweep
-from launch.ray_sweep import dry_run, resources_of_a_run, start_ray
+from launch.plan import dry_run
+from launch.ray_sweep import resources_of_a_run, start_ray
 from tests.stress.kills import BAD, ENVIRONMENT, ROOT, soak
 
 

