@@ -17,7 +17,16 @@ import ml_collections
 
 from gistjax.errors import ConfigError, did_you_mean
 
-ARCHITECTURES = ("cross_attention", "conv", "pooling", "gist", "mean_pool", "mark")
+_BUILT_IN = "gistjax.compress.architectures."
+ARCHITECTURES: dict[str, str] = {
+    "cross_attention": _BUILT_IN + "CrossAttention",
+    "conv": _BUILT_IN + "Conv",
+    "pooling": _BUILT_IN + "Pooling",
+    "gist": _BUILT_IN + "Gist",
+    "mean_pool": _BUILT_IN + "MeanPool",
+    "mark": _BUILT_IN + "Mark",
+}
+"""The architectures under test: name to the path of a class (`compress.architectures`)."""
 UNCOMPRESSED = ("none", "closed_book")
 """Controls that have no slots: the whole context, and none of it."""
 SELECTIONS = ("all", "first", "last", "random", "surprisal")
@@ -38,7 +47,7 @@ def setting(default: Any, about: str, **rules: Any) -> Any:
     Args:
         default: the value, or a function that makes it.
         about: one line of help.
-        rules: `choices`, `least` (≤ value), `above` (< value), `below` (> value), `most` (≥ value),
+        rules: `choices`, `or_path` (a dotted one, beside the choices), `least` (≤ value), `above` (< value), `below` (> value), `most` (≥ value),
             `special` (one value that is allowed besides), `ascending` (of a tuple of positives).
     """
     metadata = {"about": about, **rules}
@@ -56,7 +65,10 @@ class ModelConfig:
         "", "where its files are: a folder, a GGUF file, or `random`; empty: by name"
     )
     dtype: str = setting(
-        "bfloat16", "of the frozen weights and of compute", choices=("bfloat16", "float32")
+        "bfloat16", "how the frozen weights are stored", choices=("bfloat16", "float32")
+    )
+    compute_dtype: str = setting(
+        "", "of activations and products; empty: as stored", choices=("", "bfloat16", "float32")
     )
     scan_layers: bool = setting(False, "scan over stacked layers: compiles fast, runs slower")
     attention: str = setting("auto", "kernel of causal attention", choices=("auto", "cudnn", "xla"))
@@ -182,7 +194,10 @@ class CompressionConfig:
     """
 
     architecture: str = setting(
-        "gist", "the compressor under test, or a control", choices=(*ARCHITECTURES, *UNCOMPRESSED)
+        "gist",
+        "the compressor under test, a control, or a class of yours: my_module.Mine",
+        choices=(*ARCHITECTURES, *UNCOMPRESSED),
+        or_path=True,
     )
     target_length: int = setting(64, "slots M", least=1)
     ratio: float = setting(
@@ -203,9 +218,9 @@ class CompressionConfig:
         choices=("behind", "inside"),
     )
     slot_start: str = setting(
-        "head",
-        "add the architecture's slots to nothing, or to embeddings of the window",
-        choices=("head", "window_means", "window_ends"),
+        "architecture",
+        "the architecture's slots alone, or added to embeddings of the window",
+        choices=("architecture", "window_means", "window_ends"),
     )
     slot_positions: str = setting(
         "packed", "slots side by side, or spread over the context", choices=("packed", "spread")
@@ -303,7 +318,7 @@ _DROPPED = {
 
 
 def _from_0_1(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the values without the keys of 0.1 that are gone.
+    """Return the values of a file of 0.1 as they are called now, without the keys that are gone.
 
     Raises:
         ConfigError: if one of them had another value than what is built in now.
@@ -311,6 +326,8 @@ def _from_0_1(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         return values
     values = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
+    if values.get("slot_start") == "head":
+        values["slot_start"] = "architecture"
     for name, built_in in _DROPPED.items():
         group, _, leaf = name.rpartition(".")
         holder = values.get(group, {}) if group else values
@@ -320,6 +337,11 @@ def _from_0_1(values: Mapping[str, Any]) -> Mapping[str, Any]:
                 "go on with `pip install gistjax==0.1.0`, or leave the key out."
             )
     return values
+
+
+def parameter_name_from_0_1(name: str) -> str:
+    """Return today's name of a parameter that 0.1 saved, where an architecture was called a head."""
+    return name.replace("compressor/head/", "compressor/architecture/")
 
 
 def _from_dict(cls: type, values: Mapping[str, Any], prefix: str) -> Any:

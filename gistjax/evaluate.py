@@ -15,10 +15,11 @@ from typing import Any
 
 from absl import flags
 
+from gistjax.compress.budget import Budget
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.estimate import out_of_memory as device_memory
-from gistjax.experiment.run_dir import check_meaning, load_config, ratio_problem
+from gistjax.experiment.run_dir import check_meaning, load_config
 from gistjax.runtime import cli
 from gistjax.runtime.files import check_writable
 from gistjax.validation import validate
@@ -46,7 +47,6 @@ def evaluate_run(
     from gistjax.data.dataset import load_dataset
     from gistjax.data.encoding import encode_splits
     from gistjax.experiment import evaluator as results
-    from gistjax.experiment.base import compresses
 
     rundir = Path(rundir)
     for file in (output, slot_attention):
@@ -56,8 +56,8 @@ def evaluate_run(
     config = config or trained
     validate(config)
     check_meaning(config, trained)
-    untrained = compresses(config) and config.ratio not in (0, trained.ratio)
-    if untrained and (problem := ratio_problem(trained, config.ratio)):
+    untrained = config.compresses and config.ratio not in (0, trained.ratio)
+    if untrained and (problem := Budget.of(trained).ratio_problem(config.ratio)):
         log.warning("warning: %s", problem)
     if not config.data.validation_examples:
         raise ConfigError(

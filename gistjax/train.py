@@ -86,10 +86,10 @@ def run_single_ablation(
 def _run(
     config: CompressionConfig, rundir: Path, dataset: Dataset, pretrained: PretrainedBase | None
 ) -> dict[str, Any]:
+    from gistjax.compress.parameters import export_trainable
     from gistjax.experiment import base as assembly
     from gistjax.experiment import evaluator as results
     from gistjax.experiment.run_dir import EXPORTED
-    from gistjax.training.checkpoint import export_trainable
     from gistjax.training.losses import LossSettings
     from gistjax.training.optimizer import make_optimizer
     from gistjax.training.step import init_state, make_train_step, state_shardings

@@ -42,7 +42,8 @@ def _check_choices(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
         return
     chosen = value if isinstance(value, tuple) else (value,)
     for one in chosen:
-        if one not in choices:
+        is_path = metadata.get("or_path") and "." in one
+        if one not in choices and not is_path:
             raise ConfigError(f"{name} cannot be {one!r}{did_you_mean(one, choices)}")
     if len(set(chosen)) < len(chosen):
         raise ConfigError(f"{name}={value} names a projection twice.")

@@ -7,11 +7,11 @@ import jax
 import pytest
 
 from gistjax import sweep
+from gistjax.compress.parameters import find_exported
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.run_dir import EXPORTED
 from gistjax.sweep import Run, choose, read_sweep, run_sweep
-from gistjax.training.checkpoint import find_exported
 
 ROOT = Path(__file__).parents[1]
 TINY = {

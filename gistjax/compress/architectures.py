@@ -1,18 +1,20 @@
 """The architectures under test: states `[B, C, D]` of the context in, slots `[B, M, D]` out.
 
-A head is called as `head(states_BxCxD, length_B, slots_B, M)`: how many context tokens are real in each row, how many slots
-the row is to use, and how many there are room for, at most as many as it was built for. It returns `[B, M, D]` in the
-states' dtype; slots past `slots_B` hold values without meaning, which the decoder does not see. What stands in a padded
-state changes no slot. Parameters are fp32, compute follows the states. `head.weights(…)` of the same arguments says what
-part each token has in each slot, `[B, M, C]` in fp32, to look at: they sum to 1, or to 0 where a head reads none.
+An architecture is called as `architecture(states_BxCxD, length_B, slots_B, M)`: how many context
+tokens are real in each row, how many slots the row is to use, and how many there is room for, at
+most as many as it was built for. It returns `[B, M, D]` in the states' dtype. Slots past `slots_B`
+hold values without meaning, which the decoder does not see. What is in a padded state changes no
+slot. Parameters are fp32, compute follows the states.
 
-To add a head: write its class, add it to `HEADS`, name it in `config.ARCHITECTURES`, and write a config file.
+To add one, write a class with what `Architecture` lists, and name it: by a line in
+`config.ARCHITECTURES`, or in a module of your own by its path,
+`--config.architecture=my_module.MyArchitecture`.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import importlib
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,121 +22,128 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from gistjax.compress.layers import (
+    INTO,
+    OUT_OF,
+    Attention,
+    FeedForward,
+    apply,
+    matrix,
+    norm,
+    parameter,
+    standardize,
+)
+from gistjax.compress.windows import masked_softmax, window_centres, window_means, windows
+from gistjax.config import ARCHITECTURES, CompressionConfig
+from gistjax.errors import ConfigError, did_you_mean, first_line
 from gistjax.model.config import LlamaConfig
-from gistjax.model.llama import rms_norm
 from gistjax.model.masks import lengths_to_valid
-from gistjax.model.rope import apply_rope, rope_frequencies, rotations
-
-NORM_EPS = 1e-6
-ROPE_THETA = 10_000.0
+from gistjax.runtime.sharding import one_device, shardings_of
 
 
-def matrix(key: Array, d_in: int, d_out: int) -> nnx.Param:
-    """A weight matrix whose outputs have about the variance of its inputs."""
-    return nnx.Param(jax.random.normal(key, (d_in, d_out), jnp.float32) / jnp.sqrt(d_in))
+class Architecture(Protocol):
+    """What an architecture has. It is built as `MyArchitecture(base_config, M, nominal_ratio, key)`.
 
+    Each parameter declares how it lies on the mesh and whether weight decay shrinks it: make
+    matrices with `layers.matrix` or `layers.parameter`. A matrix without a declaration is refused;
+    vectors need none, they are replicated and not decayed.
 
-def apply(x: Array, weight: nnx.Param) -> Array:
-    """`x @ weight` in x's dtype."""
-    return x @ weight[...].astype(x.dtype)
-
-
-def norm(x: Array, scale: nnx.Param) -> Array:
-    """RMS norm with a trained scale, in x's dtype."""
-    return rms_norm(x, scale[...].astype(x.dtype), NORM_EPS)
-
-
-def standardize(states: Array) -> Array:
-    """RMS norm without parameters: it tames the huge states that some tokens have."""
-    return rms_norm(states, jnp.ones((), states.dtype), NORM_EPS)
-
-
-def windows(length_B: Array, slots_B: Array, M: int, C: int) -> Array:
-    """`[B, M, C]`: True where token c lies in slot m's window.
-
-    Slot m of s slots over n tokens covers `floor(m·n/s) … ceil((m+1)·n/s) - 1`, as in adaptive pooling: windows keep
-    the order, leave no token out, overlap by at most one token where s does not divide n, and none of the s is empty.
+    One more method is optional: `weights(states_BxCxD, length_B, slots_B, M)` returns the part that
+    each token has in each slot, `[B, M, C]` in fp32, to look at. They sum to 1, or to 0 where a slot
+    reads nothing.
     """
-    n_Bx1, s_Bx1 = length_B[:, None], jnp.maximum(slots_B[:, None], 1)
-    m_M = jnp.arange(M)
-    first_BxM = m_M * n_Bx1 // s_Bx1
-    end_BxM = -(-(m_M + 1) * n_Bx1 // s_Bx1)
-    c_C = jnp.arange(C)
-    inside_BxMxC = (c_C >= first_BxM[:, :, None]) & (c_C < end_BxM[:, :, None])
-    return inside_BxMxC & (m_M < s_Bx1)[:, :, None] & (c_C < n_Bx1)[:, None, :]
+
+    gives: ClassVar[tuple[str, ...]]
+    """`slots`, `scores`, or both."""
+
+    def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
+        """Slots `[B, M, D]`."""
+
+    @staticmethod
+    def resize(name: str, old: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Make a parameter of an earlier stage fit, where that had another number of slots or ratio.
+
+        Args:
+            name: of the parameter, within the architecture.
+            shape: the shape that it has here. An array of another one is refused.
+        """
 
 
-def masked_softmax(scores: Array, mask: Array) -> Array:
-    """Softmax over the last axis in fp32 where the mask holds; zeros where it holds nowhere."""
-    scores = jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
-    top = jnp.max(scores, axis=-1, keepdims=True, initial=-1e30)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(top))
-    return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
+REQUIRED = {
+    "gives": "a tuple of `slots`, `scores` or both",
+    "__call__": "states to slots",
+    "resize": "how a parameter of another size is made to fit; `architectures.first_rows` will do",
+}
+"""What a class must have to be an architecture."""
 
 
-def window_means(states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
-    """Means of the states in each window, `[B, M, D]`."""
-    inside_BxMxC = windows(length_B, slots_B, M, states_BxCxD.shape[1])
-    weights_BxMxC = masked_softmax(jnp.zeros(inside_BxMxC.shape), inside_BxMxC)
-    return weights_BxMxC.astype(states_BxCxD.dtype) @ states_BxCxD
+def find_architecture(name: str) -> type[Any]:
+    """Return the class that is registered under a name, or found at a dotted path.
+
+    Raises:
+        ConfigError: if there is none, or it lacks something that an architecture needs.
+    """
+    path = ARCHITECTURES.get(name, name)
+    module, _, attribute = path.rpartition(".")
+    if not module:
+        raise ConfigError(f"architecture cannot be {name!r}{did_you_mean(name, ARCHITECTURES)}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"architecture={name!r} cannot be imported ({error}): give the path of a class, such as "
+            "my_module.MyArchitecture, in a module that Python finds."
+        ) from error
+    for needed, about in REQUIRED.items():
+        if not any(needed in vars(kind) for kind in found.__mro__[:-1]):
+            raise ConfigError(
+                f"architecture={name!r} has no `{needed}` ({about}): add it to the class."
+            )
+    return found
 
 
-def window_centres(length_B: Array, slots_B: Array, M: int) -> Array:
-    """Where each slot's window has its middle, `[B, M]`, as a fractional token position."""
-    return (jnp.arange(M) + 0.5) * (length_B / jnp.maximum(slots_B, 1))[:, None] - 0.5
+def check_architecture(config: CompressionConfig, base: LlamaConfig) -> None:
+    """Refuse an architecture that could not be trained, from shapes alone.
+
+    Args:
+        base: sizes of the base whose states it reads.
+
+    Raises:
+        ConfigError: naming what it lacks, or what it returns.
+    """
+    if not config.compresses:
+        return
+    kind, name = find_architecture(config.architecture), f"architecture={config.architecture!r}"
+    if "slots" not in kind.gives:
+        raise ConfigError(
+            f"{name} gives {' and '.join(kind.gives) or 'nothing'}, but "
+            f"slot_form={config.slot_form!r} takes slots."
+        )
+    B, C, M, D = 2, config.data.context_tokens, config.target_length, base.d_model
+    dtype = jnp.dtype(config.model.compute_dtype or config.model.dtype)
+
+    def run() -> tuple[Any, Any]:
+        module = kind(base, M, max(C // M, 1), jax.random.key(0))
+        length_B, slots_B = jnp.full(B, C), jnp.full(B, M)
+        return module, module(jnp.zeros((B, C, D), dtype), length_B, slots_B, M)
+
+    try:
+        module, slots = nnx.eval_shape(run)
+    except Exception as error:
+        raise ConfigError(
+            f"{name} does not run on {B} contexts of {C} states: {first_line(error)}"
+        ) from error
+    shardings_of(nnx.state(module), one_device(), "compressor/architecture/")
+    if (slots.shape, slots.dtype) != ((B, M, D), dtype):
+        raise ConfigError(
+            f"{name} returns {slots.dtype.name} {slots.shape} for {dtype.name} states {(B, C, D)} "
+            f"and {M} slots: return {(B, M, D)} in the states' dtype."
+        )
 
 
-def window_ends(length_B: Array, slots_B: Array, M: int) -> Array:
-    """The last token of each slot's window, `[B, M]`; of unused slots, the row's last."""
-    end_BxM = -(-(jnp.arange(M) + 1) * length_B[:, None] // jnp.maximum(slots_B[:, None], 1))
-    return jnp.clip(end_BxM, 1, length_B[:, None]) - 1
-
-
-class Attention(nnx.Module):
-    """Multi-head attention with rotary positions: 4·D² parameters."""
-
-    def __init__(self, D: int, n_heads: int, key: Array):
-        keys = jax.random.split(key, 4)
-        self.head_dim = D // n_heads
-        self.query, self.key, self.value, self.out = (matrix(k, D, D) for k in keys)
-
-    def __call__(
-        self, x_BxMxD: Array, x_pos_BxM: Array, y_BxCxD: Array, y_pos_BxC: Array, mask_BxMxC: Array
-    ) -> Array:
-        """x asks, y answers: `[B, M, D]`."""
-        z_BxMxNxH = jax.nn.dot_product_attention(
-            self._heads(x_BxMxD, self.query, x_pos_BxM), self._heads(y_BxCxD, self.key, y_pos_BxC),
-            self._heads(y_BxCxD, self.value), mask=mask_BxMxC[:, None], implementation="xla",
-        )  # fmt: skip
-        return apply(z_BxMxNxH.reshape(x_BxMxD.shape), self.out)
-
-    def weights(
-        self, x_BxMxD: Array, x_pos_BxM: Array, y_BxCxD: Array, y_pos_BxC: Array, mask_BxMxC: Array
-    ) -> Array:
-        """How much each x attends to each y, the mean over its heads, `[B, M, C]` in fp32."""
-        q_BxMxNxH = self._heads(x_BxMxD, self.query, x_pos_BxM)
-        k_BxCxNxH = self._heads(y_BxCxD, self.key, y_pos_BxC)
-        scores_BxNxMxC = jnp.einsum("bmnh,bcnh->bnmc", q_BxMxNxH, k_BxCxNxH)
-        scores_BxNxMxC = scores_BxNxMxC.astype(jnp.float32) / math.sqrt(self.head_dim)
-        return jnp.mean(masked_softmax(scores_BxNxMxC, mask_BxMxC[:, None]), axis=1)
-
-    def _heads(self, z_BxXxD: Array, weight: nnx.Param, pos_BxX: Array | None = None) -> Array:
-        z_BxXxNxH = apply(z_BxXxD, weight).reshape(*z_BxXxD.shape[:2], -1, self.head_dim)
-        if pos_BxX is None:
-            return z_BxXxNxH
-        freq = rope_frequencies(self.head_dim, ROPE_THETA)
-        return apply_rope(z_BxXxNxH, rotations(pos_BxX, freq))
-
-
-class FeedForward(nnx.Module):
-    """Two matrices with a GELU between: 2·D·F parameters."""
-
-    def __init__(self, D: int, F: int, key: Array):
-        key_in, key_out = jax.random.split(key)
-        self.into, self.out = matrix(key_in, D, F), matrix(key_out, F, D)
-
-    def __call__(self, x_BxMxD: Array) -> Array:
-        return apply(jax.nn.gelu(apply(x_BxMxD, self.into)), self.out)
+def first_rows(name: str, old: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The first rows where there are more than are needed, such as the queries of more slots."""
+    return old[: shape[0]] if old.ndim and old.shape[1:] == shape[1:] else old
 
 
 class CrossAttention(nnx.Module):
@@ -144,10 +153,13 @@ class CrossAttention(nnx.Module):
     positions tell it which part of the context is near.
     """
 
+    gives = ("slots",)
+    resize = staticmethod(first_rows)
+
     def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
         D = base.d_model
         key_q, key_a, key_f = jax.random.split(key, 3)
-        self.queries = nnx.Param(0.02 * jax.random.normal(key_q, (M, D), jnp.float32))
+        self.queries = parameter(0.02 * jax.random.normal(key_q, (M, D)), decay=False)
         self.attention = Attention(D, base.n_heads, key_a)
         self.query_norm, self.ffn_norm = nnx.Param(jnp.ones(D)), nnx.Param(jnp.ones(D))
         self.feed_forward = FeedForward(D, D, key_f)
@@ -213,21 +225,29 @@ class Conv(nnx.Module):
     its kernel, which is about as wide as the nominal ratio, with several `ratios` the least of them; order is kept throughout.
     """
 
+    gives = ("slots",)
+
     def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
         D = base.d_model
         key_in, key_out = jax.random.split(key)
         self.stride = max(ratio // 2, 1)
-        self.kernel = nnx.Param(jnp.full((2 * self.stride - 1, D), 1.0 / (2 * self.stride - 1)))
+        taps = 2 * self.stride - 1
+        self.kernel = parameter(jnp.full((taps, D), 1.0 / taps), decay=False)
         self.mix_norm = nnx.Param(jnp.ones(D))
-        self.mix_in, self.mix_out = matrix(key_in, D, D), matrix(key_out, D, D)
+        self.mix_in, self.mix_out = matrix(key_in, D, D, INTO), matrix(key_out, D, D, OUT_OF)
+
+    @staticmethod
+    def resize(name: str, old: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Stretch the kernel to its new width."""
+        return stretched(old, shape[0]) if name == "kernel" and len(old) else old
 
     def convolve(self, x_BxCxD: Array) -> Array:
         """`[B, ceil(C / stride), D]`: output i is centred on token i·stride."""
-        kernel_WxD = self.kernel[...].astype(x_BxCxD.dtype)
-        width, C = kernel_WxD.shape[0], x_BxCxD.shape[1]
+        kernel_ZxD = self.kernel[...].astype(x_BxCxD.dtype)
+        width, C = kernel_ZxD.shape[0], x_BxCxD.shape[1]
         side = width // 2
         padded = jnp.pad(x_BxCxD, ((0, 0), (side, side), (0, 0)))
-        taps = [padded[:, w : w + C : self.stride] * kernel_WxD[w] for w in range(width)]
+        taps = [padded[:, z : z + C : self.stride] * kernel_ZxD[z] for z in range(width)]
         return jnp.sum(jnp.stack(taps), axis=0)
 
     def __call__(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
@@ -240,23 +260,15 @@ class Conv(nnx.Module):
     def weights(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
         """Of the windows' means the convolution's part: the size of its taps, the mean over channels."""
         C = states_BxCxD.shape[1]
-        taps_W = jnp.mean(jnp.abs(self.kernel[...]), axis=1)
-        places_X = jnp.arange(0, C, self.stride)
-        tap_XxC = jnp.arange(C) - places_X[:, None] + len(taps_W) // 2
-        inside_XxC = (tap_XxC >= 0) & (tap_XxC < len(taps_W))
-        spread_XxC = jnp.where(inside_XxC, taps_W[jnp.clip(tap_XxC, 0, len(taps_W) - 1)], 0)
-        windows_BxMxX = windows(-(-length_B // self.stride), slots_B, M, len(places_X))
-        weights_BxMxC = windows_BxMxX.astype(jnp.float32) @ spread_XxC
+        taps_Z = jnp.mean(jnp.abs(self.kernel[...]), axis=1)
+        outputs = jnp.arange(0, C, self.stride)  # the tokens that outputs are centred on
+        tap = jnp.arange(C) - outputs[:, None] + len(taps_Z) // 2
+        inside = (tap >= 0) & (tap < len(taps_Z))
+        spread = jnp.where(inside, taps_Z[jnp.clip(tap, 0, len(taps_Z) - 1)], 0)  # [outputs, C]
+        pooled = windows(-(-length_B // self.stride), slots_B, M, len(outputs))
+        weights_BxMxC = pooled.astype(jnp.float32) @ spread
         weights_BxMxC *= lengths_to_valid(length_B, C)[:, None]
         return weights_BxMxC / jnp.maximum(weights_BxMxC.sum(axis=-1, keepdims=True), 1e-30)
-
-
-def stretched(kernel_WxD: np.ndarray, width: int) -> np.ndarray:
-    """A convolution's kernel at another width, `[width, D]` in its dtype: each new tap takes its share of those it overlaps."""
-    taps_W = np.arange(len(kernel_WxD))
-    edges = np.linspace(0, len(kernel_WxD), width + 1)[:, None]
-    overlap = np.minimum(edges[1:], taps_W + 1) - np.maximum(edges[:-1], taps_W)
-    return (np.clip(overlap, 0, None) @ kernel_WxD).astype(kernel_WxD.dtype)
 
 
 class Pooling(nnx.Module):
@@ -265,10 +277,13 @@ class Pooling(nnx.Module):
     It starts as the plain mean of each window: no token is preferred, and the projection is the identity.
     """
 
+    gives = ("slots",)
+    resize = staticmethod(first_rows)
+
     def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
         D = base.d_model
         self.score = nnx.Param(jnp.zeros(D))
-        self.projection = nnx.Param(jnp.eye(D))
+        self.projection = parameter(jnp.eye(D), OUT_OF)
 
     def weights(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
         """What part each token has in each slot, `[B, M, C]` in fp32."""
@@ -285,6 +300,9 @@ class Pooling(nnx.Module):
 class MeanPool(nnx.Module):
     """Window means, no parameters: the control."""
 
+    gives = ("slots",)
+    resize = staticmethod(first_rows)
+
     def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
         pass
 
@@ -300,6 +318,9 @@ class MeanPool(nnx.Module):
 class Mark(nnx.Module):
     """One trained vector in every slot, D parameters: the control that reads nothing."""
 
+    gives = ("slots",)
+    resize = staticmethod(first_rows)
+
     def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
         self.vector = nnx.Param(jax.random.normal(key, (base.d_model,), jnp.float32))
 
@@ -312,12 +333,9 @@ class Mark(nnx.Module):
         return jnp.zeros((states_BxCxD.shape[0], M, states_BxCxD.shape[1]))
 
 
-HEADS: dict[str, Any] = {
-    "cross_attention": CrossAttention,
-    "conv": Conv,
-    "pooling": Pooling,
-    "gist": Gist,
-    "mean_pool": MeanPool,
-    "mark": Mark,
-}
-"""Every head by its name in the config. Built as `Head(base_config, M, nominal_ratio, key)`."""
+def stretched(kernel_ZxD: np.ndarray, width: int) -> np.ndarray:
+    """A convolution's kernel at another width, `[width, D]` in its dtype: each new tap takes its share of those it overlaps."""
+    taps_Z = np.arange(len(kernel_ZxD))
+    edges = np.linspace(0, len(kernel_ZxD), width + 1)[:, None]
+    overlap = np.minimum(edges[1:], taps_Z + 1) - np.maximum(edges[:-1], taps_Z)
+    return (np.clip(overlap, 0, None) @ kernel_ZxD).astype(kernel_ZxD.dtype)

@@ -1,35 +1,40 @@
-"""What a decoder reads in place of a context, how it stands in its sequence, and what is left once it was read."""
+"""A compressed context: what a decoder reads in place of a context, alone or several joined."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import Array
 
+from gistjax.model.config import LlamaConfig
 from gistjax.model.kv_cache import Cache
 from gistjax.model.llama import take_positions
 from gistjax.model.masks import lengths_to_valid
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class CompressedContext:
-    """What stands between prefix and question: X positions of soft tokens, or of keys and values."""
+    """X positions of soft tokens, or of keys and values, that stand behind a prompt's prefix."""
 
+    prefix_ids_P: Array  # int32, the prompt before the context; the same in every row
     x_BxXxD: Array  # what the decoder reads, or what went in where keys and values came out
-    kv: Cache | None
+    kv: Cache | None  # keys are rotated to their positions behind the prefix
     valid_BxX: Array  # real positions
     cut_BxX: Array  # read by the slots only, hidden from question and answer
-    position_BxX: Array  # rotary, from the memory's start; fractions where slots are spread
-    length_B: Array  # rotary positions that the memory takes up
+    position_BxX: Array  # rotary, from the prefix's end; fractions where slots are spread
+    length_B: Array  # rotary positions that it takes up
     slots_B: Array  # slots used (context tokens where nothing is compressed)
 
     @property
     def size(self) -> int:
-        """X, the positions that this memory takes in the decoder's sequence."""
+        """X, the positions that it takes in the decoder's sequence."""
         return self.valid_BxX.shape[1]
 
     @property
@@ -43,88 +48,89 @@ class CompressedContext:
     def take(self, index_BxM: Array) -> CompressedContext:
         """Some positions of each row, the first `slots` of them in use and read by all."""
         valid_BxM = lengths_to_valid(self.slots_B, index_BxM.shape[1])
-        x_BxMxD, position_BxM = (
-            take_positions(x, index_BxM) for x in (self.x_BxXxD, self.position_BxX)
-        )
-        return self.replace(  # type: ignore[attr-defined, no-any-return]
-            x_BxXxD=x_BxMxD,
+        return dataclasses.replace(
+            self,
+            x_BxXxD=take_positions(self.x_BxXxD, index_BxM),
             valid_BxX=valid_BxM,
             cut_BxX=jnp.zeros_like(valid_BxM),
-            position_BxX=position_BxM,
+            position_BxX=take_positions(self.position_BxX, index_BxM),
         )
 
 
-@struct.dataclass
-class Sequence:
-    """What the decoder reads: prefix · memory · tokens."""
-
-    x_BxTxD: Array
-    valid_BxT: Array  # real positions
-    cut_BxT: Array  # hidden from those after the cut
-    after_BxT: Array
-    position_BxT: Array  # rotary
-
-    def compact(self) -> Sequence:
-        """Real positions first, in their order, padding last: where nothing is cut, causality is then mask enough."""
-        order_BxT = jnp.argsort(~self.valid_BxT, axis=1, stable=True)
-        return jax.tree.map(lambda x: jax.vmap(_permute)(x, order_BxT), self)
+def soft_context(prefix_ids_P: Array, x_BxXxD: Array, length_B: Array) -> CompressedContext:
+    """Soft tokens, the first `length` of each row real."""
+    valid_BxX = lengths_to_valid(length_B, x_BxXxD.shape[1])
+    place_BxX = jnp.broadcast_to(jnp.arange(valid_BxX.shape[1]), valid_BxX.shape)
+    cut_BxX = jnp.zeros_like(valid_BxX)
+    return CompressedContext(
+        prefix_ids_P, x_BxXxD, None, valid_BxX, cut_BxX, place_BxX, length_B, length_B
+    )
 
 
-def _permute(x_Tx: Array, order_T: Array) -> Array:
-    return x_Tx.at[order_T].get(mode="promise_in_bounds", unique_indices=True)
-
-
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class DecodeState:
     """What a decoder has read, as keys and values with room for more."""
 
     cache: Cache
     visible_BxU: Array  # positions of the cache that later tokens may look at
     position_B: Array  # the next token's rotary position
-    first_free: int = struct.field(
-        pytree_node=False
-    )  # its index in the cache, the same in every row
+    first_free: int = field(metadata={"static": True})  # its index in the cache, in every row
 
     def repeat(self, n: int) -> DecodeState:
         """Each row n times in a row, for n questions on each context."""
         if n == 1:
             return self
-        return self.replace(  # type: ignore[attr-defined, no-any-return]
+        return dataclasses.replace(
+            self,
             cache=self.cache.repeat(n),
             visible_BxU=jnp.repeat(self.visible_BxU, n, axis=0),
             position_B=jnp.repeat(self.position_B, n),
         )
 
 
-def soft_context(x_BxXxD: Array, length_B: Array) -> CompressedContext:
-    """Soft tokens, the first `length` of each row real."""
-    valid_BxX = lengths_to_valid(length_B, x_BxXxD.shape[1])
-    place_BxX = jnp.broadcast_to(jnp.arange(valid_BxX.shape[1]), valid_BxX.shape)
-    return CompressedContext(
-        x_BxXxD, None, valid_BxX, jnp.zeros_like(valid_BxX), place_BxX, length_B, length_B
-    )
+def join(contexts: Sequence[CompressedContext], size: int, base: LlamaConfig) -> CompressedContext:
+    """Join contexts of one row each, one behind another, in one row of `size` positions.
 
+    Each stands where the one before ends. Keys are turned by as many positions as they move, which
+    is exact, because a rotary position is a rotation.
 
-def join(memories: list[CompressedContext], size: int) -> CompressedContext:
-    """Memories of one row each, of soft tokens, one behind another in one row of `size` positions; numpy arrays."""
-    slots = [int(memory.slots_B[0]) for memory in memories]
-    starts = np.cumsum([0, *(int(memory.length_B[0]) for memory in memories)], dtype=np.float32)
-    x_SxD = np.concatenate([m.x_BxXxD[0, :n] for m, n in zip(memories, slots, strict=True)])
-    position_S = np.concatenate(
-        [
-            m.position_BxX[0, :n] + start
-            for m, n, start in zip(memories, slots, starts, strict=False)
-        ],
-        dtype=np.float32,
-    )
-    room = size - len(x_SxD)
-    valid_1xX = np.arange(size)[None] < len(x_SxD)
+    Args:
+        contexts: of one form, with the same prefix, the first `slots` positions of each in use.
+        base: sizes of the decoder, for its rotary frequencies.
+
+    Returns:
+        numpy arrays.
+    """
+    slots = [int(context.slots_B[0]) for context in contexts]
+    starts = np.cumsum([0, *(int(context.length_B[0]) for context in contexts)], dtype=np.float32)
+
+    def row(parts: Sequence[Any], axis: int) -> np.ndarray:
+        """The used positions of each part in one row, padded with zeros."""
+        used = [np.take(part, range(n), axis) for part, n in zip(parts, slots, strict=True)]
+        joined = np.concatenate(used, axis)
+        pads = [(0, 0)] * joined.ndim
+        pads[axis] = (0, size - joined.shape[axis])
+        return np.pad(joined, pads)
+
+    positions = [
+        context.position_BxX.astype(np.float32) + start
+        for context, start in zip(contexts, starts, strict=False)
+    ]
+    caches = [
+        jax.device_get(context.kv.turned(start, base))
+        for context, start in zip(contexts, starts, strict=False)
+        if context.kv is not None
+    ]
+    kv = jax.tree.map(lambda *parts: row(parts, parts[0].ndim - 2), *caches) if caches else None
+    valid_1xX = np.arange(size)[None] < sum(slots)
     arrays: dict[str, Any] = {
-        "x_BxXxD": np.pad(x_SxD, ((0, room), (0, 0)))[None],
+        "prefix_ids_P": contexts[0].prefix_ids_P,
+        "x_BxXxD": row([context.x_BxXxD for context in contexts], 1),
         "valid_BxX": valid_1xX,
         "cut_BxX": np.zeros_like(valid_1xX),
-        "position_BxX": np.pad(position_S, (0, room))[None],
+        "position_BxX": row(positions, 1),
         "length_B": np.asarray([starts[-1]], np.int32),
-        "slots_B": np.asarray([len(x_SxD)], np.int32),
+        "slots_B": np.asarray([sum(slots)], np.int32),
     }
-    return CompressedContext(kv=None, **arrays)
+    return CompressedContext(kv=kv, **arrays)

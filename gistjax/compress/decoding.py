@@ -17,12 +17,12 @@ class _Loop(NamedTuple):
     ids_B: Array  # the last of them
     done_B: Array
     answer_BxA: Array
-    reading: DecodeState
+    state: DecodeState
 
 
 def greedy(
     model: CompressedLM,
-    memory: CompressedContext,
+    context: CompressedContext,
     tokens_BxS: Array,
     length_B: Array,
     max_tokens: int,
@@ -31,7 +31,7 @@ def greedy(
     """The most likely answer, token by token.
 
     Args:
-        memory: what stands in place of the context.
+        context: what stands in place of the context.
         tokens_BxS: questions, right padded; whatever stands past `length_B` is not read.
         length_B: question lengths, at least 1.
         max_tokens: A, the longest answer.
@@ -40,19 +40,20 @@ def greedy(
     Returns:
         int32 `[B, A]`.
     """
-    h_Bx1xD, reading = model.read(memory, tokens_BxS, length_B, max_tokens, length_B[:, None] - 1)
-    return continue_greedily(model, h_Bx1xD[:, 0], reading, max_tokens, end_id)
+    last_Bx1 = length_B[:, None] - 1
+    h_Bx1xD, state = model.prefill_with(context, tokens_BxS, length_B, max_tokens, last_Bx1)
+    return continue_greedily(model, h_Bx1xD[:, 0], state, max_tokens, end_id)
 
 
 def continue_greedily(
     model: CompressedLM,
     last_BxD: Array,
-    reading: DecodeState,
+    state: DecodeState,
     max_tokens: int,
     end_id: int,
     limit: Array | int | None = None,
 ) -> Array:
-    """What `greedy` returns, from the state of the question's last token and a reading with room.
+    """Return what `greedy` does, from the states of each question's last token and room behind it.
 
     Args:
         limit: stop after so many tokens, if that is fewer than `max_tokens`.
@@ -68,10 +69,10 @@ def continue_greedily(
         return (loop.n < n_tokens) & ~jnp.all(loop.done_B)
 
     def step(loop: _Loop) -> _Loop:
-        h_BxD, reading = model.decode(loop.ids_B, loop.reading, loop.n - 1)
-        ids_B = choose(h_BxD, loop.done_B)
+        h_Bx1xD, state = model.decode_step(loop.ids_B[:, None], loop.state, loop.n - 1)
+        ids_B = choose(h_Bx1xD[:, 0], loop.done_B)
         answer_BxA = jax.lax.dynamic_update_slice(loop.answer_BxA, ids_B[:, None], (0, loop.n))
-        return _Loop(loop.n + 1, ids_B, loop.done_B | (ids_B == end_id), answer_BxA, reading)
+        return _Loop(loop.n + 1, ids_B, loop.done_B | (ids_B == end_id), answer_BxA, state)
 
     first_B = choose(last_BxD, jnp.zeros(last_BxD.shape[:1], bool))
     answer_BxA = jnp.full((last_BxD.shape[0], max_tokens), end_id, jnp.int32)
@@ -80,6 +81,6 @@ def continue_greedily(
         ids_B=first_B,
         done_B=first_B == end_id,
         answer_BxA=answer_BxA.at[:, 0].set(first_B),
-        reading=reading,
+        state=state,
     )
     return jax.lax.while_loop(unfinished, step, start).answer_BxA

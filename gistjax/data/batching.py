@@ -157,6 +157,7 @@ class TrainPlan:
         if self._settings.ratios:
             flat = dataclasses.replace(flat, ratio_E=self._draw_ratios(step, len(units)))
         K = self._settings.accumulation
+        flat = dataclasses.replace(flat, prefix_ids_P=np.tile(flat.prefix_ids_P, K))
         batch: Batch = jax.tree.map(lambda x: x.reshape(K, -1, *x.shape[1:]), flat)
         return batch
 
@@ -247,10 +248,18 @@ def make_batch(
     questions: int = 1,
     size: int | None = None,
 ) -> Batch:
-    """Pads each context's rows to `questions`, all to a shape, and the batch to `size` contexts."""
+    """Pads each context's rows to `questions`, all to a shape, and the batch to `size` contexts.
+
+    Raises:
+        ValueError: if the rows' prompts differ before the context.
+    """
     E, (C, S) = size or len(units), shape
     B = E * questions
+    prefixes = {row.prefix_ids for rows in units for row in rows} or {()}
+    if len(prefixes) > 1:
+        raise ValueError(f"{len(prefixes)} different prompts cannot share a batch")
     batch = Batch(
+        prefix_ids_P=np.array(prefixes.pop(), np.int32),
         context_ids_ExC=np.zeros((E, C), np.int32),
         context_length_E=np.ones(E, np.int32),
         context_id_E=np.full(E, -1, np.int32),

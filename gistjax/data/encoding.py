@@ -93,10 +93,15 @@ class _Encoded:
         evidence = self.example.evidence[:n]
         return not evidence or any(text in self.context.kept_text for text in evidence)
 
-    def row(self, index: int, answer_ids: np.ndarray) -> TokenizedExample:
+    def row(self, index: int, answer_ids: np.ndarray, prompt: Prompt) -> TokenizedExample:
         """Return the row of these ids."""
         return TokenizedExample(
-            self.context.ids, self.question_ids, answer_ids, self.example.context_id, index
+            self.context.ids,
+            self.question_ids,
+            answer_ids,
+            self.example.context_id,
+            index,
+            prefix_ids=prompt.prefix_ids,
         )
 
 
@@ -128,7 +133,7 @@ def _encode_train(
         elif len(one.question_ids) + len(answer_ids) > longest:
             report.count("train: skipped, questions too long", name)
         else:
-            rows.append(one.row(index, answer_ids))
+            rows.append(one.row(index, answer_ids, prompt))
     return rows
 
 
@@ -147,7 +152,7 @@ def _encode_validation(
             report.count("validation: questions shortened to fit, still scored", name)
             shortened = prompt.encode_question(one.example.question, longest)
             one = _Encoded(one.example, one.context, shortened)
-        rows.append(one.row(index, NO_ANSWER))
+        rows.append(one.row(index, NO_ANSWER, prompt))
     return rows
 
 

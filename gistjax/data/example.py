@@ -5,8 +5,8 @@
     Batch              many of them, padded to one of the shapes of `Buckets`
 
 Shapes are named by a letter for each axis: E contexts, B rows (questions), Q questions of a
-context, C context tokens, S question and answer tokens, A answer tokens, Y tokens that a teacher
-proposes.
+context, C context tokens, P tokens of the prompt before it, S question and answer tokens, A answer
+tokens, Y tokens that a teacher proposes.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class TokenizedExample:
     context_id: int
     example_index: int
     objective: str = "answer"  # one of OBJECTIVES
+    prefix_ids: tuple[int, ...] = ()  # the prompt before the context
 
     @property
     def context_length(self) -> int:
@@ -141,6 +142,7 @@ class Batch:
     lengths 1 and 0: there is always something to attend to, and nothing to learn.
     """
 
+    prefix_ids_P: Ints  # the prompt before the context, the same for all rows
     context_ids_ExC: Ints
     context_length_E: Ints
     context_id_E: Ints

@@ -106,6 +106,7 @@ class Prompt:
             self.encode_answer(example.answers[0]),
             example.context_id,
             index,
+            prefix_ids=self.prefix_ids,
         )
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:

@@ -11,6 +11,7 @@ The first two are cut by tokens and have no end token; a cloze ends like an answ
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import re
@@ -219,7 +220,7 @@ def _rows_of(
     ):
         if len(question_ids) + len(answer_ids) <= limit:
             rows.append(_row(chunk, context_id, question_ids, answer_ids, "cloze"))
-    return rows
+    return [dataclasses.replace(row, prefix_ids=prompt.prefix_ids) for row in rows]
 
 
 def _row(

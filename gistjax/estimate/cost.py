@@ -17,10 +17,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from gistjax.compress.budget import Budget
 from gistjax.config import TEXT_LOSSES, CompressionConfig
 from gistjax.data.dataset import load_dataset
 from gistjax.estimate.memory import GIB
-from gistjax.estimate.planning import memory_positions
 
 MEASURED = Path(__file__).parent / "step_times.json"
 QUESTIONS_PER_PARAGRAPH = 4.6  # SQuAD v1.1: 87,599 training questions on 18,896 paragraphs
@@ -134,7 +134,7 @@ def positions_of(config: CompressionConfig, layers: int) -> float:
     """
     context, tokens = config.data.context_tokens, max(config.data.question_buckets)
     positions = float(
-        memory_positions(config, context) + tokens * config.data.questions_per_context
+        Budget.of(config).decoder_positions(context) + tokens * config.data.questions_per_context
     )
     if config.encoder.kind != "embeddings":
         share = 1.0 if config.encoder.layers < 0 else config.encoder.layers / layers

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from gistjax.compress.budget import Budget
 from gistjax.config import CompressionConfig
 from gistjax.data.example import Batch
 from gistjax.model.config import LlamaConfig
@@ -62,11 +63,10 @@ def batch_flops(config: CompressionConfig, base: LlamaConfig, batch: Batch) -> f
     """Return the FLOPs of a step on a batch, padding not counted."""
     contexts = np.asarray(batch.context_length_E)
     tokens = batch.question_length_B.sum() + batch.answer_length_B.sum()
-    if config.architecture in ("none", "closed_book"):
+    if not config.compresses:
         memory = contexts.sum() if config.architecture == "none" else 0
         return step_flops(config, base, 0, memory + tokens)[0]
-    ratio = batch.ratio_E if batch.ratio_E is not None else config.ratio or 1.0
-    slots = np.minimum(np.ceil(contexts / ratio), config.target_length)
+    slots = Budget.of(config).slots(contexts, batch.ratio_E)
     return sum(step_flops(config, base, contexts.sum(), slots.sum() + tokens))
 
 
@@ -77,7 +77,7 @@ def least_seconds(config: CompressionConfig, base: LlamaConfig) -> Callable[[Bat
     """
     kind = jax.devices()[0].device_kind
     peak = next((tflops for name, tflops in PEAK_TFLOPS.items() if name in kind), None)
-    if peak is None or config.model.dtype != "bfloat16":
+    if peak is None or (config.model.compute_dtype or config.model.dtype) != "bfloat16":
         return None
     flops_a_second = peak * 1e12 * jax.device_count()
     return lambda batch: batch_flops(config, base, batch) / flops_a_second

@@ -6,7 +6,6 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,8 +14,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from gistjax.compress.budget import Budget
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.decoding import greedy
+from gistjax.compress.parameters import split_model
 from gistjax.config import CompressionConfig
 from gistjax.data.batching import PlanSettings, TrainPlan
 from gistjax.data.dataset import load_dataset
@@ -24,7 +25,6 @@ from gistjax.data.encoding import encode_splits
 from gistjax.data.example import Batch, Buckets
 from gistjax.estimate.flops import layer_parameters, step_flops
 from gistjax.estimate.memory import memory_estimate, prefix_tokens
-from gistjax.estimate.planning import memory_positions
 from gistjax.estimate.train_program import train_program
 from gistjax.experiment import base as assembly
 from gistjax.model.attention import choose_kernel
@@ -41,7 +41,7 @@ from gistjax.runtime.profiling import (
 from gistjax.runtime.sharding import make_mesh, put_batch, rows_per_step
 from gistjax.training.losses import LossSettings
 from gistjax.training.optimizer import make_optimizer
-from gistjax.training.step import init_state, make_train_step, split_model, state_shardings
+from gistjax.training.step import init_state, make_train_step, state_shardings
 from gistjax.weights.registry import load_base, resolve
 
 
@@ -66,7 +66,7 @@ def measure_train(config: CompressionConfig, workload: Workload) -> dict[str, An
         log_kernels(step, workload.profile)
     examples, C = rows * config.accumulation, config.data.context_tokens
     decoder, encoder = step_flops(
-        config, model.base.config, C, memory_positions(config, C) + workload.tokens
+        config, model.base.config, C, Budget.of(config).decoder_positions(C) + workload.tokens
     )
     tflops = (decoder + encoder) * examples / seconds / 1e12 / jax.device_count()
     return {
@@ -158,7 +158,7 @@ def measure_generate(config: CompressionConfig, workload: Workload) -> dict[str,
 
     compress = jax.jit(lambda weights, *context: nnx.merge(graphdef, *weights).compress(*context))
     answer_n = jax.jit(answer, static_argnums=3)
-    context = (batch.context_ids_ExC, batch.context_length_E)
+    context = (batch.prefix_ids_P, batch.context_ids_ExC, batch.context_length_E)
     memory = compress(weights, *context)
     compress_s = median_seconds(lambda: compress(weights, *context), workload.repeats)
     prefill_s = median_seconds(lambda: answer_n(weights, memory, questions, 1), workload.repeats)
@@ -217,7 +217,7 @@ def measure_data(config: CompressionConfig, workload: Workload) -> dict[str, Any
     for step in range(steps):
         plan.batch(step)
     seconds = time.perf_counter() - start
-    share = plan.real_decoder_share(len(prompt.prefix_ids), partial(memory_positions, config))
+    share = plan.real_decoder_share(len(prompt.prefix_ids), Budget.of(config).decoder_positions)
     return {
         "examples": len(rows),
         "encode_s": round(encode_s, 2),
@@ -264,7 +264,7 @@ def bare_model(config: CompressionConfig) -> tuple[CompressedLM, Mesh]:
     start_jax(config)
     mesh = make_mesh(config.mesh)
     base = load_base(resolve(config.model), config.model, mesh)
-    return assembly.build_model(config, base, (), mesh), mesh
+    return assembly.build_model(config, base, mesh), mesh
 
 
 def full_batch(config: CompressionConfig, rows: int, tokens: int, answer_tokens: int) -> Batch:
@@ -273,6 +273,7 @@ def full_batch(config: CompressionConfig, rows: int, tokens: int, answer_tokens:
     rng = np.random.default_rng(config.seed)
     C = config.data.context_tokens
     return Batch(
+        prefix_ids_P=np.zeros(0, np.int32),
         context_ids_ExC=rng.integers(0, base.vocab_size, (rows, C), np.int32),
         context_length_E=np.full(rows, C, np.int32),
         tokens_BxS=rng.integers(0, base.vocab_size, (rows, tokens), np.int32),

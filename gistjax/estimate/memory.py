@@ -20,10 +20,11 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from gistjax.compress.budget import Budget
+from gistjax.compress.parameters import abstract_model, parameter_counts
 from gistjax.config import TEXT_LOSSES, CompressionConfig, LoraConfig, ModelConfig
 from gistjax.data.prompts import make_prompt
 from gistjax.estimate.flops import layer_parameters
-from gistjax.estimate.planning import abstract_model, memory_positions, parameter_counts
 from gistjax.model.attention import choose_kernel
 from gistjax.model.config import LlamaConfig
 from gistjax.model.lora import EXTEND_FROM, projection_sizes
@@ -119,7 +120,7 @@ def passes(config: CompressionConfig, base: LlamaConfig, prefix: int) -> Iterato
     model, encoder, lora = config.model, config.encoder, config.lora
     E, C = config.batch_size, max(config.data.context_buckets)
     B, S = E * config.data.questions_per_context, max(config.data.question_buckets)
-    X, A = memory_positions(config, C), answer_tokens(config)
+    X, A = Budget.of(config).decoder_positions(C), answer_tokens(config)
     generates = bool(config.loss_weights.get("generation"))
     U = prefix + X + S + (A if generates else 0)
     dtype, deterministic = jnp.dtype(model.dtype), is_deterministic(config)

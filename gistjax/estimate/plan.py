@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 
+from gistjax.compress.budget import Budget
+from gistjax.compress.parameters import abstract_model, parameter_counts
 from gistjax.config import CompressionConfig
 from gistjax.estimate.cost import Measurement, cost_of, measurements, nearest
 from gistjax.estimate.memory import GIB, memory_estimate, prefix_tokens
-from gistjax.estimate.planning import abstract_model, nominal_ratio, parameter_counts
 from gistjax.estimate.ways_out import steps_that_fit
 from gistjax.runtime.devices import memory_limit
 from gistjax.weights.registry import Source
@@ -31,7 +32,7 @@ def requirements(config: CompressionConfig, source: Source) -> dict[str, Any]:
         "compressor_parameters": counts["compressor"],
         "trainable_parameters": counts["trainable"],
         "memory_estimate_gib": memory_estimate(config, source.config, prefix, counts),
-        "nominal_compression_ratio": nominal_ratio(config),
+        "nominal_compression_ratio": Budget.of(config).nominal_ratio,
         "rows_per_step": config.batch_size * config.accumulation,
     }
 

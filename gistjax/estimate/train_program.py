@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from gistjax.compress.parameters import abstract_model, split_model
 from gistjax.config import CompressionConfig
 from gistjax.data.example import Batch, Targets
 from gistjax.estimate.memory import answer_tokens
-from gistjax.estimate.planning import abstract_model
 from gistjax.model.config import LlamaConfig
+from gistjax.model.llama import Execution
 from gistjax.runtime.sharding import one_device
 from gistjax.training.losses import LossSettings
 from gistjax.training.optimizer import make_optimizer
@@ -22,7 +23,6 @@ from gistjax.training.step import (
     TrainStep,
     make_train_step,
     no_bad_step,
-    split_model,
     state_shardings,
 )
 from gistjax.training.targets import TEACHER_TOKENS
@@ -56,8 +56,8 @@ def train_program(
         kernel: kernel of causal attention, as in `gistjax.model.attention`.
         mesh: mesh of one device; by default the first of this machine.
     """
-    model = abstract_model(config, base, prefix, config.model.scan_layers)
-    model.base.kernel, model.base.remat = kernel, config.model.remat
+    execution = Execution(config.model.compute_dtype, kernel, config.model.remat)
+    model = abstract_model(config, base, config.model.scan_layers, execution)
     graphdef, trainable, frozen = split_model(model)
     optimizer = make_optimizer(config.optimizer, 1000, trainable)
     state = TrainState(
@@ -69,10 +69,10 @@ def train_program(
     settings = LossSettings(config.loss_weights, answer_tokens(config), end_id=-1)
     shardings = state_shardings(state, mesh or one_device())
     step = make_train_step(graphdef, optimizer, settings, shardings)
-    return TrainProgram(step, state, frozen, _largest_batch(config, base.d_model))
+    return TrainProgram(step, state, frozen, _largest_batch(config, prefix, base.d_model))
 
 
-def _largest_batch(config: CompressionConfig, width: int) -> Batch:
+def _largest_batch(config: CompressionConfig, prefix: int, width: int) -> Batch:
     K, E = config.accumulation, config.batch_size
     B = E * config.data.questions_per_context
     C, S = max(config.data.context_buckets), max(config.data.question_buckets)
@@ -86,6 +86,7 @@ def _largest_batch(config: CompressionConfig, width: int) -> Batch:
         shape = (B, answer_tokens(config), TEACHER_TOKENS)
         targets = Targets(array(*shape), array(*shape, dtype=jnp.float32))
     return Batch(
+        prefix_ids_P=array(prefix),
         context_ids_ExC=array(E, C),
         context_length_E=array(E),
         context_id_E=array(E),

@@ -8,7 +8,6 @@ al. 2023, arXiv:2310.06201, by token).
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
+from gistjax.compress.budget import Budget
 from gistjax.config import CompressionConfig
 from gistjax.data.batching import evaluation_batches
 from gistjax.data.example import Buckets, TokenizedExample
@@ -45,19 +45,13 @@ def select_tokens(
         ),
         "surprisal": surprisal,
     }
-    score = by_place[config.data.select]
+    score, budget = by_place[config.data.select], Budget.of(config)
     kept: dict[int, np.ndarray] = {}
     for row in rows:
         if row.context_id not in kept:
-            n = budget(len(row.context_ids), config)
-            best = np.argsort(-score(row), kind="stable")[:n]
+            best = np.argsort(-score(row), kind="stable")[: budget.slots(len(row.context_ids))]
             kept[row.context_id] = row.context_ids[np.sort(best)]
     return [dataclasses.replace(row, context_ids=kept[row.context_id]) for row in rows]
-
-
-def budget(tokens: int, config: CompressionConfig) -> int:
-    """Slots that a compressor would use for so many tokens."""
-    return min(math.ceil(tokens / (config.ratio or 1)), config.target_length)
 
 
 def token_surprisal(

@@ -50,19 +50,20 @@ class Generator:
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
         def compress(
-            trainable: Any, frozen: Any, ids_BxC: Array, length_B: Array
+            trainable: Any, frozen: Any, prefix_ids_P: Array, ids_BxC: Array, length_B: Array
         ) -> CompressedContext:
-            return nnx.merge(graphdef, trainable, frozen).compress(ids_BxC, length_B)
+            model = nnx.merge(graphdef, trainable, frozen)
+            return model.compress(prefix_ids_P, ids_BxC, length_B)
 
         def answer(
             trainable: Any,
             frozen: Any,
-            memory: CompressedContext,
+            context: CompressedContext,
             tokens_BxS: Array,
             length_B: Array,
         ) -> Array:
             model = nnx.merge(graphdef, trainable, frozen)
-            return greedy(model, memory, tokens_BxS, length_B, max_tokens, end_id)
+            return greedy(model, context, tokens_BxS, length_B, max_tokens, end_id)
 
         self._compress, self._answer = jax.jit(compress), jax.jit(answer)
 
@@ -80,15 +81,15 @@ class Generator:
             for indices, host_batch in batches:
                 batch: Batch = put_batch(host_batch, self._mesh)
                 weights = (trainable, frozen)
-                context = (*weights, batch.context_ids_ExC, batch.context_length_E)
-                compress = self._compile("compress", self._compress, context)
-                memory, seconds = _timed(compress, context)
+                given = (*weights, *_context_of(batch))
+                compress = self._compile("compress", self._compress, given)
+                context, seconds = _timed(compress, given)
                 answers.compress_s += seconds
-                question = (*weights, memory, batch.tokens_BxS, batch.question_length_B)
+                question = (*weights, context, batch.tokens_BxS, batch.question_length_B)
                 answer = self._compile("answer", self._answer, question)
                 ids_BxA, seconds = _timed(answer, question)
                 answers.answer_s += seconds
-                self._collect(answers, indices, to_host((ids_BxA, memory.slots_B)))
+                self._collect(answers, indices, to_host((ids_BxA, context.slots_B)))
                 answers.shapes.add((batch.context_ids_ExC.shape[1], batch.tokens_BxS.shape[1]))
                 bar.update(len(indices))
         return answers
@@ -100,10 +101,10 @@ class Generator:
         distinct = list({row.context_id: row for row in rows}.values())[: self._batch_size]
         _, host_batch = next(iter(evaluation_batches(distinct, self._batch_size, self._buckets)))
         batch: Batch = put_batch(host_batch, self._mesh)
-        arguments = (trainable, frozen, batch.context_ids_ExC, batch.context_length_E)
-        memory = self._compile("compress", self._compress, arguments)(*arguments)
+        arguments = (trainable, frozen, *_context_of(batch))
+        context = self._compile("compress", self._compress, arguments)(*arguments)
         real = host_batch.context_id_E >= 0
-        vectors, slots_B = to_host((memory.vectors, memory.slots_B))
+        vectors, slots_B = to_host((context.vectors, context.slots_B))
         return vectors[real], slots_B[real]
 
     def _compile(self, name: str, function: Any, arguments: tuple[Any, ...]) -> Callable[..., Any]:
@@ -123,6 +124,11 @@ class Generator:
             end = ids_A.index(self._end_id) if self._end_id in ids_A else len(ids_A)
             answers.ids[row] = ids_A[:end]
             answers.slots[row] = slots
+
+
+def _context_of(batch: Batch) -> tuple[Any, ...]:
+    """What `CompressedLM.compress` takes of a batch."""
+    return batch.prefix_ids_P, batch.context_ids_ExC, batch.context_length_E
 
 
 def _timed(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, float]:

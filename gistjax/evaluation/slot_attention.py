@@ -32,16 +32,21 @@ def slot_attention(
     contexts: int,
     buckets: Buckets,
 ) -> list[dict[str, Any]]:
-    """For the first contexts of the rows `{"context_id", "words", "weights"}`: weights of words `[slots][words]`, of each
-    slot they sum to 1 but for rounding. None of a head that reads nothing.
+    """Return the weights of words in slots, of the first contexts of the rows.
 
-    They are the head's own weights over the encoder's states. What the encoder mixed into a state before is not in them.
+    They are the architecture's own weights over the encoder's states. What the encoder mixed into a
+    state before is not in them.
+
+    Returns:
+        `{"context_id", "words", "weights"}` of each context: weights `[slots][words]`, those of a
+        slot sum to 1 but for rounding. Nothing of an architecture that reads nothing, or that has
+        no `weights`.
     """
 
-    def weigh(trainable: Any, frozen: Any, ids_BxC: Array, length_B: Array) -> tuple[Array, Array]:
-        model = nnx.merge(graphdef, trainable, frozen)
-        assert model.compressor is not None
-        return model.compressor.weights(model.base, ids_BxC, length_B)
+    def weigh(
+        trainable: Any, frozen: Any, ids_BxC: Array, length_B: Array
+    ) -> tuple[Array, Array] | None:
+        return nnx.merge(graphdef, trainable, frozen).slot_weights(ids_BxC, length_B)
 
     distinct = list({row.context_id: row for row in rows}.values())[:contexts]
     size = -(-contexts // rows_per_step(mesh)) * rows_per_step(mesh)
@@ -49,6 +54,8 @@ def slot_attention(
     for indices, host_batch in evaluation_batches(distinct, size, buckets):
         batch: Batch = put_batch(host_batch, mesh)
         parts = jax.jit(weigh)(trainable, frozen, batch.context_ids_ExC, batch.context_length_E)
+        if parts is None:
+            return []
         weights_BxMxC, slots_B = to_host(parts)
         for i, weights_MxC, slots in zip(indices.tolist(), weights_BxMxC, slots_B, strict=False):
             if not weights_MxC.any():
@@ -56,11 +63,11 @@ def slot_attention(
             row = distinct[i]
             words, starts = split_words(tokenizer, row.context_ids)
             weights_MxC = weights_MxC[:slots, : len(row.context_ids)]
-            weights_MxW = np.add.reduceat(weights_MxC, starts, axis=1)
+            by_word = np.add.reduceat(weights_MxC, starts, axis=1)
             found[i] = {
                 "context_id": row.context_id,
                 "words": words,
-                "weights": np.round(weights_MxW.astype(np.float64), 4).tolist(),
+                "weights": np.round(by_word.astype(np.float64), 4).tolist(),
             }
     return [found[i] for i in sorted(found)]
 

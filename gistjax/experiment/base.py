@@ -15,8 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from gistjax.compress.architectures import HEADS
+from gistjax.compress.architectures import check_architecture
 from gistjax.compress.compressed_lm import CompressedLM
+from gistjax.compress.parameters import (
+    find_exported,
+    import_trainable,
+    split_model,
+    start_from,
+)
 from gistjax.config import TEXT_LOSSES, CompressionConfig
 from gistjax.data.batching import PlanSettings, TrainPlan, longest_answer
 from gistjax.data.encoding import check_buckets
@@ -33,8 +39,6 @@ from gistjax.model.llama import Llama
 from gistjax.runtime.devices import start_jax
 from gistjax.runtime.sharding import make_mesh, put, replicated, rows_per_step, shardings_of
 from gistjax.training import targets
-from gistjax.training.checkpoint import find_exported, import_trainable, start_from
-from gistjax.training.step import split_model
 from gistjax.weights.registry import Source, base_hash, load_base, resolve
 from gistjax.weights.tokenizers import load_tokenizer
 
@@ -122,6 +126,7 @@ def check_fit(config: CompressionConfig, source: Source, prompt: Prompt) -> None
     """
     check_buckets(prompt, config.data)
     base = source.config
+    check_architecture(config, base)
     if config.encoder.layers > base.n_layers:
         raise ConfigError(
             f"encoder.layers={config.encoder.layers}, but the base has {base.n_layers} layers: lower it, or "
@@ -264,16 +269,11 @@ def model_on(
     config: CompressionConfig, pretrained: PretrainedBase, seeded: bool = True
 ) -> CompressedLM:
     """`build_model` on a foundation."""
-    prefix_ids = pretrained.prompt.prefix_ids
-    return build_model(config, pretrained.base, prefix_ids, pretrained.mesh, seeded)
+    return build_model(config, pretrained.base, pretrained.mesh, seeded)
 
 
 def build_model(
-    config: CompressionConfig,
-    base: Llama,
-    prefix_ids: tuple[int, ...],
-    mesh: Mesh,
-    seeded: bool = True,
+    config: CompressionConfig, base: Llama, mesh: Mesh, seeded: bool = True
 ) -> CompressedLM:
     """The model of one ablation on a base, its trainable leaves seeded and on the mesh.
 
@@ -283,7 +283,7 @@ def build_model(
     """
 
     def make() -> CompressedLM:
-        return CompressedLM(base, config, prefix_ids, jax.random.key(config.seed))
+        return CompressedLM(base, config, jax.random.key(config.seed))
 
     model = make() if seeded else nnx.eval_shape(make)
     model.base = base  # not as shapes
@@ -344,8 +344,3 @@ def untuned_full_context(config: CompressionConfig) -> CompressionConfig:
     """The upper control that was not trained: the base itself, with the whole context."""
     lora = type(config.lora)(rank=0)
     return config.replace(architecture="none", slot_form="soft_tokens", lora=lora)
-
-
-def compresses(config: CompressionConfig) -> bool:
-    """Whether the architecture has slots."""
-    return config.architecture in HEADS

@@ -13,10 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from gistjax.compress.budget import Budget
+from gistjax.compress.parameters import (
+    abstract_model,
+    import_trainable,
+    parameter_counts,
+    split_model,
+)
 from gistjax.config import CompressionConfig
 from gistjax.data.example import Buckets, Example, TokenizedExample
 from gistjax.errors import CheckpointError
-from gistjax.estimate.planning import abstract_model, nominal_ratio, parameter_counts
 from gistjax.evaluation.breakdown import answer_place, answer_type, breakdown
 from gistjax.evaluation.controls import shuffle_contexts
 from gistjax.evaluation.diagnostics import answer_diversity, slot_similarity
@@ -26,7 +32,6 @@ from gistjax.evaluation.slot_attention import slot_attention
 from gistjax.evaluation.statistics import paired_difference
 from gistjax.experiment.base import (
     PretrainedBase,
-    compresses,
     load_pretrained,
     make_generator,
     model_on,
@@ -36,8 +41,6 @@ from gistjax.experiment.base import (
 from gistjax.experiment.run_dir import EXPORTED
 from gistjax.runtime.files import write_json
 from gistjax.runtime.sharding import is_primary
-from gistjax.training.checkpoint import import_trainable
-from gistjax.training.step import split_model
 from gistjax.weights.registry import KNOWN
 
 log = logging.getLogger(__name__)
@@ -269,7 +272,7 @@ class Evaluator:
         answers = self._generator(trainable, frozen, self._read, "answering")
         scores = self._score(answers)
         predictions = self._predictions(answers, scores)
-        contexts = self._contexts(trainable, frozen, scores) if compresses(self._config) else {}
+        contexts = self._contexts(trainable, frozen, scores) if self._config.compresses else {}
         metrics = {
             **self._scores(scores, self._untuned_baseline()),
             **self._costs(answers, scores.n),
@@ -289,7 +292,7 @@ class Evaluator:
         return EvalResult(metrics, predictions, self._slot_attention(trainable, frozen))
 
     def _slot_attention(self, trainable: Any, frozen: Any) -> list[dict[str, Any]]:
-        if not compresses(self._config):
+        if not self._config.compresses:
             return []
         return slot_attention(
             self._graphdef, trainable, frozen, self._read, self._foundation.tokenizer,
@@ -316,7 +319,7 @@ class Evaluator:
     def _scores(self, scores: Scores, baseline: Scores | None) -> dict[str, Any]:
         return {
             "architecture": self._config.architecture,
-            "target_length": self._config.target_length if compresses(self._config) else None,
+            "target_length": self._config.target_length if self._config.compresses else None,
             "final_f1": scores.f1,
             "final_f1_interval": list(scores.f1_interval),
             "final_em": scores.em,
@@ -330,7 +333,7 @@ class Evaluator:
         counts = parameter_counts(abstract_model(self._config, self._foundation.source.config))
         tokens, slots = sum(len(row.context_ids) for row in self._rows), int(np.sum(answers.slots))
         return {
-            "compression_ratio": nominal_ratio(self._config),
+            "compression_ratio": Budget.of(self._config).nominal_ratio,
             "effective_compression_ratio": tokens / slots if slots else None,
             "compressor_parameters": counts["compressor"],
             "trainable_parameters": counts["trainable"],

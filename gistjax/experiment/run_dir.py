@@ -6,11 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from gistjax.config import UNCOMPRESSED, CompressionConfig
+from gistjax.compress import EXPORTED as EXPORTED
+from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError, DataError
-
-EXPORTED = "compressor.safetensors"
-"""In a run directory: the trained leaves, for sharing."""
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "smollm2_135m"
 """The compressor that comes with the repository: SmolLM2-135M-Instruct, 2 to 16 tokens a slot, contexts of up to 512 tokens."""
@@ -49,19 +47,6 @@ def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None
             f"{', '.join(changed)}: this model was trained with another value, so it would answer at random: "
             "leave that --config out, or train a model with it."
         )
-
-
-def ratio_problem(config: CompressionConfig, ratio: float) -> str:
-    """Why a compressor of this configuration was not trained for so many tokens a slot; empty if it was."""
-    trained = config.ratios or (config.ratio,)
-    if config.architecture in UNCOMPRESSED:
-        return f"ratio={ratio:g}: this model has no number of tokens a slot to set."
-    if trained[0] == 0:
-        return f"ratio={ratio:g}: this compressor has {config.target_length} slots for any context. Leave the ratio out."
-    if trained[0] <= ratio <= trained[-1]:
-        return ""
-    known = " to ".join(f"{end:g}" for end in dict.fromkeys((trained[0], trained[-1])))
-    return f"ratio={ratio:g}: this compressor was trained with {known} tokens a slot."
 
 
 def read_text(name: str) -> str:

@@ -142,7 +142,7 @@ def _from_version_1(
 def unpack(
     file: Path, arrays: dict[str, np.ndarray], positions: int, base: LlamaConfig, stacked: bool
 ) -> CompressedContext:
-    """Return the context whose arrays `read` found, padded to a power of two.
+    """Return the context whose arrays `read` found, padded to a power of two, without a prefix.
 
     Args:
         file: for the message.
@@ -175,6 +175,7 @@ def _unpack(
         kv = Cache(k, v) if stacked else Cache(tuple(k), tuple(v))
         x_1xXxD = np.zeros((1, X, base.d_model), k.dtype)  # not read where keys and values are
     one_row: dict[str, Any] = {
+        "prefix_ids_P": np.zeros(0, np.int32),
         "x_BxXxD": x_1xXxD,
         "valid_BxX": valid_1xX,
         "cut_BxX": np.zeros_like(valid_1xX),

@@ -11,28 +11,30 @@ document = engine.open("mill.safetensors")  # later, without the text
 
 from __future__ import annotations
 
+import dataclasses
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gistjax.compress.budget import Budget
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import join
+from gistjax.compress.parameters import split_model
 from gistjax.config import CompressionConfig
 from gistjax.data.splitting import cut_text
 from gistjax.data.tasks import load_task
 from gistjax.errors import ConfigError, DataError
 from gistjax.experiment.base import PretrainedBase, model_on, untuned_full_context
 from gistjax.experiment.evaluator import load_trained
-from gistjax.experiment.run_dir import EXPORTED, SHIPPED, check_meaning, load_config, ratio_problem
+from gistjax.experiment.run_dir import EXPORTED, SHIPPED, check_meaning, load_config
 from gistjax.inference import document_file
 from gistjax.inference.document import QUESTION_TOKENS, Document
 from gistjax.inference.document_file import power_of_two
 from gistjax.inference.programs import Programs
 from gistjax.inference.text import check_text, words_that_fit
 from gistjax.runtime.files import sha256_of
-from gistjax.training.step import split_model
 from gistjax.validation import validate
 
 CHARACTERS_PER_TOKEN = 32
@@ -54,7 +56,9 @@ def load(run: str | Path = SHIPPED, config: CompressionConfig | None = None) -> 
     config = config or trained
     validate(config)
     check_meaning(config, trained)
-    if config.ratio != trained.ratio and (problem := ratio_problem(trained, config.ratio)):
+    if config.ratio != trained.ratio and (
+        problem := Budget.of(trained).ratio_problem(config.ratio)
+    ):
         raise ConfigError(problem)
     pretrained, weights = load_trained(run, config)
     return Engine(config, pretrained, weights, sha256_of(run / EXPORTED))
@@ -78,8 +82,8 @@ class Engine:
         compressor: str,
     ):
         self.config, self.pretrained, self.compressor = config, pretrained, compressor
-        max_tokens = config.evaluation.max_answer_tokens
-        self.programs = Programs(weights, max_tokens, pretrained.prompt.end_id)
+        max_tokens, prompt = config.evaluation.max_answer_tokens, pretrained.prompt
+        self.programs = Programs(weights, prompt.prefix_ids, max_tokens, prompt.end_id)
 
     def model(self) -> CompressedLM:
         """Return base, adapter and compressor as one module."""
@@ -124,7 +128,8 @@ class Engine:
             seconds += spent
         context = contexts[0]
         if len(contexts) > 1:
-            context = join(contexts, power_of_two(sum(int(one.slots_B[0]) for one in contexts)))
+            size = power_of_two(sum(int(one.slots_B[0]) for one in contexts))
+            context = join(contexts, size, self.pretrained.source.config)
         return Document(self, context, sum(map(len, pieces)), len(pieces), seconds)
 
     def _check_ratio(self, ratio: object) -> None:
@@ -136,7 +141,7 @@ class Engine:
         if not isinstance(ratio, Real) or isinstance(ratio, bool):
             kind = type(ratio).__name__
             raise ConfigError(f"ratio must be a number of tokens a slot, as in 4.0, not {kind}.")
-        if problem := ratio_problem(self.config, float(ratio)):
+        if problem := Budget.of(self.config).ratio_problem(float(ratio)):
             raise ConfigError(problem)
 
     def _pieces(self, text: str) -> list[np.ndarray]:
@@ -187,4 +192,6 @@ class Engine:
         arrays, numbers = document_file.read(file, self.compressor, self.pretrained.base_sha256)
         base, stacked = self.pretrained.source.config, self.config.model.scan_layers
         context = document_file.unpack(file, arrays, numbers["positions"], base, stacked)
+        prefix: Any = self.programs.prefix_ids_P  # numpy's arrays are taken too
+        context = dataclasses.replace(context, prefix_ids_P=prefix)
         return Document(self, context, numbers["tokens"], numbers["pieces"], 0.0)

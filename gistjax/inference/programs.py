@@ -27,20 +27,23 @@ class Programs:
 
     Args:
         weights: structure, trained leaves and frozen leaves of the model.
+        prefix_ids: the prompt before a context.
         max_tokens: A, the longest answer.
         end_id: token that ends an answer.
     """
 
-    def __init__(self, weights: tuple[Any, ...], max_tokens: int, end_id: int):
+    def __init__(
+        self, weights: tuple[Any, ...], prefix_ids: Sequence[int], max_tokens: int, end_id: int
+    ):
         graphdef, *self._leaves = weights
+        self.prefix_ids_P = np.asarray(prefix_ids, np.int32)
         self._graphdef = graphdef
         self._compiled: Recent[Any] = Recent(KEPT_PROGRAMS)
 
-        def compress(leaves: Any, ids_1xC: Array, length_1: Array, ratio: float) -> Any:
-            model = nnx.merge(graphdef, *leaves)
-            if model.compressor is not None:
-                model.compressor.ratio = ratio
-            return model.compress(ids_1xC, length_1)
+        def compress(
+            leaves: Any, prefix_ids_P: Array, ids_1xC: Array, length_1: Array, ratio: float
+        ) -> Any:
+            return nnx.merge(graphdef, *leaves).compress(prefix_ids_P, ids_1xC, length_1, ratio)
 
         def prefill(leaves: Any, context: CompressedContext, room: int) -> DecodeState:
             state: DecodeState = nnx.merge(graphdef, *leaves).prefill(context, room)
@@ -49,10 +52,10 @@ class Programs:
         def answer(leaves: Any, state: DecodeState, tokens_1xS: Array, length_1: Array) -> Array:
             model = nnx.merge(graphdef, *leaves)
             last_1x1 = length_1[:, None] - 1
-            h_1x1xD, state = model.ask(tokens_1xS, state, last_1x1, length_1)
+            h_1x1xD, state = model.append(tokens_1xS, state, last_1x1, length_1)
             return continue_greedily(model, h_1x1xD[:, 0], state, max_tokens, end_id)
 
-        self._compress = jax.jit(compress, static_argnums=3)
+        self._compress = jax.jit(compress, static_argnums=4)
         self._prefill = jax.jit(prefill, static_argnums=2)
         self._answer = jax.jit(answer)
 
@@ -65,7 +68,8 @@ class Programs:
         self, ids: Sequence[int] | np.ndarray, size: int, ratio: float
     ) -> tuple[CompressedContext, float]:
         """Compress the token ids of a context, padded to `size`; numpy arrays."""
-        context, seconds = self._timed(self._compress, *padded(ids, size), static=(ratio,))
+        given = (self.prefix_ids_P, *padded(ids, size))
+        context, seconds = self._timed(self._compress, *given, static=(ratio,))
         return jax.device_get(context), seconds
 
     def prefill(self, context: CompressedContext, room: int) -> tuple[DecodeState, float]:

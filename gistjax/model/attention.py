@@ -16,32 +16,32 @@ def attention(
     k_BxTxKxH: Array,
     v_BxTxKxH: Array,
     cache: CacheLayer | None,
-    mask_BxAxU: Array | None,
+    mask_BxTxU: Array | None,
     kernel: str = "xla",
 ) -> Array:
     """Values `[B, T, N, H]` of T queries; the softmax runs in fp32.
 
     Args:
         k_BxTxKxH, v_BxTxKxH: keys and values of the same T positions.
-        cache: where they and earlier ones stand; the last A queries look there.
-        mask_BxAxU: True where one of the last A queries may look. The T - A before them are causal among themselves.
+        cache: where they and earlier ones are kept; queries with a mask look there.
+        mask_BxTxU: True where a query may look. It may be of the last queries only: those before
+            them are causal among themselves.
         kernel: of the causal part: `xla`, or `cudnn` (flash attention on NVIDIA GPUs, bf16).
     """
-    A = 0 if mask_BxAxU is None else mask_BxAxU.shape[1]
-    head = q_BxTxNxH.shape[1] - A
+    masked = 0 if mask_BxTxU is None else mask_BxTxU.shape[1]
+    causal = q_BxTxNxH.shape[1] - masked
     parts = []
-    if head:
-        parts.append(
-            causal_attention(q_BxTxNxH[:, :head], k_BxTxKxH[:, :head], v_BxTxKxH[:, :head], kernel)
-        )
-    if mask_BxAxU is not None:
+    if causal:
+        q, k, v = (x[:, :causal] for x in (q_BxTxNxH, k_BxTxKxH, v_BxTxKxH))
+        parts.append(causal_attention(q, k, v, kernel))
+    if mask_BxTxU is not None:
         if cache is not None:
             k, v = (jnp.swapaxes(x_BxKxUxH, 1, 2) for x_BxKxUxH in (cache.k, cache.v))
         else:
             k, v = k_BxTxKxH, v_BxTxKxH
         parts.append(
             jax.nn.dot_product_attention(
-                q_BxTxNxH[:, head:], k, v, mask=mask_BxAxU[:, None], implementation="xla"
+                q_BxTxNxH[:, causal:], k, v, mask=mask_BxTxU[:, None], implementation="xla"
             )
         )
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
@@ -52,8 +52,8 @@ def causal_attention(
 ) -> Array:
     """Each position looks at itself and those before it.
 
-    cuDNN's backward pass takes even lengths only (jax.nn.dot_product_attention), so an odd one gets a position more at
-    its end, which nobody sees.
+    cuDNN's backward pass takes even lengths only (jax.nn.dot_product_attention), so an odd one gets
+    a position more at its end, which nobody sees.
     """
     T = q_BxTxNxH.shape[1]
     if kernel != "xla" and T % 2:
@@ -61,19 +61,27 @@ def causal_attention(
             jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q_BxTxNxH, k_BxTxKxH, v_BxTxKxH)
         )
     y_BxTxNxH = jax.nn.dot_product_attention(
-        q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, is_causal=True,
+        q_BxTxNxH,
+        k_BxTxKxH,
+        v_BxTxKxH,
+        is_causal=True,
         implementation="cudnn" if kernel == "cudnn" else "xla",
-    )  # fmt: skip
+    )
     return y_BxTxNxH[:, :T]
 
 
 def choose_kernel(
     name: str, head_dim: int, dtype: jnp.dtype, backend: str = "", deterministic: bool | None = None
 ) -> str:
-    """`auto` becomes `cudnn` where cuDNN's flash attention can run, else `xla`.
+    """Return the kernel to run: `auto` becomes `cudnn` where its flash attention can run, else `xla`.
 
-    Not where steps are to be deterministic, by default what XLA was started with: it then loses the program of all but the
-    first of several backward passes of one shape, and ends in an IndexError (https://github.com/openxla/xla/pull/46500).
+    It cannot where steps are to be deterministic, by default what XLA was started with: XLA then
+    loses the program of all but the first of several backward passes of one shape, and ends in an
+    IndexError (https://github.com/openxla/xla/pull/46500).
+
+    Args:
+        name: `auto`, `cudnn` or `xla`.
+        dtype: of the activations.
 
     Raises:
         ConfigError: if cuDNN is asked for without a GPU.
@@ -81,8 +89,8 @@ def choose_kernel(
     backend = backend or jax.default_backend()
     if name == "cudnn" and backend != "gpu":
         raise ConfigError(
-            "model.attention='cudnn' needs a GPU, and JAX has none: set --config.model.attention=auto, or see "
-            "`python -m gistjax.doctor`."
+            "model.attention='cudnn' needs a GPU, and JAX has none: set "
+            "--config.model.attention=auto, or see `python -m gistjax.doctor`."
         )
     if name != "auto":
         return name

@@ -1,20 +1,24 @@
 """The key/value cache: every layer's keys and values in buffers of fixed length.
 
-Heads stand before positions, `[B, K, U, H]`, so that attention reads each head's keys in one run. The layers are stacked
-in one array, or a tuple of arrays, as the base keeps its own.
+Heads come before positions, `[B, K, U, H]`, so that attention reads each head's keys in one run. The
+layers are stacked in one array, or a tuple of arrays, as the decoder keeps its own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
+from gistjax.model.config import LlamaConfig
+from gistjax.model.rope import apply_rope, rope_angles
 
-@struct.dataclass
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class CacheLayer:
     """One layer's keys and values `[B, K, U, H]`, and where the next ones go."""
 
@@ -23,17 +27,18 @@ class CacheLayer:
     start: Array | int
 
     def write(self, k_BxTxKxH: Array, v_BxTxKxH: Array) -> CacheLayer:
-        """Writes T positions, from the same index on in every row."""
+        """Write T positions, from the same index on in every row."""
         k, v = (
             jax.lax.dynamic_update_slice(
                 old_BxKxUxH, jnp.swapaxes(new_BxTxKxH, 1, 2), (0, 0, self.start, 0)
             )
             for old_BxKxUxH, new_BxTxKxH in ((self.k, k_BxTxKxH), (self.v, v_BxTxKxH))
         )
-        return CacheLayer(k, v, self.start)
+        return replace(self, k=k, v=v)
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Cache:
     """Keys and values of U positions; which of them hold anything is the mask's business."""
 
@@ -42,11 +47,10 @@ class Cache:
 
     @classmethod
     def empty(
-        cls, layers: int, batch: int, length: int, kv_heads: int, head_dim: int, dtype: jnp.dtype,
-        stacked: bool,
-    ) -> Cache:  # fmt: skip
+        cls, config: LlamaConfig, batch: int, length: int, dtype: jnp.dtype, stacked: bool
+    ) -> Cache:
         """A cache of zeros."""
-        shape = (batch, kv_heads, length, head_dim)
+        layers, shape = config.n_layers, (batch, config.n_kv_heads, length, config.head_dim)
         if stacked:
             return cls(*(jnp.zeros((layers, *shape), dtype) for _ in range(2)))
         return cls(*(tuple(jnp.zeros(shape, dtype) for _ in range(layers)) for _ in range(2)))
@@ -81,7 +85,7 @@ class Cache:
         return Cache(k, v)
 
     def insert(self, start: int, other: Cache) -> Cache:
-        """Copies another cache of the same rows in, from index `start` on."""
+        """Copy another cache of the same rows in, from index `start` on."""
         return jax.tree.map(
             lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=-2),
             self,
@@ -91,8 +95,8 @@ class Cache:
     def take(self, index_BxM: Array) -> Cache:
         """Some positions of each row.
 
-        As a product with a one-hot matrix: its gradient is a product too, not a scatter, which on a GPU is slow and adds
-        in an order of its own.
+        As a product with a one-hot matrix: its gradient is a product too, not a scatter, which on a
+        GPU is slow and adds in an order of its own.
         """
         U = self.length
 
@@ -105,3 +109,11 @@ class Cache:
     def repeat(self, n: int) -> Cache:
         """Each row n times in a row."""
         return jax.tree.map(lambda x: jnp.repeat(x, n, axis=-4), self)
+
+    def turned(self, by: Array | float, config: LlamaConfig) -> Cache:
+        """The same entries `by` positions further on.
+
+        A rotary position is a rotation and rotations add up: keys are turned by the difference.
+        """
+        angles = rope_angles(config, jnp.reshape(jnp.asarray(by, jnp.float32), (1, 1)))
+        return replace(self, k=jax.tree.map(lambda k: apply_rope(k, angles), self.k))

@@ -1,15 +1,14 @@
-"""Llama (2, 3.x, SmolLM2) in Flax NNX: stacked layers under one scan, explicit masks and positions.
+"""Llama (2, 3.x, SmolLM2) in Flax NNX: explicit masks and positions, adapters beside the weights.
 
-Shapes are suffixes of names, one letter an axis. The letters, for the whole project:
+The layers are unrolled, or stacked and scanned over. Shapes are suffixes of names, one letter an
+axis:
 
     B batch rows          T positions that ask (queries)   D model width
-    C context tokens      U positions that are asked       F feed-forward width
-    M slots               L layers                         V vocabulary
-    P prefix tokens       N query heads                    R LoRA rank
-    S question + answer   K key/value heads                X memory positions (slots or context)
-    A answer tokens       G query heads per K (N = K·G)    H head width
-    I, O width in, out    J heads of a K: G, key, value     W positions wanted
-    E contexts of a batch (B = E·Q, Q questions on each)
+    L layers              U positions that are asked       F feed-forward width
+    N query heads         W positions whose states are wanted
+    K key/value heads     G query heads per K (N = K·G)    H head width
+    R LoRA rank           I, O width in, out               V vocabulary
+    J heads of a K: G queries, a key, a value
 
 Architecture: Touvron et al. 2023 (arXiv:2307.09288) and Grattafiori et al. 2024 (arXiv:2407.21783).
 """
@@ -91,21 +90,36 @@ class Inputs:
 
     config: LlamaConfig
     rope: tuple[Array, Array]
-    mask_BxAxU: Array | None
-    kernel: str  # of causal attention: xla | cudnn
+    mask_BxTxU: Array | None
+    kernel: str
     mesh: Mesh | None
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a decoder runs, whatever its weights are."""
+
+    dtype: str = ""  # of activations and products; empty: as the weights are stored
+    kernel: str = "xla"  # of causal attention: xla | cudnn
+    remat: bool = False  # recompute each layer's activations in the backward pass
+    mesh: Mesh | None = None  # that the weights are spread over
 
 
 Adapters = dict[str, LoRAWeights]
 
 
 def run_layer(
-    layer: Layer, adapters: Adapters, x_BxTxD: Array, inputs: Inputs, cache: CacheLayer | None,
+    layer: Layer,
+    adapters: Adapters,
+    x_BxTxD: Array,
+    inputs: Inputs,
+    cache: CacheLayer | None,
     logit_positions_BxW: Array | None = None,
-) -> tuple[Array, CacheLayer | None]:  # fmt: skip
-    """Attention and feed-forward with their residuals; the cache, if there is one, gets the new keys and values.
+) -> tuple[Array, CacheLayer | None]:
+    """Attention and feed-forward with their residuals.
 
-    With `wanted`, only those positions ask and are returned, `[B, W, D]`; all of them are asked.
+    The cache, if there is one, gets the new keys and values. With `logit_positions`, only those
+    positions ask and are returned, `[B, W, D]`; all of them are asked.
     """
     config = inputs.config
 
@@ -127,14 +141,14 @@ def run_layer(
     q_BxTxNxH = q_BxTxKxGxH.reshape(*x_BxTxD.shape[:2], -1, config.head_dim)
     if cache is not None:
         cache = cache.write(k_BxTxKxH, v_BxTxKxH)
-    mask_BxAxU, seen = inputs.mask_BxAxU, cache
+    mask_BxTxU, seen = inputs.mask_BxTxU, cache
     if logit_positions_BxW is not None:
-        if mask_BxAxU is None:
-            seen, mask_BxAxU = None, jnp.arange(x_BxTxD.shape[1]) <= logit_positions_BxW[:, :, None]
+        if mask_BxTxU is None:
+            seen, mask_BxTxU = None, jnp.arange(x_BxTxD.shape[1]) <= logit_positions_BxW[:, :, None]
         else:
-            mask_BxAxU = take_positions(mask_BxAxU, logit_positions_BxW)
+            mask_BxTxU = take_positions(mask_BxTxU, logit_positions_BxW)
         x_BxTxD, q_BxTxNxH = (take_positions(a, logit_positions_BxW) for a in (x_BxTxD, q_BxTxNxH))
-    y_BxTxNxH = attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, seen, mask_BxAxU, inputs.kernel)
+    y_BxTxNxH = attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, seen, mask_BxTxU, inputs.kernel)
     x_BxTxD = x_BxTxD + project("o", y_BxTxNxH.reshape(*x_BxTxD.shape[:2], -1))
     gate_up_BxTx2xF = project("gate_up", rms_norm(x_BxTxD, layer.ffn_norm[...], config.rms_eps))
     # Else XLA keeps both products that it is the sum of for the backward pass.
@@ -151,35 +165,42 @@ def take_positions(x_BxT: Array, index_BxW: Array) -> Array:
 
 
 class Llama(nnx.Module):
-    """The base model. Every weight is `Frozen`; adapters are passed in beside it.
+    """A pretrained decoder. Every weight is `Frozen`; adapters are passed in beside it.
 
     Args:
         config: sizes.
-        make: fills the weights.
-        scan: keep the layers stacked and scan over them: compiles fast, runs slower, because every step copies each
-            layer out of the stack. Otherwise each layer is a set of arrays of its own and the program is unrolled.
+        make: fills the weights; their dtype is how they are stored.
+        scan: keep the layers stacked and scan over them: compiles fast, runs slower, because every
+            step copies each layer out of the stack. Otherwise each layer is a set of arrays of its
+            own and the program is unrolled.
+        execution: how it runs.
     """
 
-    def __init__(self, config: LlamaConfig, make: Initializer, scan: bool = True):
-        self.config = config
+    def __init__(
+        self,
+        config: LlamaConfig,
+        make: Initializer,
+        scan: bool = True,
+        execution: Execution | None = None,
+    ):
+        self.config, self.execution = config, execution or Execution()
         V, D = config.vocab_size, config.d_model
         self.embedding = Frozen(make((V, D), 0.02))
         stacked = Layer(config, make, (config.n_layers,))
         self.layers = stacked if scan else unstack(stacked)
         self.final_norm = Frozen(make((D,), 0.0))
         self.output = None if config.tie_embeddings else Frozen(make((V, D), 0.02))
-        self.remat = False
-        self.kernel = "xla"  # of causal attention: xla | cudnn
-        self.mesh: Mesh | None = None  # that the weights are spread over
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The weights' dtype, which is also that of all activations."""
-        return self.embedding[...].dtype
+        """The dtype of all activations; weights that are stored in another are cast at use."""
+        stored: jnp.dtype = self.embedding[...].dtype
+        return jnp.dtype(self.execution.dtype) if self.execution.dtype else stored
 
     def embed(self, ids_BxT: Array) -> Array:
         """Token embeddings `[B, T, D]`."""
-        return shard_rows(jnp.take(self.embedding[...], ids_BxT, axis=0), self.mesh)
+        x_BxTxD = jnp.take(self.embedding[...], ids_BxT, axis=0).astype(self.dtype)
+        return shard_rows(x_BxTxD, self.execution.mesh)
 
     def logits(self, h_BxTxD: Array) -> Array:
         """Vocabulary scores in fp32 of states that `__call__` returned (already normed)."""
@@ -188,17 +209,14 @@ class Llama(nnx.Module):
 
     def empty_cache(self, batch: int, length: int) -> Cache:
         """A cache for `length` positions, stacked like the layers."""
-        c = self.config
-        scan = isinstance(self.layers, Layer)
-        return Cache.empty(
-            c.n_layers, batch, length, c.n_kv_heads, c.head_dim, self.dtype, stacked=scan
-        )
+        stacked = isinstance(self.layers, Layer)
+        return Cache.empty(self.config, batch, length, self.dtype, stacked)
 
     def __call__(
         self,
         x_BxTxD: Array,
         positions_BxT: Array,
-        mask_BxAxU: Array | None = None,
+        mask_BxTxU: Array | None = None,
         lora: LoRA | None = None,
         cache: Cache | None = None,
         start: Array | int = 0,
@@ -208,23 +226,28 @@ class Llama(nnx.Module):
         """Runs the layers over embeddings.
 
         Args:
-            x_BxTxD: inputs, in the weights' dtype.
+            x_BxTxD: inputs, in `dtype`.
             positions_BxT: rotary positions; one row may stand for all.
-            mask_BxAxU: True where one of the last A positions may look, U being T or the cache's length. The positions
-                before them look at each other causally; without a mask all do.
+            mask_BxTxU: True where a position may look, U being T or the cache's length. It may be
+                of the last positions only: those before them look at each other causally. Without
+                a mask all do.
             lora: adapters, stacked along the layers.
             cache: keys and values seen so far; this call's are written from index `start` on.
             start: index in the cache of the first of the T positions; 0 if any of them is causal.
             n_layers: run only so many layers (without a cache).
-            wanted_BxW: return the states of these positions only; the last layer spares the others' feed-forward.
-                A mask must then be of all T positions, or none.
+            logit_positions_BxW: return the states of these positions only; the last layer spares
+                the others' feed-forward. A mask must then be of all T positions, or none.
 
         Returns:
             States `[B, T, D]` or `[B, W, D]`, after the final norm if all layers ran, and the new cache.
         """
         depth = self.config.n_layers if n_layers is None else n_layers
         inputs = Inputs(
-            self.config, rope_angles(self.config, positions_BxT), mask_BxAxU, self.kernel, self.mesh
+            self.config,
+            rope_angles(self.config, positions_BxT),
+            mask_BxTxU,
+            self.execution.kernel,
+            self.execution.mesh,
         )
         adapters = {} if lora is None else lora.fused(self.config, x_BxTxD.dtype)
         run = self._scan if isinstance(self.layers, Layer) else self._unroll
@@ -234,7 +257,7 @@ class Llama(nnx.Module):
         return x_BxTxD, cache
 
     def merged(self, lora: LoRA) -> Llama:
-        """This base with adapters, on all of its layers, added to copies of its weights, in their dtype; it runs without them."""
+        """Return a copy with adapters, on all of its layers, added to its weights in `dtype`."""
         base = nnx.merge(*nnx.split(self))
         stacked = isinstance(base.layers, Layer)
         layers: Any = [base.layers] if stacked else base.layers
@@ -243,13 +266,19 @@ class Llama(nnx.Module):
             assert len(change_LxIxO) == self.config.n_layers
             changes = [change_LxIxO] if stacked else jnp.unstack(change_LxIxO)
             for layer, change in zip(layers, changes, strict=True):
-                setattr(layer, name, Frozen(getattr(layer, name)[...] + change))
+                setattr(layer, name, Frozen(getattr(layer, name)[...].astype(self.dtype) + change))
         return base
 
     def _unroll(
-        self, x_BxTxD: Array, inputs: Inputs, adapters: Adapters, cache: Cache | None,
-        start: Array | int, depth: int, logit_positions_BxW: Array | None,
-    ) -> tuple[Array, Cache | None]:  # fmt: skip
+        self,
+        x_BxTxD: Array,
+        inputs: Inputs,
+        adapters: Adapters,
+        cache: Cache | None,
+        start: Array | int,
+        depth: int,
+        logit_positions_BxW: Array | None,
+    ) -> tuple[Array, Cache | None]:
         assert isinstance(self.layers, nnx.List)
 
         def body(
@@ -257,25 +286,34 @@ class Llama(nnx.Module):
             adapters: Adapters,
             x: Array,
             part: CacheLayer | None,
-            wanted: Array | None,
+            logit_positions: Array | None,
         ) -> Any:
-            return run_layer(nnx.merge(graphdef, weights), adapters, x, inputs, part, wanted)
+            layer = nnx.merge(graphdef, weights)
+            return run_layer(layer, adapters, x, inputs, part, logit_positions)
 
-        body = jax.jit(jax.checkpoint(body) if self.remat else body)  # traced once for all layers
+        body = jax.jit(
+            jax.checkpoint(body) if self.execution.remat else body
+        )  # traced once for all layers
         parts = {name: (jnp.unstack(a), jnp.unstack(b)) for name, (a, b) in adapters.items()}
         for i, layer in enumerate(self.layers[:depth]):
             graphdef, weights = nnx.split(layer)
             own = {name: LoRAWeights(a[i], b[i]) for name, (a, b) in parts.items()}
             part = None if cache is None else cache.layer(i, start)
-            wanted = logit_positions_BxW if i == depth - 1 else None
-            x_BxTxD, part = body(weights, own, x_BxTxD, part, wanted)
+            logit_positions = logit_positions_BxW if i == depth - 1 else None
+            x_BxTxD, part = body(weights, own, x_BxTxD, part, logit_positions)
             cache = cache if cache is None else cache.put(i, part)
         return x_BxTxD, cache
 
     def _scan(
-        self, x_BxTxD: Array, inputs: Inputs, adapters: Adapters, cache: Cache | None,
-        start: Array | int, depth: int, logit_positions_BxW: Array | None,
-    ) -> tuple[Array, Cache | None]:  # fmt: skip
+        self,
+        x_BxTxD: Array,
+        inputs: Inputs,
+        adapters: Adapters,
+        cache: Cache | None,
+        start: Array | int,
+        depth: int,
+        logit_positions_BxW: Array | None,
+    ) -> tuple[Array, Cache | None]:
         graphdef, stacked = nnx.split(self.layers)
         weights = jax.tree.map(lambda w: w[:depth], (stacked, adapters))
 
@@ -283,11 +321,11 @@ class Llama(nnx.Module):
             x, cache = carry
             index, (layer, adapters) = xs
             part = None if cache is None else cache.layer(index, start)
-            whole: Any = nnx.merge(graphdef, layer)
-            x, part = run_layer(whole, adapters, x, inputs, part)
+            merged: Any = nnx.merge(graphdef, layer)
+            x, part = run_layer(merged, adapters, x, inputs, part)
             return (x, cache if part is None or cache is None else cache.put(index, part)), None
 
-        if self.remat:
+        if self.execution.remat:
             body = jax.checkpoint(body)
         (x_BxTxD, cache), _ = jax.lax.scan(body, (x_BxTxD, cache), (jnp.arange(depth), weights))
         if logit_positions_BxW is not None:
@@ -297,6 +335,7 @@ class Llama(nnx.Module):
 
 @jax.custom_vjp
 def _vocabulary_scores(h: Array, weights_VxD: Array) -> Array:
+    weights_VxD = weights_VxD.astype(h.dtype)
     return jnp.einsum("...d,vd->...v", h, weights_VxD, preferred_element_type=jnp.float32)
 
 
@@ -305,9 +344,10 @@ def _scores_forward(h: Array, weights_VxD: Array) -> tuple[Array, tuple[Array, A
 
 
 def _scores_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, None]:
-    """In the weights' dtype: a product of fp32 and bf16 would run in fp32. The weights are frozen."""
+    """In the states' dtype: a product of fp32 and bf16 would run in fp32. The weights are frozen."""
     h, weights_VxD = residuals
-    return jnp.einsum("...v,vd->...d", dy.astype(h.dtype), weights_VxD), None
+    dh = jnp.einsum("...v,vd->...d", dy.astype(h.dtype), weights_VxD.astype(h.dtype))
+    return dh, None
 
 
 _vocabulary_scores.defvjp(_scores_forward, _scores_backward)
@@ -325,4 +365,4 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     """Root-mean-square norm over the last axis, in fp32 (arXiv:1910.07467)."""
     x_32 = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(x_32 * x_32, axis=-1, keepdims=True) + eps)
-    return (x_32 * scale).astype(x.dtype) * weight
+    return (x_32 * scale).astype(x.dtype) * weight.astype(x.dtype)

@@ -7,9 +7,10 @@
       gate, up  …                         ────▶  gate_up  a [L, D, 2R]   b [L, 2R, 2, F]
       o, down   …                         ────▶  o, down  the same
 
-Adapters are trained and saved by projection. For each call they are put together as the base's fused matrices are, `b`
-block by block, so that a layer reads its input once for all of them. One filter, `Trainable`, tells what is trained: it
-drives the split for gradients, the optimizer and what is saved. `b` starts at zero, so a fresh adapter changes nothing.
+Adapters are trained and saved by projection. For each call they are put together as the base's fused
+matrices are, `b` block by block, so that a layer reads its input once for all of them. One filter,
+`Trainable`, tells what is trained: it drives the split for gradients, the optimizer and what is
+saved. `b` starts at zero, so a fresh adapter changes nothing.
 """
 
 from __future__ import annotations
@@ -100,50 +101,53 @@ class LoRA(nnx.Module):
 
 
 def lora_dot(
-    x_BxTxI: Array, w: Array, factors: LoRAWeights | None, whole: NamedSharding | None = None
+    x_BxTxI: Array, w: Array, factors: LoRAWeights | None, gathered: NamedSharding | None = None
 ) -> Array:
-    """`x @ w + (x @ a) @ b` for a frozen w `[I, *O]`: `[B, T, *O]`.
+    """`x @ w + (x @ a) @ b` for a frozen w `[I, *O]`: `[B, T, *O]` in x's dtype.
+
+    A weight that is stored in another dtype is cast for the product and once more for its gradient,
+    not kept between.
 
     Args:
-        whole: how w is laid out in the product where each device keeps but a part of it. It is gathered for the product
-            and once more for its gradient, not kept between (Rajbhandari et al. 2020, arXiv:1910.02054).
+        gathered: how w is laid out in the product where each device keeps but a part of it. It is
+            gathered as often as it is cast (Rajbhandari et al. 2020, arXiv:1910.02054).
     """
-    if factors is None and whole is None:
+    if factors is None and gathered is None and w.dtype == x_BxTxI.dtype:
         return jnp.tensordot(x_BxTxI, w, axes=1)
-    return _lora_dot(x_BxTxI, w, factors, whole)
+    return _lora_dot(x_BxTxI, w, factors, gathered)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _lora_dot(
-    x: Array, w: Array, factors: LoRAWeights | None, whole: NamedSharding | None
+    x: Array, w: Array, factors: LoRAWeights | None, gathered: NamedSharding | None
 ) -> Array:
-    return _forward(x, w, factors, whole)[0]
+    return _forward(x, w, factors, gathered)[0]
 
 
 def _forward(
-    x: Array, w: Array, factors: LoRAWeights | None, whole: NamedSharding | None
+    x: Array, w: Array, factors: LoRAWeights | None, gathered: NamedSharding | None
 ) -> tuple[Array, tuple[Any, ...]]:
     if factors is None:
-        return jnp.tensordot(x, _gathered(w, whole), axes=1), (None, w, None, None)
+        return jnp.tensordot(x, _used(w, gathered, x.dtype), axes=1), (None, w, None, None)
     a, b = factors
     z_BxTxR = x @ a
-    if whole is None and _extends(x, w):
-        extended = jnp.concatenate([w, b])
+    if gathered is None and _extends(x, w):
+        extended = jnp.concatenate([w.astype(b.dtype), b])
         y = jnp.tensordot(jnp.concatenate([x, z_BxTxR], axis=-1), extended, axes=1)
         return y, (x, extended, LoRAWeights(a, None), z_BxTxR)
-    y = jnp.tensordot(x, _gathered(w, whole), axes=1) + jnp.tensordot(z_BxTxR, b, axes=1)
+    y = jnp.tensordot(x, _used(w, gathered, x.dtype), axes=1) + jnp.tensordot(z_BxTxR, b, axes=1)
     return y, (x, w, factors, z_BxTxR)
 
 
 def _backward(
-    whole: NamedSharding | None, residuals: tuple[Any, ...], dy: Array
+    gathered: NamedSharding | None, residuals: tuple[Any, ...], dy: Array
 ) -> tuple[Array, None, LoRAWeights | None]:
     """No gradient of w is formed."""
     x, w, factors, z_BxTxR = residuals
     outputs, weight_axes, rows = tuple(range(2, dy.ndim)), tuple(range(1, w.ndim)), (0, 1)
-    if whole is not None:
+    if gathered is not None:
         w = jax.lax.optimization_barrier(w)  # else it would be the forward pass's, kept
-    dx = jnp.tensordot(dy, _gathered(w, whole), (outputs, weight_axes))
+    dx = jnp.tensordot(dy, _used(w, gathered, dy.dtype), (outputs, weight_axes))
     if factors is None:
         return dx, None, None
     a, b = factors
@@ -155,14 +159,16 @@ def _backward(
     return dx + dz_BxTxR @ a.T, None, LoRAWeights(da, jnp.tensordot(z_BxTxR, dy, (rows, rows)))
 
 
-def _gathered(w: Array, whole: NamedSharding | None) -> Array:
-    return w if whole is None else jax.lax.with_sharding_constraint(w, whole)
+def _used(w: Array, gathered: NamedSharding | None, dtype: jnp.dtype) -> Array:
+    """The weight as it stands in a product."""
+    w = w if gathered is None else jax.lax.with_sharding_constraint(w, gathered)
+    return w.astype(dtype)
 
 
 def _extends(x: Array, w: Array) -> bool:
-    """Whether `[x, x @ a] @ [w; b]`, one product, beats the sum of two.
+    """True if `[x, x @ a] @ [w; b]`, one product, beats the sum of two.
 
-    It copies w, and saves passes over the output: worth it where the rows outnumber w's several times.
+    It copies w, and saves passes over the output: worth it where the rows outnumber w's.
     """
     return x.shape[0] * x.shape[1] >= EXTEND_FROM * w.shape[0]
 

@@ -27,20 +27,6 @@ def bidirectional_mask(valid_BxT: Array) -> Array:
     return _visible(valid_BxT, jnp.ones((T, T), bool))
 
 
-def gist_mask(valid_BxT: Array, cut_BxT: Array, after_BxT: Array) -> Array:
-    """Causal, but what comes after the slots does not see what they stand for.
-
-    Mu et al. 2023 (arXiv:2304.08467), section 3.
-
-    Args:
-        valid_BxT: real positions.
-        cut_BxT: positions that are compressed away (the context).
-        after_BxT: positions that may look only around the cut (question and answer).
-    """
-    hidden_BxTxT = after_BxT[:, :, None] & cut_BxT[:, None, :]
-    return causal_mask(valid_BxT) & ~hidden_BxTxT
-
-
 def _visible(valid_BxT: Array, order_TxT: Array) -> Array:
     real_BxTxT = valid_BxT[:, None, :] & valid_BxT[:, :, None] & order_TxT
     return real_BxTxT | jnp.eye(valid_BxT.shape[1], dtype=bool)

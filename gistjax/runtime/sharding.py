@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -26,21 +27,18 @@ ROWS = ("data", "fsdp")
 RULES: tuple[tuple[str, P], ...] = (
     # Each spec is of the last axes; axes before them, such as L of stacked layers, stay whole.
     # The base. Of the fused matrices, key/value heads and feed-forward width are split.
-    (r"base/(embedding|output)", P("tensor", "fsdp")),
-    (r"base/layers/(\d+/)?qkv", P("fsdp", "tensor", None, None)),
-    (r"base/layers/(\d+/)?gate_up", P("fsdp", None, "tensor")),
-    (r"base/layers/(\d+/)?(o|down)", P("tensor", "fsdp")),
-    (r"base/.*norm", P()),
+    (r"(encoder_)?base/(embedding|output)", P("tensor", "fsdp")),
+    (r"(encoder_)?base/layers/(\d+/)?qkv", P("fsdp", "tensor", None, None)),
+    (r"(encoder_)?base/layers/(\d+/)?gate_up", P("fsdp", None, "tensor")),
+    (r"(encoder_)?base/layers/(\d+/)?(o|down)", P("tensor", "fsdp")),
+    (r"(encoder_)?base/.*norm", P()),
     # Adapters [L, in, R] and [L, R, out]: the wide side follows its projection.
     (r".*lora/adapters/(q|k|v|gate|up)/a", P("fsdp", None)),
     (r".*lora/adapters/(q|k|v|gate|up)/b", P(None, "tensor")),
     (r".*lora/adapters/(o|down)/a", P("tensor", None)),
     (r".*lora/adapters/(o|down)/b", P(None, "fsdp")),
-    # The compressor's square matrices; everything thin is replicated.
-    (r"compressor/.*/(query|key|value|into|mix_in)", P("fsdp", "tensor")),
-    (r"compressor/.*/(out|mix_out|projection)", P("tensor", "fsdp")),
-    (r"compressor/.*", P()),
 )
+"""Parameter name to PartitionSpec: the first that matches. Other parameters declare their own."""
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -73,18 +71,28 @@ def one_device() -> Mesh:
     )
 
 
-def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The first matching rule's PartitionSpec; axes that do not divide a dimension are left out.
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, declared: P | None = None) -> P:
+    """The PartitionSpec of a parameter; axes that do not divide a dimension are left out.
+
+    It is the declared one, else that of the first rule that matches. Vectors without either are
+    replicated.
 
     Raises:
-        ValueError: if no rule matches.
+        ConfigError: naming a matrix that declares nothing and that no rule matches.
     """
-    for pattern, spec in RULES:
-        if re.fullmatch(pattern, path):
-            whole = (None,) * (len(shape) - len(spec) if spec else 0)
-            axes = zip((*whole, *spec), shape, strict=bool(spec))
-            return P(*(_fitting(axis, size, mesh) for axis, size in axes))
-    raise ValueError(f"no sharding rule matches the parameter {path!r}: add one to RULES")
+    rules = (spec for pattern, spec in RULES if re.fullmatch(pattern, path))
+    spec = declared if declared is not None else next(rules, None)
+    if spec is None:
+        if len(shape) > 1:
+            raise ConfigError(
+                f"no sharding rule matches the parameter {path!r}: declare its partition_spec (in an "
+                "architecture by `layers.matrix` or `layers.parameter`), or add a rule to "
+                "`sharding.RULES`."
+            )
+        spec = P()
+    whole = (None,) * (len(shape) - len(spec) if spec else 0)
+    axes = zip((*whole, *spec), shape, strict=bool(spec))
+    return P(*(_fitting(axis, size, mesh) for axis, size in axes))
 
 
 def _fitting(axis: str | None, size: int, mesh: Mesh) -> str | None:
@@ -101,30 +109,56 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def shardings_of(tree: Any, mesh: Mesh, prefix: str = "") -> Any:
-    """A NamedSharding for every leaf of a tree of parameters (arrays or shapes)."""
+    """A NamedSharding for every leaf of a tree of parameters (arrays or shapes).
+
+    Raises:
+        ConfigError: as `spec_of` says.
+    """
+
+    def of_variable(path: tuple[Any, ...], variable: Any) -> Any:
+        is_variable = isinstance(variable, nnx.Variable)
+        declared = variable.get_metadata().get("partition_spec") if is_variable else None
+        return jax.tree_util.tree_map_with_path(
+            lambda rest, leaf: NamedSharding(
+                mesh, spec_of(prefix + path_name(path + rest), leaf.shape, mesh, declared)
+            ),
+            variable,
+        )
+
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, spec_of(prefix + path_name(path), leaf.shape, mesh)),
-        tree,
+        of_variable, tree, is_leaf=lambda node: isinstance(node, nnx.Variable)
     )
 
 
 def gathered_sharding(path: str, shape: tuple[int, ...], mesh: Mesh | None) -> NamedSharding | None:
-    """How a parameter is laid out where it is used: like its parts, but gathered over `fsdp`. None where they are whole."""
+    """How a parameter is laid out where it is used: like its parts, but gathered over `fsdp`.
+
+    None where nothing is split over `fsdp`.
+    """
     if mesh is None or mesh.shape["fsdp"] == 1:
         return None
-    spec = spec_of(path, shape, mesh)
-    return NamedSharding(mesh, P(*(None if axis == "fsdp" else axis for axis in spec)))
+    return _gathered(NamedSharding(mesh, spec_of(path, shape, mesh)))
 
 
-def all_gather(tree: Any, mesh: Mesh) -> Any:
-    """Parameters as `whole` lays them out: within a jitted function, an all-gather whose gradient is split again."""
-    if mesh.shape["fsdp"] == 1:
-        return tree
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.lax.with_sharding_constraint(
-            leaf, gathered_sharding(path_name(path), leaf.shape, mesh)
+def _gathered(sharding: NamedSharding) -> NamedSharding:
+    spec = (None if axis == "fsdp" else axis for axis in sharding.spec)
+    return NamedSharding(sharding.mesh, P(*spec))
+
+
+def all_gather(tree: Any, shardings: Any) -> Any:
+    """Gather parameters over `fsdp` within a jitted function; their gradient is split again.
+
+    Args:
+        shardings: those of the leaves, as `shardings_of` returns them.
+    """
+    return jax.tree.map(
+        lambda leaf, sharding: (
+            leaf
+            if sharding.mesh.shape["fsdp"] == 1
+            else jax.lax.with_sharding_constraint(leaf, _gathered(sharding))
         ),
         tree,
+        shardings,
     )
 
 
@@ -141,9 +175,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(batch: Any, mesh: Mesh, leading: int = 0) -> Any:
-    """Places host arrays on the mesh, rows split over `ROWS`; `leading` axes before the rows stay whole."""
-    sharding = NamedSharding(mesh, P(*([None] * leading), ROWS))
-    return put(batch, jax.tree.map(lambda _: sharding, batch))
+    """Place host arrays on the mesh, rows split over `ROWS`; `leading` axes before them stay whole.
+
+    What all rows share, by its name's suffix `_P`, is replicated.
+    """
+    rows = NamedSharding(mesh, P(*([None] * leading), ROWS))
+    return put(
+        batch,
+        jax.tree_util.tree_map_with_path(
+            lambda path, _: replicated(mesh) if path_name(path).endswith("_P") else rows, batch
+        ),
+    )
 
 
 def put(tree: Any, shardings: Any) -> Any:

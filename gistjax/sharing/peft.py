@@ -13,14 +13,12 @@ import jax
 import numpy as np
 from safetensors.numpy import save
 
+from gistjax.compress.parameters import abstract_model, import_trainable, split_model
 from gistjax.config import CompressionConfig, LoraConfig
 from gistjax.errors import ConfigError
-from gistjax.estimate.planning import abstract_model
 from gistjax.experiment.run_dir import EXPORTED
 from gistjax.runtime.files import make_folder, write_atomically, write_json
 from gistjax.runtime.sharding import path_name
-from gistjax.training.checkpoint import import_trainable
-from gistjax.training.step import split_model
 from gistjax.weights.registry import resolve
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -7,26 +7,20 @@ hash stands in `config.json`.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from gistjax.compress.architectures import stretched
 from gistjax.errors import CheckpointError, StorageError, first_line
-from gistjax.experiment.run_dir import EXPORTED
 from gistjax.runtime.files import sync_folder
-from gistjax.runtime.sharding import barrier, is_primary, path_name, put, to_host
-from gistjax.runtime.tensors import load_tensors, save_tensors
+from gistjax.runtime.sharding import barrier, is_primary, path_name
 from gistjax.training.manifest import check_manifest, write_manifest
 from gistjax.training.step import TrainState
 
@@ -216,115 +210,6 @@ def _plain(state: TrainState) -> dict[str, Any]:
 
 def _name(path: tuple[Any, ...]) -> str:
     return path_name(path).replace("/", ".")
-
-
-def export_trainable(trainable: Any, path: Path, metadata: dict[str, str]) -> None:
-    """Writes the trainable leaves as one safetensors file with a checksum, for sharing.
-
-    Raises:
-        StorageError: if the disk is full or fails; a file that was there stays.
-    """
-    arrays = {
-        path_name(key): np.asarray(to_host(leaf))
-        for key, leaf in jax.tree_util.tree_leaves_with_path(trainable)
-    }
-    if is_primary():
-        save_tensors(path, arrays, metadata)
-
-
-def import_trainable(path: Path, trainable: Any) -> Any:
-    """Reads what `export_trainable` wrote, in the shapes and shardings of `trainable`.
-
-    Raises:
-        CheckpointError: if the file is missing or damaged, or its parameters are not those of `trainable`.
-    """
-    arrays, _ = load_tensors(path)
-
-    def find(key: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        name = path_name(key)
-        found = arrays.get(name)
-        if found is None or found.shape != leaf.shape:
-            state = "is missing" if found is None else f"has shape {found.shape}"
-            raise CheckpointError(
-                f"{path} does not fit this configuration: {name} {state}, expected {leaf.shape}. "
-                "Use the config.json that lies beside it."
-            )
-        return put(found.astype(leaf.dtype), leaf.sharding)
-
-    return jax.tree_util.tree_map_with_path(find, trainable)
-
-
-def start_from(
-    path: Path, trainable: Any, architecture: str, make: Callable[[], Any] | None = None
-) -> Any:
-    """The leaves of an earlier stage: of `compressor.safetensors`, or of the run directory that holds it.
-
-    What the earlier stage did not have stays as it is in `trainable`, and so do head, gate and connector if it was of
-    another architecture; what is taken must fit. A convolution's kernel is stretched to its new width. Of other parameters
-    that have more rows there, such as the queries of more slots, the first are taken over.
-
-    Args:
-        trainable: arrays or, where there is `make`, shapes with shardings.
-        make: gives `trainable` as arrays; called if the file does not have all of it.
-
-    Raises:
-        CheckpointError: if the file is missing, damaged or of other shapes, or has nothing in common with `trainable`.
-    """
-    file = find_exported(path)
-    arrays, metadata = load_tensors(file)
-    same_head, taken = _architecture(metadata) in (architecture, None), []
-
-    def find(key: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        name = path_name(key)
-        of_head = re.match(r"compressor/(head/|gate|connector/)", name)
-        found = arrays.get(name)
-        if found is None or (of_head and not same_head):
-            return leaf
-        if found.ndim and found.shape[1:] == leaf.shape[1:]:
-            if name == "compressor/head/kernel" and len(found):
-                found = stretched(found, len(leaf))
-            found = found[: len(leaf)]
-        if found.shape != leaf.shape:
-            raise CheckpointError(
-                f"{file} does not fit this configuration: {name} has shape {found.shape}, expected {leaf.shape}."
-            )
-        taken.append(name)
-        return put(found.astype(leaf.dtype), leaf.sharding)
-
-    result = jax.tree_util.tree_map_with_path(find, trainable)
-    if not taken:
-        raise CheckpointError(f"{file} holds no parameter of this configuration.")
-    wanted = len(jax.tree.leaves(trainable))
-    log.info("%d of %d parameter arrays from %s", len(taken), wanted, file)
-    if make and len(taken) < wanted:
-        result = jax.tree.map(
-            lambda leaf, made: made if isinstance(leaf, jax.ShapeDtypeStruct) else leaf,
-            result,
-            make(),
-        )
-    return result
-
-
-def find_exported(path: Path) -> Path:
-    """The file of an exported compressor, given it or the run directory that holds it.
-
-    Raises:
-        CheckpointError: if it is not there.
-    """
-    file = path / EXPORTED if path.is_dir() else path
-    if not file.is_file():
-        raise CheckpointError(
-            f"there is no {file}: --config.init_from takes the directory of a finished run, or its {EXPORTED}."
-        )
-    return file
-
-
-def _architecture(metadata: dict[str, str]) -> str | None:
-    """That an exported compressor was trained with; None where the file does not say."""
-    try:
-        return json.loads(metadata["config"])["architecture"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return None
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -53,10 +53,12 @@ class Forward:
     settings: LossSettings
 
     @cached_property
-    def memory(self) -> CompressedContext:
+    def context(self) -> CompressedContext:
         """The compressed contexts, `[E, …]`."""
         batch = self.batch
-        return self.model.compress(batch.context_ids_ExC, batch.context_length_E, batch.ratio_E)
+        return self.model.compress(
+            batch.prefix_ids_P, batch.context_ids_ExC, batch.context_length_E, batch.ratio_E
+        )
 
     @cached_property
     def n_answer(self) -> int:
@@ -73,13 +75,13 @@ class Forward:
         logit_positions_BxA = answer_positions(question_length_B, A, tokens_BxS.shape[1])
         room = A if self.settings.weights.get("generation") else 0
         if batch.questions > 1:
-            reading = model.prefill(self.memory, tokens_BxS.shape[1] + room).repeat(batch.questions)
-            return model.ask(tokens_BxS, reading, logit_positions_BxA, question_length_B)
+            state = model.prefill(self.context, tokens_BxS.shape[1] + room).repeat(batch.questions)
+            return model.append(tokens_BxS, state, logit_positions_BxA, question_length_B)
         length_B = question_length_B + batch.answer_length_B
         if not room:
-            return model.states(self.memory, tokens_BxS, length_B, logit_positions_BxA), None
-        return model.read(
-            self.memory, tokens_BxS, length_B, room, logit_positions_BxA, question_length_B
+            return model.states(self.context, tokens_BxS, length_B, logit_positions_BxA), None
+        return model.prefill_with(
+            self.context, tokens_BxS, length_B, room, logit_positions_BxA, question_length_B
         )
 
     @cached_property
@@ -148,23 +150,23 @@ def generation(forward: Forward) -> Array:
     read behind the question with gradient, slots in place, so that the compressor learns from them. Gold token a is
     predicted from the model's own tokens before it.
     """
-    h_BxAxD, reading = forward.gold
-    assert reading is not None
+    h_BxAxD, state = forward.gold
+    assert state is not None
     first_Bx1xD = h_BxAxD[:, :1]
-    own_BxA = _own_answers(forward, first_Bx1xD[:, 0], reading)
-    rest_BxAxD, _ = forward.model.extend(own_BxA[:, :-1], reading, 0)
+    own_BxA = _own_answers(forward, first_Bx1xD[:, 0], state)
+    rest_BxAxD, _ = forward.model.decode_step(own_BxA[:, :-1], state, 0)
     loss_B = _cross_entropy(forward, jnp.concatenate([first_Bx1xD, rest_BxAxD], axis=1))
     return forward.mean(loss_B, "answer")
 
 
-def _own_answers(forward: Forward, last_BxD: Array, reading: DecodeState) -> Array:
-    graphdef, state = nnx.split(forward.model)
-    state, last_BxD, reading = jax.lax.stop_gradient((state, last_BxD, reading))
-    model = nnx.merge(graphdef, state)
+def _own_answers(forward: Forward, last_BxD: Array, state: DecodeState) -> Array:
+    graphdef, weights = nnx.split(forward.model)
+    weights, last_BxD, state = jax.lax.stop_gradient((weights, last_BxD, state))
+    model = nnx.merge(graphdef, weights)
     if model.lora is not None and model.base.config.d_model <= MERGE_UP_TO:
         model.base, model.lora = model.base.merged(model.lora), None
     return continue_greedily(
-        model, last_BxD, reading, forward.n_answer, forward.settings.end_id,
+        model, last_BxD, state, forward.n_answer, forward.settings.end_id,
         limit=jnp.max(forward.batch.answer_length_B) - 1,
     )  # fmt: skip
 
@@ -176,7 +178,7 @@ def contrastive(forward: Forward) -> Array:
     other contexts, over all devices; rows with the same context are left out.
     """
     batch = forward.batch
-    cosine_ExE = _unit(forward.memory.x_BxXxD[:, 0]) @ _unit(batch.context_view_ExD).T
+    cosine_ExE = _unit(forward.context.x_BxXxD[:, 0]) @ _unit(batch.context_view_ExD).T
     same_ExE = batch.context_id_E[:, None] == batch.context_id_E[None, :]
     real_E = batch.context_id_E >= 0
     keep_ExE = (~same_ExE & real_E[None, :]) | jnp.eye(len(real_E), dtype=bool)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import optax
+from flax import nnx
 
 from gistjax.config import OptimizerConfig
 from gistjax.errors import ConfigError
@@ -18,15 +19,12 @@ from gistjax.runtime.sharding import path_name
 GROUPS: tuple[tuple[str, str], ...] = (
     (r"lora/adapters/.*", "lora"),
     (r"compressor/encoder/lora/adapters/.*", "lora"),
-    (r"compressor/(gate|(head|connector)/.*)", "compressor"),
+    (r"compressor/(gate|(architecture|connector)/.*)", "compressor"),
 )
 """Parameter name to learning-rate group. Every trainable leaf must match exactly one."""
 
 B1, B2 = 0.9, 0.999
 """Decays of Adam's moments (Kingma and Ba 2015, arXiv:1412.6980)."""
-
-DECAYED = r".*/(a|b|query|key|value|out|into|mix_in|mix_out|projection)"
-"""Weight decay is for matrices: not for norms, queries, scores and depthwise kernels."""
 
 
 def label_groups(trainable: Any) -> Any:
@@ -50,10 +48,17 @@ def label_groups(trainable: Any) -> Any:
 
 
 def is_decayed(trainable: Any) -> Any:
-    """True for every leaf that weight decay shrinks."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: re.fullmatch(DECAYED, path_name(path)) is not None, trainable
-    )
+    """True for every leaf that weight decay shrinks: matrices that do not declare `decay=False`.
+
+    Norms, biases and scores are vectors; queries and depthwise kernels declare it.
+    """
+
+    def of_variable(variable: Any) -> Any:
+        is_variable = isinstance(variable, nnx.Variable)
+        allowed = variable.get_metadata().get("decay", True) if is_variable else True
+        return jax.tree.map(lambda leaf: allowed and leaf.ndim >= 2, variable)
+
+    return jax.tree.map(of_variable, trainable, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
 def schedules(config: OptimizerConfig, total_steps: int) -> dict[str, optax.Schedule]:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx, struct
+from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.data.example import Batch
-from gistjax.model.lora import Trainable
-from gistjax.runtime.sharding import all_gather, path_name, put, replicated, shardings_of, spec_of
+from gistjax.runtime.sharding import all_gather, path_name, put, replicated, shardings_of
 from gistjax.training.losses import LossSettings, total_loss
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Health:
     """What is known of bad steps, as scalars. A bad step is counted, but changes neither parameters nor optimizer."""
 
@@ -31,7 +32,8 @@ class Health:
     mean_loss: Any  # fp32, exponential mean over the good steps; 0 before the first
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class TrainState:
     """All that a step changes, and all that a checkpoint holds (or, leaf by leaf, its shardings)."""
 
@@ -41,16 +43,9 @@ class TrainState:
     health: Health
 
 
-def split_model(model: CompressedLM) -> tuple[nnx.GraphDef[CompressedLM], Any, Any]:
-    """Structure, trainable leaves and frozen leaves. `Trainable` is the one filter that decides."""
-    graphdef, trainable, frozen = nnx.split(model, Trainable, ...)  # type: ignore[misc]
-    return graphdef, trainable, frozen
-
-
 def no_bad_step() -> Health:
     """The health of a run that begins."""
-    health: Any = Health
-    return health(*(jnp.zeros((), dtype) for dtype in (jnp.int32,) * 3 + (jnp.float32,)))
+    return Health(*(jnp.zeros((), dtype) for dtype in (jnp.int32,) * 3 + (jnp.float32,)))
 
 
 def init_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -63,19 +58,24 @@ def init_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Me
     )
     shardings = state_shardings(state, mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
-    return put(state.replace(opt_state=opt_state), shardings)  # type: ignore[attr-defined, no-any-return]
+    return put(dataclasses.replace(state, opt_state=opt_state), shardings)
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
     """Parameters by the rules of `sharding`; Adam's moments like their parameter; counters replicated."""
+    parameters = shardings_of(state.trainable, mesh)
+    by_name = {
+        path_name(path): sharding
+        for path, sharding in jax.tree_util.tree_leaves_with_path(parameters)
+    }
 
-    def of_optimizer(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def of_optimizer(path: tuple[Any, ...], _: Any) -> NamedSharding:
         moment = re.fullmatch(r".*/(?:mu|nu)/(.+)", path_name(path))
-        return NamedSharding(mesh, spec_of(moment[1], leaf.shape, mesh) if moment else P())
+        return by_name[moment[1]] if moment else replicated(mesh)
 
     return TrainState(
         replicated(mesh),
-        shardings_of(state.trainable, mesh),
+        parameters,
         jax.tree_util.tree_map_with_path(of_optimizer, state.opt_state),
         jax.tree.map(lambda _: replicated(mesh), state.health),
     )
@@ -102,7 +102,7 @@ def make_train_step(
     """
 
     def loss_fn(trainable: Any, frozen: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        trainable = all_gather(trainable, shardings.step.mesh)
+        trainable = all_gather(trainable, shardings.trainable)
         return total_loss(nnx.merge(graphdef, trainable, frozen), batch, settings)
 
     def gradients(trainable: Any, frozen: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:

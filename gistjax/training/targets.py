@@ -50,9 +50,9 @@ def distillation_targets(
         model = nnx.merge(graphdef, state)
         S = batch.tokens_BxS.shape[1]
         logit_positions_BxA = answer_positions(batch.question_length_B, min(answer_tokens, S), S)
-        memory = model.compress(batch.context_ids_ExC, batch.context_length_E)
+        context = model.compress(batch.prefix_ids_P, batch.context_ids_ExC, batch.context_length_E)
         length_B = batch.question_length_B + batch.answer_length_B
-        h_BxAxD = model.states(memory, batch.tokens_BxS, length_B, logit_positions_BxA)
+        h_BxAxD = model.states(context, batch.tokens_BxS, length_B, logit_positions_BxA)
         p_BxAxV = jax.nn.softmax(model.base.logits(h_BxAxD))
         p_BxAxY, ids_BxAxY = jax.lax.top_k(p_BxAxV, top)
         return ids_BxAxY, p_BxAxY / jnp.sum(p_BxAxY, axis=2, keepdims=True)

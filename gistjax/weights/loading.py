@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from gistjax.errors import WeightsError
 from gistjax.model.config import LlamaConfig
-from gistjax.model.llama import Llama, fuse_qkv, random_initializer
+from gistjax.model.llama import Execution, Llama, fuse_qkv, random_initializer
 from gistjax.model.lora import projection_sizes
 from gistjax.runtime.sharding import path_name, put, shardings_of
 
@@ -57,20 +57,34 @@ class TensorReader(Protocol):
         """
 
 
-def abstract_llama(config: LlamaConfig, dtype: jnp.dtype, scan: bool = True) -> Llama:
+def abstract_llama(
+    config: LlamaConfig,
+    dtype: jnp.dtype,
+    scan: bool = True,
+    execution: Execution | None = None,
+) -> Llama:
     """Return the base as shapes and dtypes."""
-    return nnx.eval_shape(lambda: Llama(config, random_initializer(jax.random.key(0), dtype), scan))
+
+    def make() -> Llama:
+        return Llama(config, random_initializer(jax.random.key(0), dtype), scan, execution)
+
+    return nnx.eval_shape(make)
 
 
 def load_llama(
-    reader: TensorReader, config: LlamaConfig, dtype: jnp.dtype, mesh: Mesh, scan: bool = True
+    reader: TensorReader,
+    config: LlamaConfig,
+    dtype: jnp.dtype,
+    mesh: Mesh,
+    scan: bool = True,
+    execution: Execution | None = None,
 ) -> Llama:
     """Read every weight into its place on the mesh.
 
     Raises:
         WeightsError: naming the tensor that is missing, damaged or of another shape.
     """
-    graphdef, shapes = nnx.split(abstract_llama(config, dtype, scan))
+    graphdef, shapes = nnx.split(abstract_llama(config, dtype, scan, execution))
     shardings = shardings_of(shapes, mesh, "base/")
 
     def load(item: tuple[tuple[Any, ...], jax.ShapeDtypeStruct], sharding: Any) -> jax.Array:
@@ -143,10 +157,15 @@ def _fitting(array: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray
 
 
 def random_llama(
-    config: LlamaConfig, dtype: jnp.dtype, mesh: Mesh, seed: int, scan: bool = True
+    config: LlamaConfig,
+    dtype: jnp.dtype,
+    mesh: Mesh,
+    seed: int,
+    scan: bool = True,
+    execution: Execution | None = None,
 ) -> Llama:
     """Return random weights, made on the devices; the same with stacked layers and without."""
-    graphdef, shapes = nnx.split(abstract_llama(config, dtype, scan))
+    graphdef, shapes = nnx.split(abstract_llama(config, dtype, scan, execution))
 
     def make() -> Any:
         return nnx.split(Llama(config, random_initializer(jax.random.key(seed), dtype), scan))[1]

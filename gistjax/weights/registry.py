@@ -19,7 +19,7 @@ from gistjax.config import ModelConfig
 from gistjax.errors import WeightsError, did_you_mean, first_line
 from gistjax.model.attention import choose_kernel
 from gistjax.model.config import LlamaConfig, RopeScaling
-from gistjax.model.llama import Layer, Llama
+from gistjax.model.llama import Execution, Layer, Llama
 from gistjax.runtime.sharding import path_name, to_host
 from gistjax.weights.gguf_file import open_gguf
 from gistjax.weights.hugging_face import SafetensorsReader, read_config
@@ -198,17 +198,18 @@ def load_base(source: Source, model: ModelConfig, mesh: Mesh, seed: int = 0) -> 
         WeightsError: if weights are missing, damaged, or do not fit their config.
     """
     dtype = jnp.dtype(model.dtype)
+    compute_dtype = jnp.dtype(model.compute_dtype or model.dtype)
+    kernel = choose_kernel(model.attention, source.config.head_dim, compute_dtype)
+    execution = Execution(model.compute_dtype, kernel, model.remat, mesh)
     if source.kind == "random":
-        llama = random_llama(source.config, dtype, mesh, seed, model.scan_layers)
+        llama = random_llama(source.config, dtype, mesh, seed, model.scan_layers, execution)
     else:
         assert source.path is not None
         reader = open_gguf(source.path) if source.kind == "gguf" else SafetensorsReader(source.path)
         try:
-            llama = load_llama(reader, source.config, dtype, mesh, model.scan_layers)
+            llama = load_llama(reader, source.config, dtype, mesh, model.scan_layers, execution)
         except WeightsError as error:
             raise WeightsError(f"{source.path}: {error}") from error
-    llama.remat, llama.mesh = model.remat, mesh
-    llama.kernel = choose_kernel(model.attention, source.config.head_dim, dtype)
     return llama
 
 

@@ -10,15 +10,10 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gistjax.compress.architectures import (
-    HEADS,
-    Attention,
-    masked_softmax,
-    stretched,
-    window_ends,
-    window_means,
-    windows,
-)
+from gistjax.compress.architectures import find_architecture, stretched
+from gistjax.compress.layers import Attention
+from gistjax.compress.windows import masked_softmax, window_ends, window_means, windows
+from gistjax.config import ARCHITECTURES
 from gistjax.model.config import LlamaConfig
 from tests.helpers.tiny import TINY
 
@@ -31,12 +26,12 @@ BUDGET = {
     "mean_pool": 0,
     "mark": 1 / 4096,
 }
-READING = [name for name in HEADS if name != "mark"]
+READING = [name for name in ARCHITECTURES if name != "mark"]
 M, C = 4, 16
 
 
 def make(name, slots=M):
-    return HEADS[name](TINY, slots, C // slots, jax.random.key(0))
+    return find_architecture(name)(TINY, slots, C // slots, jax.random.key(0))
 
 
 def slots_of(head, states, length, used, n=M):
@@ -54,15 +49,17 @@ def parameters(head):
     return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(head)))
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("slots", [32, 64, 128])
 def test_parameter_budget_at_8b(name, slots):
-    head = nnx.eval_shape(lambda: HEADS[name](LLAMA_8B, slots, 512 // slots, jax.random.key(0)))
+    head = nnx.eval_shape(
+        lambda: find_architecture(name)(LLAMA_8B, slots, 512 // slots, jax.random.key(0))
+    )
     budget = BUDGET[name] * 4096**2
     assert abs(parameters(head) - budget) <= 0.05 * budget
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_shapes_and_dtypes(name, rng):
     states = jnp.array(rng.normal(size=(2, C, 32)), jnp.bfloat16)
     slots = slots_of(make(name), states, jnp.array([16, 9]), jnp.array([4, 4]))
@@ -122,7 +119,7 @@ def test_windows_are_those_of_adaptive_pooling(n, slots):
     np.testing.assert_allclose(np.asarray(means)[:, :slots], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_fewer_slots_are_those_of_a_row_that_uses_fewer(name, rng):
     head, states = make(name), jnp.array(rng.normal(size=(2, C, 32)), jnp.float32)
     length, used = jnp.array([16, 9]), jnp.array([3, 2])

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import chex
@@ -9,14 +10,13 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gistjax.compress.architectures import HEADS
 from gistjax.compress.compressed_lm import answer_positions
-from gistjax.config import EncoderConfig, LoraConfig
+from gistjax.config import ARCHITECTURES, EncoderConfig, LoraConfig
 from gistjax.model.config import LlamaConfig
 from gistjax.model.llama import Frozen
 from gistjax.model.lora import Trainable
 from gistjax.model.masks import lengths_to_valid
-from tests.helpers.tiny import TINY, Compiled, tiny_base, tiny_model
+from tests.helpers.tiny import PREFIX, TINY, Compiled, tiny_base, tiny_model
 
 ENCODERS = {
     "embeddings": EncoderConfig(kind="embeddings"),
@@ -24,7 +24,7 @@ ENCODERS = {
     "lora": EncoderConfig(kind="lora", lora=LoraConfig(rank=2)),
     "bidirectional": EncoderConfig(kind="lora", bidirectional=True, lora=LoraConfig(rank=2)),
 }
-FORMS = [(name, "soft_tokens") for name in (*HEADS, "none", "closed_book")] + [
+FORMS = [(name, "soft_tokens") for name in (*ARCHITECTURES, "none", "closed_book")] + [
     ("gist", "key_values"), ("pooling", "key_values")
 ]  # fmt: skip
 SLOTS = [
@@ -42,11 +42,11 @@ def inputs(rng, B=3, C=16, S=7):
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_head_with_every_encoder(name, encoder, rng):
     model = Compiled(tiny_model(name, encoder=ENCODERS[encoder]))
     ids, length, tokens, tokens_length = inputs(rng)
-    memory = model.memory(ids, length)
+    memory = model.in_sequence(PREFIX, ids, length)
     chex.assert_shape(memory.x_BxXxD, (3, 4, 32))
     np.testing.assert_array_equal(memory.slots_B, [4, 4, 3])  # no more slots than tokens
     chex.assert_shape(model.states(memory, tokens, tokens_length), (3, 7, 32))
@@ -59,7 +59,9 @@ def test_padding_tokens_change_nothing(name, form, rng):
     ids, length, tokens, tokens_length = inputs(rng)
 
     def states(ids, tokens):
-        return np.asarray(model.states(model.memory(ids, length), tokens, tokens_length))
+        return np.asarray(
+            model.states(model.in_sequence(PREFIX, ids, length), tokens, tokens_length)
+        )
 
     padded_ids = jnp.where(jnp.arange(16) < length[:, None], ids, 60 - ids)
     padded_tokens = jnp.where(jnp.arange(7) < tokens_length[:, None], tokens, 60 - tokens)
@@ -74,8 +76,8 @@ def test_wider_padding_changes_nothing(name, form, rng):
     model = Compiled(tiny_model(name, slot_form=form))
     ids, length, tokens, tokens_length = inputs(rng)
     wide_ids, wide_tokens = jnp.pad(ids, ((0, 0), (0, 5))), jnp.pad(tokens, ((0, 0), (0, 3)))
-    narrow = model.states(model.memory(ids, length), tokens, tokens_length)
-    wide = model.states(model.memory(wide_ids, length), wide_tokens, tokens_length)
+    narrow = model.states(model.in_sequence(PREFIX, ids, length), tokens, tokens_length)
+    wide = model.states(model.in_sequence(PREFIX, wide_ids, length), wide_tokens, tokens_length)
     real = np.arange(7) < np.asarray(tokens_length)[:, None]
     np.testing.assert_allclose(np.asarray(narrow)[real], np.asarray(wide)[:, :7][real], atol=1e-4)
 
@@ -85,11 +87,15 @@ def test_wider_padding_changes_nothing(name, form, rng):
 def test_cached_answers_equal_uncached_ones(name, form, slots, rng):
     model = Compiled(tiny_model(name, slot_form=form, **slots))
     ids, length, tokens, tokens_length = inputs(rng)
-    answers = np.asarray(model.greedy(model.compress(ids, length), tokens, tokens_length, 5, -1))
+    answers = np.asarray(
+        model.greedy(model.compress(PREFIX, ids, length), tokens, tokens_length, 5, -1)
+    )
     sequence = np.concatenate([np.asarray(tokens), np.zeros((3, 5), int)], axis=1)
     ends, rows = np.asarray(tokens_length), np.arange(3)
     for step in range(5):
-        h = model.states(model.memory(ids, length), jnp.array(sequence), jnp.array(ends + step))
+        h = model.states(
+            model.in_sequence(PREFIX, ids, length), jnp.array(sequence), jnp.array(ends + step)
+        )
         best = np.asarray(model.base.logits(h)).argmax(-1)[rows, ends + step - 1]
         np.testing.assert_array_equal(answers[:, step], best)
         sequence[rows, ends + step] = best
@@ -99,11 +105,11 @@ def test_cached_answers_equal_uncached_ones(name, form, slots, rng):
 def test_an_answer_does_not_depend_on_its_batch(name, form, rng):
     model = Compiled(tiny_model(name, slot_form=form))
     ids, length, tokens, tokens_length = inputs(rng)
-    together = model.greedy(model.compress(ids, length), tokens, tokens_length, 5, 7)
+    together = model.greedy(model.compress(PREFIX, ids, length), tokens, tokens_length, 5, 7)
     for b in range(3):
         row = slice(b, b + 1)
         alone = model.greedy(
-            model.compress(ids[row], length[row]), tokens[row], tokens_length[row], 5, 7
+            model.compress(PREFIX, ids[row], length[row]), tokens[row], tokens_length[row], 5, 7
         )
         np.testing.assert_array_equal(together[row], alone)
 
@@ -111,9 +117,13 @@ def test_an_answer_does_not_depend_on_its_batch(name, form, rng):
 def test_greedy_stops_at_the_end_token_and_fills_with_it(rng):
     model = Compiled(tiny_model("gist"))
     ids, length, tokens, tokens_length = inputs(rng)
-    free = np.asarray(model.greedy(model.memory(ids, length), tokens, tokens_length, 6, -1))
+    free = np.asarray(
+        model.greedy(model.in_sequence(PREFIX, ids, length), tokens, tokens_length, 6, -1)
+    )
     end = int(free[0, 2])
-    stopped = np.asarray(model.greedy(model.memory(ids, length), tokens, tokens_length, 6, end))
+    stopped = np.asarray(
+        model.greedy(model.in_sequence(PREFIX, ids, length), tokens, tokens_length, 6, end)
+    )
     first = list(free[0]).index(end)
     np.testing.assert_array_equal(stopped[0, :first], free[0, :first])
     assert (stopped[0, first:] == end).all()
@@ -122,7 +132,7 @@ def test_greedy_stops_at_the_end_token_and_fills_with_it(rng):
 def test_key_values_have_m_positions_and_no_context(rng):
     model = Compiled(tiny_model("gist", slot_form="key_values"))
     ids, length, *_ = inputs(rng)
-    memory = model.compress(ids, length)
+    memory = model.compress(PREFIX, ids, length)
     assert memory.size == 4
     chex.assert_shape(memory.kv.k, (3, 3, 2, 4, 8))
     chex.assert_shape(memory.kv.v, (3, 3, 2, 4, 8))
@@ -136,10 +146,10 @@ def one_layer_of_gist():
 
     def last_state(x, memory, tokens, tokens_length):
         last = tokens_length[:, None] - 1
-        h = model.states(memory.replace(x_BxXxD=x), tokens, tokens_length, last)
+        h = model.states(dataclasses.replace(memory, x_BxXxD=x), tokens, tokens_length, last)
         return jnp.sum(jnp.sin(h))
 
-    return model.memory, jax.jit(jax.grad(last_state))
+    return functools.partial(model.in_sequence, PREFIX), jax.jit(jax.grad(last_state))
 
 
 @given(
@@ -166,13 +176,13 @@ def test_deeper_bases_see_the_context_through_the_slots_alone(rng):
     ids, length, tokens, tokens_length = inputs(rng)
 
     def total(x, cut):
-        memory = model.memory(ids, length).replace(x_BxXxD=x)
+        memory = dataclasses.replace(model.in_sequence(PREFIX, ids, length), x_BxXxD=x)
         if cut:  # hide the slots as well: no path is left
-            memory = memory.replace(cut_BxX=memory.valid_BxX)
+            memory = dataclasses.replace(memory, cut_BxX=memory.valid_BxX)
         h = jnp.sin(model.states(memory, tokens, tokens_length))
         return jnp.sum(jnp.where(lengths_to_valid(tokens_length, h.shape[1])[..., None], h, 0))
 
-    x = model.memory(ids, length).x_BxXxD
+    x = model.in_sequence(PREFIX, ids, length).x_BxXxD
     gradient = jax.jit(jax.grad(total), static_argnums=1)
     open_path = np.abs(np.asarray(gradient(x, False)))[:, :16]
     assert (open_path.sum(-1) > 0).sum() == int(length.sum())
@@ -204,7 +214,7 @@ def test_rms_connector_matches_the_embeddings(rng):
     model = tiny_model("conv")
     model.compressor.connector.embedding_rms[...] = jnp.float32(0.3)
     ids, length, *_ = inputs(rng)
-    memory = model.memory(ids, length)
+    memory = model.in_sequence(PREFIX, ids, length)
     rms = np.sqrt(np.mean(np.asarray(memory.x_BxXxD) ** 2, axis=-1))
     np.testing.assert_allclose(rms[np.asarray(memory.valid_BxX)], 0.3, rtol=1e-4)
 
@@ -215,13 +225,13 @@ def test_mean_pool_of_one_token_a_slot_is_the_uncompressed_model(rng):
     whole = Compiled(tiny_model("none"))
     real = lengths_to_valid(tokens_length, tokens.shape[1])
     chex.assert_trees_all_close(
-        pooled.states(pooled.memory(ids, length), tokens, tokens_length)[real],
-        whole.states(whole.memory(ids, length), tokens, tokens_length)[real],
+        pooled.states(pooled.in_sequence(PREFIX, ids, length), tokens, tokens_length)[real],
+        whole.states(whole.in_sequence(PREFIX, ids, length), tokens, tokens_length)[real],
         atol=1e-5,
     )
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("slots", SLOTS[1:])
 def test_training_starts_at_the_uncompressed_model(name, slots, rng):
     """A slot a token: window means are the embeddings, and the head's gate is shut."""
@@ -230,8 +240,8 @@ def test_training_starts_at_the_uncompressed_model(name, slots, rng):
     slotted, whole = Compiled(tiny_model(name, **changes)), Compiled(tiny_model("none"))
     real = lengths_to_valid(tokens_length, tokens.shape[1])
     chex.assert_trees_all_close(
-        slotted.states(slotted.memory(ids, length), tokens, tokens_length)[real],
-        whole.states(whole.memory(ids, length), tokens, tokens_length)[real],
+        slotted.states(slotted.in_sequence(PREFIX, ids, length), tokens, tokens_length)[real],
+        whole.states(whole.in_sequence(PREFIX, ids, length), tokens, tokens_length)[real],
         atol=1e-5,
     )
 
@@ -239,7 +249,7 @@ def test_training_starts_at_the_uncompressed_model(name, slots, rng):
 def test_slots_of_a_ratio_and_their_positions(rng):
     ids, length, tokens, tokens_length = inputs(rng)
     model = Compiled(tiny_model("pooling", target_length=16, ratio=4.0, slot_positions="spread"))
-    memory = model.memory(ids, length)
+    memory = model.in_sequence(PREFIX, ids, length)
     np.testing.assert_array_equal(memory.slots_B, [4, 3, 1])  # of 16, 9 and 3 tokens
     np.testing.assert_allclose(memory.position_BxX[0], [1.5, 5.5, 9.5, 13.5])
     np.testing.assert_allclose(memory.position_BxX[1, :3], [1.0, 4.0, 7.0])
@@ -251,18 +261,18 @@ def test_each_row_may_have_its_own_ratio(rng):
     ids, length, tokens, tokens_length = inputs(rng)
     model = Compiled(tiny_model("pooling", target_length=16, ratio=4.0, ratios=(2.0, 4.0)))
     ratio = jnp.array([2.0, 4.0, 2.0])
-    memory = model.memory(ids, length, ratio)
+    memory = model.in_sequence(PREFIX, ids, length, ratio)
     np.testing.assert_array_equal(memory.slots_B, [8, 3, 2])
     chex.assert_shape(memory.x_BxXxD, (3, 8, 32))  # room for the least ratio
     h = model.states(memory, tokens, tokens_length)
     for b in range(3):
         alone = Compiled(tiny_model("pooling", target_length=16, ratio=float(ratio[b])))
-        expected = alone.states(alone.memory(ids, length), tokens, tokens_length)
+        expected = alone.states(alone.in_sequence(PREFIX, ids, length), tokens, tokens_length)
         n = tokens_length[b]
         chex.assert_trees_all_close(h[b, :n], expected[b, :n], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_slots_inside_the_context_start_at_the_uncompressed_model(name, rng):
     ids, length, tokens, tokens_length = inputs(rng)
     changes = {**INSIDE, "ratio": 1.0, "target_length": 16, "connector": "none"}
@@ -270,8 +280,8 @@ def test_slots_inside_the_context_start_at_the_uncompressed_model(name, rng):
     whole = Compiled(tiny_model("none"))
     real = lengths_to_valid(tokens_length, tokens.shape[1])
     chex.assert_trees_all_close(
-        slotted.states(slotted.compress(ids, length), tokens, tokens_length)[real],
-        whole.states(whole.memory(ids, length), tokens, tokens_length)[real],
+        slotted.states(slotted.compress(PREFIX, ids, length), tokens, tokens_length)[real],
+        whole.states(whole.in_sequence(PREFIX, ids, length), tokens, tokens_length)[real],
         atol=1e-4,
     )
 
@@ -279,12 +289,12 @@ def test_slots_inside_the_context_start_at_the_uncompressed_model(name, rng):
 def test_slots_inside_the_context_are_its_windows_last_tokens(rng):
     ids, length, *_ = inputs(rng)
     model = Compiled(tiny_model("gist", slot_form="key_values", target_length=16, **INSIDE))
-    memory = model.memory(ids, length)
+    memory = model.in_sequence(PREFIX, ids, length)
     np.testing.assert_array_equal(memory.slots_B, [6, 3, 1])  # of 16, 9 and 3 tokens
     seen = np.asarray(memory.valid_BxX & ~memory.cut_BxX)
     np.testing.assert_array_equal(np.flatnonzero(seen[1]), [2, 5, 8])
     np.testing.assert_array_equal(np.flatnonzero(seen[2]), [2])
-    kept = model.compress(ids, length)
+    kept = model.compress(PREFIX, ids, length)
     chex.assert_shape(kept.x_BxXxD, (3, 6, 32))
     np.testing.assert_array_equal(kept.valid_BxX.sum(1), [6, 3, 1])
 
@@ -295,7 +305,7 @@ def test_slots_as_keys_and_values_are_those_under_the_gist_mask(slots, rng):
         tiny_model("gist", slot_form="key_values", base=tiny_base(scan=False), **slots)
     )
     ids, length, tokens, tokens_length = inputs(rng)
-    kept, plain = model.compress(ids, length), model.memory(ids, length)
+    kept, plain = model.compress(PREFIX, ids, length), model.in_sequence(PREFIX, ids, length)
     real = lengths_to_valid(tokens_length, tokens.shape[1])
     chex.assert_trees_all_close(
         *(model.states(m, tokens, tokens_length)[real] for m in (kept, plain)), atol=1e-4
@@ -316,15 +326,15 @@ def test_a_memory_that_is_read_once_answers_each_question_as_if_alone(name, chan
     model = Compiled(tiny_model(name, base=tiny_base(scan=False), **changes))
     ids, length, tokens, tokens_length = inputs(rng, B=3)
     tokens6, length6 = jnp.repeat(tokens, 2, 0)[::-1], jnp.repeat(tokens_length, 2)[::-1]
-    alone = model.memory(jnp.repeat(ids, 2, 0), jnp.repeat(length, 2))
+    alone = model.in_sequence(PREFIX, jnp.repeat(ids, 2, 0), jnp.repeat(length, 2))
     wanted = jnp.stack([length6 - 1, length6 - 2], axis=1)
-    expected, one = model.read(alone, tokens6, length6, 3, wanted, seen_B=length6 - 1)
-    reading = model.prefill(model.compress(ids, length), 7 + 3).repeat(2)
-    h, other = model.ask(tokens6, reading, wanted, length6 - 1)
+    expected, one = model.prefill_with(alone, tokens6, length6, 3, wanted, seen_B=length6 - 1)
+    reading = model.prefill(model.compress(PREFIX, ids, length), 7 + 3).repeat(2)
+    h, other = model.append(tokens6, reading, wanted, length6 - 1)
     chex.assert_trees_all_close(h, expected, atol=1e-4)
     more = tokens6[:, :3]
     chex.assert_trees_all_close(
-        *(model.extend(more, reading, 0)[0] for reading in (one, other)), atol=1e-4
+        *(model.decode_step(more, reading, 0)[0] for reading in (one, other)), atol=1e-4
     )
 
 
@@ -335,7 +345,7 @@ def test_an_encoder_of_its_own_makes_the_keys_and_values(rng):
 
     def total(trainable):
         model = nnx.merge(graphdef, trainable, frozen)
-        h = model.states(model.compress(ids, length), tokens, tokens_length)
+        h = model.states(model.compress(PREFIX, ids, length), tokens, tokens_length)
         return jnp.sum(jnp.sin(h))
 
     grad = jax.jit(jax.grad(total))(trainable)
@@ -348,7 +358,8 @@ def test_closed_book_sees_no_context(rng):
     model = Compiled(tiny_model("closed_book"))
     ids, length, tokens, tokens_length = inputs(rng)
     one, other = (
-        model.states(model.memory(x, length), tokens, tokens_length) for x in (ids, 60 - ids)
+        model.states(model.in_sequence(PREFIX, x, length), tokens, tokens_length)
+        for x in (ids, 60 - ids)
     )
     chex.assert_trees_all_equal(one, other)
 
@@ -357,7 +368,7 @@ def test_trainable_leaves_are_lora_head_and_connector():
     model = tiny_model("gist", encoder=ENCODERS["lora"], connector="linear")
     _, trainable, frozen = nnx.split(model, Trainable, ...)
     assert set(trainable) == {"lora", "compressor"}
-    assert set(trainable.compressor) == {"encoder", "head", "connector"}
+    assert set(trainable.compressor) == {"encoder", "architecture", "connector"}
     assert set(frozen) == {"base", "compressor"}
     assert [x.shape for x in jax.tree.leaves(frozen.compressor)] == [()]
 
@@ -376,13 +387,13 @@ def test_wanted_states_are_those_of_all(slot_form, scan, rng):
     model = tiny_model("gist", base=tiny_base(scan=scan), slot_form=slot_form)
     ids, length, tokens, tokens_length = inputs(rng)
     wanted = jnp.stack([tokens_length - 1, tokens_length - 2], axis=1)
-    memory = model.memory(ids, length)
+    memory = model.in_sequence(PREFIX, ids, length)
 
     def few(x):
-        return model.states(memory.replace(x_BxXxD=x), tokens, tokens_length, wanted)
+        return model.states(dataclasses.replace(memory, x_BxXxD=x), tokens, tokens_length, wanted)
 
     def all_of_them(x):
-        h = model.states(memory.replace(x_BxXxD=x), tokens, tokens_length)
+        h = model.states(dataclasses.replace(memory, x_BxXxD=x), tokens, tokens_length)
         return jnp.take_along_axis(h, wanted[:, :, None], axis=1)
 
     x = memory.x_BxXxD

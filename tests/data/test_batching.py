@@ -1,5 +1,7 @@
 """Shapes, order and padding of batches."""
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
@@ -64,7 +66,7 @@ def test_arrays_of_a_batch():
 
 def test_a_batch_is_a_pytree():
     batch = make_batch([[row] for row in random_rows(2)], (32, 12))
-    assert len(jax.tree.leaves(batch)) == 7
+    assert len(jax.tree.leaves(batch)) == 8
     doubled = jax.jit(lambda b: jax.tree.map(lambda x: 2 * x, b))(batch)
     np.testing.assert_array_equal(doubled.tokens_BxS, 2 * batch.tokens_BxS)
 
@@ -107,12 +109,22 @@ def test_rows_are_a_pure_function_of_seed_and_step(lengths, seed, steps):
 def test_micro_batches_have_their_own_axis_and_the_same_rows():
     rows = random_rows(60)
     flat, stacked = plan_of(rows, 12, 1).batch(3), plan_of(rows, 4, 3).batch(3)
+    flat, stacked = (dataclasses.replace(batch, prefix_ids_P=None) for batch in (flat, stacked))
     chex.assert_tree_shape_prefix(flat, (1, 12))
     chex.assert_tree_shape_prefix(stacked, (3, 4))
     chex.assert_trees_all_equal(
         jax.tree.map(lambda x: x.reshape(12, *x.shape[2:]), flat),
         jax.tree.map(lambda x: x.reshape(12, *x.shape[2:]), stacked),
     )
+
+
+def test_the_prompt_before_the_context_comes_with_the_batch():
+    rows = [dataclasses.replace(row, prefix_ids=(7, 8)) for row in random_rows(24)]
+    batch = plan_of(rows, 4, accumulation=3).batch(0)
+    np.testing.assert_array_equal(batch.prefix_ids_P, [[7, 8]] * 3)
+    other = dataclasses.replace(rows[0], prefix_ids=(9,))
+    with pytest.raises(ValueError, match="2 different prompts"):
+        make_batch([rows[:1], [other]], (32, 12))
 
 
 def test_epochs_and_seeds_differ():
@@ -165,7 +177,8 @@ def test_evaluation_has_every_row_once(lengths, batch_size):
     rows = make_rows(lengths)
     seen = []
     for indices, batch in evaluation_batches(rows, batch_size, BUCKETS):
-        chex.assert_tree_shape_prefix(batch, (batch_size,))
+        by_row = dataclasses.replace(batch, prefix_ids_P=None)
+        chex.assert_tree_shape_prefix(by_row, (batch_size,))
         for b, i in enumerate(indices):
             check_row(batch, b, rows[i], 0)
         n = len(indices)

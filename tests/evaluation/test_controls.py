@@ -10,9 +10,10 @@ from flax import nnx
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from gistjax.compress.budget import Budget
 from gistjax.config import CompressionConfig, DataConfig, MeshConfig
 from gistjax.data.example import Buckets, TokenizedExample
-from gistjax.evaluation.controls import budget, select_tokens, shuffle_contexts, token_surprisal
+from gistjax.evaluation.controls import select_tokens, shuffle_contexts, token_surprisal
 from gistjax.runtime.sharding import make_mesh, shardings_of
 from tests.helpers.tiny import tiny_base, tiny_model
 
@@ -61,16 +62,16 @@ def by_digits(row: TokenizedExample) -> np.ndarray:
     ],
 )
 def test_budget(tokens, slots, ratio, expected):
-    assert budget(tokens, settings("first", slots, ratio)) == expected
+    assert Budget.of(settings("first", slots, ratio)).slots(tokens) == expected
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 1.5, 3.0, 4.0])
 def test_the_budget_is_what_a_compressor_uses(ratio):
     lengths_B = np.arange(1, 17)
     model, ids_BxC = tiny_model("mean_pool", ratio=ratio), jnp.zeros((16, 16), jnp.int32)
-    _, slots_B = model.compressor(model.base, ids_BxC, jnp.asarray(lengths_B))
-    config = settings("first", model.compressor.M, ratio)
-    assert slots_B.tolist() == [budget(int(n), config) for n in lengths_B]
+    _, slots_B = model.compressor(model.base, model.base, ids_BxC, jnp.asarray(lengths_B))
+    budget = Budget.of(settings("first", 4, ratio))
+    assert slots_B.tolist() == [budget.slots(int(n)) for n in lengths_B]
 
 
 @given(lengths=LENGTHS, slots=st.integers(1, 12), ratio=st.sampled_from([0.0, 2.0, 3.0]))

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gistjax.compress.architectures import HEADS, standardize
-from gistjax.config import MeshConfig, ModelConfig
+from gistjax.compress.architectures import find_architecture
+from gistjax.compress.layers import standardize
+from gistjax.compress.parameters import split_model
+from gistjax.config import ARCHITECTURES, MeshConfig, ModelConfig
 from gistjax.data.example import Buckets, TokenizedExample
 from gistjax.evaluation.slot_attention import slot_attention, split_words
 from gistjax.runtime.sharding import make_mesh
-from gistjax.training.step import split_model
 from gistjax.weights.registry import resolve
 from gistjax.weights.tokenizers import load_tokenizer
 from tests.helpers.tiny import TINY, tiny_base, tiny_model
@@ -23,9 +24,9 @@ def tokenizer():
     return load_tokenizer(resolve(ModelConfig(name="tiny-random")))
 
 
-@pytest.mark.parametrize("name", [name for name in HEADS if name != "mark"])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "mark"])
 def test_weights_of_a_slot_sum_to_one_over_real_tokens(name, rng):
-    head = HEADS[name](TINY, M, C // M, jax.random.key(0))
+    head = find_architecture(name)(TINY, M, C // M, jax.random.key(0))
     states = jnp.array(rng.normal(size=(3, C, 32)), jnp.float32)
     length, used = jnp.array([16, 7, 2]), jnp.array([4, 4, 2])
     weights = np.asarray(head.weights(states, length, used, M))
@@ -38,7 +39,7 @@ def test_weights_of_a_slot_sum_to_one_over_real_tokens(name, rng):
 @pytest.mark.parametrize("name", ["pooling", "mean_pool", "conv"])
 def test_local_heads_read_what_moves_their_slots(name, rng):
     """A token has a part in a slot exactly where the slot's gradient says so."""
-    head = HEADS[name](TINY, M, C // M, jax.random.key(0))
+    head = find_architecture(name)(TINY, M, C // M, jax.random.key(0))
     states = jnp.array(rng.normal(size=(1, C, 32)), jnp.float32)
     arguments = jnp.array([13]), jnp.array([M]), M
     jacobian = jax.jacobian(lambda x: head(x, *arguments)[0].sum(-1))(states)
@@ -48,7 +49,7 @@ def test_local_heads_read_what_moves_their_slots(name, rng):
 
 def test_attention_weights_are_those_that_attention_uses(rng):
     """With one head and values that are the states themselves, what is read is the weights' mean of the states."""
-    head = HEADS["cross_attention"](
+    head = find_architecture("cross_attention")(
         dataclasses.replace(TINY, n_heads=1), M, C // M, jax.random.key(0)
     )
     head.attention.value[...] = head.attention.out[...] = jnp.eye(32)

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from gistjax.compress.parameters import split_model
 from gistjax.config import CompressionConfig, EncoderConfig
 from gistjax.errors import ConfigError
 from gistjax.experiment import base as assembly
 from gistjax.runtime.devices import DETERMINISTIC, start_jax
 from gistjax.train import run_single_ablation
-from gistjax.training.step import split_model
 from tests.helpers.runs import ASKED as CONFIG
 
 GIVEN = "--xla_backend_optimization_level=0"

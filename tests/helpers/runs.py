@@ -3,11 +3,10 @@
 import dataclasses
 from pathlib import Path
 
+from gistjax.compress.parameters import export_trainable, split_model
 from gistjax.config import CompressionConfig, DataConfig, EvaluationConfig, LoraConfig, ModelConfig
 from gistjax.experiment import base as assembly
 from gistjax.experiment import evaluator as results
-from gistjax.training.checkpoint import export_trainable
-from gistjax.training.step import split_model
 
 ROOT = Path(__file__).parents[2]
 

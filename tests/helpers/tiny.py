@@ -10,6 +10,7 @@ from flax import nnx
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.decoding import greedy
+from gistjax.compress.parameters import split_model
 from gistjax.config import (
     CompressionConfig,
     DataConfig,
@@ -19,7 +20,7 @@ from gistjax.config import (
 )
 from gistjax.data.example import Batch
 from gistjax.model.config import LlamaConfig, RopeScaling
-from gistjax.model.llama import Llama, fuse_qkv, random_initializer, unstack
+from gistjax.model.llama import Execution, Llama, fuse_qkv, random_initializer, unstack
 from gistjax.model.lora import Trainable
 from gistjax.runtime.sharding import shardings_of
 from gistjax.training import step as steps
@@ -41,9 +42,16 @@ TINY = LlamaConfig(
 )
 
 
-def tiny_base(config: LlamaConfig = TINY, seed: int = 0, scan: bool = True) -> Llama:
+PREFIX = jnp.array([1, 2, 3])
+"""The prompt before every context."""
+
+
+def tiny_base(
+    config: LlamaConfig = TINY, seed: int = 0, scan: bool = True, **execution: object
+) -> Llama:
     """A random base in fp32 whose weights are large enough for its states to differ."""
-    base = Llama(config, random_initializer(jax.random.key(seed), jnp.float32))
+    initializer = random_initializer(jax.random.key(seed), jnp.float32)
+    base = Llama(config, initializer, execution=Execution(**execution))
     for leaf in (base.embedding, base.layers.qkv, base.layers.o):
         leaf[...] = leaf[...] * 10
     if base.output is not None:
@@ -82,7 +90,7 @@ def tiny_model(
         encoder=EncoderConfig(lora=LoraConfig(rank=2, alpha=2.0)),
         data=DataConfig(context_tokens=16),
     ).replace(**changes)
-    model = CompressedLM(base or tiny_base(), config, (1, 2, 3), jax.random.key(seed))
+    model = CompressedLM(base or tiny_base(), config, jax.random.key(seed))
     for lora in (model.lora, model.compressor and model.compressor.encoder.lora):
         if lora is not None:
             for name, adapter in lora.adapters.items():
@@ -126,6 +134,7 @@ def tiny_batch(rng: np.random.Generator, B: int = 4, C: int = 16, S: int = 9) ->
     context_ids, context_length = rng.integers(0, 61, (B, C)), rng.integers(5, C + 1, B)
     context_ids[1], context_length[1] = context_ids[0], context_length[0]
     batch = Batch(
+        prefix_ids_P=np.array(PREFIX),
         context_ids_ExC=context_ids,
         context_length_E=context_length,
         tokens_BxS=rng.integers(0, 61, (B, S)),
@@ -155,7 +164,7 @@ WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
 
 def start(mesh, model=None, weights=WEIGHTS, rate=1e-4, spike_factor=0.0):
     """State, frozen leaves and step of a training that begins."""
-    graphdef, trainable, frozen = steps.split_model(model or tiny_model("gist"))
+    graphdef, trainable, frozen = split_model(model or tiny_model("gist"))
     trainable = jax.device_put(trainable, shardings_of(trainable, mesh))
     frozen = jax.device_put(frozen, shardings_of(frozen, mesh))
     optimizer = make_optimizer(OptimizerConfig(compressor_lr=rate, lora_lr=rate), 100, trainable)

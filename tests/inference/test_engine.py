@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import gistjax
+from gistjax.compress.parameters import split_model
 from gistjax.config import ModelConfig
 from gistjax.data import facts
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.evaluate import evaluate_run
 from gistjax.experiment import base as assembly
 from gistjax.runtime import cli
-from gistjax.training.step import split_model
 from tests.helpers.runs import ASKED as CONFIG
 from tests.helpers.runs import write_run
 

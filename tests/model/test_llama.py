@@ -49,8 +49,7 @@ def test_every_base_weight_is_frozen():
 
 @pytest.mark.parametrize(("scan", "remat"), [(False, False), (True, True), (False, True)])
 def test_unrolled_and_rematerialised_layers_give_the_same(rng, scan, remat):
-    base, other = tiny_base(), tiny_base(scan=scan)
-    other.remat = remat
+    base, other = tiny_base(), tiny_base(scan=scan, remat=remat)
     lora = LoRA(TINY, LoraConfig(rank=2), jax.random.key(0))
     x = jnp.array(rng.normal(size=(2, 5, 32)), jnp.float32)
     valid = jnp.ones((2, 5), bool)

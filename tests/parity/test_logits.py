@@ -128,10 +128,10 @@ def test_continuations_are_equal_on_20_prompts(smollm2, torch_smollm2, their_tok
     for row, ids in zip(tokens, encoded, strict=True):
         row[: len(ids)] = ids
     lengths = jnp.array([len(ids) for ids in encoded])
-    compiled = Compiled(CompressedLM(smollm2, config, (), jax.random.key(0)))
+    compiled = Compiled(CompressedLM(smollm2, config, jax.random.key(0)))
     no_context = jnp.zeros((len(encoded), 1), jnp.int32), jnp.ones(len(encoded), jnp.int32)
     end = tokenizer.eos_token_id
-    memory = compiled.memory(*no_context)
+    memory = compiled.in_sequence(jnp.zeros(0, jnp.int32), *no_context)
     found = compiled.greedy(memory, jnp.array(tokens), lengths, NEW, end)
     for ids, row in zip(encoded, np.asarray(found).tolist(), strict=True):
         with torch.no_grad():

@@ -5,8 +5,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from gistjax.compress.architectures import HEADS
-from gistjax.config import EncoderConfig, LoraConfig, MeshConfig
+from gistjax.config import ARCHITECTURES, EncoderConfig, LoraConfig, MeshConfig
 from gistjax.errors import ConfigError
 from gistjax.runtime.sharding import make_mesh, path_name, put_batch, shardings_of, spec_of
 from tests.helpers.tiny import tiny_batch, tiny_model
@@ -25,7 +24,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(config):
         make_mesh(config)
 
 
-@pytest.mark.parametrize("name", [*HEADS, "none"])
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "none"])
 def test_every_parameter_has_a_rule(name):
     encoder = EncoderConfig(kind="lora", lora=LoraConfig(rank=2))
     state = nnx.state(tiny_model(name, encoder=encoder, connector="linear"))
@@ -33,7 +32,7 @@ def test_every_parameter_has_a_rule(name):
 
 
 def test_a_parameter_without_a_rule_is_named():
-    with pytest.raises(ValueError, match="mystery/w"):
+    with pytest.raises(ConfigError, match="mystery/w"):
         spec_of("mystery/w", (4, 4), make_mesh(MESH))
 
 
@@ -47,8 +46,15 @@ def test_rules_follow_the_projections():
     assert spec_of("compressor/encoder/lora/adapters/o/a", (3, 32, 2), mesh) == P(
         None, "tensor", None
     )
-    assert spec_of("compressor/head/attention/value", (32, 32), mesh) == P("fsdp", "tensor")
-    assert spec_of("compressor/head/queries", (4, 32), mesh) == P()
+
+    declared = {
+        path_name(path): sharding.spec
+        for path, sharding in jax.tree_util.tree_leaves_with_path(
+            shardings_of(nnx.state(tiny_model("gist")), mesh)
+        )
+    }
+    assert declared["compressor/architecture/attention/value"] == P("fsdp", "tensor")
+    assert declared["compressor/architecture/queries"] == P()
 
 
 def test_an_axis_that_does_not_divide_is_left_out():
@@ -61,7 +67,7 @@ def test_names_keep_parameters_called_value():
         path_name(path)
         for path, _ in jax.tree_util.tree_leaves_with_path(nnx.state(tiny_model("gist")))
     ]
-    assert "compressor/head/attention/value" in names
+    assert "compressor/architecture/attention/value" in names
     assert len(names) == len(set(names))
     assert not any(name.endswith("/value/value") for name in names)
 

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gistjax.compare import read_predictions
+from gistjax.compress.parameters import export_trainable, import_trainable, start_from
 from gistjax.config import DataConfig, ModelConfig
 from gistjax.data.dataset import load_dataset
 from gistjax.data.prompts import make_prompt
@@ -22,7 +23,7 @@ from gistjax.errors import GistjaxError
 from gistjax.experiment.run_dir import load_config
 from gistjax.runtime.sharding import one_device
 from gistjax.sweep import read_sweep
-from gistjax.training.checkpoint import Checkpointer, export_trainable, import_trainable, start_from
+from gistjax.training.checkpoint import Checkpointer
 from gistjax.weights.registry import load_base, resolve
 from gistjax.weights.tokenizers import byte_tokenizer, load_tokenizer
 

@@ -24,6 +24,7 @@ from transformers import LlamaForCausalLM
 from gistjax import export
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.decoding import greedy
+from gistjax.compress.parameters import export_trainable, import_trainable, split_model
 from gistjax.config import CompressionConfig, DataConfig, LoraConfig, ModelConfig
 from gistjax.data.dataset import load_dataset
 from gistjax.data.prompts import make_prompt
@@ -31,8 +32,6 @@ from gistjax.experiment.run_dir import SHIPPED, load_config
 from gistjax.model.llama import Llama
 from gistjax.runtime import cli
 from gistjax.runtime.sharding import one_device
-from gistjax.training.checkpoint import export_trainable, import_trainable
-from gistjax.training.step import split_model
 from gistjax.weights.registry import load_base, resolve
 from gistjax.weights.tokenizers import load_tokenizer
 
@@ -46,7 +45,7 @@ ROWS = 10
 
 def write_run(folder: Path, config: CompressionConfig, base: Llama, seed: int) -> Path:
     """A run directory whose decoder adapter is drawn, no factor of it zero."""
-    _, trainable, _ = split_model(CompressedLM(base, config, (), jax.random.key(seed)))
+    _, trainable, _ = split_model(CompressedLM(base, config, jax.random.key(seed)))
     rng = np.random.default_rng(seed)
     trainable = jax.tree.map(
         lambda leaf: jnp.asarray(
@@ -78,11 +77,11 @@ def compare(
     config = load_config(run)
     torch_base.generation_config.eos_token_id = None  # neither side stops early
     adapted = PeftModel.from_pretrained(torch_base, export_adapter(run, folder)).eval()
-    graphdef, fresh, frozen = split_model(CompressedLM(base, config, (), jax.random.key(0)))
+    graphdef, fresh, frozen = split_model(CompressedLM(base, config, jax.random.key(0)))
     trainable = import_trainable(run / "compressor.safetensors", fresh)
     # Prompts are read as they are, whatever the run compresses.
     plain = config.replace(architecture="closed_book", slot_form="soft_tokens")
-    ours = CompressedLM(base, plain, (), jax.random.key(0))
+    ours = CompressedLM(base, plain, jax.random.key(0))
     ours.lora = nnx.merge(graphdef, trainable, frozen).lora
     apart, equal = 0.0, 0
     for start in range(0, len(prompts), ROWS):
@@ -114,9 +113,10 @@ def _ours(
 
     @nnx.jit
     def run(model: CompressedLM) -> tuple[jax.Array, jax.Array]:
-        memory = model.memory(jnp.zeros((B, 1), jnp.int32), jnp.ones(B, jnp.int32))
+        no_prompt, no_context = jnp.zeros(0, jnp.int32), jnp.zeros((B, 1), jnp.int32)
+        memory = model.in_sequence(no_prompt, no_context, jnp.ones(B, jnp.int32))
         wanted_BxS = jnp.broadcast_to(jnp.arange(S), (B, S))
-        h_BxSxD, _ = model.read(memory, jnp.array(tokens_BxS), length_B, 0, wanted_BxS)
+        h_BxSxD, _ = model.prefill_with(memory, jnp.array(tokens_BxS), length_B, 0, wanted_BxS)
         answers = greedy(model, memory, jnp.array(tokens_BxS), length_B, NEW, -1)
         return model.base.logits(h_BxSxD), answers
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gistjax.compress.parameters import import_trainable, split_model
 from gistjax.config import CompressionConfig, DataConfig, EvaluationConfig, LoraConfig, ModelConfig
 from gistjax.data.dataset import load_dataset
 from gistjax.data.encoding import encode_splits
@@ -26,8 +27,6 @@ from gistjax.evaluation.metrics import score
 from gistjax.experiment import base as assembly
 from gistjax.experiment.run_dir import SHIPPED, load_config
 from gistjax.runtime.sharding import one_device
-from gistjax.training.checkpoint import import_trainable
-from gistjax.training.step import split_model
 from gistjax.weights.registry import load_base, resolve
 from gistjax.weights.tokenizers import load_tokenizer
 

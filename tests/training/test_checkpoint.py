@@ -8,18 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gistjax.compress.parameters import export_trainable, import_trainable, split_model, start_from
 from gistjax.config import LoraConfig, MeshConfig, OptimizerConfig
 from gistjax.errors import CheckpointError, StorageError
 from gistjax.runtime.sharding import make_mesh, shardings_of
-from gistjax.training.checkpoint import (
-    Checkpointer,
-    export_trainable,
-    import_trainable,
-    start_from,
-)
+from gistjax.training.checkpoint import Checkpointer
 from gistjax.training.manifest import check_manifest
 from gistjax.training.optimizer import make_optimizer
-from gistjax.training.step import init_state, split_model
+from gistjax.training.step import init_state
 from tests.helpers.tiny import tiny_model
 
 
@@ -202,7 +198,7 @@ def test_export_and_import(tmp_path):
 
 def test_an_export_of_another_architecture_names_what_does_not_fit(tmp_path):
     export_trainable(state_of("conv").trainable, tmp_path / "c.safetensors", {})
-    with pytest.raises(CheckpointError, match=r"compressor/head/.* is missing"):
+    with pytest.raises(CheckpointError, match=r"compressor/architecture/.* is missing"):
         import_trainable(tmp_path / "c.safetensors", state_of().trainable)
 
 
@@ -262,16 +258,18 @@ def test_another_head_starts_fresh_behind_its_gate(tmp_path):
 
 
 def test_a_convolution_keeps_its_kernel_at_another_ratio(tmp_path):
-    earlier = exported(tmp_path, "conv", ratio=2.0).compressor.head.kernel[...]
+    earlier = exported(tmp_path, "conv", ratio=2.0).compressor.architecture.kernel[...]
     _, fresh, _ = split_model(tiny_model("conv", seed=6, ratio=8.0))
-    kernel = start_from(tmp_path, fresh, "conv").compressor.head.kernel[...]
+    kernel = start_from(tmp_path, fresh, "conv").compressor.architecture.kernel[...]
     assert earlier.shape[0] == 1 and kernel.shape[0] == 7
     chex.assert_trees_all_close(kernel, jnp.broadcast_to(earlier / 7, kernel.shape), rtol=1e-6)
 
 
 def test_a_convolution_without_a_kernel_does_not_fit(tmp_path):
     earlier = exported(tmp_path, "conv")
-    earlier.compressor.head.kernel = nnx.Param(earlier.compressor.head.kernel[...][:0])
+    earlier.compressor.architecture.kernel = nnx.Param(
+        earlier.compressor.architecture.kernel[...][:0]
+    )
     export_trainable(earlier, tmp_path / "compressor.safetensors", {})
     with pytest.raises(CheckpointError, match="has shape \\(0, 32\\)"):
         start_from(tmp_path, split_model(tiny_model("conv"))[1], "conv")
@@ -283,7 +281,7 @@ def test_fewer_slots_take_the_first_queries(tmp_path):
     started = start_from(tmp_path, fresh, "gist")
     assert_equal(start_from(tmp_path, shapes_of(fresh), "gist", lambda: fresh), started)
     np.testing.assert_array_equal(
-        started.compressor.head.queries[...], earlier.compressor.head.queries[:4]
+        started.compressor.architecture.queries[...], earlier.compressor.architecture.queries[:4]
     )
 
 

@@ -11,7 +11,7 @@ from gistjax.compress.compressed_lm import answer_positions
 from gistjax.model.lora import Trainable
 from gistjax.training import losses
 from gistjax.training.losses import Forward, LossSettings, total_loss
-from tests.helpers.tiny import Compiled, tiny_batch, tiny_model
+from tests.helpers.tiny import PREFIX, Compiled, tiny_batch, tiny_model
 
 ALL = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
 
@@ -39,7 +39,7 @@ def loss_of(loss, model, batch, weights=ALL):
 
 def log_probability(model, ids, length, context_tokens, target):
     """Of `target` after prefix, slots and `ids`: one row, one prediction, no padding, no batching."""
-    memory = model.memory(jnp.array(context_tokens)[None], jnp.array([length]))
+    memory = model.in_sequence(PREFIX, jnp.array(context_tokens)[None], jnp.array([length]))
     h = model.states(memory, jnp.array(ids)[None], jnp.array([len(ids)]))
     logits = np.asarray(model.base.logits(h[0, -1]), np.float64)
     return logits[target] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
@@ -74,7 +74,7 @@ def test_generation_scores_gold_given_the_models_own_prefix(
     monkeypatch.setattr(losses, "MERGE_UP_TO", merge_up_to)
     model, batch = tiny_model("gist", slot_form=slot_form), tiny_batch(rng)
     plain, expected = Compiled(model), []
-    memory = plain.memory(batch.context_ids_ExC, batch.context_length_E)
+    memory = plain.in_sequence(PREFIX, batch.context_ids_ExC, batch.context_length_E)
     own = np.asarray(plain.greedy(memory, batch.tokens_BxS, batch.question_length_B, 5, 7))
     for b in range(4):
         q, a = int(batch.question_length_B[b]), int(batch.answer_length_B[b])
@@ -99,7 +99,7 @@ def test_every_loss_reaches_the_compressor(name, rng):
         lambda t: total_loss(nnx.merge(graphdef, t, frozen), batch, settings({name: 1.0}))[0]
     )
     grad = jax.jit(gradient)(trainable)
-    for leaf in jax.tree.leaves(grad.compressor.head):
+    for leaf in jax.tree.leaves(grad.compressor.architecture):
         assert float(jnp.abs(leaf).max()) > 0
     assert jax.tree.structure(grad) == jax.tree.structure(trainable), "no gradient for the base"
 
@@ -107,7 +107,7 @@ def test_every_loss_reaches_the_compressor(name, rng):
 def test_contrastive_against_a_plain_loop(rng):
     model, batch = tiny_model("conv"), tiny_batch(rng)
     batch.answer_length_B[3], batch.context_id_E[3] = 0, -1  # row 3 is padding
-    memory = Compiled(model).memory(batch.context_ids_ExC, batch.context_length_E)
+    memory = Compiled(model).in_sequence(PREFIX, batch.context_ids_ExC, batch.context_length_E)
     slot = np.asarray(memory.x_BxXxD[:, 0], np.float64)
     target = np.asarray(batch.context_view_ExD, np.float64)
     slot /= np.linalg.norm(slot, axis=1, keepdims=True)
@@ -156,7 +156,7 @@ def test_text_tasks_are_means_over_their_own_rows(rng):
 def test_the_batchs_ratios_decide_the_slots(rng):
     model, batch = tiny_model("pooling", target_length=16, ratios=(2.0, 4.0)), tiny_batch(rng)
     ratio = np.array([2, 4, 4, 2], np.float32)
-    memory = Forward(model, dataclasses.replace(batch, ratio_E=ratio), settings()).memory
+    memory = Forward(model, dataclasses.replace(batch, ratio_E=ratio), settings()).context
     np.testing.assert_array_equal(memory.slots_B, np.ceil(batch.context_length_E / ratio))
 
 
@@ -177,6 +177,7 @@ def test_total_is_the_weighted_sum_and_zero_weights_cost_nothing(rng, monkeypatc
 def test_padding_rows_do_not_count(rng):
     model, batch = tiny_model("gist"), tiny_batch(rng)
     padded = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:2])]), batch)
+    padded = dataclasses.replace(padded, prefix_ids_P=batch.prefix_ids_P)
     lengths = {"context_length_E": 1, "question_length_B": 1, "answer_length_B": 0}
     for name, value in lengths.items():
         array = getattr(padded, name)
@@ -192,7 +193,7 @@ def test_generation_gradient_is_that_of_its_own_prefix_read_at_once(rng):
     model, batch = tiny_model("gist"), tiny_batch(rng)
     graphdef, trainable, frozen = nnx.split(model, Trainable, ...)
     whole = Compiled(model)
-    memory = whole.memory(batch.context_ids_ExC, batch.context_length_E)
+    memory = whole.in_sequence(PREFIX, batch.context_ids_ExC, batch.context_length_E)
     own = np.asarray(whole.greedy(memory, batch.tokens_BxS, batch.question_length_B, 5, 7))
     tokens = batch.tokens_BxS.copy()
     for b, q in enumerate(batch.question_length_B):
@@ -203,7 +204,7 @@ def test_generation_gradient_is_that_of_its_own_prefix_read_at_once(rng):
         forward = Forward(model, batch, settings())
         length = batch.question_length_B + batch.answer_length_B
         wanted = answer_positions(batch.question_length_B, 5, 9)
-        h = model.states(forward.memory, tokens, length, wanted)
+        h = model.states(forward.context, tokens, length, wanted)
         return forward.mean(losses._cross_entropy(forward, h), "answer")
 
     def shared(t):

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from gistjax.compress.architectures import HEADS
-from gistjax.config import EncoderConfig, LoraConfig, OptimizerConfig
+from gistjax.config import ARCHITECTURES, EncoderConfig, LoraConfig, OptimizerConfig
 from gistjax.errors import ConfigError
 from gistjax.model.lora import Trainable
 from gistjax.runtime.sharding import path_name
@@ -24,7 +25,7 @@ def by_name(tree):
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize("name", [*HEADS, "none"])
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "none"])
 def test_every_trainable_leaf_has_one_group(name):
     labels = by_name(label_groups(trainable_of(name, encoder=ENCODER, connector="linear")))
     assert labels
@@ -41,11 +42,20 @@ def test_decay_is_for_matrices_only():
     decayed = {name for name, yes in by_name(is_decayed(trainable_of())).items() if yes}
     kept = set(by_name(trainable_of())) - decayed
     assert kept == {
-        "compressor/head/queries",
-        "compressor/head/query_norm",
-        "compressor/head/ffn_norm",
-        "compressor/head/self_norm",
+        "compressor/architecture/queries",
+        "compressor/architecture/query_norm",
+        "compressor/architecture/ffn_norm",
+        "compressor/architecture/self_norm",
     }
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "none"])
+def test_decay_is_for_the_leaves_that_it_always_was_for(name):
+    """Runs go on as they began, whatever decides it now."""
+    matrices = r".*/(a|b|query|key|value|out|into|mix_in|mix_out|projection)"
+    gated = {"slot_start": "window_means", "connector": "linear"}
+    decayed = by_name(is_decayed(trainable_of(name, encoder=ENCODER, **gated)))
+    assert decayed == {leaf: bool(re.fullmatch(matrices, leaf)) for leaf in decayed}
 
 
 def test_schedule_warms_up_and_ends_at_zero():

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import re
 
@@ -50,17 +51,17 @@ def test_every_layout_gives_the_loss_of_one_device(layout, one_device, caplog):
 def test_unrolled_layers_give_the_loss_of_one_device(one_device, monkeypatch):
     """And so do answers decoded with adapters beside the weights."""
     monkeypatch.setattr("gistjax.training.losses.MERGE_UP_TO", 0)
-    model = tiny_model("gist", base=tiny_base(scan=False))
+    mesh = make_mesh(LAYOUTS["all three"])
+    model = tiny_model("gist", base=tiny_base(scan=False, mesh=mesh))
     batches = micro_batches(np.random.default_rng(0))
-    mesh = model.base.mesh = make_mesh(LAYOUTS["all three"])
     losses, _ = run(mesh, batches, model=model)
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
 
 
 def test_split_weights_are_gathered_and_activations_are_not_summed():
     """A layer's weights twice for each time it is read: for its products, and for their gradients."""
-    mesh, base = make_mesh(LAYOUTS["fsdp"]), tiny_base(scan=False)
-    base.mesh = mesh
+    mesh = make_mesh(LAYOUTS["fsdp"])
+    base = tiny_base(scan=False, mesh=mesh)
     model, weights = tiny_model("gist", base=base), {"teacher_forcing": 1.0}
     state, frozen, step = start(mesh, model=model, weights=weights)
     batches = put_batch(micro_batches(np.random.default_rng(0)), mesh, leading=1)
@@ -84,6 +85,7 @@ def test_accumulation_equals_one_large_batch(rng):
     mesh = make_mesh(MeshConfig())
     batches = micro_batches(rng, K=4)
     large = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), batches)
+    large = dataclasses.replace(large, prefix_ids_P=batches.prefix_ids_P[:1])
     weights = {"teacher_forcing": 0.7, "generation": 0.3}
     (loss, norm), (large_loss, large_norm) = (
         first_metrics(mesh, b, weights) for b in (batches, large)
@@ -200,5 +202,5 @@ def test_the_first_loss_is_no_spike(guarded):
     "loss, factor, bad", [(9.9, 10.0, False), (10.1, 10.0, True), (1e6, 0.0, False)]
 )
 def test_a_spike_is_a_multiple_of_the_recent_mean(loss, factor, bad):
-    health = no_bad_step().replace(mean_loss=jnp.float32(1.0))
+    health = dataclasses.replace(no_bad_step(), mean_loss=jnp.float32(1.0))
     assert bool(_is_bad(jnp.float32(loss), jnp.float32(1.0), health, factor)) == bad

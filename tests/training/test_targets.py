@@ -11,7 +11,7 @@ from gistjax.data.example import Buckets, TokenizedExample
 from gistjax.runtime.sharding import make_mesh
 from gistjax.training.losses import Forward, LossSettings, distillation
 from gistjax.training.targets import contrastive_targets, distillation_targets
-from tests.helpers.tiny import tiny_base, tiny_batch, tiny_model
+from tests.helpers.tiny import PREFIX, tiny_base, tiny_batch, tiny_model
 
 A, TOP = 5, 3
 
@@ -23,7 +23,7 @@ def rows_of(batch):
         batch.answer_length_B,
     )  # fmt: skip
     return [
-        TokenizedExample(context[:c], tokens[:q], tokens[q : q + a], i, i)
+        TokenizedExample(context[:c], tokens[:q], tokens[q : q + a], i, i, prefix_ids=(1, 2, 3))
         for i, (context, c, tokens, q, a) in enumerate(zip(*columns, strict=True))
     ]
 
@@ -37,7 +37,7 @@ def targets_of(teacher, batch, top):
 def log_softmax(model, batch):
     """Of every answer position, in one plain pass."""
     wanted = answer_positions(batch.question_length_B, A, batch.tokens_BxS.shape[1])
-    memory = model.memory(batch.context_ids_ExC, batch.context_length_E)
+    memory = model.in_sequence(PREFIX, batch.context_ids_ExC, batch.context_length_E)
     length = batch.question_length_B + batch.answer_length_B
     h = model.states(memory, batch.tokens_BxS, length, wanted)
     return np.asarray(jax.nn.log_softmax(model.base.logits(h)), np.float64)

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gistjax.compress.parameters import abstract_model, parameter_counts
 from gistjax.config import MeshConfig, ModelConfig
 from gistjax.data.prompts import make_prompt
 from gistjax.errors import WeightsError
-from gistjax.estimate.planning import abstract_model, parameter_counts
 from gistjax.model.llama import Layer
 from gistjax.runtime.sharding import make_mesh
 from gistjax.weights import registry
@@ -127,7 +127,7 @@ def test_layers_and_remat_follow_the_config():
     for scan in (True, False):
         model = ModelConfig(name="tiny-random", scan_layers=scan, remat=True)
         base = load_base(resolve(model), model, make_mesh(MeshConfig()))
-        assert isinstance(base.layers, Layer) == scan and base.remat
+        assert isinstance(base.layers, Layer) == scan and base.execution.remat
         assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(base))
         bases.append(base)
     assert base_hash(bases[0]) == base_hash(bases[1])

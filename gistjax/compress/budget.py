@@ -1,0 +1,94 @@
+"""How many slots a context gets: the one place where tokens become slots."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gistjax.config import CompressionConfig
+
+
+@dataclass(frozen=True)
+class Budget:
+    """⌈tokens / ratio⌉ slots, at most M; without a ratio one a token, at most M."""
+
+    most: int  # M
+    ratio: float = 0.0  # context tokens a slot; 0 sets none
+    ratios: tuple[float, ...] = ()  # ascending; training draws one of them for each context
+    context_tokens: int = 0  # of the longest context
+    architecture: str = ""
+    selects: bool = False  # a control reads as many tokens as there would be slots
+
+    @classmethod
+    def of(cls, config: CompressionConfig) -> Budget:
+        """The budget that a configuration sets."""
+        return cls(
+            config.target_length,
+            config.ratio,
+            config.ratios,
+            config.data.context_tokens,
+            config.architecture,
+            config.data.select != "all",
+        )
+
+    def at(self, ratio: float) -> Budget:
+        """The same with another number of tokens a slot."""
+        return replace(self, ratio=ratio)
+
+    @property
+    def least_ratio(self) -> float:
+        """The least of the ratios that training draws: what there has to be room for."""
+        return min(self.ratios, default=self.ratio)
+
+    def slots(self, length: Any, ratio: Any = None) -> Any:
+        """Slots that contexts of so many tokens use.
+
+        Args:
+            length: a number, or an array of numpy or JAX.
+            ratio: of each context, where training drew one; by default the configured one.
+        """
+        xp: Any = length.__array_namespace__() if hasattr(length, "__array_namespace__") else np
+        if ratio is None:
+            ratio = self.ratio or 1
+            if ratio == int(ratio):  # exact: XLA divides by a constant inexactly
+                return xp.minimum(-(-length // int(ratio)), self.most)
+        return xp.minimum(xp.ceil(length / ratio).astype(xp.int32), self.most)
+
+    def room(self, tokens: int, drawn: bool = False) -> int:
+        """Slots M that contexts padded to so many tokens need; for the least ratio if each draws one."""
+        ratio = self.least_ratio if drawn else self.ratio
+        return min(math.ceil(tokens / (ratio or 1)), self.most)
+
+    def decoder_positions(self, tokens: int) -> int:
+        """Positions between prefix and question, of a context padded to so many tokens, in training."""
+        return {"none": tokens, "closed_book": 0}.get(
+            self.architecture, self.room(tokens, drawn=True)
+        )
+
+    @property
+    def nominal_ratio(self) -> float:
+        """Tokens of the longest context over slots, or over the tokens that a control selects.
+
+        1 where the whole context is read, or none of it.
+        """
+        if self.architecture == "closed_book" or (self.architecture == "none" and not self.selects):
+            return 1.0
+        return max(self.ratio, self.context_tokens / self.most)
+
+    def ratio_problem(self, ratio: float) -> str:
+        """Say why a compressor with this budget was not trained at a ratio; empty if it was."""
+        trained = self.ratios or (self.ratio,)
+        if self.architecture in ("none", "closed_book"):
+            return f"ratio={ratio:g}: this model has no number of tokens a slot to set."
+        if trained[0] == 0:
+            return (
+                f"ratio={ratio:g}: this compressor has {self.most} slots for any context. "
+                "Leave the ratio out."
+            )
+        if trained[0] <= ratio <= trained[-1]:
+            return ""
+        known = " to ".join(f"{end:g}" for end in dict.fromkeys((trained[0], trained[-1])))
+        return f"ratio={ratio:g}: this compressor was trained with {known} tokens a slot."

@@ -1,0 +1,83 @@
+"""How many slots a context gets, in every way that this is asked."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gistjax.compress.budget import Budget
+from gistjax.config import CompressionConfig, DataConfig
+
+FIRST = DataConfig(select="first")
+ANY = CompressionConfig(ratio=4.0, ratios=(2.0, 4.0, 16.0))
+
+
+@pytest.mark.parametrize("ratio", [0, 1.5, 7, 13, 14, 28])
+def test_as_many_slots_as_windows_also_where_xla_divides(ratio):
+    """Compiled, where a product with the reciprocal would be one off at some multiples of 7, 13, 14 and 28."""
+    lengths = np.arange(1, 4097)
+    budget = Budget(2048, ratio)
+    used = jax.jit(budget.slots)(jnp.asarray(lengths))
+    expected = [min(math.ceil(n / (ratio or 1)), 2048) for n in lengths.tolist()]
+    assert used.tolist() == budget.slots(lengths).tolist() == expected
+    assert [int(budget.slots(n)) for n in (1, 100, 4096)] == [expected[i] for i in (0, 99, 4095)]
+
+
+def test_each_context_may_have_its_own_ratio():
+    lengths, ratios = np.array([16, 9, 3]), np.array([2.0, 4.0, 2.0], np.float32)
+    budget = Budget.of(ANY)
+    assert budget.slots(lengths, ratios).tolist() == [8, 3, 2]
+    assert jax.jit(budget.slots)(jnp.asarray(lengths), jnp.asarray(ratios)).tolist() == [8, 3, 2]
+    assert (budget.room(16), budget.room(16, drawn=True), budget.at(8.0).room(16)) == (4, 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ratio"),
+    [
+        ({"target_length": 64}, 8),
+        ({"target_length": 512, "ratio": 4.0}, 4),
+        ({"target_length": 64, "ratio": 2.0}, 8),  # M is the most
+        ({"architecture": "none"}, 1),
+        ({"architecture": "none", "target_length": 32, "data": FIRST}, 16),
+        ({"architecture": "none", "target_length": 512, "ratio": 2.0, "data": FIRST}, 2),
+        ({"architecture": "closed_book"}, 1),
+    ],
+)
+def test_nominal_ratio(settings, ratio):
+    assert Budget.of(CompressionConfig(**settings)).nominal_ratio == ratio
+
+
+@pytest.mark.parametrize(
+    ("settings", "positions"),
+    [
+        ({"architecture": "none"}, 512),
+        ({"architecture": "closed_book"}, 0),
+        ({}, 64),
+        ({"target_length": 512, "ratio": 4.0, "ratios": (2.0, 4.0)}, 256),  # room for the least
+    ],
+)
+def test_positions_that_a_context_takes_in_the_decoder(settings, positions):
+    assert Budget.of(CompressionConfig(**settings)).decoder_positions(512) == positions
+
+
+@pytest.mark.parametrize(
+    "ratio, config", [(2, ANY), (7.5, ANY), (16, ANY), (8, ANY.replace(ratio=8.0, ratios=()))]
+)
+def test_ratios_that_were_trained(ratio, config):
+    assert Budget.of(config).ratio_problem(ratio) == ""
+
+
+@pytest.mark.parametrize(
+    "ratio, config, told",
+    [
+        (1.5, ANY, "with 2 to 16 tokens"),
+        (17, ANY, "with 2 to 16 tokens"),
+        (4, ANY.replace(ratio=8.0, ratios=()), "with 8 tokens"),
+        (4, CompressionConfig(), "64 slots for any context"),
+        (4, ANY.replace(architecture="none"), "no number of tokens a slot"),
+    ],
+)
+def test_ratios_that_were_not(ratio, config, told):
+    assert told in Budget.of(config).ratio_problem(ratio)
