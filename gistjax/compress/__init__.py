@@ -9,12 +9,14 @@
     compressed_lm  all of them in front of a decoder
     parameters     a model's parameters: split, counted, exported, imported
 
-Shapes are suffixes of names, one letter an axis. Beside the decoder's letters (`gistjax.model.llama`) there are:
+Shapes are suffixes of names, one letter an axis. Beside the decoder's letters, which
+`gistjax.model.llama` lists, there are:
 
-    A answer tokens       M slots                       X positions of a compressed context
-    C context tokens      P tokens of the prompt before the context
-    E contexts            Q questions on each (B = E·Q)
-    S question + answer   Y of a teacher's most probable tokens     Z taps of a convolution
+    A answer tokens        M slots                  X positions of a compressed context
+    C context tokens       P tokens of the prompt before the context
+    E contexts of a batch  Q questions on each (B = E·Q)
+    S question + answer    Y tokens that a teacher proposes
+    Z taps of a convolution
 """
 
 EXPORTED = "compressor.safetensors"

@@ -42,15 +42,15 @@ from gistjax.runtime.sharding import one_device, shardings_of
 
 
 class Architecture(Protocol):
-    """What an architecture has. It is built as `MyArchitecture(base_config, M, nominal_ratio, key)`.
+    """An architecture. It is built as `MyArchitecture(base_config, M, nominal_ratio, key)`.
 
     Each parameter declares how it lies on the mesh and whether weight decay shrinks it: make
     matrices with `layers.matrix` or `layers.parameter`. A matrix without a declaration is refused;
     vectors need none, they are replicated and not decayed.
 
     One more method is optional: `weights(states_BxCxD, length_B, slots_B, M)` returns the part that
-    each token has in each slot, `[B, M, C]` in fp32, to look at. They sum to 1, or to 0 where a slot
-    reads nothing.
+    each token has in each slot, `[B, M, C]` in fp32, to look at. They sum to 1, or to 0 where a
+    slot reads nothing.
     """
 
     gives: ClassVar[tuple[str, ...]]
@@ -61,7 +61,7 @@ class Architecture(Protocol):
 
     @staticmethod
     def resize(name: str, old: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Make a parameter of an earlier stage fit, where that had another number of slots or ratio.
+        """Make a parameter of an earlier stage fit, which had another ratio or number of slots.
 
         Args:
             name: of the parameter, within the architecture.
@@ -91,8 +91,8 @@ def find_architecture(name: str) -> type[Any]:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"architecture={name!r} cannot be imported ({error}): give the path of a class, such as "
-            "my_module.MyArchitecture, in a module that Python finds."
+            f"architecture={name!r} cannot be imported ({error}): give the path of a class, such "
+            "as my_module.MyArchitecture, in a module that Python finds."
         ) from error
     for needed, about in REQUIRED.items():
         if not any(needed in vars(kind) for kind in found.__mro__[:-1]):
@@ -149,8 +149,8 @@ def first_rows(name: str, old: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
 class CrossAttention(nnx.Module):
     """M learned queries attend to all states, then a feed-forward: 6·D² parameters.
 
-    After Perceiver (Jaegle et al. 2021, arXiv:2103.03206). Query m stands at the middle of window m, so that rotary
-    positions tell it which part of the context is near.
+    After Perceiver (Jaegle et al. 2021, arXiv:2103.03206). Query m is at the middle of window m, so
+    that rotary positions tell it which part of the context is near.
     """
 
     gives = ("slots",)
@@ -180,7 +180,7 @@ class CrossAttention(nnx.Module):
     def _ask(
         self, x_BxMxD: Array, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int
     ) -> tuple[Array, ...]:
-        """What attention is given."""
+        """The arguments of attention."""
         B, C, _ = states_BxCxD.shape
         centres_BxM = window_centres(length_B, slots_B, M)
         places_BxC = jnp.broadcast_to(jnp.arange(C), (B, C))
@@ -196,8 +196,9 @@ class CrossAttention(nnx.Module):
 class Gist(CrossAttention):
     """Gist queries: cross-attention, self-attention among the gists, feed-forward: 8·D² parameters.
 
-    After Mu et al. 2023 (arXiv:2304.08467); with `slot_form = key_values` its slots stay in the decoder's sequence
-    under the gist mask, as in that paper. The feed-forward is narrow to stay within 8·D².
+    After Mu et al. 2023 (arXiv:2304.08467); with `slot_form = key_values` its slots stay in the
+    decoder's sequence under the gist mask, as in that paper. The feed-forward is narrow to stay
+    within 8·D².
     """
 
     def __init__(self, base: LlamaConfig, M: int, ratio: int, key: Array):
@@ -221,8 +222,9 @@ class Gist(CrossAttention):
 class Conv(nnx.Module):
     """Strided depthwise convolution, pointwise mixing, adaptive pooling to M: 2·D² parameters.
 
-    The depthwise part is WaveNet's idea of local filters (arXiv:1609.03499) without dilation. It starts as a mean over
-    its kernel, which is about as wide as the nominal ratio, with several `ratios` the least of them; order is kept throughout.
+    The depthwise part is WaveNet's idea of local filters (arXiv:1609.03499) without dilation. It
+    starts as a mean over its kernel, which is about as wide as the nominal ratio, with several
+    `ratios` the least of them. Order is kept throughout.
     """
 
     gives = ("slots",)
@@ -258,7 +260,7 @@ class Conv(nnx.Module):
         return window_means(x_BxCxD, -(-length_B // self.stride), slots_B, M)
 
     def weights(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
-        """Of the windows' means the convolution's part: the size of its taps, the mean over channels."""
+        """The convolution's part in the windows' means: the size of its taps over channels."""
         C = states_BxCxD.shape[1]
         taps_Z = jnp.mean(jnp.abs(self.kernel[...]), axis=1)
         outputs = jnp.arange(0, C, self.stride)  # the tokens that outputs are centred on
@@ -274,7 +276,8 @@ class Conv(nnx.Module):
 class Pooling(nnx.Module):
     """A learned weighting inside each of M windows, one shared projection: D² parameters.
 
-    It starts as the plain mean of each window: no token is preferred, and the projection is the identity.
+    It starts as the plain mean of each window: no token is preferred, and the projection is the
+    identity.
     """
 
     gives = ("slots",)
@@ -286,7 +289,7 @@ class Pooling(nnx.Module):
         self.projection = parameter(jnp.eye(D), OUT_OF)
 
     def weights(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
-        """What part each token has in each slot, `[B, M, C]` in fp32."""
+        """The part of each token in each slot, `[B, M, C]` in fp32."""
         score_BxC = standardize(states_BxCxD) @ self.score[...].astype(states_BxCxD.dtype)
         inside_BxMxC = windows(length_B, slots_B, M, states_BxCxD.shape[1])
         return masked_softmax(score_BxC[:, None, :], inside_BxMxC)
@@ -334,7 +337,10 @@ class Mark(nnx.Module):
 
 
 def stretched(kernel_ZxD: np.ndarray, width: int) -> np.ndarray:
-    """A convolution's kernel at another width, `[width, D]` in its dtype: each new tap takes its share of those it overlaps."""
+    """A convolution's kernel at another width, `[width, D]` in its dtype.
+
+    Each new tap takes its share of those that it overlaps.
+    """
     taps_Z = np.arange(len(kernel_ZxD))
     edges = np.linspace(0, len(kernel_ZxD), width + 1)[:, None]
     overlap = np.minimum(edges[1:], taps_Z + 1) - np.maximum(edges[:-1], taps_Z)

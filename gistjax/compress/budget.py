@@ -58,12 +58,16 @@ class Budget:
         return xp.minimum(xp.ceil(length / ratio).astype(xp.int32), self.most)
 
     def room(self, tokens: int, drawn: bool = False) -> int:
-        """Slots M that contexts padded to so many tokens need; for the least ratio if each draws one."""
+        """Slots M that contexts padded to so many tokens need.
+
+        Args:
+            drawn: each context draws its ratio, so that there is room for the least.
+        """
         ratio = self.least_ratio if drawn else self.ratio
         return min(math.ceil(tokens / (ratio or 1)), self.most)
 
     def decoder_positions(self, tokens: int) -> int:
-        """Positions between prefix and question, of a context padded to so many tokens, in training."""
+        """Positions between prefix and question that a padded context takes in training."""
         return {"none": tokens, "closed_book": 0}.get(
             self.architecture, self.room(tokens, drawn=True)
         )

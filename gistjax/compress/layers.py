@@ -1,4 +1,4 @@
-"""What architectures are made of: matrices, norms, attention, a feed-forward. Parameters are fp32."""
+"""The parts of architectures: matrices, norms, attention, a feed-forward. Parameters are fp32."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPLICATED, INTO, OUT_OF = P(), P("fsdp", "tensor"), P("tensor", "fsdp")
 
 
 def parameter(value: Array, spec: P = REPLICATED, decay: bool = True) -> nnx.Param[Array]:
-    """A trained array with its sharding; `decay=False` keeps weight decay from shrinking its rows."""
+    """A trained array with its sharding; `decay=False` keeps weight decay off its rows."""
     return nnx.Param(value, partition_spec=spec, decay=decay)
 
 
@@ -59,9 +59,12 @@ class Attention(nnx.Module):
     ) -> Array:
         """x asks, y answers: `[B, M, D]`."""
         z_BxMxNxH = jax.nn.dot_product_attention(
-            self._heads(x_BxMxD, self.query, x_pos_BxM), self._heads(y_BxCxD, self.key, y_pos_BxC),
-            self._heads(y_BxCxD, self.value), mask=mask_BxMxC[:, None], implementation="xla",
-        )  # fmt: skip
+            self._heads(x_BxMxD, self.query, x_pos_BxM),
+            self._heads(y_BxCxD, self.key, y_pos_BxC),
+            self._heads(y_BxCxD, self.value),
+            mask=mask_BxMxC[:, None],
+            implementation="xla",
+        )
         return apply(z_BxMxNxH.reshape(x_BxMxD.shape), self.out)
 
     def weights(

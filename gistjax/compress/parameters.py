@@ -1,4 +1,4 @@
-"""A model's parameters: which of them are trained, how many there are, and the file that shares them."""
+"""A model's parameters: which are trained, how many there are, and the file that shares them."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def _load(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _architecture(metadata: dict[str, str]) -> str | None:
-    """The architecture that an exported compressor was trained with; None if the file does not say."""
+    """The architecture that a file was trained with; None if it does not say."""
     try:
         return json.loads(metadata["config"])["architecture"]
     except (KeyError, TypeError, ValueError, RecursionError):

@@ -27,7 +27,7 @@ class Form(Protocol):
         ids_BxC: Array,
         length_B: Array,
     ) -> CompressedContext:
-        """Put slots where they stand in the decoder's sequence, with the context if they need it."""
+        """Put slots in their place in the decoder's sequence, with the context if need be."""
 
     def keep(
         self, base: Llama, lora: LoRA | None, placed: CompressedContext, length_B: Array, M: int

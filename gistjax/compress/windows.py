@@ -10,8 +10,9 @@ from jax import Array
 def windows(length_B: Array, slots_B: Array, M: int, C: int) -> Array:
     """`[B, M, C]`: True where token c lies in slot m's window.
 
-    Slot m of s slots over n tokens covers `floor(m·n/s) … ceil((m+1)·n/s) - 1`, as in adaptive pooling: windows keep
-    the order, leave no token out, overlap by at most one token where s does not divide n, and none of the s is empty.
+    Slot m of s slots over n tokens covers `floor(m·n/s) … ceil((m+1)·n/s) - 1`, as in adaptive
+    pooling: windows keep the order, leave no token out, overlap by at most one token where s does
+    not divide n, and none of the s is empty.
     """
     n_Bx1, s_Bx1 = length_B[:, None], jnp.maximum(slots_B[:, None], 1)
     m_M = jnp.arange(M)
@@ -38,7 +39,7 @@ def window_means(states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -
 
 
 def window_centres(length_B: Array, slots_B: Array, M: int) -> Array:
-    """Where each slot's window has its middle, `[B, M]`, as a fractional token position."""
+    """The middle of each slot's window, `[B, M]`, as a fractional token position."""
     return (jnp.arange(M) + 0.5) * (length_B / jnp.maximum(slots_B, 1))[:, None] - 0.5
 
 

@@ -73,7 +73,7 @@ def causal_attention(
 def choose_kernel(
     name: str, head_dim: int, dtype: jnp.dtype, backend: str = "", deterministic: bool | None = None
 ) -> str:
-    """Return the kernel to run: `auto` becomes `cudnn` where its flash attention can run, else `xla`.
+    """Return the kernel to run: `auto` becomes `cudnn` where flash attention can run, else `xla`.
 
     It cannot where steps are to be deterministic, by default what XLA was started with: XLA then
     loses the program of all but the first of several backward passes of one shape, and ends in an

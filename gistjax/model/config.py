@@ -1,4 +1,4 @@
-"""A Llama's sizes and constants, read from Hugging Face's `config.json`, and what of it this model refuses."""
+"""A Llama's sizes and constants, read from Hugging Face's `config.json` or refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gistjax.errors import WeightsError
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """The llama3 frequency scaling (arXiv:2407.21783; `rope_type: llama3` in Hugging Face configs)."""
+    """The llama3 frequency scaling (arXiv:2407.21783; `rope_type: llama3` of Hugging Face)."""
 
     factor: float
     low_freq_factor: float
@@ -39,7 +39,7 @@ class LlamaConfig:
 
     @classmethod
     def from_hugging_face(cls, hf: Mapping[str, Any]) -> LlamaConfig:
-        """Reads a Hugging Face `config.json`.
+        """Read a Hugging Face `config.json`.
 
         Raises:
             WeightsError: where the file asks for something that this model does not do.
@@ -65,7 +65,7 @@ class LlamaConfig:
 
 
 def _rope(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """transformers 5 groups RoPE under rope_parameters; earlier files spread it over two keys."""
+    """All keys of RoPE, which transformers 5 groups and earlier files spread over two."""
     return {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
 
 
@@ -80,16 +80,25 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     )
 
 
+REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
 ROPE_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 LARGEST = {"num_hidden_layers": 1024, "num_attention_heads": 4096, "num_key_value_heads": 4096}
 """Beyond these, and 2^24 for other sizes, a file is damaged or hostile: no model is larger."""
 
 
 def _refuse_malformed(hf: Mapping[str, Any]) -> None:
-    """What is there has its type, and sizes are sizes."""
-    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-             "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
-    for key in sizes:
+    """Refuse values of the wrong type, and sizes that are none.
+
+    Raises:
+        WeightsError: naming the key.
+    """
+    for key in (*REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings"):
         size = hf.get(key)
         if size is not None and not (type(size) is int and 1 <= size <= LARGEST.get(key, 2**24)):
             raise WeightsError(f"{key} is {size!r}: fetch the file again.")
@@ -116,11 +125,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _refuse_unsupported(hf: Mapping[str, Any]) -> None:
+    """Refuse what this model does not compute.
+
+    Raises:
+        WeightsError: with the reason.
+    """
     rope = _rope(hf)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
-    required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                "num_attention_heads")  # fmt: skip
-    missing = [key for key in required if not isinstance(hf.get(key), int)]
+    missing = [key for key in REQUIRED if not isinstance(hf.get(key), int)]
     heads, kv_heads = hf.get("num_attention_heads", 1), hf.get("num_key_value_heads")
     reasons = {
         f"the model type is {hf.get('model_type')!r}": hf.get("model_type", "llama") != "llama",

@@ -1,7 +1,7 @@
 """The key/value cache: every layer's keys and values in buffers of fixed length.
 
-Heads come before positions, `[B, K, U, H]`, so that attention reads each head's keys in one run. The
-layers are stacked in one array, or a tuple of arrays, as the decoder keeps its own.
+Heads come before positions, `[B, K, U, H]`, so that attention reads each head's keys in one run.
+The layers are stacked in one array, or a tuple of arrays, as the decoder keeps its own.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Frozen(nnx.Variable):
 
 
 Initializer = Callable[[tuple[int, ...], float], Array]
-"""Makes one weight: shape and standard deviation (0 stands for ones) to array."""
+"""Function of a weight's shape and standard deviation (0 stands for ones) that makes it."""
 
 
 def random_initializer(key: Array, dtype: jnp.dtype) -> Initializer:
@@ -58,8 +58,9 @@ def random_initializer(key: Array, dtype: jnp.dtype) -> Initializer:
 class Layer(nnx.Module):
     """The weights of one layer, or of all of them stacked along a leading axis L.
 
-    What reads the same input is one matrix: `qkv` holds for each key/value head its G query heads, its key and its
-    value head, `gate_up` both halves of the feed-forward. The axis that tensor parallelism splits stays an axis.
+    Projections of the same input are one matrix: `qkv` holds for each key/value head its G query
+    heads, its key and its value head, `gate_up` both halves of the feed-forward. The axis that
+    tensor parallelism splits stays an axis.
     """
 
     def __init__(self, config: LlamaConfig, make: Initializer, lead: tuple[int, ...] = ()):
@@ -86,7 +87,7 @@ def fuse_qkv(q: Any, k: Any, v: Any, n_kv_heads: int) -> Any:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What all layers share in one call."""
+    """Values that all layers share in one call."""
 
     config: LlamaConfig
     rope: tuple[Array, Array]
@@ -223,7 +224,7 @@ class Llama(nnx.Module):
         n_layers: int | None = None,
         logit_positions_BxW: Array | None = None,
     ) -> tuple[Array, Cache | None]:
-        """Runs the layers over embeddings.
+        """Run the layers over embeddings.
 
         Args:
             x_BxTxD: inputs, in `dtype`.
@@ -239,7 +240,8 @@ class Llama(nnx.Module):
                 the others' feed-forward. A mask must then be of all T positions, or none.
 
         Returns:
-            States `[B, T, D]` or `[B, W, D]`, after the final norm if all layers ran, and the new cache.
+            States `[B, T, D]` or `[B, W, D]`, after the final norm if all layers ran, and the new
+            cache.
         """
         depth = self.config.n_layers if n_layers is None else n_layers
         inputs = Inputs(
@@ -344,7 +346,7 @@ def _scores_forward(h: Array, weights_VxD: Array) -> tuple[Array, tuple[Array, A
 
 
 def _scores_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, None]:
-    """In the states' dtype: a product of fp32 and bf16 would run in fp32. The weights are frozen."""
+    """In the states' dtype: a product of fp32 and bf16 would run in fp32; weights are frozen."""
     h, weights_VxD = residuals
     dh = jnp.einsum("...v,vd->...d", dy.astype(h.dtype), weights_VxD.astype(h.dtype))
     return dh, None

@@ -7,8 +7,8 @@
       gate, up  …                         ────▶  gate_up  a [L, D, 2R]   b [L, 2R, 2, F]
       o, down   …                         ────▶  o, down  the same
 
-Adapters are trained and saved by projection. For each call they are put together as the base's fused
-matrices are, `b` block by block, so that a layer reads its input once for all of them. One filter,
+Adapters are trained and saved by projection. For each call they are put together as the base's
+fused matrices are, `b` block by block, so that a layer reads its input once for all of them. One filter,
 `Trainable`, tells what is trained: it drives the split for gradients, the optimizer and what is
 saved. `b` starts at zero, so a fresh adapter changes nothing.
 """
@@ -40,14 +40,14 @@ class Adapter(nnx.Module):
 
 
 class LoRAWeights(NamedTuple):
-    """What is added to one of the base's matrices, `a @ b`: of one layer, or stacked along L."""
+    """The factors of what is added to a matrix, `a @ b`: of one layer, or stacked along L."""
 
     a: Array  # [I, R]
     b: Any  # [R, *O], the scale within
 
 
 class LoRA(nnx.Module):
-    """Adapters on some of the base's seven projections, in its first `layers` layers; by default in all."""
+    """Adapters on some of the seven projections, in the first `layers` layers; by default all."""
 
     def __init__(self, base: LlamaConfig, lora: LoraConfig, key: Array, layers: int | None = None):
         self.scale = lora.alpha / lora.rank
@@ -64,7 +64,7 @@ class LoRA(nnx.Module):
         )
 
     def fused(self, base: LlamaConfig, dtype: jnp.dtype) -> dict[str, LoRAWeights]:
-        """The adapters by the base's matrices, stacked along L; a matrix without any is left out."""
+        """The adapters by the base's matrices, stacked along L, of matrices that have any."""
         K, H = base.n_kv_heads, base.head_dim
         G = base.n_heads // K
         # Where each projection's output stands along its matrix's second last axis, of how many.
@@ -184,6 +184,11 @@ def projection_sizes(base: LlamaConfig) -> dict[str, tuple[int, int]]:
     D, F = base.d_model, base.d_ff
     NH, KH = base.n_heads * base.head_dim, base.n_kv_heads * base.head_dim
     return {
-        "q": (D, NH), "k": (D, KH), "v": (D, KH), "o": (NH, D),
-        "gate": (D, F), "up": (D, F), "down": (F, D),
-    }  # fmt: skip
+        "q": (D, NH),
+        "k": (D, KH),
+        "v": (D, KH),
+        "o": (NH, D),
+        "gate": (D, F),
+        "up": (D, F),
+        "down": (F, D),
+    }

@@ -1,7 +1,7 @@
 """Who may look at whom, as boolean arrays.
 
-A mask `[B, T, U]` is True where query t may look at key u. Padding is never looked at. A padded query looks at itself
-alone, so that no softmax runs over nothing.
+A mask `[B, T, U]` is True where query t may look at key u. Padding is never looked at. A padded
+query looks at itself alone, so that no softmax runs over nothing.
 """
 
 from __future__ import annotations

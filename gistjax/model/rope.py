@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021, arXiv:2104.09864), with Llama 3's scaling of their frequencies (arXiv:2407.21783)."""
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864), scaled as in Llama 3 (arXiv:2407.21783)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def scale_frequencies(freq: Array, s: RopeScaling) -> Array:
 
 
 def apply_rope(x_BxTxNxH: Array, rope: tuple[Array, Array]) -> Array:
-    """Rotates each head; its first half pairs with its second half, as in Hugging Face weights."""
+    """Rotate each head; its first half pairs with its second half, as in Hugging Face weights."""
     cos, sin = rope
     first, second = jnp.split(x_BxTxNxH.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,7 +1,7 @@
 """The mesh, and the one table that says how every parameter is laid out on it.
 
-Axes: `data` splits rows only; `fsdp` splits rows and parameters; `tensor` splits heads and feed-forward width. By default
-all devices stand along `data` and every parameter is replicated.
+Axes: `data` splits rows only; `fsdp` splits rows and parameters; `tensor` splits heads and
+feed-forward width. By default all devices are along `data` and every parameter is replicated.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, declared: P | None = 
     if spec is None:
         if len(shape) > 1:
             raise ConfigError(
-                f"no sharding rule matches the parameter {path!r}: declare its partition_spec (in an "
-                "architecture by `layers.matrix` or `layers.parameter`), or add a rule to "
+                f"no sharding rule matches the parameter {path!r}: declare its partition_spec (in "
+                "an architecture by `layers.matrix` or `layers.parameter`), or add a rule to "
                 "`sharding.RULES`."
             )
         spec = P()
@@ -163,7 +163,10 @@ def all_gather(tree: Any, shardings: Any) -> Any:
 
 
 def shard_rows(x_B: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """An activation within a jitted function, its rows split over `ROWS`, so that no partial parameter splits anything else."""
+    """Split an activation's rows over `ROWS` within a jitted function.
+
+    Without it, parameters that are split would have activations split like themselves.
+    """
     if mesh is None or mesh.shape["fsdp"] == 1 or x_B.shape[0] % rows_per_step(mesh):
         return x_B
     return jax.lax.with_sharding_constraint(x_B, NamedSharding(mesh, P(ROWS)))
@@ -189,7 +192,7 @@ def put_batch(batch: Any, mesh: Mesh, leading: int = 0) -> Any:
 
 
 def put(tree: Any, shardings: Any) -> Any:
-    """Puts arrays, of which every process has the same, where they belong; of several processes each puts its own part."""
+    """Put arrays, which every process has, where they belong; each process puts its own part."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
@@ -204,7 +207,10 @@ def put(tree: Any, shardings: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Whole arrays on the host of every process, wherever their parts are. All processes must call it in the same order."""
+    """Return whole arrays on the host of every process, wherever their parts are.
+
+    All processes must call it in the same order.
+    """
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return jax.tree.map(
@@ -218,23 +224,23 @@ def to_host(tree: Any) -> Any:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process. All must ask at the same time."""
+    """Return True if the flag is set in any process. All must ask at the same time."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Wait until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that writes results."""
+    """Return True in the one process that writes results."""
     return jax.process_index() == 0
 
 
 def rows_per_step(mesh: Mesh) -> int:
-    """Over how many shares a batch's rows are split."""
+    """Number of shares that a batch's rows are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

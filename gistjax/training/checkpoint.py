@@ -1,7 +1,7 @@
 """Checkpoints of a run: the train state through Orbax, in `checkpoint/` of the run directory.
 
-Only what training changes is saved: trainable parameters, optimizer state and step. The base is named, not copied: its
-hash stands in `config.json`.
+Only what training changes is saved: trainable parameters, optimizer state and step. The base is
+named, not copied: its hash is in `config.json`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ log = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """Saves and restores a run's train state; the newest two steps are kept.
+    """Save and restore a run's train state; the newest two steps are kept.
 
-    Saving goes on in the background. A step's folder, named by its number, gets that name only once it is complete and its
-    manifest written: what a kill or a full disk leaves of a save lies in `unfinished/`.
+    Saving goes on in the background. A step's folder, named by its number, gets that name only once
+    it is complete and its manifest written: what a kill or a full disk leaves of a save is in
+    `unfinished/`.
 
     Use it in a `with` block: leaving waits for the last save.
     """
@@ -77,7 +78,7 @@ class Checkpointer:
         return self.steps[-1] if self.steps else None
 
     def save(self, step: int, state: TrainState) -> None:
-        """Starts saving, once the last save is done; a step that is already there is left as it is.
+        """Start saving, once the last save is done; a step that is already there is left as it is.
 
         Raises:
             StorageError: if this save, or the last one, failed; complete steps stay.
@@ -97,7 +98,7 @@ class Checkpointer:
         self._saving = step, self._thread.submit(self._finish, step)
 
     def check(self) -> None:
-        """Looks whether a save failed, without waiting for it.
+        """Raise the error of a save that failed, without waiting for one.
 
         Raises:
             StorageError: if it did.
@@ -106,7 +107,7 @@ class Checkpointer:
             self.wait()  # of several processes each would look at another time
 
     def wait(self) -> None:
-        """Waits for the last save.
+        """Wait for the last save.
 
         Raises:
             StorageError: if it failed; complete steps stay.
@@ -133,8 +134,8 @@ class Checkpointer:
     def _failed(self, step: int, error: Exception) -> StorageError:
         intact = f"step {self.latest_step} is intact" if self.steps else "no step was saved yet"
         return StorageError(
-            f"cannot save step {step} to {self.directory}: {_cause(error)}. There, {intact}: make room "
-            "and run the same command again."
+            f"cannot save step {step} to {self.directory}: {_cause(error)}. There, {intact}: make "
+            "room and run the same command again."
         )
 
     def restore(self, state: TrainState) -> TrainState:
@@ -176,14 +177,15 @@ class Checkpointer:
                         (self.directory / str(other)).rename(aside)
                     except OSError as error:
                         raise StorageError(
-                            f"{aside.stem} of {self.directory} is damaged and cannot be set aside ({error.strerror}): "
-                            "take it away."
+                            f"{aside.stem} of {self.directory} is damaged and cannot be set aside "
+                            f"({error.strerror}): take it away."
                         ) from error
             self._move_out(strays)
             return step
         raise CheckpointError(
-            f"{damaged[0][1] if damaged else 'nothing was saved'}, and {self.directory} holds no other step. "
-            "Restore it from a copy; to train anew, move that folder away or use another --workdir."
+            f"{damaged[0][1] if damaged else 'nothing was saved'}, and {self.directory} holds no "
+            "other step. Restore it from a copy; to train anew, move that folder away or use "
+            "another --workdir."
         )
 
     def _move_out(self, strays: list[Path]) -> None:
@@ -198,13 +200,14 @@ class Checkpointer:
                 stray.rename(target)
             except OSError as error:
                 raise StorageError(
-                    f"{stray} is not of this checkpoint and cannot be moved ({error.strerror}): take it away."
+                    f"{stray} is not of this checkpoint and cannot be moved ({error.strerror}): "
+                    "take it away."
                 ) from error
         barrier("only what was saved is left")
 
 
 def _plain(state: TrainState) -> dict[str, Any]:
-    """The state by parameter names: a checkpoint then knows nothing of Flax's or optax's containers."""
+    """The state by parameter names: a checkpoint knows nothing of Flax's or optax's containers."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 

@@ -1,7 +1,8 @@
-"""What a compressor is trained on: a dictionary of named losses, each a scalar in fp32.
+"""The losses that train a compressor, by name; each is a scalar in fp32.
 
-Every loss is a mean over the batch's rows of its task (padding rows apart), so that accumulating micro-batches with equally
-many rows of each task gives exactly the gradient of one large batch; only `contrastive` depends on which rows stand together.
+Every loss is a mean over the batch's rows of its objective (padding rows apart), so that
+accumulating micro-batches with equally many rows of each gives exactly the gradient of one large
+batch; only `contrastive` depends on which rows are together.
 
     teacher_forcing, generation                answers to questions
     distillation                               answers to questions, from a teacher's distributions
@@ -31,13 +32,13 @@ from gistjax.model.masks import lengths_to_valid
 TEMPERATURE = 0.1
 """Of the contrastive softmax over cosines."""
 MERGE_UP_TO = 1024
-"""A base of at most this width D decodes its own answers with its adapters merged: there launches cost more than copies of
-the weights."""
+"""A base of at most this width D decodes its own answers with its adapters merged: there launches
+cost more than copies of the weights."""
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What the losses need to know beside the batch."""
+    """Settings of the losses."""
 
     weights: Mapping[str, float]
     answer_tokens: int  # A: answer positions gathered before the vocabulary product
@@ -67,8 +68,9 @@ class Forward:
 
     @cached_property
     def gold(self) -> tuple[Array, DecodeState | None]:
-        """The states that predict the gold answer, `[B, A, D]`, and, if the model is to answer itself, what it has read
-        before the answer.
+        """The states that predict the gold answer, `[B, A, D]`, and what was read before it.
+
+        The second is None unless the model is to answer itself.
         """
         model, batch, A = self.model, self.batch, self.n_answer
         tokens_BxS, question_length_B = batch.tokens_BxS, batch.question_length_B
@@ -114,8 +116,10 @@ def teacher_forcing(forward: Forward) -> Array:
 
 
 def distillation(forward: Forward) -> Array:
-    """Kullback-Leibler divergence of the teacher's distribution from the model's on the gold answer (Hinton et al. 2015,
-    arXiv:1503.02531), over the teacher's most probable tokens.
+    """Kullback-Leibler divergence of the teacher's distribution from the model's.
+
+    It is taken on the gold answer, over the teacher's most probable tokens (Hinton et al. 2015,
+    arXiv:1503.02531).
     """
     teacher, A = forward.batch.teacher, forward.n_answer
     assert teacher is not None
@@ -128,27 +132,28 @@ def distillation(forward: Forward) -> Array:
 
 
 def reconstruction(forward: Forward) -> Array:
-    """Of a piece of the context, given its beginning."""
+    """Cross-entropy of a span of the context, given its first tokens."""
     return forward.mean(forward.gold_loss_B, "reconstruction")
 
 
 def continuation(forward: Forward) -> Array:
-    """Of what follows the context."""
+    """Cross-entropy of the text that follows the context."""
     return forward.mean(forward.gold_loss_B, "continuation")
 
 
 def cloze(forward: Forward) -> Array:
-    """Of what is left out of a sentence of the context."""
+    """Cross-entropy of the words that are left out of a sentence of the context."""
     return forward.mean(forward.gold_loss_B, "cloze")
 
 
 def generation(forward: Forward) -> Array:
     """Cross-entropy of the gold answer given the model's own greedy prefix.
 
-    The model answers without gradient, as far as the batch's longest gold answer goes, from the keys and values that
-    the gold pass has left; a narrow one with its adapters merged, rounded to the weights' dtype. Its own tokens are then
-    read behind the question with gradient, slots in place, so that the compressor learns from them. Gold token a is
-    predicted from the model's own tokens before it.
+    The model answers without gradient, as far as the batch's longest gold answer goes, from the
+    keys and values that the gold pass has left; a narrow one with its adapters merged, rounded to
+    the dtype of compute. Its own tokens are then read behind the question with gradient, slots in
+    place, so that the compressor learns from them. Gold token a is predicted from the model's own
+    tokens before it.
     """
     h_BxAxD, state = forward.gold
     assert state is not None
@@ -166,16 +171,21 @@ def _own_answers(forward: Forward, last_BxD: Array, state: DecodeState) -> Array
     if model.lora is not None and model.base.config.d_model <= MERGE_UP_TO:
         model.base, model.lora = model.base.merged(model.lora), None
     return continue_greedily(
-        model, last_BxD, state, forward.n_answer, forward.settings.end_id,
+        model,
+        last_BxD,
+        state,
+        forward.n_answer,
+        forward.settings.end_id,
         limit=jnp.max(forward.batch.answer_length_B) - 1,
-    )  # fmt: skip
+    )
 
 
 def contrastive(forward: Forward) -> Array:
-    """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) of the first slot against the base's view of the context.
+    """InfoNCE of the first slot against the base's view of the context.
 
-    The target is the mean of the frozen base's states over the context (`context_views`). Negatives are the batch's
-    other contexts, over all devices; rows with the same context are left out.
+    After van den Oord et al. 2018 (arXiv:1807.03748). The target is the mean of the frozen base's
+    states over the context (`targets.contrastive_targets`). Negatives are the batch's other
+    contexts, over all devices; rows with the same context are left out.
     """
     batch = forward.batch
     cosine_ExE = _unit(forward.context.x_BxXxD[:, 0]) @ _unit(batch.context_view_ExD).T

@@ -1,4 +1,4 @@
-"""The train step: one pure, jit-compiled function of the trainable state, the frozen base and a batch."""
+"""The train step: one pure, compiled function of trainable state, frozen base and a batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gistjax.training.losses import LossSettings, total_loss
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Health:
-    """What is known of bad steps, as scalars. A bad step is counted, but changes neither parameters nor optimizer."""
+    """Counts of bad steps, as scalars. A bad step changes neither parameters nor optimizer."""
 
     bad_steps: Any  # int32
     bad_in_a_row: Any  # int32, up to now
@@ -35,7 +35,7 @@ class Health:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that a step changes, and all that a checkpoint holds (or, leaf by leaf, its shardings)."""
+    """Everything that a step changes and a checkpoint holds (or, leaf by leaf, its shardings)."""
 
     step: Any  # optimizer steps done, int32
     trainable: Any
@@ -62,7 +62,7 @@ def init_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Me
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """Parameters by the rules of `sharding`; Adam's moments like their parameter; counters replicated."""
+    """Shardings of a state: Adam's moments lie like their parameters, counters are replicated."""
     parameters = shardings_of(state.trainable, mesh)
     by_name = {
         path_name(path): sharding
@@ -94,11 +94,12 @@ def make_train_step(
     shardings: TrainState,
     spike_factor: float = 0.0,
 ) -> TrainStep:
-    """Compiles `(state, frozen, batch [K, B, …]) → (state, metrics)`; the state is donated.
+    """Compile `(state, frozen, batch [K, B, …]) → (state, metrics)`; the state is donated.
 
-    The K micro-batches are accumulated before the one update. Gradients are formed for trainable leaves only. A step whose
-    loss or gradient is not finite, or whose loss is more than `spike_factor` (0: any) times the recent mean, is bad: it
-    leaves parameters and optimizer as they were.
+    The K micro-batches are accumulated before the one update. Gradients are formed for trainable
+    leaves only. A step whose loss or gradient is not finite, or whose loss is more than
+    `spike_factor` (0: any) times the recent mean, is bad: it leaves parameters and optimizer as
+    they were.
     """
 
     def loss_fn(trainable: Any, frozen: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:

@@ -1,7 +1,8 @@
-"""Targets of the losses that compare with a frozen model: computed once for each row, not at each step.
+"""Targets of the losses that compare with a frozen model, computed once for each row.
 
-`distillation_targets` are a teacher's distributions on the gold answers. The teacher is as a rule the tuned model that reads
-the whole context; its most probable tokens are kept (as in Eyuboglu et al. 2025, arXiv:2506.06266).
+`distillation_targets` are a teacher's distributions on the gold answers. The teacher is as a rule
+the tuned model that reads the whole context; its most probable tokens are kept (as in Eyuboglu et
+al. 2025, arXiv:2506.06266).
 `contrastive_targets` are the frozen base's own view of each context.
 """
 
@@ -37,7 +38,9 @@ def distillation_targets(
     buckets: Buckets,
     top: int = TEACHER_TOKENS,
 ) -> Targets:
-    """The teacher's `top` most probable tokens at each answer position of each row, given the gold tokens before it.
+    """The teacher's `top` most probable tokens at each answer position of each row.
+
+    They are predicted from the gold tokens before.
 
     Args:
         answer_tokens: positions A of a row; those behind its answer hold nothing of use.
@@ -75,7 +78,7 @@ def contrastive_targets(
     batch_size: int,
     buckets: Buckets,
 ) -> np.ndarray:
-    """The mean of the base's states over each context, `[contexts, D]` in fp32, at the context's id.
+    """The mean of the base's states over each context, `[contexts, D]` in fp32, by context id.
 
     Args:
         n_layers: base layers to run; 0 takes the embeddings.
