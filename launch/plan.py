@@ -1,4 +1,4 @@
-"""Plan a sweep without starting it: steps, memory, hours and disk of each run, and of all of them."""
+"""Plan a sweep without starting it: steps, memory, hours and disk of its runs."""
 
 from __future__ import annotations
 

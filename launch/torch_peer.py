@@ -2,12 +2,11 @@
 
     python launch/torch_peer.py --size 8b --works train:8 train:32 generate:32 [--compile]
 
-A work is a mode and its number of rows. The
-model is transformers' Llama with PEFT's LoRA and SDPA. train: B contexts of C tokens go through a gist compressor
-to M soft tokens; the decoder reads M + S tokens; the loss is on the last A; one AdamW step on LoRA
-and compressor. generate and generate_full answer from the slots or from the whole context. Weights
-are random: only time and memory are measured. Needs torch, transformers and peft; prints one JSON
-object a work.
+A work is a mode and its number of rows. The model is transformers' Llama with PEFT's LoRA and SDPA.
+train: B contexts of C tokens go through a gist compressor to M soft tokens; the decoder reads M + S
+tokens; the loss is on the last A; one AdamW step on LoRA and compressor. generate and generate_full
+answer from the slots or from the whole context. Weights are random: only time and memory are
+measured. Needs torch, transformers and peft; prints one JSON object a work.
 """
 
 import argparse

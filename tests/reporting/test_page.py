@@ -212,6 +212,9 @@ def test_in_a_browser_it_reads_in_both_schemes_and_fits_a_phone(browser, page, s
     window = visit(browser, page, color_scheme=scheme, viewport={"width": 360, "height": 740})
     width = window.evaluate("document.documentElement.scrollWidth")
     assert width == 360, "tables scroll in themselves"
+    f1 = window.get_by_role("columnheader", name="F1", exact=True).bounding_box()
+    assert f1["x"] + f1["width"] < 360, "F1 is seen without scrolling"
+    assert window.locator(".frame.more").count(), "a cue says that there is more"
     colours = window.evaluate(
         "[document.body, document.querySelector('svg text')].map(e => getComputedStyle(e)).flatMap("
         "s => [s.color, s.backgroundColor, s.fill])"
