@@ -27,7 +27,7 @@ from absl import flags
 
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
-from gistjax.experiment.run_dir import SHIPPED, load_config
+from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.runtime import cli
 from gistjax.runtime.files import check_writable, is_file
 
@@ -190,7 +190,7 @@ class Exchange:
 
 def summary(document: Document, full: Document | None, exchanges: list[Exchange]) -> dict[str, Any]:
     """Return the JSON object of --json. Seconds are without compilation."""
-    from gistjax.experiment.evaluator import device_name
+    from gistjax.runtime.devices import device_name
 
     read = {
         "tokens": document.tokens,
@@ -223,5 +223,5 @@ def define_flags(values: flags.FlagValues) -> None:
 
 if __name__ == "__main__":
     cli.run_with_words(
-        main, define_flags, lambda argv: load_config(Path(cli.option(argv, "run", str(SHIPPED))))
+        main, define_flags, lambda argv: RunDir(cli.option(argv, "run", str(SHIPPED))).config()
     )

@@ -21,7 +21,7 @@ from absl import flags
 
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
-from gistjax.experiment.run_dir import EXPORTED, load_config
+from gistjax.experiment.run_dir import RunDir, provenance
 from gistjax.runtime import cli
 from gistjax.runtime.files import make_folder, write_json
 from gistjax.runtime.tensors import load_tensors, save_tensors
@@ -36,18 +36,16 @@ def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
         CheckpointError: if a run is missing, not finished or damaged, has other parameters or
             another base, or is a mean itself; or if there is something in the output folder.
     """
-    from gistjax.experiment.evaluator import provenance, read_config  # which import all that trains
-
     if len(runs) < 2:
         raise ConfigError("give two or more runs, as in --run runs/a_s42 --run runs/a_s43.")
     if output.is_dir() and any(output.iterdir()):
         raise CheckpointError(f"{output} has files in it: give another --output.")
-    configs = [load_config(run) for run in runs]
+    configs = [RunDir(run).config() for run in runs]
     check_alike(runs, configs)
-    abouts = [read_config(run) for run in runs]
-    tensors = [load_tensors(run / EXPORTED)[0] for run in runs]
+    abouts = [RunDir(run).about() for run in runs]
+    tensors = [load_tensors(RunDir(run).exported)[0] for run in runs]
     for run, about, arrays in zip(runs, abouts, tensors, strict=True):
-        if "mean_of" in about or not (run / "metrics.json").is_file():
+        if "mean_of" in about or not RunDir(run).is_finished:
             raise CheckpointError(f"{run} is a mean already, or a run that is not finished.")
         if _base(about) != _base(abouts[0]) or _shapes(arrays) != _shapes(tensors[0]):
             raise CheckpointError(f"{run} has other parameters or another base than {runs[0]}.")
@@ -56,8 +54,8 @@ def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
         for name in tensors[0]
     }
     make_folder(output)
-    write_json(output / "config.json", {**abouts[0], "mean_of": [run.name for run in runs]})
-    save_tensors(output / EXPORTED, means, provenance(configs[0]))
+    write_json(RunDir(output).config_file, {**abouts[0], "mean_of": [run.name for run in runs]})
+    save_tensors(RunDir(output).exported, means, provenance(configs[0]))
 
 
 def check_alike(runs: list[Path], configs: list[CompressionConfig]) -> None:

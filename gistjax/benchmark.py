@@ -50,8 +50,8 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
             f"--answer_tokens={args.answer_tokens} leaves no question in --tokens={args.tokens}."
         )
     from gistjax.estimate import measure  # after what may be refused: it imports for seconds
-    from gistjax.experiment.evaluator import device_name, versions
-    from gistjax.runtime.devices import choose_kernels
+    from gistjax.experiment.run_dir import versions
+    from gistjax.runtime.devices import choose_kernels, device_name
 
     choose_kernels(config)
     workload = measure.Workload(args.tokens, args.answer_tokens, args.repeats, args.profile)

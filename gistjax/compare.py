@@ -23,7 +23,7 @@ from absl import flags
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError, DataError
 from gistjax.evaluation.statistics import clustered_bootstrap, paired_difference
-from gistjax.experiment.run_dir import load_config
+from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
 
 COLUMNS = ("context_id", "f1", "em")  # all of them numbers
@@ -65,7 +65,7 @@ def control(rundir: Path) -> str:
     """
     if not (rundir / "config.json").is_file():
         return ""
-    config = load_config(rundir)
+    config = RunDir(rundir).config()
     if config.architecture == "closed_book":
         return CLOSED_BOOK
     return FULL_CONTEXT if config.architecture == "none" and config.data.select == "all" else ""

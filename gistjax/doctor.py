@@ -44,7 +44,7 @@ class Finding:
 
 def check_python() -> Finding:
     """Check Python and the packages that decide the numbers."""
-    from gistjax.experiment.evaluator import versions
+    from gistjax.experiment.run_dir import versions
 
     found = versions()
     text = f"{sys.version.split()[0]}, " + ", ".join(f"{k} {v}" for k, v in found.items())

@@ -17,11 +17,15 @@ from absl import flags
 
 from gistjax.compress.budget import Budget
 from gistjax.config import CompressionConfig
+from gistjax.data.dataset import load_dataset
+from gistjax.data.encoding import encode_splits
 from gistjax.errors import ConfigError
-from gistjax.estimate import out_of_memory as device_memory
-from gistjax.experiment.run_dir import check_meaning, load_config
+from gistjax.estimate.out_of_memory import explained
+from gistjax.experiment.base import load_trained
+from gistjax.experiment.evaluator import Evaluator
+from gistjax.experiment.run_dir import RunDir, check_meaning
 from gistjax.runtime import cli
-from gistjax.runtime.files import check_writable
+from gistjax.runtime.files import check_writable, write_json
 from gistjax.validation import validate
 
 log = logging.getLogger(__name__)
@@ -44,15 +48,11 @@ def evaluate_run(
     Raises:
         GistjaxError: for anything that is the user's to mend.
     """
-    from gistjax.data.dataset import load_dataset
-    from gistjax.data.encoding import encode_splits
-    from gistjax.experiment import evaluator as results
-
-    rundir = Path(rundir)
+    run = RunDir(rundir)
     for file in (output, slot_attention):
         if file:
             check_writable(Path(file))
-    trained = load_config(rundir)
+    trained = run.config()
     config = config or trained
     validate(config)
     check_meaning(config, trained)
@@ -65,21 +65,21 @@ def evaluate_run(
         )
     data = config.data if config.data.holdout else replace(config.data, train_examples=0)
     dataset = load_dataset(data, config.seed)
-    pretrained, (graphdef, trainable, frozen) = results.load_trained(rundir, config)
+    pretrained, (graphdef, trainable, frozen) = load_trained(run, config)
     _, rows, report = encode_splits(dataset, pretrained.prompt, config.data, config.seed)
     log.info("%s", report)
-    scorer = results.Evaluator(config, pretrained, rows, dataset.validation, graphdef)
-    with device_memory.explained(config, "a forward pass"):
-        measured = scorer.measure(trainable, frozen)
+    evaluator = Evaluator(config, pretrained, rows, dataset.validation, graphdef)
+    with explained(config, "a forward pass"):
+        result = evaluator.measure(trainable, frozen)
     if output:
-        results.write_json(Path(output), measured.predictions)
+        write_json(Path(output), result.predictions)
     if slot_attention:
-        results.write_json(Path(slot_attention), measured.slot_attention, indent=None)
-    return measured.metrics
+        write_json(Path(slot_attention), result.slot_attention, indent=None)
+    return result.metrics
 
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
-    """The command."""
+    """Score the run and print its metrics."""
     cli.print_result(
         evaluate_run(args.run, config, args.output or None, args.slot_attention or None)
     )
@@ -103,4 +103,4 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, lambda argv: load_config(Path(cli.option(argv, "run"))))
+    cli.run(main, define_flags, lambda argv: RunDir(cli.option(argv, "run")).config())

@@ -23,11 +23,13 @@ from pathlib import Path
 
 from absl import flags
 
+from gistjax.compress import EXPORTED
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
-from gistjax.experiment.run_dir import EXPORTED, load_config
+from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
 from gistjax.runtime.files import make_folder, write_atomically
+from gistjax.runtime.tensors import load_tensors
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +49,15 @@ class Request:
 
 def export_safetensors(request: Request) -> list[str]:
     """Write the compressor, its configuration and a model card; return their names."""
-    from gistjax.experiment.evaluator import read_config, read_metrics
-    from gistjax.runtime.tensors import load_tensors
     from gistjax.sharing.model_card import model_card
 
     run, output = request.run, request.output
-    if not (run / EXPORTED).is_file():
+    directory = RunDir(run)
+    if not directory.exported.is_file():
         raise CheckpointError(f"{run} has no {EXPORTED}: is the run finished?")
-    load_tensors(run / EXPORTED)  # whole, or an error
-    scores = read_metrics(run) if (run / "metrics.json").is_file() else {}
-    card = model_card(request.config, read_config(run), scores)
+    load_tensors(directory.exported)  # whole, or an error
+    scores = directory.metrics() if directory.is_finished else {}
+    card = model_card(request.config, directory.about(), scores)
     in_place = run.resolve() == output.resolve()
     check_output(output, in_place)
     make_folder(output)
@@ -106,11 +107,10 @@ def export_embeds(request: Request) -> list[str]:
 
 def export_peft(request: Request) -> list[str]:
     """Write the decoder's adapter; return the names of its files."""
-    from gistjax.experiment.evaluator import read_config
     from gistjax.sharing import peft
     from gistjax.sharing.base_model import base_model
 
-    base = base_model(request.config, read_config(request.run))
+    base = base_model(request.config, RunDir(request.run).about())
     if base.caveat:
         log.warning("warning: %s.", base.caveat)
     return peft.export_peft(request.run, request.config, request.output, base.repo or base.name)
@@ -159,4 +159,4 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    cli.run_with_words(main, define_flags, lambda argv: load_config(Path(cli.option(argv, "run"))))
+    cli.run_with_words(main, define_flags, lambda argv: RunDir(cli.option(argv, "run")).config())

@@ -36,7 +36,7 @@ from absl import flags
 from gistjax import train
 from gistjax.config import ARCHITECTURES, CompressionConfig
 from gistjax.errors import ConfigError, GistjaxError, did_you_mean
-from gistjax.experiment.run_dir import EXPORTED
+from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
 from gistjax.validation import check_trains, validate
 
@@ -210,19 +210,15 @@ def check(runs: list[Run]) -> dict[str, CompressionConfig]:
         CheckpointError: if a run's directory holds a run of another configuration.
     """
     configs = {run.name: run.config() for run in runs}
-    traces = ("config.json", "metrics.json", "checkpoint")
-    begun = [run for run in runs if any((run.workdir / name).exists() for name in traces)]
-    finished = [run for run in begun if (run.workdir / "metrics.json").exists()]
     for run in runs:
-        if run not in finished:
+        directory = RunDir(run.workdir)
+        if not directory.is_finished:
             _check_start(run, configs)
-    if begun:
-        from gistjax.experiment.evaluator import check_same, claim  # which import all that trains
-    for run in begun:
-        if run in finished:  # it needs no checkpoint
-            check_same(run.workdir, configs[run.name])
-        else:
-            claim(run.workdir, configs[run.name])
+            directory.claim(configs[run.name])
+    for run in runs:
+        directory = RunDir(run.workdir)
+        if directory.is_finished:  # it needs no checkpoint
+            directory.check_same(configs[run.name])
     return configs
 
 
@@ -232,7 +228,7 @@ def _check_start(run: Run, configs: Mapping[str, CompressionConfig]) -> None:
         start, config = run.workdir.parent / name, configs[run.name]
         if name in configs or str(start) not in (config.init_from, config.teacher):
             continue
-        if not (start / EXPORTED).is_file():
+        if not RunDir(start).exported.is_file():
             fix = "add it to --only"
             if name.endswith(MEAN):
                 seed = start.parent / name.removesuffix(MEAN)
@@ -246,7 +242,6 @@ def run_sweep(runs: list[Run]) -> dict[str, dict[str, Any]]:
     import jax
 
     from gistjax.experiment.base import load_pretrained
-    from gistjax.experiment.evaluator import read_metrics
 
     configs = check(runs)
     found: dict[str, dict[str, Any]] = {}
@@ -255,8 +250,8 @@ def run_sweep(runs: list[Run]) -> dict[str, dict[str, Any]]:
         config = configs[run.name]
         key = (config.model, config.mesh, config.deterministic, config.data.task)
         try:
-            if (run.workdir / "metrics.json").exists():
-                found[run.name] = read_metrics(run.workdir)
+            if RunDir(run.workdir).is_finished:
+                found[run.name] = RunDir(run.workdir).metrics()
                 continue
             log.info("\n%s", run.command)
             if key not in pretrained_bases:

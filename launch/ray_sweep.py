@@ -35,6 +35,7 @@ from absl import flags
 from gistjax import sweep
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
+from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
 from gistjax.sweep import Run, check, chosen_runs
 from launch import worker
@@ -207,11 +208,9 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
         cli.print_result(plan.dry_run(configs, args.plan_gpus, args.gpus_per_run))
         return
-    if finished := [run.workdir for run in runs if (run.workdir / "metrics.json").exists()]:
-        from gistjax.experiment.evaluator import read_metrics
-
-        for workdir in finished:
-            read_metrics(workdir)  # refuses a damaged one
+    for run in runs:
+        if RunDir(run.workdir).is_finished:
+            RunDir(run.workdir).metrics()  # refuses a damaged one
     log.info("%s", "\n".join(run.command for run in runs))
     jobs = run_sweep(runs, out, args.address, args.gpus_per_run, args.cpus_per_run)
     if any(job.finished for job in jobs.values()):

@@ -10,7 +10,7 @@ from absl import flags
 
 from gistjax import ask
 from gistjax.errors import ConfigError, DataError, StorageError
-from gistjax.experiment.run_dir import load_config
+from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
 from tests.helpers.runs import ASKED as CONFIG
 from tests.helpers.runs import write_run
@@ -33,7 +33,7 @@ def command(rundir, tmp_path, monkeypatch):
         values = flags.FlagValues()
         ask.define_flags(values)
         monkeypatch.setattr(sys, "argv", ["ask", f"--run={rundir}", *words])
-        config, rest = cli._parse(sys.argv, lambda argv: load_config(rundir), values)
+        config, rest = cli._parse(sys.argv, lambda argv: RunDir(rundir).config(), values)
         ask.main(config, values, rest)
 
     return call

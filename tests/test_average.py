@@ -7,9 +7,8 @@ import pytest
 from gistjax.average import average
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
-from gistjax.experiment.evaluator import read_config
-from gistjax.experiment.run_dir import EXPORTED, load_config
-from gistjax.runtime.tensors import load_tensors, save_tensors
+from gistjax.experiment.run_dir import RunDir
+from gistjax.runtime.tensors import EXPORTED, load_tensors, save_tensors
 
 
 @pytest.fixture
@@ -34,9 +33,9 @@ def test_the_mean_is_of_every_run(write, tmp_path, dtype):
     average(runs, mean, dtype)
     arrays, about = load_tensors(mean / EXPORTED)
     assert arrays["a"].dtype == dtype and arrays["a"].tolist() == [3, -9]
-    assert load_config(mean) == load_config(runs[0])
-    assert json.loads(about["config"]) == read_config(runs[0])["config"]
-    assert read_config(mean)["mean_of"] == ["s1", "s2", "s6"]
+    assert RunDir(mean).config() == RunDir(runs[0]).config()
+    assert json.loads(about["config"]) == RunDir(runs[0]).about()["config"]
+    assert RunDir(mean).about()["mean_of"] == ["s1", "s2", "s6"]
     with pytest.raises(CheckpointError, match="has files in it"):
         average(runs, mean)
     with pytest.raises(CheckpointError, match="a mean already"):

@@ -17,7 +17,7 @@ import gistjax
 from gistjax import export
 from gistjax.config import ModelConfig
 from gistjax.errors import CheckpointError, ConfigError, ExportError, StorageError
-from gistjax.experiment.run_dir import SHIPPED, load_config
+from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.runtime import cli
 from gistjax.sharing.base_model import base_model
 from gistjax.sharing.hub import push
@@ -49,7 +49,7 @@ def command(rundir, monkeypatch, capsys):
         values = flags.FlagValues()
         export.define_flags(values)
         monkeypatch.setattr(sys, "argv", ["export", f"--run={run}", *words])
-        config, rest = cli._parse(sys.argv, lambda argv: load_config(run), values)
+        config, rest = cli._parse(sys.argv, lambda argv: RunDir(run).config(), values)
         export.main(config, values, rest)
         return json.loads(capsys.readouterr().out)
 
@@ -69,7 +69,7 @@ def test_an_exported_folder_is_loaded_like_a_run_and_has_a_card(command, rundir,
 def test_the_card_of_the_compressor_that_comes_with_the_repository():
     stored = json.loads((SHIPPED / "config.json").read_text())
     metrics = json.loads((SHIPPED / "metrics.json").read_text())
-    card = model_card(load_config(SHIPPED), stored, metrics)
+    card = model_card(RunDir(SHIPPED).config(), stored, metrics)
     assert card.startswith(
         "---\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlibrary_name: gistjax\n"
     )
@@ -78,7 +78,7 @@ def test_the_card_of_the_compressor_that_comes_with_the_repository():
     assert "the mean of 6 runs' parameters, from an earlier stage" in card
     assert stored["base_sha256"] in card and "None" not in card
     assert "a GGUF file, model.gguf, such as that of `pip install" in card
-    assert "Not measured." in model_card(load_config(SHIPPED), stored, {})
+    assert "Not measured." in model_card(RunDir(SHIPPED).config(), stored, {})
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ from huggingface_hub import errors as hub
 from gistjax.config import DataConfig, ModelConfig
 from gistjax.data.dataset import load_dataset
 from gistjax.data.prompts import make_prompt
+from gistjax.data.report import DataReport
 from gistjax.errors import CheckpointError, ConfigError, DataError, StorageError, WeightsError
 from gistjax.evaluate import evaluate_run
-from gistjax.experiment import base as assembly
-from gistjax.experiment.run_dir import load_config
+from gistjax.experiment import base
+from gistjax.experiment.inputs import Inputs, plan_training
+from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli, devices
 from gistjax.validation import validate
 from gistjax.weights import registry, tokenizers
@@ -73,12 +75,10 @@ def test_no_gpu(monkeypatch):
         raise RuntimeError("Unable to initialize backend 'cuda': no such device")
 
     with pytest.raises(ConfigError, match="'cudnn' needs a GPU.*attention=auto"):
-        assembly.load_pretrained(
-            CONFIG.replace(model=ModelConfig("tiny-random", attention="cudnn"))
-        )
+        base.load_pretrained(CONFIG.replace(model=ModelConfig("tiny-random", attention="cudnn")))
     monkeypatch.setattr(jax, "devices", fail)
     with pytest.raises(ConfigError, match="JAX starts no device .*unset JAX_PLATFORMS"):
-        assembly.load_pretrained(CONFIG)
+        base.load_pretrained(CONFIG)
 
 
 def test_an_idle_gpu_is_told(monkeypatch, caplog):
@@ -141,7 +141,7 @@ def test_a_tokenizer_of_another_model(monkeypatch):
     tokenizer.add_tokens([f"<{i}>" for i in range(600)])
     monkeypatch.setattr(tokenizers, "byte_tokenizer", lambda: tokenizer)
     with pytest.raises(WeightsError, match="tokenizer has 859 tokens, but tiny-random embeds 512"):
-        assembly.load_pretrained(CONFIG)
+        base.load_pretrained(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_a_dtype_that_is_not_supported():
 
 
 def test_nothing_to_evaluate(rundir):
-    config = load_config(rundir)
+    config = RunDir(rundir).config()
     none = dataclasses.replace(config.data, validation_examples=0)
     with pytest.raises(ConfigError, match="no question is asked for.*validation_examples"):
         evaluate_run(rundir, config.replace(data=none))
@@ -183,11 +183,11 @@ def test_predictions_that_have_no_folder(rundir, tmp_path):
 
 
 def test_a_teacher_of_another_task(rundir):
-    config = load_config(rundir)
+    config = RunDir(rundir).config()
     config = config.replace(
         data=dataclasses.replace(config.data, task="question"),
         teacher=str(rundir),
         loss_weights={"teacher_forcing": 1.0, "distillation": 1.0},
     )
     with pytest.raises(ConfigError, match="trained with data.task=answer, not question"):
-        assembly.distillation_targets(config, assembly.load_pretrained(config), [], 4)
+        plan_training(config, Inputs(base.load_pretrained(config), [], [], [], DataReport()))

@@ -95,9 +95,9 @@ def test_a_config_is_found_by_name_from_the_wheel(unpacked, tmp_path):
 
 def test_the_compressor_is_found_in_the_wheel(unpacked, tmp_path):
     code = (
-        "from gistjax.experiment.run_dir import SHIPPED, load_config\n"
+        "from gistjax.experiment.run_dir import SHIPPED, RunDir\n"
         "from gistjax.runtime.tensors import load_tensors\n"
-        "load_tensors(SHIPPED / 'compressor.safetensors'); print(load_config(SHIPPED).model.name)"
+        "load_tensors(SHIPPED / 'compressor.safetensors'); print(RunDir(SHIPPED).config().model.name)"
     )
     done = run(unpacked, tmp_path, "-c", code)
     assert done.stdout.strip() == "smollm2-135m-instruct", done.stderr

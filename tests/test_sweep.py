@@ -7,10 +7,10 @@ import jax
 import pytest
 
 from gistjax import sweep
+from gistjax.compress import EXPORTED
 from gistjax.compress.parameters import find_exported
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
-from gistjax.experiment.run_dir import EXPORTED
 from gistjax.sweep import Run, choose, read_sweep, run_sweep
 
 ROOT = Path(__file__).parents[1]

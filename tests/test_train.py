@@ -21,7 +21,7 @@ from gistjax.config import (
 )
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.evaluate import evaluate_run
-from gistjax.experiment.run_dir import load_config
+from gistjax.experiment.run_dir import RunDir
 from tests.helpers.runs import TRAINED as CONFIG
 from tests.helpers.runs import UNSCORED
 
@@ -122,7 +122,7 @@ def test_other_base_weights_in_the_same_directory_are_refused(finished, tmp_path
 
 def test_scores_do_not_depend_on_batch_size_or_buckets(finished, tmp_path):
     rundir, metrics = finished
-    config = load_config(rundir)
+    config = RunDir(rundir).config()
     predictions = []
     for batch_size, buckets in ((1, (512,)), (2, (384, 448, 512))):
         changed = config.replace(

@@ -26,7 +26,8 @@ from gistjax.data.example import Batch, Buckets
 from gistjax.estimate.flops import layer_parameters, step_flops
 from gistjax.estimate.memory import memory_estimate, prefix_tokens
 from gistjax.estimate.train_program import train_program
-from gistjax.experiment import base as assembly
+from gistjax.experiment.base import build_model, build_on, find_prompt, load_pretrained
+from gistjax.experiment.evaluator import make_generator
 from gistjax.model.attention import choose_kernel
 from gistjax.model.config import LlamaConfig
 from gistjax.runtime.devices import start_jax
@@ -205,7 +206,7 @@ def measure_load(config: CompressionConfig, workload: Workload) -> dict[str, Any
 
 def measure_data(config: CompressionConfig, workload: Workload) -> dict[str, Any]:
     """Time an epoch of batches, made and dropped."""
-    _, prompt = assembly.find_prompt(config)
+    _, prompt = find_prompt(config)
     start = time.perf_counter()
     dataset = load_dataset(config.data, config.seed)
     rows, _, _ = encode_splits(dataset, prompt, config.data, config.seed)
@@ -229,11 +230,11 @@ def measure_data(config: CompressionConfig, workload: Workload) -> dict[str, Any
 
 def measure_answer(config: CompressionConfig, workload: Workload) -> dict[str, Any]:
     """Answer all validation questions twice; the second pass, which compiles nothing, counts."""
-    pretrained = assembly.load_pretrained(config)
+    pretrained = load_pretrained(config)
     dataset = load_dataset(config.data, config.seed)
     _, rows, _ = encode_splits(dataset, pretrained.prompt, config.data, config.seed)
-    graphdef, trainable, frozen = split_model(assembly.model_on(config, pretrained))
-    generator = assembly.make_generator(config, pretrained, graphdef)
+    graphdef, trainable, frozen = split_model(build_model(config, pretrained))
+    generator = make_generator(config, pretrained, graphdef)
     seconds = []
     for title in ("compiling", "answering"):
         start = time.perf_counter()
@@ -264,7 +265,7 @@ def bare_model(config: CompressionConfig) -> tuple[CompressedLM, Mesh]:
     start_jax(config)
     mesh = make_mesh(config.mesh)
     base = load_base(resolve(config.model), config.model, mesh)
-    return assembly.build_model(config, base, mesh), mesh
+    return build_on(base, mesh, config), mesh
 
 
 def full_batch(config: CompressionConfig, rows: int, tokens: int, answer_tokens: int) -> Batch:

@@ -26,9 +26,8 @@ from gistjax.config import CompressionConfig
 from gistjax.data.splitting import cut_text
 from gistjax.data.tasks import load_task
 from gistjax.errors import ConfigError, DataError
-from gistjax.experiment.base import PretrainedBase, model_on, untuned_full_context
-from gistjax.experiment.evaluator import load_trained
-from gistjax.experiment.run_dir import EXPORTED, SHIPPED, check_meaning, load_config
+from gistjax.experiment.base import PretrainedBase, build_model, load_trained, untuned_full_context
+from gistjax.experiment.run_dir import SHIPPED, RunDir, check_meaning
 from gistjax.inference import document_file
 from gistjax.inference.document import QUESTION_TOKENS, Document
 from gistjax.inference.document_file import power_of_two
@@ -52,7 +51,8 @@ def load(run: str | Path = SHIPPED, config: CompressionConfig | None = None) -> 
         GistjaxError: if there is no such run, it was not trained for `config.ratio`, or its base
             cannot be found or is another one.
     """
-    run, trained = Path(run), load_config(Path(run))
+    directory = RunDir(run)
+    trained = directory.config()
     config = config or trained
     validate(config)
     check_meaning(config, trained)
@@ -60,8 +60,8 @@ def load(run: str | Path = SHIPPED, config: CompressionConfig | None = None) -> 
         problem := Budget.of(trained).ratio_problem(config.ratio)
     ):
         raise ConfigError(problem)
-    pretrained, weights = load_trained(run, config)
-    return Engine(config, pretrained, weights, sha256_of(run / EXPORTED))
+    pretrained, weights = load_trained(directory, config)
+    return Engine(config, pretrained, weights, sha256_of(directory.exported))
 
 
 class Engine:
@@ -92,7 +92,7 @@ class Engine:
     def full_context(self) -> Engine:
         """Return the same base, untuned, that reads the text itself: a comparison."""
         config = untuned_full_context(self.config)
-        weights = split_model(model_on(config, self.pretrained))
+        weights = split_model(build_model(config, self.pretrained))
         return Engine(config, self.pretrained, weights, "")
 
     @property

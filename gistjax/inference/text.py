@@ -7,8 +7,7 @@ from pathlib import Path
 
 from gistjax.data.splitting import join_wrapped_lines
 from gistjax.errors import DataError
-from gistjax.experiment.run_dir import read_text
-from gistjax.runtime.files import is_file
+from gistjax.runtime.files import is_file, read_text
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "article.txt"
 """A text of a page that comes with gistjax, about an invented mill."""

@@ -122,3 +122,9 @@ def nvidia_driver(file: Path = Path("/proc/driver/nvidia/version")) -> int | Non
     except OSError:
         return None
     return int(match[1]) if match else None
+
+
+def device_name() -> str:
+    """Return number and kind of JAX's devices, as `1 x NVIDIA H200`."""
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind}"

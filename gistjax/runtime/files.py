@@ -1,15 +1,45 @@
-"""Writing files that are whole or not there: a temporary file, fsync, rename."""
+"""Files that are whole or not there, one reader of JSON, and a lock on a run directory."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import socket
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gistjax.errors import StorageError
+from gistjax.errors import CheckpointError, DataError, GistjaxError, StorageError
+
+log = logging.getLogger(__name__)
+
+
+def read_json(
+    path: Path, error: type[GistjaxError], fix: str, is_whole: Callable[[Any], bool] = bool
+) -> Any:
+    """Return the content of a JSON file.
+
+    Args:
+        error: raised if the file cannot be read, or is not whole.
+        fix: the end of its message.
+        is_whole: a check of the content; what it raises counts as a no.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        if is_whole(found):
+            return found
+        problem = "is damaged (something is missing in it)"
+    except OSError as caught:
+        problem = f"cannot be read ({caught.strerror or caught})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as caught:
+        problem = f"is damaged ({type(caught).__name__}: {caught})"
+    raise error(f"{path} {problem}: {fix}.")
 
 
 def check_writable(path: Path) -> None:
@@ -99,3 +129,95 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_text(name: str) -> str:
+    """Return the content of the file that --context names; of standard input if it is `-`.
+
+    Raises:
+        DataError: if there is no such file, or it is empty or no text.
+    """
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
+        text = content.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"--context={name} is not UTF-8 text: convert it first (pdftotext for PDF, iconv for "
+            "other encodings)."
+        ) from error
+    except OSError as error:
+        hint = " (for a text on the command line, pipe it into --context -)" if " " in name else ""
+        raise DataError(f"--context={name} cannot be read: {error.strerror}{hint}.") from error
+    if "\0" in text:
+        raise DataError(f"--context={name} is no text: it has zero bytes in it.")
+    if not text.strip():
+        raise DataError("the context is empty: give a text to ask about.")
+    return text
+
+
+class RunLock:
+    """Holds a run directory while in a `with` block; `run.lock` in it says who does.
+
+    The operating system holds the lock and lets go of it when the process ends, however it ends: the file that a killed
+    process leaves behind keeps nobody out.
+
+    Raises:
+        CheckpointError: if another process holds the directory, naming its pid and host.
+        StorageError: if the lock cannot be written, or the file system has none.
+    """
+
+    def __init__(self, rundir: Path):
+        self.path = rundir / "run.lock"
+
+    def __enter__(self) -> RunLock:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+")
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {self.path}: {error.strerror}. Make room, or choose another --workdir."
+            ) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = self._holder() or "an unknown process"
+            self._file.close()
+            raise CheckpointError(
+                f"{self.path.parent} is in use by {holder}. Wait for it or stop it, or choose another --workdir."
+            ) from None
+        except OSError as error:
+            self._file.close()
+            raise StorageError(
+                f"{self.path} cannot be locked: {error.strerror}. Choose a --workdir on a file system with locks."
+            ) from error
+        if left := self._holder():
+            log.warning("%s was left by %s, which has ended: recovered", self.path, left)
+        self._sign()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The file itself stays: removing it could hand the directory to two.
+        with contextlib.suppress(OSError):
+            self._file.truncate(0)
+        self._file.close()
+
+    def _holder(self) -> str:
+        self._file.seek(0)
+        try:
+            holder = json.loads(self._file.read())
+            return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+        except (ValueError, KeyError, TypeError):
+            return ""
+
+    def _sign(self) -> None:
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        try:
+            self._file.truncate(0)
+            self._file.write(json.dumps(holder))
+            self._file.flush()
+        except OSError as error:
+            log.warning("%s cannot be written (%s): it does not name its holder", self.path, error)

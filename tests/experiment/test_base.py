@@ -9,7 +9,7 @@ import pytest
 from gistjax.compress.parameters import split_model
 from gistjax.config import CompressionConfig, EncoderConfig
 from gistjax.errors import ConfigError
-from gistjax.experiment import base as assembly
+from gistjax.experiment import base
 from gistjax.runtime.devices import DETERMINISTIC, start_jax
 from gistjax.train import run_single_ablation
 from tests.helpers.runs import ASKED as CONFIG
@@ -53,9 +53,9 @@ def test_nothing_is_set_where_it_is_given_or_not_wanted(deterministic, flags, mo
 @pytest.mark.parametrize("architecture", ["pooling", "gist", "none"])
 def test_a_model_to_be_read_is_the_seeded_one_but_for_its_arrays(architecture):
     config = CONFIG.replace(architecture=architecture)
-    pretrained = assembly.load_pretrained(config)
-    seeded = split_model(assembly.model_on(config, pretrained))
-    shapes = split_model(assembly.model_on(config, pretrained, seeded=False))
+    pretrained = base.load_pretrained(config)
+    seeded = split_model(base.build_model(config, pretrained))
+    shapes = split_model(base.build_model(config, pretrained, seeded=False))
     assert shapes[0] == seeded[0], "structure"
     described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), seeded[1])
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), shapes[1]) == described
@@ -64,7 +64,7 @@ def test_a_model_to_be_read_is_the_seeded_one_but_for_its_arrays(architecture):
 
 
 def test_a_base_that_runs_share_is_checked_against_each_of_them(tmp_path):
-    pretrained = assembly.load_pretrained(CONFIG)
+    pretrained = base.load_pretrained(CONFIG)
     deeper = CONFIG.replace(encoder=EncoderConfig(kind="hidden", layers=99))
     with pytest.raises(ConfigError, match="encoder.layers=99, but the base has"):
         run_single_ablation(deeper, tmp_path / "run", pretrained)

@@ -1,10 +1,12 @@
 """What a finished run says of itself."""
 
+import json
+
 import pytest
 
 from gistjax.config import CompressionConfig, DataConfig, EncoderConfig, LoraConfig
-from gistjax.errors import ConfigError
-from gistjax.experiment.run_dir import check_meaning
+from gistjax.errors import CheckpointError, ConfigError
+from gistjax.experiment.run_dir import RunDir, check_meaning
 
 ANY = CompressionConfig(ratio=4.0, ratios=(2.0, 4.0, 16.0))
 
@@ -22,3 +24,23 @@ def test_what_gives_weights_another_meaning_is_refused(changes):
     check_meaning(ANY.replace(ratio=2.0, seed=1, data=DataConfig(path="elsewhere")), ANY)
     with pytest.raises(ConfigError, match=f"{next(iter(changes))}: this model was trained"):
         check_meaning(ANY.replace(**changes), ANY)
+
+
+def test_a_run_from_before_a_key_was_there_goes_on(tmp_path):
+    config = CompressionConfig(loss_weights={"teacher_forcing": 1.0})
+    stored = config.to_json()
+    del stored["tensorboard"], stored["data"]["task"], stored["encoder"]["lora"]["alpha"]
+    (tmp_path / "config.json").write_text(json.dumps({"config": stored, "base_sha256": ""}))
+    RunDir(tmp_path).claim(config)
+    with pytest.raises(CheckpointError, match="another configuration.*'question'"):
+        RunDir(tmp_path).claim(config.replace(data=DataConfig(task="question")))
+
+
+def test_an_unfinished_run_of_0_1_is_refused_by_name_and_a_finished_one_read(tmp_path):
+    config = CompressionConfig(loss_weights={"teacher_forcing": 1.0})
+    about = {"config": config.to_json() | {"teacher_tokens": 16}, "base_sha256": ""}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    (tmp_path / "checkpoint").mkdir()
+    with pytest.raises(CheckpointError, match="gistjax 0.1.*pip install gistjax==0.1.0"):
+        RunDir(tmp_path).claim(config)
+    assert RunDir(tmp_path).config() == config

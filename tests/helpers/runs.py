@@ -5,8 +5,8 @@ from pathlib import Path
 
 from gistjax.compress.parameters import export_trainable, split_model
 from gistjax.config import CompressionConfig, DataConfig, EvaluationConfig, LoraConfig, ModelConfig
-from gistjax.experiment import base as assembly
-from gistjax.experiment import evaluator as results
+from gistjax.experiment import base
+from gistjax.experiment.run_dir import RunDir, provenance
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,10 +29,10 @@ ASKED = CompressionConfig(
 def write_run(rundir, config):
     """A run directory as if training had ended after no step."""
     rundir.mkdir(exist_ok=True)
-    pretrained = assembly.load_pretrained(config)
-    results.write_config(rundir, config, pretrained)
-    _, trainable, _ = split_model(assembly.model_on(config, pretrained))
-    export_trainable(trainable, rundir / "compressor.safetensors", results.provenance(config))
+    pretrained = base.load_pretrained(config)
+    RunDir(rundir).write_about(config, pretrained)
+    _, trainable, _ = split_model(base.build_model(config, pretrained))
+    export_trainable(trainable, rundir / "compressor.safetensors", provenance(config))
     return rundir
 
 

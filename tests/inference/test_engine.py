@@ -13,7 +13,7 @@ from gistjax.config import ModelConfig
 from gistjax.data import facts
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.evaluate import evaluate_run
-from gistjax.experiment import base as assembly
+from gistjax.experiment import base
 from gistjax.runtime import cli
 from tests.helpers.runs import ASKED as CONFIG
 from tests.helpers.runs import write_run
@@ -130,9 +130,9 @@ def test_another_base_is_refused(rundir, tmp_path):
 
 
 def test_the_base_of_the_quickstart_answers_from_a_paragraph():
-    config = assembly.untuned_full_context(cli.read_config_file("quickstart.py"))
-    pretrained = assembly.load_pretrained(config)
-    weights = split_model(assembly.model_on(config, pretrained))
+    config = base.untuned_full_context(cli.read_config_file("quickstart.py"))
+    pretrained = base.load_pretrained(config)
+    weights = split_model(base.build_model(config, pretrained))
     context, questions = facts.paragraph(np.random.default_rng(0))
     paragraph = gistjax.Engine(config, pretrained, weights, "").compress(context)
     right = [paragraph.ask(question).text == answer for question, answer in questions]

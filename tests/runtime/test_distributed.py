@@ -22,7 +22,7 @@ from gistjax.config import (
     ModelConfig,
 )
 from gistjax.errors import ConfigError
-from gistjax.train import join
+from gistjax.runtime.distributed import join
 
 ROOT = Path(__file__).parents[2]
 CONFIG = CompressionConfig(
@@ -137,7 +137,7 @@ def test_one_process_of_slurm_has_all_gpus_of_its_host(processes, gpus):
         "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_NODES": "1",
         "SLURM_NTASKS": str(processes), "JAX_COORDINATOR_PORT": str(port),
     }  # fmt: skip
-    code = "import jax; from gistjax.train import join; join('auto'); print(jax.config.values['jax_cuda_visible_devices'])"
+    code = "import jax; from gistjax.runtime.distributed import join; join('auto'); print(jax.config.values['jax_cuda_visible_devices'])"
     started = [
         subprocess.Popen(
             [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

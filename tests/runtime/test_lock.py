@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from gistjax.errors import CheckpointError, StorageError
-from gistjax.runtime.lock import RunLock
+from gistjax.runtime.files import RunLock
 
 
 def test_a_second_holder_is_refused_and_told_of_the_first(tmp_path):
@@ -31,7 +31,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
 
 def test_the_lock_of_a_killed_process_is_recovered(tmp_path, caplog):
     script = (
-        "import os, pathlib, sys; from gistjax.runtime.lock import RunLock\n"
+        "import os, pathlib, sys; from gistjax.runtime.files import RunLock\n"
         "with RunLock(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, tmp_path])

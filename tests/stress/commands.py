@@ -24,7 +24,7 @@ from unittest import mock
 
 from gistjax import benchmark, compare, evaluate, sweep, train
 from gistjax.config import CompressionConfig
-from gistjax.experiment.run_dir import load_config
+from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ GIST = ("--config", "configs/gist_m64.py")
 TINY = (*GIST, "--config.model.name=tiny-random", "--config.data.path=sample")
 COMMANDS: dict[str, tuple[Any, cli.Defaults | None]] = {
     "train": (train, None),
-    "evaluate": (evaluate, lambda argv: load_config(Path(cli.option(argv, "run")))),
+    "evaluate": (evaluate, lambda argv: RunDir(Path(cli.option(argv, "run"))).config()),
     "benchmark": (benchmark, lambda argv: benchmark.defaults()),
     "compare": (compare, lambda argv: CompressionConfig()),
     "sweep": (sweep, lambda argv: CompressionConfig()),

@@ -20,7 +20,7 @@ from gistjax.data.prompts import make_prompt
 from gistjax.data.report import DataReport
 from gistjax.data.text import load_articles
 from gistjax.errors import GistjaxError
-from gistjax.experiment.run_dir import load_config
+from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime.sharding import one_device
 from gistjax.sweep import read_sweep
 from gistjax.training.checkpoint import Checkpointer
@@ -162,7 +162,7 @@ def make_run(folder: Path) -> None:
 
 def read_run(folder: Path) -> object:
     return (
-        load_config(folder),
+        RunDir(folder).config(),
         read_predictions(folder),
         read_sweep(folder / "sweep.json", folder, []),
     )

@@ -28,7 +28,7 @@ from gistjax.compress.parameters import export_trainable, import_trainable, spli
 from gistjax.config import CompressionConfig, DataConfig, LoraConfig, ModelConfig
 from gistjax.data.dataset import load_dataset
 from gistjax.data.prompts import make_prompt
-from gistjax.experiment.run_dir import SHIPPED, load_config
+from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.model.llama import Llama
 from gistjax.runtime import cli
 from gistjax.runtime.sharding import one_device
@@ -62,7 +62,7 @@ def write_run(folder: Path, config: CompressionConfig, base: Llama, seed: int) -
 def export_adapter(run: Path, output: Path) -> Path:
     """As the command does it."""
     output.mkdir()
-    export.EXPORTS["peft"](run, load_config(run), output, flags.FlagValues(), [])
+    export.EXPORTS["peft"](run, RunDir(run).config(), output, flags.FlagValues(), [])
     assert {path.name for path in output.iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -74,7 +74,7 @@ def compare(
     run: Path, base: Llama, torch_base: Any, prompts: Sequence[Sequence[int]], folder: Path
 ) -> dict[str, Any]:
     """How far the logits are apart, and how many answers are equal."""
-    config = load_config(run)
+    config = RunDir(run).config()
     torch_base.generation_config.eos_token_id = None  # neither side stops early
     adapted = PeftModel.from_pretrained(torch_base, export_adapter(run, folder)).eval()
     graphdef, fresh, frozen = split_model(CompressedLM(base, config, jax.random.key(0)))

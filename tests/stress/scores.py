@@ -24,8 +24,9 @@ from gistjax.data.encoding import encode_splits
 from gistjax.data.example import Example
 from gistjax.data.prompts import make_prompt
 from gistjax.evaluation.metrics import score
-from gistjax.experiment import base as assembly
-from gistjax.experiment.run_dir import SHIPPED, load_config
+from gistjax.experiment.base import PretrainedBase, build_model
+from gistjax.experiment.evaluator import make_generator
+from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.runtime.sharding import one_device
 from gistjax.weights.registry import load_base, resolve
 from gistjax.weights.tokenizers import load_tokenizer
@@ -139,10 +140,10 @@ def answers_at(config: CompressionConfig, run: Path | None) -> dict[int, dict[st
     source, mesh = resolve(config.model), one_device()
     tokenizer = load_tokenizer(source)
     base = load_base(source, config.model, mesh)
-    pretrained = assembly.PretrainedBase(mesh, source, base, tokenizer, make_prompt(tokenizer))
+    pretrained = PretrainedBase(mesh, source, base, tokenizer, make_prompt(tokenizer))
     squad = load_dataset(config.data, config.seed)
     _, rows, _ = encode_splits(squad, pretrained.prompt, config.data, config.seed)
-    graphdef, trainable, frozen = split_model(assembly.model_on(config, pretrained))
+    graphdef, trainable, frozen = split_model(build_model(config, pretrained))
     if run is None:
         rng = np.random.default_rng(0)
         trainable = jax.tree.map(
@@ -155,9 +156,7 @@ def answers_at(config: CompressionConfig, run: Path | None) -> dict[int, dict[st
         evaluation = type(config.evaluation)(
             batch_size=batch, max_answer_tokens=config.evaluation.max_answer_tokens
         )
-        generator = assembly.make_generator(
-            config.replace(evaluation=evaluation), pretrained, graphdef
-        )
+        generator = make_generator(config.replace(evaluation=evaluation), pretrained, graphdef)
         ids = generator(trainable, frozen, rows, f"batch {batch}").ids
         texts = [str(pretrained.tokenizer.decode(row, skip_special_tokens=True)) for row in ids]
         scores = score([text.strip() for text in texts], squad.validation, 2, 0)
@@ -180,7 +179,7 @@ def tiny_config() -> CompressionConfig:
 
 def trained(validation: int) -> tuple[CompressionConfig, Path]:
     """The run that comes with the repository, in fp32, on the package's questions."""
-    config = load_config(SHIPPED)
+    config = RunDir(SHIPPED).config()
     data = DataConfig(**{**vars(config.data), "path": "sample", "validation_examples": validation})
     model = ModelConfig(**{**vars(config.model), "dtype": "float32"})
     return config.replace(data=data, model=model), SHIPPED

@@ -9,7 +9,8 @@ from gistjax.errors import TrainingError
 from gistjax.runtime.sharding import make_mesh
 from gistjax.runtime.signals import StopSignals
 from gistjax.training.checkpoint import Checkpointer
-from gistjax.training.loop import MAX_BAD_IN_A_ROW, MetricsLog, check_health, train
+from gistjax.training.loop import MAX_BAD_IN_A_ROW, Loop, check_health, train
+from gistjax.training.metrics_log import MetricsLog
 from gistjax.training.step import Health
 from tests.helpers.tiny import BAD, make_bad, micro_batches, poison, start
 
@@ -43,6 +44,8 @@ def beginning():
 class OneBadStep:
     """A plan of the same rows again and again, bad in the fifth step."""
 
+    total_steps = 6
+
     def __init__(self, kind):
         self.kind, self.batches = kind, micro_batches(np.random.default_rng(0))
 
@@ -57,7 +60,7 @@ def run(beginning, kind, folder, **config):
     config = CompressionConfig(**{"log_every": 1, **config})
     log = MetricsLog(folder / "metrics.jsonl", 0)
     with Checkpointer(folder / "checkpoint") as checkpointer, StopSignals() as stop:
-        train(state, frozen, step, OneBadStep(kind), 6, checkpointer, log, config, mesh, stop)
+        train(state, frozen, Loop(config, mesh, OneBadStep(kind), step, checkpointer, log, stop))
 
 
 @pytest.mark.parametrize("kind", BAD)

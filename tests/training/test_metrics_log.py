@@ -5,7 +5,7 @@ import pytest
 from gistjax import validation
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
-from gistjax.training.loop import MetricsLog
+from gistjax.training.metrics_log import MetricsLog
 from gistjax.validation import validate
 
 event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2", reason="needs tensorboardX")

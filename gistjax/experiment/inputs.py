@@ -1,0 +1,251 @@
+"""The inputs of a run's training: its rows, the targets of its losses, the model it starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from gistjax.compress.parameters import (
+    find_exported,
+    import_trainable,
+    split_model,
+    start_from,
+)
+from gistjax.config import DEFAULT_LOSS_WEIGHTS, TEXT_LOSSES, CompressionConfig
+from gistjax.data.batching import PlanSettings, TrainPlan, longest_answer
+from gistjax.data.encoding import encode_splits
+from gistjax.data.example import Buckets, Dataset, Example, Targets, TokenizedExample
+from gistjax.data.prompts import Prompt
+from gistjax.data.report import DataReport
+from gistjax.data.text import find_text, load_articles, text_rows
+from gistjax.errors import ConfigError
+from gistjax.evaluation.controls import select_tokens, token_surprisal
+from gistjax.experiment.base import (
+    PretrainedBase,
+    build_model,
+    check_fit,
+    find_prompt,
+    load_pretrained,
+)
+from gistjax.experiment.run_dir import RunDir
+from gistjax.runtime.sharding import rows_per_step
+from gistjax.training import targets
+from gistjax.weights.registry import resolve
+
+log = logging.getLogger(__name__)
+
+
+def check_sources(config: CompressionConfig) -> None:
+    """Check that model, earlier stage, teacher and text can be found, as far as the run reads them.
+
+    Raises:
+        CheckpointError: if there is no compressor at `init_from`, or no run at `teacher`.
+        DataError: if there is no text at `text.path`, and a loss needs it.
+        WeightsError: if there is no such model, or its file is damaged.
+    """
+    if config.model.path or "/" not in config.model.name:
+        resolve(config.model, offline=True)
+    if config.init_from:
+        find_exported(Path(config.init_from))
+    if config.loss_weights.get("distillation"):
+        RunDir(config.teacher).config()
+    if any(map(config.loss_weights.get, TEXT_LOSSES)):
+        find_text(config.text.path)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The base of a run, and its questions as tokens."""
+
+    pretrained: PretrainedBase
+    train: list[TokenizedExample]
+    validation: list[TokenizedExample]
+    examples: list[Example]  # those of `validation`, with their gold answers
+    report: DataReport
+
+
+def load_inputs(
+    config: CompressionConfig,
+    run: RunDir,
+    mesh: Mesh,
+    dataset: Dataset,
+    pretrained: PretrainedBase | None = None,
+) -> Inputs:
+    """Load the base and, beside that, encode the questions.
+
+    Args:
+        pretrained: a base that is loaded already.
+
+    Raises:
+        CheckpointError: if the run in the directory has another base or prompt.
+        ConfigError: if base and config do not fit.
+        DataError: if no training question fits the limits.
+        WeightsError: if the weights cannot be had.
+    """
+    if pretrained:
+        found = pretrained.source, pretrained.prompt
+        check_fit(config, *found)
+    else:
+        found = find_prompt(config)
+    _note_what_to_expect(config)
+    with ThreadPoolExecutor(1) as pool:
+        encoded = pool.submit(encode_splits, dataset, found[1], config.data, config.seed)
+        pretrained = pretrained or load_pretrained(config, mesh, found)
+        pretrained.check_run(run)
+        train, validation, report = encoded.result()
+    return Inputs(pretrained, train, validation, dataset.validation, report)
+
+
+def _note_what_to_expect(config: CompressionConfig) -> None:
+    """Say what the original experiments' losses give to a compressor without an earlier stage."""
+    used = {name: weight for name, weight in config.loss_weights.items() if weight}
+    original = {name: weight for name, weight in DEFAULT_LOSS_WEIGHTS.items() if weight}
+    if config.compresses and not config.init_from and used == original:
+        log.info(
+            "note: with these losses and no earlier stage (init_from), compressors of SmolLM2-135M "
+            "stayed at F1 0.07, the closed book's level; docs/recipe.md has a recipe that answers"
+        )
+
+
+def plan_training(config: CompressionConfig, inputs: Inputs) -> TrainPlan:
+    """Return the rows to train on, with the targets of their losses, step by step.
+
+    Rows of text are added to the questions if a loss needs them; what was left out is logged.
+
+    Raises:
+        CheckpointError: if the teacher's run cannot be read, or has another base.
+        ConfigError: if the teacher's run has another model or task.
+        DataError: if the text cannot be read, or there are too few rows for a step.
+    """
+    pretrained, report = inputs.pretrained, inputs.report
+    texts = _text_rows(config, pretrained.prompt, inputs.train, report)
+    log.info("%s", report)
+    rows = select(config, pretrained, inputs.train + texts)
+    return TrainPlan(
+        rows,
+        Buckets.of(config.data),
+        PlanSettings.of(config, rows_per_step(pretrained.mesh)),
+        views=_views(config, pretrained, rows),
+        teacher=_teacher_targets(config, pretrained, inputs.train, longest_answer(rows)),
+    )
+
+
+def _text_rows(
+    config: CompressionConfig,
+    prompt: Prompt,
+    questions: Sequence[TokenizedExample],
+    report: DataReport,
+) -> list[TokenizedExample]:
+    """Return rows of the text losses that have a weight; context ids go on from the questions'."""
+    unused: dict[str, Any] = {task: 0 for task in TEXT_LOSSES if not config.loss_weights.get(task)}
+    if len(unused) == len(TEXT_LOSSES):
+        return []
+    return text_rows(
+        load_articles(config.text.path, report, config.data.max_dropped),
+        prompt,
+        dataclasses.replace(config.text, **unused),
+        config.data.context_tokens,
+        max(config.data.question_buckets),
+        config.seed,
+        1 + max((row.context_id for row in questions), default=-1),
+        report,
+    )
+
+
+def select(
+    config: CompressionConfig, pretrained: PretrainedBase, rows: list[TokenizedExample]
+) -> list[TokenizedExample]:
+    """Return the rows as the model reads them: with the selected tokens alone, for that control."""
+    if config.data.select == "all":
+        return rows
+    scores: Any = None
+    if config.data.select == "surprisal":
+        scores = token_surprisal(
+            pretrained.base,
+            rows,
+            pretrained.prompt.prefix_ids,
+            pretrained.mesh,
+            config.evaluation.batch_size,
+            Buckets.of(config.data),
+        )
+    return select_tokens(rows, config, scores)
+
+
+def _views(
+    config: CompressionConfig, pretrained: PretrainedBase, rows: list[TokenizedExample]
+) -> np.ndarray | None:
+    """Return the contrastive loss's target of each context, `[contexts, D]`, if it has a weight."""
+    if not config.loss_weights.get("contrastive") or not rows:
+        return None
+    return targets.contrastive_targets(
+        pretrained.base,
+        rows,
+        config.contrastive_layers,
+        pretrained.mesh,
+        config.evaluation.batch_size,
+        Buckets.of(config.data),
+    )
+
+
+def _teacher_targets(
+    config: CompressionConfig,
+    pretrained: PretrainedBase,
+    questions: list[TokenizedExample],
+    answer_tokens: int,
+) -> Targets | None:
+    """Return the teacher's distributions on the gold answers, if the distillation has a weight."""
+    if not config.loss_weights.get("distillation"):
+        return None
+    run = RunDir(config.teacher)
+    theirs = run.config()
+    if theirs.model.name != config.model.name:
+        raise ConfigError(
+            f"the teacher {run} was trained on {theirs.model.name}, not on {config.model.name}: "
+            "take one of the same base."
+        )
+    if theirs.data.task != config.data.task:
+        raise ConfigError(
+            f"the teacher {run} was trained with data.task={theirs.data.task}, not "
+            f"{config.data.task}."
+        )
+    pretrained.check_run(run)
+    graphdef, shapes, frozen = split_model(build_model(theirs, pretrained, seeded=False))
+    return targets.distillation_targets(
+        nnx.merge(graphdef, import_trainable(run.exported, shapes), frozen),
+        select(theirs, pretrained, questions),
+        answer_tokens,
+        pretrained.mesh,
+        config.evaluation.batch_size,
+        Buckets.of(config.data),
+    )
+
+
+def init_or_load_model(
+    config: CompressionConfig, pretrained: PretrainedBase
+) -> tuple[Any, Any, Any]:
+    """Return the model that training starts from: structure, trainable leaves, frozen leaves.
+
+    Its trainable leaves are seeded, or those of the earlier stage that `init_from` names.
+
+    Raises:
+        CheckpointError: if the earlier stage's leaves cannot be read, or do not fit.
+    """
+    seeded = not config.init_from
+    graphdef, trainable, frozen = split_model(build_model(config, pretrained, seeded=seeded))
+    if config.init_from:
+
+        def make_seeded() -> Any:
+            return split_model(build_model(config, pretrained))[1]
+
+        path = Path(config.init_from)
+        trainable = start_from(path, trainable, config.architecture, make_seeded)
+    return graphdef, trainable, frozen
