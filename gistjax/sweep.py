@@ -46,7 +46,7 @@ LINKS = ("init_from", "teacher")
 """Settings that can name another run of the sweep."""
 SEED, MEAN = re.compile(r"_s\d+$"), "_mean"
 """Endings of the names of a run's seeds, and of their mean."""
-OLD_CONFIG = re.compile(r"\b([a-z_]+)_m(\d+)\.py$")
+OLD_CONFIG = re.compile(r"\b([a-z_]+)_m(32|64|128)\.py$")
 """Names of 0.1's config files for one architecture and size, such as `configs/gist_m32.py`."""
 
 

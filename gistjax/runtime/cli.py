@@ -96,7 +96,8 @@ def _flags(define_flags: DefineFlags) -> flags.FlagValues:
 def guard(command: Callable[[], None]) -> None:
     """Runs a command and exits: errors as one line, unless --traceback asks for more."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of PyTorch, which is not used
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # force: a library may have set up a log of its own while it was imported
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it sets its own level when imported
     for chatty in ("jax", "httpx", "huggingface_hub", "datasets"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
