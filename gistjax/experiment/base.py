@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from gistjax.compress.architectures import check_architecture
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.parameters import import_trainable, split_model
 from gistjax.config import CompressionConfig
@@ -98,6 +99,7 @@ def check_fit(config: CompressionConfig, source: Source, prompt: Prompt) -> None
     """
     check_buckets(prompt, config.data)
     base = source.config
+    check_architecture(config, base)
     if config.encoder.layers > base.n_layers:
         raise ConfigError(
             f"encoder.layers={config.encoder.layers}, but the base has {base.n_layers} layers: "
