@@ -24,7 +24,7 @@ from gistjax.data.dataset import load_dataset
 from gistjax.data.encoding import encode_splits
 from gistjax.data.example import Batch, Buckets
 from gistjax.estimate.flops import layer_parameters, step_flops
-from gistjax.estimate.memory import memory_estimate, prefix_tokens
+from gistjax.estimate.memory import compute_dtype, memory_estimate, prefix_tokens
 from gistjax.estimate.train_program import train_program
 from gistjax.experiment.base import build_model, build_on, find_prompt, load_pretrained
 from gistjax.experiment.evaluator import make_generator
@@ -116,7 +116,7 @@ def measure_memory(config: CompressionConfig, workload: Workload) -> dict[str, A
     """
     source = resolve(config.model, offline=True)
     base, prefix = source.config, prefix_tokens(source)
-    kernel = choose_kernel(config.model.attention, base.head_dim, jnp.dtype(config.model.dtype))
+    kernel = choose_kernel(config.model.attention, base.head_dim, compute_dtype(config.model))
     program = train_program(config, base, prefix, kernel)
     state, frozen, batch = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), program.arguments
@@ -290,4 +290,5 @@ def decode_bytes(config: CompressionConfig, base: LlamaConfig, rows: int, positi
     """Bytes that a decoded token must read: every matrix once, and the cache."""
     matrices = layer_parameters(base) * base.n_layers + base.vocab_size * base.d_model
     cache = 2 * base.n_layers * rows * positions * base.n_kv_heads * base.head_dim
-    return (matrices + cache) * jnp.dtype(config.model.dtype).itemsize
+    weight = jnp.dtype(config.model.dtype).itemsize
+    return matrices * weight + cache * compute_dtype(config.model).itemsize

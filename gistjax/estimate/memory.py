@@ -1,6 +1,6 @@
 """Device memory of a train step, by a formula over shapes: nothing is loaded, traced or compiled.
 
-    total = base           frozen weights, in the compute dtype
+    total = base           frozen weights, in their own dtype
           + trainable      fp32
           + optimizer      Adam's two moments, fp32
           + activations    the most that a step holds beside them
@@ -48,6 +48,11 @@ def prefix_tokens(source: Source) -> int:
     return len(make_prompt(load_tokenizer(source)).prefix_ids)
 
 
+def compute_dtype(model: ModelConfig) -> jnp.dtype:
+    """Return the dtype of activations and products."""
+    return jnp.dtype(model.compute_dtype or model.dtype)
+
+
 def answer_tokens(config: CompressionConfig) -> int:
     """Answer tokens of the longest row, the end token of questions included."""
     longest = [config.data.answer_tokens if config.data.train_examples else 0]
@@ -88,7 +93,7 @@ def activation_bytes(
         trainable: number of trained parameters.
     """
     model, loss_weights = config.model, config.loss_weights
-    size = jnp.dtype(model.dtype).itemsize
+    size = compute_dtype(model).itemsize
     matrices = layer_parameters(base) * size
     through = list(passes(config, base, prefix))
     kept = sum(each.kept(base, model) for each in through)
@@ -123,7 +128,7 @@ def passes(config: CompressionConfig, base: LlamaConfig, prefix: int) -> Iterato
     X, A = Budget.of(config).decoder_positions(C), answer_tokens(config)
     generates = bool(config.loss_weights.get("generation"))
     U = prefix + X + S + (A if generates else 0)
-    dtype, deterministic = jnp.dtype(model.dtype), is_deterministic(config)
+    dtype, deterministic = compute_dtype(model), is_deterministic(config)
     fused = choose_kernel(model.attention, base.head_dim, dtype, "gpu", deterministic) != "xla"
 
     def causal(rows: int, T: int, last: int, cache: int = 0, lora: LoraConfig = lora) -> Pass:
@@ -166,7 +171,7 @@ class Pass:
         With remat that is each layer's input, beside the keys and values that it reads. A scan
         then keeps its whole carry for every layer, and the cache of all layers is part of it.
         """
-        size, scan = jnp.dtype(model.dtype).itemsize, model.scan_layers
+        size, scan = compute_dtype(model).itemsize, model.scan_layers
         position = 2 * base.n_kv_heads * base.head_dim * size  # of a cache, in one layer
         held = self.layers * self.rows * self.cache * position
         if model.remat:
@@ -184,7 +189,7 @@ class Pass:
         its scores. Out of a scan it takes what JAX has saved: the softmax's mask, its exponentials
         before and after division, and the weights in the compute dtype.
         """
-        size, scan = jnp.dtype(model.dtype).itemsize, model.scan_layers
+        size, scan = compute_dtype(model).itemsize, model.scan_layers
         queries, keys = self.rows * self.queries, self.rows * (self.keys or self.queries)
         by_query = self._attention(base, size, scan) + self._feed_forward(base, size, scan)
         by_key = 2 * base.n_kv_heads * base.head_dim * size

@@ -123,6 +123,15 @@ def test_with_remat_a_layer_keeps_its_input_and_a_scan_its_carry():
     assert each.kept(BASE, scanned) == 3 * (2 * 10 * 8 * 2 + 3 * cache)
 
 
+def test_activations_are_in_the_compute_dtype():
+    stored = estimate((*LLAMA, "--config.model.dtype=float32"))
+    computed = estimate(
+        (*LLAMA, "--config.model.dtype=float32", "--config.model.compute_dtype=bfloat16")
+    )
+    assert computed["base"] == stored["base"]
+    assert computed["activations"] == estimate(LLAMA)["activations"] < stored["activations"]
+
+
 def test_parts_are_of_the_model():
     found = estimate(LLAMA)
     assert found["base"] == pytest.approx(2 * 8_030_261_249 / 2**30, abs=0.001)
