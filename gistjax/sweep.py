@@ -48,6 +48,8 @@ SEED, MEAN = re.compile(r"_s\d+$"), "_mean"
 """Endings of the names of a run's seeds, and of their mean."""
 OLD_CONFIG = re.compile(r"\b([a-z_]+)_m(32|64|128)\.py$")
 """Names of 0.1's config files for one architecture and size, such as `configs/gist_m32.py`."""
+OLD_VALUES = {("slot_start", "head"): "architecture"}
+"""Settings of 0.1 as they are spelt now."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ def _words(settings: Mapping[str, Any], out: Path) -> Iterator[str]:
     for key, value in settings.items():
         if key in LINKS and str(value).startswith("@"):
             value = out / value[1:]
+        value = OLD_VALUES.get((key, str(value)), value)
         if isinstance(value, list):
             value = "(" + "".join(f"{item!r}," for item in value) + ")"
         yield f"--config.{key}={value}"

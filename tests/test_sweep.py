@@ -121,6 +121,12 @@ def test_config_files_of_0_1_have_their_new_names(tmp_path):
         assert [run.file for run in read_sweep(path, tmp_path, [])] == list(names.values())
 
 
+def test_a_setting_of_0_1_is_spelt_as_now(tmp_path):
+    entry = {"name": "a", "config": "configs/qa.py", "set": {"slot_start": "head"}}
+    [run] = read_sweep(write(tmp_path, {"runs": [entry]}), tmp_path, [])
+    assert run.config().slot_start == "architecture"
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

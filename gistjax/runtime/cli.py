@@ -1,7 +1,7 @@
 """What the commands share: typed overrides of a config file, errors without tracebacks, JSON as the last line.
 
 A command defines its own absl flags, writes `main(config, args)`, and ends in `cli.run(main)`. Exit codes: 0 done,
-1 some runs of a study failed, 2 a mistake that is the user's to mend, 75 stopped by SIGTERM or CTRL-C with the training
+1 some runs of a sweep failed, 2 a mistake that is the user's to mend, 75 stopped by SIGTERM or CTRL-C with the training
 saved (run the same command again to go on), 130 interrupted at once.
 """
 
