@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from gistjax.average import average
+from gistjax.compress import EXPORTED
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.run_dir import RunDir
-from gistjax.runtime.tensors import EXPORTED, load_tensors, save_tensors
+from gistjax.runtime.tensors import load_tensors, save_tensors
 
 
 @pytest.fixture
