@@ -26,7 +26,7 @@ RARE = 1 / 24  # a shape with a smaller share of the units is not worth a compil
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """How much a step takes, in which order, and for how long."""
+    """Sizes of a step, the order of rows, and the duration of training."""
 
     batch_size: int  # E, contexts of a micro-batch over all devices
     seed: int = 0  # gives the order

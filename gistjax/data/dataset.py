@@ -123,25 +123,27 @@ def usable_examples(
             dropped += 1
             continue
         seen.add(row_id)
-        texts, context = _texts(row), row["context"]
-        golds = tuple(text for text in texts if _is_gold(text, context, task))
-        if len(golds) < len(texts):
-            problem = "that are not in the context" if task.extractive else "without text"
-            report.count(f"{split}: gold answers {problem} left out", row_id)
-        examples.append(
-            Example(
-                id=row_id,
-                title=row["title"],
-                context=context,
-                question=row["question"].strip(),
-                answers=golds,
-                context_id=context_ids.setdefault(context, len(context_ids)),
-                evidence=golds if task.extractive else (),
-                task=name,
-                metric=task.metric,
-            )
-        )
+        context_id = context_ids.setdefault(row["context"], len(context_ids))
+        examples.append(_example(row, context_id, task, name))
+        if len(examples[-1].answers) < len(_texts(row)):
+            which = "that are not in the context" if task.extractive else "without text"
+            report.count(f"{split}: gold answers {which} left out", row_id)
     return examples, dropped
+
+
+def _example(row: dict[str, Any], context_id: int, task: Task, name: str) -> Example:
+    golds = tuple(text for text in _texts(row) if _is_gold(text, row["context"], task))
+    return Example(
+        id=row["id"],
+        title=row["title"],
+        context=row["context"],
+        question=row["question"].strip(),
+        answers=golds,
+        context_id=context_id,
+        evidence=golds if task.extractive else (),
+        task=name,
+        metric=task.metric,
+    )
 
 
 def _problem(row: Any, task: Task) -> str | None:

@@ -28,7 +28,7 @@ Articles = dict[str, tuple[str, ...]]
 """Every usable paragraph of a split, by article title."""
 
 OBJECTIVES = ("answer", "reconstruction", "continuation", "cloze")
-"""What a row trains: an answer to a question, or one of the objectives on text (`data.text`)."""
+"""Kinds of rows: answers to questions, and the objectives on plain text (`gistjax.data.text`)."""
 
 
 @dataclass(frozen=True)

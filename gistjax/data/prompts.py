@@ -137,17 +137,7 @@ def make_prompt(
         WeightsError: if the template fails or loses the question or the context, or no end token
             is known.
     """
-    if tokenizer.chat_template:
-        try:
-            text, answer_lead, end_text = _render_chat(tokenizer, instruction, user)
-        except Exception as error:  # a template is a program, and may raise anything
-            raise WeightsError(
-                f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} fails "
-                f"({type(error).__name__}: {error}): give it another chat_template, or none."
-            ) from error
-    else:
-        text = f"{_bos(tokenizer)}{instruction}\n\n{user}\nAnswer:"
-        answer_lead, end_text = " ", ""
+    text, answer_lead, end_text = _render_prompt(tokenizer, instruction, user)
     prefix, found_context, rest = text.partition(CONTEXT)
     middle, found_question, close = rest.partition(QUESTION)
     if not (found_context and found_question):
@@ -168,6 +158,21 @@ def make_prompt(
     )
 
 
+def _render_prompt(
+    tokenizer: PreTrainedTokenizerFast, instruction: str, user: str
+) -> tuple[str, str, str]:
+    """Return the rendered prompt, the white space before an answer, and the text that ends it."""
+    if not tokenizer.chat_template:
+        return f"{_bos(tokenizer)}{instruction}\n\n{user}\nAnswer:", " ", ""
+    try:
+        return _render_chat(tokenizer, instruction, user)
+    except Exception as error:  # a template is a program, and may raise anything
+        raise WeightsError(
+            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} fails "
+            f"({type(error).__name__}: {error}): give it another chat_template, or none."
+        ) from error
+
+
 def _template_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
     """Return the ids of a piece of the template, in which special tokens are special."""
     return tuple(tokenizer(text, add_special_tokens=False).input_ids) if text else ()
@@ -176,7 +181,6 @@ def _template_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, .
 def _render_chat(
     tokenizer: PreTrainedTokenizerFast, instruction: str, user: str
 ) -> tuple[str, str, str]:
-    """Return the rendered prompt, the white space before an answer, and the text that ends it."""
     turns = [{"role": "system", "content": instruction}, {"role": "user", "content": user}]
     try:
         text = _render(tokenizer, turns, add_generation_prompt=True)

@@ -54,7 +54,7 @@ TASK = Task(read, extractive=True)
 def _json_rows(file: Traversable) -> Iterator[Any]:
     """Yield the questions of a SQuAD v1.1 file, each with its context.
 
-    What is malformed below the article level comes out as a row to be counted.
+    Anything malformed below the article level comes out as a row to be counted.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -1,12 +1,12 @@
 """Tasks: what a model learns to write. Each is one module, named in `gistjax.config.TASKS`.
 
-A task says where its rows come from, how the model is asked, what of an example is compressed, how
-long texts may be and how answers are scored. Its module defines `TASK`:
+A task says where its rows come from, how the model is asked, which text is compressed, how long
+texts may be and how answers are scored. Its module defines `TASK`:
 
     TASK = Task(read, instruction="Answer with a number.", metric="squad", answer_tokens=8)
 
-`read` gives rows `{"context", "question", "answers"}`, and optionally "id" and "title". The context
-is what is compressed; questions on equal contexts share one compression.
+`read` gives rows `{"context", "question", "answers"}`, and optionally "id" and "title". The text to
+compress is the context; questions on equal contexts share one compression.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gistjax.config import TASKS, DataConfig
 from gistjax.data.example import Example
-from gistjax.data.prompts import INSTRUCTION, USER, Prompt, make_prompt
+from gistjax.data.prompts import CONTEXT, INSTRUCTION, QUESTION, USER, Prompt, make_prompt
 from gistjax.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -53,6 +53,14 @@ class Task:
     context_tokens: int | None = None  # longest context, if less than `data.context_tokens`
     answer_tokens: int | None = None  # longest answer, if less than `data.answer_tokens`
     transform: Callable[[Example], Example] = _unchanged  # applied to examples that are drawn
+
+    def __post_init__(self) -> None:
+        _, context, rest = self.user.partition(CONTEXT)
+        if not context or QUESTION not in rest:
+            raise ConfigError(
+                f"the user's turn of a task must have {CONTEXT} and then {QUESTION} in it, not "
+                f"{self.user!r}."
+            )
 
     def prompt(self, tokenizer: PreTrainedTokenizerFast) -> Prompt:
         """Return the tokenizer's chat template around this task's instruction."""

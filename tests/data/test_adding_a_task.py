@@ -113,6 +113,12 @@ def test_mistakes_in_a_registry_are_named(monkeypatch):
         load_task("notes")
 
 
+@pytest.mark.parametrize("user", ["@QUESTION@", "@CONTEXT@", "@QUESTION@ @CONTEXT@"])
+def test_a_turn_without_its_markers_is_refused(user):
+    with pytest.raises(ConfigError, match="must have @CONTEXT@ and then @QUESTION@"):
+        Task(read_jsonl, user=user)
+
+
 def test_the_answer_task_reads_jsonl_too(tmp_path):
     row = {"context": "The cat sat.", "question": "Who sat?", "answers": ["cat", "dog"]}
     for split in ("train", "validation"):
