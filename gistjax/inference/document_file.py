@@ -117,10 +117,11 @@ def read(
             arrays, metadata = _from_version_1(arrays, metadata)
         return arrays, {name: int(metadata[name]) for name in ("tokens", "pieces", "positions")}
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise _not_whole(file, error) from error
+        raise not_whole(file, error) from error
 
 
-def _not_whole(file: Path, error: Exception) -> CheckpointError:
+def not_whole(file: Path, error: Exception) -> CheckpointError:
+    """Return the error of a file that lacks something."""
     return CheckpointError(
         f"{file} is no whole document ({type(error).__name__}: {error}): compress the text again."
     )
@@ -140,28 +141,23 @@ def _from_version_1(
 
 
 def unpack(
-    file: Path, arrays: dict[str, np.ndarray], positions: int, base: LlamaConfig, stacked: bool
+    arrays: dict[str, np.ndarray],
+    positions: int,
+    prefix_ids_P: np.ndarray,
+    base: LlamaConfig,
+    stacked: bool,
 ) -> CompressedContext:
-    """Return the context whose arrays `read` found, padded to a power of two, without a prefix.
+    """Return the context whose arrays `read` found, padded to a power of two; numpy arrays.
 
     Args:
-        file: for the message.
         positions: rotary positions that it takes up.
+        prefix_ids_P: the prompt before it.
         base: sizes of the base.
         stacked: keep the layers in one array, as the base does.
 
     Raises:
-        CheckpointError: if an array is missing, or of another shape than the base asks for.
+        KeyError, ValueError: if an array is missing, or of another shape than the base asks for.
     """
-    try:
-        return _unpack(arrays, positions, base, stacked)
-    except (KeyError, ValueError) as error:
-        raise _not_whole(file, error) from error
-
-
-def _unpack(
-    arrays: dict[str, np.ndarray], positions: int, base: LlamaConfig, stacked: bool
-) -> CompressedContext:
     position_S = arrays["position"]
     (S,) = position_S.shape
     X = power_of_two(S)
@@ -175,7 +171,7 @@ def _unpack(
         kv = Cache(k, v) if stacked else Cache(tuple(k), tuple(v))
         x_1xXxD = np.zeros((1, X, base.d_model), k.dtype)  # not read where keys and values are
     one_row: dict[str, Any] = {
-        "prefix_ids_P": np.zeros(0, np.int32),
+        "prefix_ids_P": prefix_ids_P,
         "x_BxXxD": x_1xXxD,
         "valid_BxX": valid_1xX,
         "cut_BxX": np.zeros_like(valid_1xX),

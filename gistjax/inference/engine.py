@@ -11,7 +11,6 @@ document = engine.open("mill.safetensors")  # later, without the text
 
 from __future__ import annotations
 
-import dataclasses
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -56,9 +55,8 @@ def load(run: str | Path = SHIPPED, config: CompressionConfig | None = None) -> 
     config = config or trained
     validate(config)
     check_meaning(config, trained)
-    if config.ratio != trained.ratio and (
-        problem := Budget.of(trained).ratio_problem(config.ratio)
-    ):
+    problem = Budget.of(trained).ratio_problem(config.ratio)
+    if problem and config.ratio != trained.ratio:
         raise ConfigError(problem)
     pretrained, weights = load_trained(directory, config)
     return Engine(config, pretrained, weights, sha256_of(directory.exported))
@@ -191,7 +189,10 @@ class Engine:
         file = Path(file)
         arrays, numbers = document_file.read(file, self.compressor, self.pretrained.base_sha256)
         base, stacked = self.pretrained.source.config, self.config.model.scan_layers
-        context = document_file.unpack(file, arrays, numbers["positions"], base, stacked)
-        prefix: Any = self.programs.prefix_ids_P  # numpy's arrays are taken too
-        context = dataclasses.replace(context, prefix_ids_P=prefix)
+        try:
+            context = document_file.unpack(
+                arrays, numbers["positions"], self.programs.prefix_ids_P, base, stacked
+            )
+        except (KeyError, ValueError) as error:
+            raise document_file.not_whole(file, error) from error
         return Document(self, context, numbers["tokens"], numbers["pieces"], 0.0)

@@ -14,7 +14,14 @@ from tests.helpers.runs import write_run
 
 KEPT = CONFIG.replace(slot_form="key_values", slot_positions="packed")
 STACKED = KEPT.replace(model=ModelConfig("tiny-random", dtype="float32", scan_layers=True))
-FORMS = pytest.mark.parametrize("config", [CONFIG, KEPT, STACKED], ids=["soft", "kv", "stacked"])
+FORMS = pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(CONFIG, id="soft tokens"),
+        pytest.param(KEPT, id="keys and values"),
+        pytest.param(STACKED, id="stacked layers", marks=pytest.mark.slow),
+    ],
+)
 
 
 @pytest.fixture

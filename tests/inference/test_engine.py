@@ -36,6 +36,7 @@ def test_the_full_context_is_read_token_by_token(engine, examples):
     assert full.ask(examples[0].question).positions == full.tokens
 
 
+@pytest.mark.slow
 def test_one_compressor_at_several_ratios(examples, tmp_path):
     trained = CONFIG.replace(ratio=4.0, ratios=(2.0, 8.0), slot_form="key_values", slot_positions="packed")  # fmt: skip
     rundir = write_run(tmp_path / "run", trained)
@@ -129,6 +130,7 @@ def test_another_base_is_refused(rundir, tmp_path):
         gistjax.load(other, config)
 
 
+@pytest.mark.slow
 def test_the_base_of_the_quickstart_answers_from_a_paragraph():
     config = base.untuned_full_context(cli.read_config_file("quickstart.py"))
     pretrained = base.load_pretrained(config)

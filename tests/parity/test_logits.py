@@ -21,6 +21,8 @@ from gistjax.runtime.sharding import make_mesh
 from gistjax.weights.registry import load_base, resolve
 from tests.helpers.tiny import Compiled, positions_of
 
+pytestmark = pytest.mark.slow
+
 ROPE_31 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
