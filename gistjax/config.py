@@ -339,9 +339,8 @@ def _from_0_1(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return values
 
 
-def parameter_name_from_0_1(name: str) -> str:
-    """Return today's name of a parameter that 0.1 saved, where an architecture was called a head."""
-    return name.replace("compressor/head/", "compressor/architecture/")
+PARAMETERS_OF_0_1 = "compressor/head/", "compressor/architecture/"
+"""Beginning of the parameters that have another name since 0.1, and what it is now."""
 
 
 def _from_dict(cls: type, values: Mapping[str, Any], prefix: str) -> Any:

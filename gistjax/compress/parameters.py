@@ -17,7 +17,7 @@ from flax import nnx
 from gistjax.compress import EXPORTED
 from gistjax.compress.architectures import find_architecture
 from gistjax.compress.compressed_lm import CompressedLM
-from gistjax.config import CompressionConfig, parameter_name_from_0_1
+from gistjax.config import PARAMETERS_OF_0_1, CompressionConfig
 from gistjax.errors import CheckpointError
 from gistjax.model.config import LlamaConfig
 from gistjax.model.llama import Execution, Llama, random_initializer
@@ -205,7 +205,7 @@ def find_exported(path: Path) -> Path:
 def _load(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays of an exported compressor by today's names, and its metadata."""
     arrays, metadata = load_tensors(file)
-    return {parameter_name_from_0_1(name): array for name, array in arrays.items()}, metadata
+    return {name.replace(*PARAMETERS_OF_0_1): array for name, array in arrays.items()}, metadata
 
 
 def _architecture(metadata: dict[str, str]) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from gistjax.config import PARAMETERS_OF_0_1
 from gistjax.errors import CheckpointError, StorageError, first_line
 from gistjax.runtime.files import sync_folder
 from gistjax.runtime.sharding import barrier, is_primary, path_name
@@ -147,17 +148,18 @@ class Checkpointer:
             CheckpointError: if every step is damaged, or the state does not fit.
         """
         step = self._newest_undamaged()
+        folder = self.directory / str(step)
+        name = _name_in_0_1 if _is_of_0_1(folder) else _name
+        leaves = jax.tree_util.tree_leaves_with_path(state)
         try:
-            plain = self._orbax.restore(
-                self.directory / str(step), jax.tree.map(_abstract, _plain(state))
-            )
+            plain = self._orbax.restore(folder, {name(p): _abstract(leaf) for p, leaf in leaves})
         except Exception as error:
             raise CheckpointError(
                 f"cannot restore step {step} from {self.directory}: {first_line(error, 300)}. "
                 "Move that folder away to train anew, or use another --workdir."
             ) from error
         log.info("resumed from step %d of %s", step, self.directory)
-        return jax.tree_util.tree_map_with_path(lambda path, _: plain[_name(path)], state)
+        return jax.tree_util.tree_map_with_path(lambda path, _: plain[name(path)], state)
 
     def _newest_undamaged(self) -> int:
         damaged: list[tuple[int, CheckpointError]] = []
@@ -213,6 +215,18 @@ def _plain(state: TrainState) -> dict[str, Any]:
 
 def _name(path: tuple[Any, ...]) -> str:
     return path_name(path).replace("/", ".")
+
+
+def _is_of_0_1(folder: Path) -> bool:
+    """Return True if a step holds parameters under their names of gistjax 0.1."""
+    metadata = folder / "_METADATA"
+    old = PARAMETERS_OF_0_1[0].replace("/", ".").encode()
+    return metadata.exists() and old in metadata.read_bytes()
+
+
+def _name_in_0_1(path: tuple[Any, ...]) -> str:
+    old, new = (name.replace("/", ".") for name in PARAMETERS_OF_0_1)
+    return _name(path).replace(new, old)
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -12,6 +12,8 @@ from gistjax.compress.parameters import export_trainable, import_trainable, spli
 from gistjax.config import LoraConfig, MeshConfig, OptimizerConfig
 from gistjax.errors import CheckpointError, StorageError
 from gistjax.runtime.sharding import make_mesh, shardings_of
+from gistjax.runtime.tensors import load_tensors, save_tensors
+from gistjax.training import checkpoint
 from gistjax.training.checkpoint import Checkpointer
 from gistjax.training.manifest import check_manifest
 from gistjax.training.optimizer import make_optimizer
@@ -45,6 +47,19 @@ def test_what_was_saved_is_restored(saved):
     with Checkpointer(folder) as checkpointer:
         assert checkpointer.latest_step == 3
         assert_equal(checkpointer.restore(state_of(seed=2)), state)
+
+
+def test_a_checkpoint_of_0_1_is_restored(tmp_path, monkeypatch):
+    """What is under test was called a head, in parameters and in the optimizer's moments."""
+    state = state_of()
+    today = checkpoint._name
+    with monkeypatch.context() as patch, Checkpointer(tmp_path / "checkpoint") as checkpointer:
+        patch.setattr(
+            checkpoint, "_name", lambda path: today(path).replace(".architecture.", ".head.")
+        )
+        checkpointer.save(3, state)
+    assert b"compressor.head." in (tmp_path / "checkpoint/3/_METADATA").read_bytes()
+    assert_equal(restored(tmp_path / "checkpoint"), state)
 
 
 def test_restoring_onto_another_layout(saved):
@@ -283,6 +298,18 @@ def test_fewer_slots_take_the_first_queries(tmp_path):
     np.testing.assert_array_equal(
         started.compressor.architecture.queries[...], earlier.compressor.architecture.queries[:4]
     )
+
+
+def test_a_compressor_of_0_1_is_read(tmp_path):
+    earlier = exported(tmp_path, "gist")
+    file = tmp_path / "compressor.safetensors"
+    arrays, _ = load_tensors(file)
+    old = {name.replace("/architecture/", "/head/"): array for name, array in arrays.items()}
+    assert old.keys() != arrays.keys()
+    save_tensors(file, old, {"config": '{"architecture": "gist"}'})
+    _, fresh, _ = split_model(tiny_model("gist", seed=6))
+    assert_equal(import_trainable(file, fresh), earlier)
+    assert_equal(start_from(file, fresh, "gist"), earlier)
 
 
 def test_half_precision_is_read_as_single(tmp_path):
