@@ -323,11 +323,11 @@ def _from_0_1(values: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ConfigError: if one of them had another value than what is built in now.
     """
+    if values.get("slot_start") == "head":  # in a file, a sweep or on the command line
+        values = {**dict(values.items()), "slot_start": "architecture"}
     if not isinstance(values, dict):
         return values
     values = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
-    if values.get("slot_start") == "head":
-        values["slot_start"] = "architecture"
     for name, built_in in _DROPPED.items():
         group, _, leaf = name.rpartition(".")
         holder = values.get(group, {}) if group else values

@@ -45,6 +45,10 @@ def test_the_twelve_ablations_are_there(architecture, slots):
 
 
 def test_a_config_of_0_1_opens_where_it_means_the_same():
+    typed = CompressionConfig().to_config_dict()
+    typed.slot_start = "head"
+    for values in (typed, {"slot_start": "head"}):
+        assert CompressionConfig.from_dict(values).slot_start == "architecture"
     old = {"seed": 3, "teacher_tokens": 16, "optimizer": {"b1": 0.9, "lora_lr": 0.1}}
     config = CompressionConfig.from_dict(old)
     assert (config.seed, config.optimizer.lora_lr) == (3, 0.1) and "b1" in old["optimizer"]

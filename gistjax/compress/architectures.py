@@ -94,6 +94,8 @@ def find_architecture(name: str) -> type[Any]:
             f"architecture={name!r} cannot be imported ({error}): give the path of a class, such "
             "as my_module.MyArchitecture, in a module that Python finds."
         ) from error
+    if not isinstance(found, type):
+        raise ConfigError(f"architecture={name!r} is no class, but {found!r}: give a class's path.")
     for needed, about in REQUIRED.items():
         if not any(needed in vars(kind) for kind in found.__mro__[:-1]):
             raise ConfigError(
@@ -344,4 +346,5 @@ def stretched(kernel_ZxD: np.ndarray, width: int) -> np.ndarray:
     taps_Z = np.arange(len(kernel_ZxD))
     edges = np.linspace(0, len(kernel_ZxD), width + 1)[:, None]
     overlap = np.minimum(edges[1:], taps_Z + 1) - np.maximum(edges[:-1], taps_Z)
-    return (np.clip(overlap, 0, None) @ kernel_ZxD).astype(kernel_ZxD.dtype)
+    result: np.ndarray = np.clip(overlap, 0, None) @ kernel_ZxD
+    return result.astype(kernel_ZxD.dtype)

@@ -76,7 +76,7 @@ class KeyValues:
             return dataclasses.replace(placed.take(ends_BxM), kv=cache.take(P + ends_BxM))
         C = placed.size - M
         places_BxM = jnp.minimum(P + length_B[:, None] + jnp.arange(M), T - 1)
-        slots = jax.tree.map(lambda x: x if x.ndim < 2 else x[:, C:], placed)
+        slots: CompressedContext = jax.tree.map(lambda x: x if x.ndim < 2 else x[:, C:], placed)
         return dataclasses.replace(slots, kv=cache.take(places_BxM))
 
     def positions(self, sequence: Sequence) -> Array:

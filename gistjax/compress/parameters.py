@@ -95,7 +95,7 @@ def import_trainable(path: Path, trainable: Any) -> Any:
     """
     arrays, _ = _load(path)
 
-    def find(key: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    def find(key: tuple[Any, ...], leaf: jax.Array) -> Any:
         name = path_name(key)
         found = arrays.get(name)
         if found is None or found.shape != leaf.shape:
@@ -137,7 +137,7 @@ def start_from(
         arrays = {name: array for name, array in arrays.items() if not name.startswith(own)}
     taken = []
 
-    def find(key: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    def find(key: tuple[Any, ...], leaf: jax.Array) -> Any:
         name = path_name(key)
         found = arrays.get(name)
         if found is None:
@@ -211,6 +211,7 @@ def _load(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def _architecture(metadata: dict[str, str]) -> str | None:
     """The architecture that a file was trained with; None if it does not say."""
     try:
-        return json.loads(metadata["config"])["architecture"]
+        name: str = json.loads(metadata["config"])["architecture"]
+        return name
     except (KeyError, TypeError, ValueError, RecursionError):
         return None

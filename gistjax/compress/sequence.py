@@ -30,7 +30,8 @@ class Sequence:
         Where nothing is cut, causality is then mask enough.
         """
         order_BxT = jnp.argsort(~self.valid_BxT, axis=1, stable=True)
-        return jax.tree.map(lambda x: jax.vmap(_permute)(x, order_BxT), self)
+        compact: Sequence = jax.tree.map(lambda x: jax.vmap(_permute)(x, order_BxT), self)
+        return compact
 
 
 def _permute(x_Tx: Array, order_T: Array) -> Array:
@@ -71,7 +72,8 @@ def make_sequence(
         place_BxS = (first_position(context)[:, None] + jnp.arange(S)).astype(jnp.float32)
         x_BxSxD = base.embed(tokens_BxS)
         parts.append(Sequence(x_BxSxD, valid_BxS, nobody_BxS, ~nobody_BxS, place_BxS))
-    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
+    sequence: Sequence = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
+    return sequence
 
 
 def first_position(context: CompressedContext) -> Array:

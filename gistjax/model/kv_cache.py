@@ -58,16 +58,14 @@ class Cache:
     @property
     def length(self) -> int:
         """U."""
-        return jax.tree.leaves(self.k)[0].shape[-2]
+        length: int = jax.tree.leaves(self.k)[0].shape[-2]
+        return length
 
     def layer(self, index: Array | int, start: Array | int) -> CacheLayer:
         """One layer's part; what it is given next goes to index `start`."""
         if isinstance(self.k, tuple):
-            return CacheLayer(self.k[index], self.v[index], start)  # type: ignore[index]
-        k, v = (
-            jax.lax.dynamic_index_in_dim(x, index, keepdims=False)  # type: ignore[arg-type]
-            for x in (self.k, self.v)
-        )
+            return CacheLayer(self.k[index], self.v[index], start)
+        k, v = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (self.k, self.v))
         return CacheLayer(k, v, start)
 
     def put(self, index: Any, layer: CacheLayer) -> Cache:
@@ -86,11 +84,12 @@ class Cache:
 
     def insert(self, start: int, other: Cache) -> Cache:
         """Copy another cache of the same rows in, from index `start` on."""
-        return jax.tree.map(
+        cache: Cache = jax.tree.map(
             lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=-2),
             self,
             other,
         )
+        return cache
 
     def take(self, index_BxM: Array) -> Cache:
         """Some positions of each row.
@@ -104,11 +103,13 @@ class Cache:
             chosen_BxMxU = jax.nn.one_hot(index_BxM, U, dtype=x.dtype)
             return jnp.einsum("bmu,...bkuh->...bkmh", chosen_BxMxU, x)
 
-        return jax.tree.map(gather, self)
+        cache: Cache = jax.tree.map(gather, self)
+        return cache
 
     def repeat(self, n: int) -> Cache:
         """Each row n times in a row."""
-        return jax.tree.map(lambda x: jnp.repeat(x, n, axis=-4), self)
+        cache: Cache = jax.tree.map(lambda x: jnp.repeat(x, n, axis=-4), self)
+        return cache
 
     def turned(self, by: Array | float, config: LlamaConfig) -> Cache:
         """The same entries `by` positions further on.

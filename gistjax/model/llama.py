@@ -35,7 +35,7 @@ from gistjax.model.rope import apply_rope, rope_angles
 from gistjax.runtime.sharding import gathered_sharding, shard_rows
 
 
-class Frozen(nnx.Variable):
+class Frozen(nnx.Variable[Array]):
     """A weight of the base. Trainable weights are `nnx.Param`, so the two never share a tree."""
 
 

@@ -169,7 +169,8 @@ def shard_rows(x_B: jax.Array, mesh: Mesh | None) -> jax.Array:
     """
     if mesh is None or mesh.shape["fsdp"] == 1 or x_B.shape[0] % rows_per_step(mesh):
         return x_B
-    return jax.lax.with_sharding_constraint(x_B, NamedSharding(mesh, P(ROWS)))
+    split: jax.Array = jax.lax.with_sharding_constraint(x_B, NamedSharding(mesh, P(ROWS)))
+    return split
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -196,7 +197,7 @@ def put(tree: Any, shardings: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
-    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+    def put(x: Any, sharding: NamedSharding) -> Any:
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             return jax.device_put(x, sharding)  # it is spread over the processes already
         host = np.asarray(x)
@@ -243,4 +244,4 @@ def is_primary() -> bool:
 
 def rows_per_step(mesh: Mesh) -> int:
     """Number of shares that a batch's rows are split into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return int(mesh.shape["data"] * mesh.shape["fsdp"])

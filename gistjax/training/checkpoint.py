@@ -159,7 +159,10 @@ class Checkpointer:
                 "Move that folder away to train anew, or use another --workdir."
             ) from error
         log.info("resumed from step %d of %s", step, self.directory)
-        return jax.tree_util.tree_map_with_path(lambda path, _: plain[name(path)], state)
+        restored: TrainState = jax.tree_util.tree_map_with_path(
+            lambda path, _: plain[name(path)], state
+        )
+        return restored
 
     def _newest_undamaged(self) -> int:
         damaged: list[tuple[int, CheckpointError]] = []

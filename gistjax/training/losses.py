@@ -64,7 +64,7 @@ class Forward:
     @cached_property
     def n_answer(self) -> int:
         """A, or fewer where the tokens are."""
-        return min(self.settings.answer_tokens, self.batch.tokens_BxS.shape[1])
+        return min(self.settings.answer_tokens, int(self.batch.tokens_BxS.shape[1]))
 
     @cached_property
     def gold(self) -> tuple[Array, DecodeState | None]:

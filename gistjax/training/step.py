@@ -58,7 +58,8 @@ def init_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Me
     )
     shardings = state_shardings(state, mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
-    return put(dataclasses.replace(state, opt_state=opt_state), shardings)
+    placed: TrainState = put(dataclasses.replace(state, opt_state=opt_state), shardings)
+    return placed
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
