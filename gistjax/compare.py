@@ -45,7 +45,7 @@ def read_predictions(rundir: Path) -> dict[str, dict[str, Any]]:
     Raises:
         DataError: if the file is missing or damaged, or does not have one row for each question.
     """
-    path = rundir / "predictions.json"
+    path = RunDir(rundir).predictions_file
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         by_id = {row["id"]: {key: row[key] + 0 for key in COLUMNS} for row in rows}
@@ -63,7 +63,7 @@ def control(rundir: Path) -> str:
     """Return which control a run is, if it is one and its `config.json` says so; else an empty
     text.
     """
-    if not (rundir / "config.json").is_file():
+    if not RunDir(rundir).config_file.is_file():
         return ""
     config = RunDir(rundir).config()
     if config.architecture == "closed_book":

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from gistjax.compress import EXPORTED
 from gistjax.config import CompressionConfig
-from gistjax.errors import CheckpointError, ConfigError, DataError
+from gistjax.errors import CheckpointError, ConfigError
 from gistjax.runtime.files import read_json, write_json
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "smollm2_135m"
@@ -81,11 +81,6 @@ class RunDir:
         """Whether the run has its metrics, which are written last."""
         return self.metrics_file.is_file()
 
-    @property
-    def is_begun(self) -> bool:
-        """Whether a run left anything here that another one must not write over."""
-        return any(p.exists() for p in (self.config_file, self.metrics_file, self.checkpoint))
-
     def config(self) -> CompressionConfig:
         """Return the configuration that the run was trained with.
 
@@ -113,18 +108,6 @@ class RunDir:
         """
         fix = "remove it, and the run ends again from its last checkpoint"
         return self._read(self.metrics_file, _is_metrics, fix)
-
-    def predictions(self) -> list[dict[str, Any]]:
-        """Return the rows of `predictions.json`, one for each question.
-
-        Raises:
-            DataError: if the file is not there, damaged, or has two rows of one question.
-        """
-        fix = "give the directory of a finished run of gistjax.train, which writes that file"
-        rows: list[dict[str, Any]] = read_json(
-            self.predictions_file, DataError, fix, _are_predictions
-        )
-        return rows
 
     def _read(self, path: Path, is_whole: Callable[[Any], bool], fix: str) -> dict[str, Any]:
         found: dict[str, Any] = read_json(
@@ -259,7 +242,3 @@ def _is_about(stored: Any) -> bool:
 
 def _is_metrics(stored: Any) -> bool:
     return not stored.keys().isdisjoint(("final_f1_interval", "losses"))
-
-
-def _are_predictions(rows: Any) -> bool:
-    return bool(rows) and len({row["id"] for row in rows}) == len(rows)

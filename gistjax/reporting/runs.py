@@ -10,6 +10,7 @@ from typing import Any
 
 from gistjax.config import UNCOMPRESSED
 from gistjax.errors import DataError
+from gistjax.experiment.run_dir import RunDir
 
 TRIVIAL = ("mean_pool", "mark")
 """Architectures that compress and are controls all the same: they show what learning buys."""
@@ -85,21 +86,20 @@ def read_run(path: Path) -> Result:
     Raises:
         DataError: if one of its files is damaged.
     """
-    stored = _read(path / "config.json", {})
+    run = RunDir(path)
+    stored = _read(run.config_file, {})
     if not isinstance(stored.get("config"), dict):
-        raise DataError(f"{path / 'config.json'} is not that of a run: it has no `config`.")
-    predictions = _read(path / "predictions.json", []) or _read(
-        path / "sample_predictions.json", []
-    )
+        raise DataError(f"{run.config_file} is not that of a run: it has no `config`.")
+    predictions = _read(run.predictions_file, []) or _read(run.samples_file, [])
     return Result(
         name=path.name,
         path=path,
         settings=dict(_flat(stored["config"])),
         about={key: value for key, value in stored.items() if key != "config"},
-        metrics=_read(path / "metrics.json", {}),
-        curve=_lines(path / "metrics.jsonl"),
+        metrics=_read(run.metrics_file, {}),
+        curve=_lines(run.log_file),
         predictions=predictions,
-        slot_attention=_read(path / "slot_attention.json", []),
+        slot_attention=_read(run.slot_attention_file, []),
     )
 
 
