@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from safetensors.numpy import save
 
+from gistjax.compress import EXPORTED
 from gistjax.compress.parameters import abstract_model, import_trainable, split_model
 from gistjax.config import CompressionConfig, LoraConfig
 from gistjax.errors import ConfigError
-from gistjax.experiment.run_dir import EXPORTED
 from gistjax.runtime.files import make_folder, write_atomically, write_json
 from gistjax.runtime.sharding import path_name
 from gistjax.weights.registry import resolve
