@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import gistjax
 from gistjax.compress import EXPORTED
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
@@ -119,8 +120,8 @@ class RunDir:
         """Check that the run here, if there is one, is of this configuration and can go on.
 
         Raises:
-            CheckpointError: if another configuration or gistjax 0.1 trained here, or if something
-                that it takes to go on is missing.
+            CheckpointError: if another configuration was trained here, or if something that it
+                takes to go on is missing.
         """
         if not self.config_file.exists():
             if self.checkpoint.exists():
@@ -135,11 +136,6 @@ class RunDir:
                 "another --workdir to train from the start."
             )
         self.check_same(config)
-        if self.checkpoint.exists() and self.about().get("format", 1) != FORMAT:
-            raise CheckpointError(
-                f"{self} was begun by gistjax 0.1, whose checkpoints 0.2 does not read: go on with "
-                "`pip install gistjax==0.1.0`, or choose another --workdir."
-            )
 
     def check_same(self, config: CompressionConfig) -> None:
         """Check that the run here, unfinished or finished, is of this configuration.
@@ -229,6 +225,7 @@ def provenance(config: CompressionConfig) -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Return the installed versions of the packages that decide the numbers."""
     installed = {dist.name.lower(): dist.version for dist in importlib.metadata.distributions()}
+    installed["gistjax"] = gistjax.__version__  # also from a checkout that is not installed
     return {name: installed[name] for name in PACKAGES if name in installed}
 
 
