@@ -1,6 +1,7 @@
 """Learn compression from plain text, at ratios from 2 to 16; `qa.py` goes on from there.
 
-python -m gistjax.train --config configs/pretrain.py --config.text.path=FOLDER --workdir=runs/pretrain
+    python -m gistjax.train --config configs/pretrain.py --config.text.path=FOLDER \\
+        --workdir=runs/pretrain
 """
 
 from gistjax.config import (

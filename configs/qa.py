@@ -1,6 +1,7 @@
 """Answer questions on SQuAD's paragraphs from slots, four tokens each, after `pretrain.py`.
 
-python -m gistjax.train --config configs/qa.py --config.init_from=runs/pretrain [--config.ratio=8 | --config.ratios=2.,4.,8.,16.]
+    python -m gistjax.train --config configs/qa.py --config.init_from=runs/pretrain \\
+        [--config.ratio=8 | --config.ratios=2.,4.,8.,16.]
 
 `ratios` draws one for each context: such a compressor takes any of them (`gistjax.ask --ratio`).
 """

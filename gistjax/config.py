@@ -47,8 +47,9 @@ def setting(default: Any, about: str, **rules: Any) -> Any:
     Args:
         default: the value, or a function that makes it.
         about: one line of help.
-        rules: `choices`, `or_path` (a dotted one, beside the choices), `least` (≤ value), `above` (< value), `below` (> value), `most` (≥ value),
-            `special` (one value that is allowed besides), `ascending` (of a tuple of positives).
+        rules: `choices`, `or_path` (a dotted one, beside the choices), `least` (≤ value), `above`
+            (< value), `below` (> value), `most` (≥ value), `special` (one value that is allowed
+            besides), `ascending` (of a tuple of positives).
     """
     metadata = {"about": about, **rules}
     if callable(default):
@@ -299,7 +300,7 @@ class CompressionConfig:
 
 
 def walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """Yield (dotted key, value, metadata of `setting`) of every key, groups' keys after their own."""
+    """Yield (dotted key, value, metadata of `setting`) of every key, those of groups last."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):

@@ -1,4 +1,4 @@
-"""Errors a user can cause. Each message names the cause and the fix; commands print it without a traceback."""
+"""Errors a user can cause: each message names cause and fix; commands print no traceback."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ExportError(GistjaxError):
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of what a library's error says, cut to `limit` characters; its name where it says nothing."""
+    """Return the first line of a library's error, cut to `limit` characters, or its type's name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
 
 

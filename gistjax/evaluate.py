@@ -1,9 +1,10 @@
 """A finished run on a split, scored anew.
 
-    python -m gistjax.evaluate --run runs/compression_ablations/M64_gist [--config.KEY=VALUE …] [--output FILE]
+    python -m gistjax.evaluate --run runs/compression_ablations/M64_gist
+        [--config.KEY=VALUE …] [--output FILE]
 
-The configuration is the run's own `config.json`; overrides change what is evaluated on (data, batch size), not what was
-trained.
+The configuration is the run's own `config.json`; overrides change what is evaluated on (data, batch
+size), not what was trained.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def evaluate_run(
 
     Args:
         rundir: the run's directory.
-        config: the run's configuration with other data or evaluation settings; by default as trained.
+        config: the run's configuration with other data or evaluation settings; by default as
+            trained.
         output: a JSON file for all predictions.
         slot_attention: a JSON file for what each slot reads.
 

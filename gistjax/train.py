@@ -1,6 +1,7 @@
-"""One run, top to bottom: config → base → data → model → train step → checkpoints → evaluation → results.
+"""One run: config → base → data → model → train step → checkpoints → evaluation → results.
 
-python -m gistjax.train --config configs/gist_m64.py [--config.KEY=VALUE …] [--workdir DIR] [--dry_run]
+python -m gistjax.train --config configs/gist_m64.py [--config.KEY=VALUE …]
+    [--workdir DIR] [--dry_run]
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def run_single_ablation(
     workdir: str | Path | None = None,
     pretrained: PretrainedBase | None = None,
 ) -> dict[str, Any]:
-    """Train one configuration, evaluate it and write its results; resume where an earlier run ended.
+    """Train one configuration, evaluate it, write its results; resume an interrupted run.
 
     Args:
         workdir: the run directory, by default named after architecture and slots.

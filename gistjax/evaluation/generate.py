@@ -133,5 +133,5 @@ def _context_of(batch: Batch) -> tuple[Any, ...]:
 
 def _timed(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, float]:
     start = time.perf_counter()
-    result = jax.block_until_ready(function(*arguments))  # type: ignore[no-untyped-call]
+    result = jax.block_until_ready(function(*arguments))
     return result, time.perf_counter() - start

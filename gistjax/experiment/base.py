@@ -1,4 +1,4 @@
-"""The pretrained base of a run: loaded onto the mesh, checked against the config, and built into a model."""
+"""The pretrained base of a run: loaded onto the mesh, checked, and built into a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation of one model on the questions of a split: answers, scores, costs, and what they depend on."""
+"""Evaluation of a model on a split's questions: answers, scores, costs, what they depend on."""
 
 from __future__ import annotations
 

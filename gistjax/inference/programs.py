@@ -92,7 +92,7 @@ class Programs:
             lambda: function.lower(self._leaves, *arguments, *static).compile(),
         )
         start = time.perf_counter()
-        result: Any = jax.block_until_ready(compiled(self._leaves, *arguments))  # type: ignore[no-untyped-call]
+        result: Any = jax.block_until_ready(compiled(self._leaves, *arguments))
         return result, time.perf_counter() - start
 
 

@@ -8,9 +8,9 @@
       o, down   …                         ────▶  o, down  the same
 
 Adapters are trained and saved by projection. For each call they are put together as the base's
-fused matrices are, `b` block by block, so that a layer reads its input once for all of them. One filter,
-`Trainable`, tells what is trained: it drives the split for gradients, the optimizer and what is
-saved. `b` starts at zero, so a fresh adapter changes nothing.
+fused matrices are, `b` block by block, so that a layer reads its input once for all of them. One
+filter, `Trainable`, tells what is trained: it drives the split for gradients, the optimizer and
+what is saved. `b` starts at zero, so a fresh adapter changes nothing.
 """
 
 from __future__ import annotations

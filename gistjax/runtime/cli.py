@@ -1,8 +1,9 @@
-"""What the commands share: typed overrides of a config file, errors without tracebacks, JSON as the last line.
+"""Shared by all commands: typed overrides, errors without tracebacks, JSON as the last line.
 
-A command defines its own absl flags, writes `main(config, args)`, and ends in `cli.run(main)`. Exit codes: 0 done,
-1 some runs of a sweep failed, 2 a mistake that is the user's to mend, 75 stopped by SIGTERM or CTRL-C with the training
-saved (run the same command again to go on), 130 interrupted at once.
+A command defines its own absl flags, writes `main(config, args)`, and ends in `cli.run(main)`. Exit
+codes: 0 done, 1 some runs of a sweep failed, 2 a mistake that is the user's to mend, 75 stopped by
+SIGTERM or CTRL-C with the training saved (run the same command again to go on), 130 interrupted at
+once.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ OVERRIDE = r"--?config\.([^=]*)"
 HELP = {"--help", "-h", "-help", "--helpfull"}
 
 NO_SPACE = os.strerror(errno.ENOSPC)
-CUDA_FAILED = r"CUDA_ERROR|CUDNN_STATUS|[Cc]u(DNN|BLAS|SOLVER)|no kernel image|PTX|Unable to initialize backend"
+CUDA_FAILED = (
+    r"CUDA_ERROR|CUDNN_STATUS|[Cc]u(DNN|BLAS|SOLVER)|no kernel image|PTX"
+    r"|Unable to initialize backend"
+)
 """In what JAX raises where driver, CUDA and jaxlib do not fit."""
 
 Main = Callable[[CompressionConfig, flags.FlagValues], None]
@@ -148,7 +152,8 @@ def parse(
     """The config that a command line asks for.
 
     Raises:
-        ConfigError: for an unknown flag or key (with the nearest known one), a wrong type, a missing file.
+        ConfigError: for an unknown flag or key (with the nearest known one), a wrong type, a
+            missing file.
     """
     config, words = _parse(argv, defaults, flags.FlagValues() if values is None else values)
     _no_words(words)
@@ -171,7 +176,10 @@ def _parse(
 
 
 def _last_of_each(argv: list[str]) -> list[str]:
-    """The command line with the last `--config.KEY=VALUE` of each key alone: ml_collections would join a tuple's."""
+    """Return `argv` with only the last `--config.KEY=VALUE` of each key.
+
+    ml_collections would join the values of a tuple.
+    """
     matches = [re.match(f"{OVERRIDE}=", word) for word in argv]
     last = {match[1]: i for i, match in enumerate(matches) if match}
     return [
@@ -197,7 +205,7 @@ def _no_words(words: list[str]) -> None:
 
 
 def print_help(values: flags.FlagValues) -> NoReturn:
-    """Print what the command does and its flags; with --helpfull every key of the configuration too. Then exit."""
+    """Print the command's page and flags, with --helpfull every configuration key too; exit."""
     about = (sys.modules["__main__"].__doc__ or "").strip()
     own = [values[name] for name in values]
     print(f"{about}\n\nflags:")
@@ -220,7 +228,7 @@ def _key_help(name: str, default: Any, metadata: Mapping[str, Any]) -> str:
     return "\n".join([f"  {title}", *(f"      {line}" for line in about)])
 
 
-def _flag_help(flag: flags.Flag) -> str:
+def _flag_help(flag: flags.Flag[Any]) -> str:
     is_switch = flag.flag_type() == "bool"
     name = f"--{flag.name}" if is_switch or not flag.default else f"--{flag.name}={flag.default}"
     lines = textwrap.wrap(" ".join((flag.help or "").split()), 72)
@@ -231,7 +239,7 @@ CODES = {"bold": 1, "red": 31, "green": 32, "yellow": 33}
 
 
 def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
-    """The text in a colour, if the stream (standard output) is a terminal and NO_COLOR is not set."""
+    """Colour the text if the stream (standard output) is a terminal and NO_COLOR is not set."""
     if not (stream or sys.stdout).isatty() or os.environ.get("NO_COLOR"):
         return text
     return f"\033[{CODES[colour]}m{text}\033[0m"
@@ -359,7 +367,7 @@ def _check_keys(argv: list[str]) -> None:
 
 
 def print_result(result: dict[str, Any], for_people: str = "") -> None:
-    """One JSON object on one line, the last of standard output; on a terminal the text for people, if there is one."""
+    """Print one JSON object as the last line; on a terminal the text for people, if given."""
     sys.stderr.flush()
     on_terminal = for_people and sys.stdout.isatty()
     print(for_people if on_terminal else json.dumps(result, ensure_ascii=False), flush=True)

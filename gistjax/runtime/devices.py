@@ -22,7 +22,8 @@ def start_jax(config: CompressionConfig) -> None:
     """Starts JAX, with what must be set before it looks for devices.
 
     Raises:
-        ConfigError: if `config.deterministic` comes too late, because JAX runs already, or if JAX finds no device.
+        ConfigError: if `config.deterministic` comes too late, because JAX runs already, or if JAX
+            finds no device.
     """
     choose_kernels(config)
     find_devices()
@@ -42,15 +43,15 @@ def choose_kernels(config: CompressionConfig) -> None:
         jax.config.update("jax_num_cpu_devices", devices + 1)
     except RuntimeError as error:
         raise ConfigError(
-            "deterministic=True comes too late, since JAX runs already in this process: start it with "
-            f"XLA_FLAGS={DETERMINISTIC} in the environment."
+            "deterministic=True comes too late, since JAX runs already in this process: start it "
+            f"with XLA_FLAGS={DETERMINISTIC} in the environment."
         ) from error
     jax.config.update("jax_num_cpu_devices", devices)
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
 
 
 def is_deterministic(config: CompressionConfig | None = None) -> bool:
-    """Whether steps give the same bytes in every run: by configuration, or because XLA was told so in the environment."""
+    """Return whether every run gives the same bytes: by configuration or by XLA's flags."""
     given = re.search(
         r"--xla_gpu_deterministic_ops(=(true|1)|\s|$)", os.environ.get("XLA_FLAGS", "")
     )
@@ -58,7 +59,7 @@ def is_deterministic(config: CompressionConfig | None = None) -> bool:
 
 
 def _keep_compiled_programs() -> None:
-    """Lets a second start of the same run find its programs in `JAX_COMPILATION_CACHE_DIR`, by default the user's cache.
+    """Keep compiled programs in `JAX_COMPILATION_CACHE_DIR`, by default the user's cache.
 
     Not on CPUs, where XLA warns about programs that another machine's features went into.
     """
@@ -92,7 +93,8 @@ def find_devices() -> list[Any]:
         ) from error
     if leaves_gpu_idle(devices):
         log.warning(
-            "warning: computing on the CPU, although there is an NVIDIA GPU: `python -m gistjax.doctor` tells why."
+            "warning: computing on the CPU, although there is an NVIDIA GPU: "
+            "`python -m gistjax.doctor` tells why."
         )
     return devices
 
@@ -104,7 +106,7 @@ def leaves_gpu_idle(devices: list[Any]) -> bool:
 
 
 def memory_limit() -> int | None:
-    """Bytes that JAX may have of each device; None where it does not say, and of CPUs, which have none of their own."""
+    """Return the bytes that JAX may use on each device; None for CPUs and where unknown."""
     device = jax.local_devices()[0]
     statistics = device.memory_stats() if device.platform != "cpu" else None
     return (statistics or {}).get("bytes_limit")

@@ -46,7 +46,8 @@ def check_writable(path: Path) -> None:
     """Refuses what cannot become a file, before the work that is to go into it.
 
     Raises:
-        StorageError: if there is no such folder or nothing may be written there, or a folder, device or pipe has the name.
+        StorageError: if there is no such folder or nothing may be written there, or a folder,
+            device or pipe has the name.
     """
     folder = path.absolute().parent
     try:
@@ -82,11 +83,13 @@ def make_folder(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or the disk after a crash, has all of the new content or all of the old. A link is
-    replaced, what it points to stays.
+    """Write a file whole: a reader, or the disk after a crash, has all new content or all old.
+
+    A link is replaced; what it points to stays.
 
     Raises:
-        StorageError: if the disk is full or fails, the old content then stays; or as `check_writable` says.
+        StorageError: if the disk is full or fails, the old content then stays; or as
+            `check_writable` says.
     """
     check_writable(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -158,8 +161,8 @@ def read_text(name: str) -> str:
 class RunLock:
     """Holds a run directory while in a `with` block; `run.lock` in it says who does.
 
-    The operating system holds the lock and lets go of it when the process ends, however it ends: the file that a killed
-    process leaves behind keeps nobody out.
+    The operating system holds the lock and lets go of it when the process ends, however it ends:
+    the file that a killed process leaves behind keeps nobody out.
 
     Raises:
         CheckpointError: if another process holds the directory, naming its pid and host.
@@ -175,7 +178,8 @@ class RunLock:
             self._file = self.path.open("a+")
         except OSError as error:
             raise StorageError(
-                f"cannot write {self.path}: {error.strerror}. Make room, or choose another --workdir."
+                f"cannot write {self.path}: {error.strerror}. "
+                "Make room, or choose another --workdir."
             ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,12 +187,14 @@ class RunLock:
             holder = self._holder() or "an unknown process"
             self._file.close()
             raise CheckpointError(
-                f"{self.path.parent} is in use by {holder}. Wait for it or stop it, or choose another --workdir."
+                f"{self.path.parent} is in use by {holder}. "
+                "Wait for it or stop it, or choose another --workdir."
             ) from None
         except OSError as error:
             self._file.close()
             raise StorageError(
-                f"{self.path} cannot be locked: {error.strerror}. Choose a --workdir on a file system with locks."
+                f"{self.path} cannot be locked: {error.strerror}. "
+                "Choose a --workdir on a file system with locks."
             ) from error
         if left := self._holder():
             log.warning("%s was left by %s, which has ended: recovered", self.path, left)

@@ -14,14 +14,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was stopped by a signal, and its state is saved. Not an `Exception`: nothing goes on after it."""
+    """Training was stopped by a signal, and its state is saved.
+
+    Not an `Exception`: nothing goes on after it.
+    """
 
 
 class StopSignals:
     """Catches the signals while in a `with` block; leaving it raises `Stopped` if one came.
 
-    After the first signal they act as if never caught: a second one ends the process at once. Outside the main thread,
-    where Python hears no signals, none is caught.
+    After the first signal they act as if never caught: a second one ends the process at once.
+    Outside the main thread, where Python hears no signals, none is caught.
     """
 
     requested = False

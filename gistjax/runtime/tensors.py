@@ -1,8 +1,9 @@
 """Safetensors files that carry a SHA-256 of themselves, so that no damage to them goes unseen.
 
-The digest stands in the file's metadata, under `sha256`; it is of the whole file with zeros in its own place. The same
-arrays and metadata give the same bytes. Any safetensors library reads such a file. The digest tells of accidents, not of
-forgery: whoever changes a file on purpose can change the digest too.
+The digest stands in the file's metadata, under `sha256`; it is of the whole file with zeros in its
+own place. The same arrays and metadata give the same bytes. Any safetensors library reads such a
+file. The digest tells of accidents, not of forgery: whoever
+changes a file on purpose can change the digest too.
 """
 
 from __future__ import annotations
@@ -48,9 +49,10 @@ def save_tensors(
 
 
 def pack_int8(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return matrices as int8 with fp32 scales, and all other arrays as they are; `load_tensors` undoes it.
+    """Pack matrices as int8 with fp32 scales, other arrays unchanged; `load_tensors` undoes it.
 
-    One scale serves the longer of a matrix's last two axes: a low-rank adapter gets one for each rank component.
+    One scale serves the longer of a matrix's last two axes: a low-rank adapter gets one for each
+    rank component.
     """
     packed: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
@@ -79,7 +81,7 @@ def _unpack_int8(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays and metadata of a file that `save_tensors` wrote; what `pack_int8` packed comes in fp32.
+    """Return arrays and metadata of a `save_tensors` file; `pack_int8`'s matrices as fp32.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or was not written by `save_tensors`.
@@ -97,8 +99,8 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         )
     if _digest(content, found) != found[1].decode():
         raise CheckpointError(
-            f"{path} is damaged: its bytes do not have the SHA-256 that it names. Copy it anew, or run "
-            "the command that made it again."
+            f"{path} is damaged: its bytes do not have the SHA-256 that it names. "
+            "Copy it anew, or run the command that made it again."
         )
     try:
         with safe_open(path, framework="numpy") as file:

@@ -1,4 +1,4 @@
-"""The training loop: step after step from the last checkpoint on, with log, checkpoints and signals."""
+"""The training loop: steps from the last checkpoint on, with log, checkpoints and signals."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ def check_health(health: Health, config: CompressionConfig) -> None:
     """Wait for the step that `health` is of, and refuse to go on after bad ones.
 
     Raises:
-        TrainingError: if a step was bad and `config.on_bad_step` is `stop`, or too many in a row were.
+        TrainingError: if a step was bad and `config.on_bad_step` is `stop`, or too many in a row
+            were.
     """
     bad, in_a_row, last = (
         int(x) for x in (health.bad_steps, health.bad_in_a_row, health.last_bad_step)

@@ -1,4 +1,4 @@
-"""A checkpoint's manifest: the SHA-256 of each of its files, so that damage is found before it is restored."""
+"""A checkpoint's manifest: the SHA-256 of each file, so that damage is found before a restore."""
 
 from __future__ import annotations
 

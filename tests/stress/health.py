@@ -19,7 +19,7 @@ def poison(kind: str, bad_step: int, rundir: Path) -> None:
     import pytest
 
     from gistjax.data.batching import TrainPlan
-    from tests import tiny
+    from tests.helpers import tiny
 
     batch = TrainPlan.batch
 
