@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from safetensors import SafetensorError, safe_open
 
 from gistjax.errors import WeightsError
 from gistjax.model.config import LlamaConfig
+
+FAMILIES: dict[str, Callable[[Mapping[str, Any]], LlamaConfig]] = {
+    "llama": LlamaConfig.from_hugging_face,
+}
+"""The `model_type` of a `config.json`, and what reads it. A family that is not here is refused."""
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -27,8 +33,9 @@ def read_config(folder: Path) -> LlamaConfig:
             f"{folder} holds quantised weights; gistjax reads bf16, fp16 and fp32 safetensors, "
             "and GGUF files. Give the unquantised model or a GGUF of it."
         )
+    read = FAMILIES.get(str(hf.get("model_type")), LlamaConfig.from_hugging_face)
     try:
-        return LlamaConfig.from_hugging_face(hf)
+        return read(hf)
     except WeightsError as error:
         raise WeightsError(f"{folder / 'config.json'}: {error}") from error
 

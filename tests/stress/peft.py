@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from absl import flags
 from flax import nnx
 from peft import PeftModel
 from transformers import LlamaConfig as TorchConfig
@@ -62,7 +61,7 @@ def write_run(folder: Path, config: CompressionConfig, base: Llama, seed: int) -
 def export_adapter(run: Path, output: Path) -> Path:
     """As the command does it."""
     output.mkdir()
-    export.EXPORTS["peft"](run, RunDir(run).config(), output, flags.FlagValues(), [])
+    export.EXPORTS["peft"](export.Request(run, RunDir(run).config(), output, [], []))
     assert {path.name for path in output.iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
