@@ -18,18 +18,12 @@ from gistjax.compress.parameters import export_trainable
 from gistjax.config import CompressionConfig
 from gistjax.data.batching import TrainPlan
 from gistjax.data.dataset import load_dataset
-from gistjax.estimate import plan as plans
 from gistjax.estimate.flops import least_seconds
 from gistjax.estimate.out_of_memory import explained
+from gistjax.estimate.plan import dry_run
 from gistjax.experiment.base import PretrainedBase
 from gistjax.experiment.evaluator import Evaluator, write_unscored
-from gistjax.experiment.inputs import (
-    Inputs,
-    check_sources,
-    init_or_load_model,
-    load_inputs,
-    plan_training,
-)
+from gistjax.experiment.inputs import Inputs, check_sources, load_inputs, plan_training, start_model
 from gistjax.experiment.run_dir import RunDir, default_workdir, provenance
 from gistjax.runtime import cli, distributed
 from gistjax.runtime.devices import choose_kernels, start_jax
@@ -41,9 +35,8 @@ from gistjax.training.loop import Loop, train
 from gistjax.training.losses import LossSettings
 from gistjax.training.metrics_log import MetricsLog
 from gistjax.training.optimizer import make_optimizer
-from gistjax.training.step import TrainState, init_state, make_train_step, state_shardings
+from gistjax.training.step import init_state, make_train_step, state_shardings
 from gistjax.validation import check_trains, validate
-from gistjax.weights.registry import resolve
 
 
 def run_single_ablation(
@@ -76,7 +69,6 @@ def run_single_ablation(
         dataset = load_dataset(config.data, config.seed)
         started.result()
     mesh = make_mesh(config.mesh)
-
     lock = RunLock(run.path) if is_primary() else contextlib.nullcontext()
     with lock, explained(config, "training"):
         run.claim(config)
@@ -91,7 +83,7 @@ def _train_and_evaluate(
 ) -> dict[str, Any]:
     # Model, optimizer, train step
     pretrained = inputs.pretrained
-    graphdef, trainable, frozen = init_or_load_model(config, pretrained)
+    graphdef, trainable, frozen = start_model(config, pretrained)
     optimizer = make_optimizer(config.optimizer, plan.total_steps, trainable)
     state = init_state(trainable, optimizer, pretrained.mesh)
     settings = LossSettings(config.loss_weights, plan.answer_tokens, pretrained.prompt.end_id)
@@ -99,14 +91,10 @@ def _train_and_evaluate(
     train_step = make_train_step(graphdef, optimizer, settings, shardings, config.spike_factor)
 
     # Evaluation, if there are questions to answer
-    evaluator = None
+    evaluator = evaluate = None
     if inputs.validation:
         evaluator = Evaluator(config, pretrained, inputs.validation, inputs.examples, graphdef)
-
-    def score(state: TrainState) -> dict[str, float]:
-        assert evaluator is not None
-        with explained(config, "a forward pass"):
-            return evaluator.headline(state.trainable, frozen)
+        evaluate = explained(config, "a forward pass")(evaluator.headline)
 
     # Training, from the last checkpoint on
     run.write_about(config, pretrained)
@@ -122,7 +110,7 @@ def _train_and_evaluate(
             checkpointer=checkpointer,
             metrics=metrics,
             stop=stop,
-            evaluate=score if evaluator else None,
+            evaluate=evaluate,
             least_seconds=least_seconds(config, pretrained.source.config),
         )
         with contextlib.closing(metrics):
@@ -142,11 +130,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     # Modules, texts and traces stay: Python's garbage collector otherwise takes a tenth of a start
     gc.set_threshold(50_000, 20, 20)
     if args.dry_run:
-        validate(config)
-        check_trains(config)
-        found = plans.plan(config, resolve(config.model, offline=True))
-        cli.print_result({"config": config.to_json(), **found}, plans.for_people(found))
-        return
+        return cli.print_result(*dry_run(config))
     if args.distributed:
         choose_kernels(config)
         distributed.join(args.distributed)
@@ -157,16 +141,10 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
-    workdir = "Run directory; by default runs/compression_ablations/M<slots>_<architecture>."
-    distributed = (
-        "One run over the devices of several processes, each of which is given the same command: "
-        "`auto` under SLURM, MPI or Kubernetes, else ADDRESS:PORT,PROCESSES,ID of this process. "
-        "--workdir must be a folder that all see."
-    )
-    dry_run = "Print config, parameters and memory, touch no weights, and stop."
-    flags.DEFINE_string("workdir", "", workdir, flag_values=values)
-    flags.DEFINE_string("distributed", "", distributed, flag_values=values)
-    flags.DEFINE_bool("dry_run", False, dry_run, flag_values=values)
+    folder = "Run directory; by default runs/compression_ablations/M<slots>_<architecture>."
+    flags.DEFINE_string("workdir", "", folder, flag_values=values)
+    flags.DEFINE_string("distributed", "", distributed.ABOUT, flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "Print what the run needs, and stop.", flag_values=values)
 
 
 if __name__ == "__main__":

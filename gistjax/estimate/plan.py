@@ -1,4 +1,7 @@
-"""What `--dry_run` prints: what a run needs, beside what there is. No weights are touched."""
+"""The plan of a run, as `--dry_run` prints it: its needs beside what there is.
+
+No weights are touched.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from gistjax.estimate.cost import Measurement, cost_of, measurements, nearest
 from gistjax.estimate.memory import GIB, memory_estimate, prefix_tokens
 from gistjax.estimate.ways_out import steps_that_fit
 from gistjax.runtime.devices import memory_limit
-from gistjax.weights.registry import Source
+from gistjax.validation import check_trains, validate
+from gistjax.weights.registry import Source, resolve
 
 FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 DEFAULT_FRACTION = 0.75  # of a GPU's memory that JAX takes
@@ -35,6 +39,19 @@ def requirements(config: CompressionConfig, source: Source) -> dict[str, Any]:
         "nominal_compression_ratio": Budget.of(config).nominal_ratio,
         "rows_per_step": config.batch_size * config.accumulation,
     }
+
+
+def dry_run(config: CompressionConfig) -> tuple[dict[str, Any], str]:
+    """Return the config and the plan of a run, for programs and for people.
+
+    Raises:
+        ConfigError: if the config cannot run.
+        WeightsError: if there is no such model.
+    """
+    validate(config)
+    check_trains(config)
+    found = plan(config, resolve(config.model, offline=True))
+    return {"config": config.to_json(), **found}, for_people(found)
 
 
 def plan(config: CompressionConfig, source: Source) -> dict[str, Any]:

@@ -229,9 +229,7 @@ def _teacher_targets(
     )
 
 
-def init_or_load_model(
-    config: CompressionConfig, pretrained: PretrainedBase
-) -> tuple[Any, Any, Any]:
+def start_model(config: CompressionConfig, pretrained: PretrainedBase) -> tuple[Any, Any, Any]:
     """Return the model that training starts from: structure, trainable leaves, frozen leaves.
 
     Its trainable leaves are seeded, or those of the earlier stage that `init_from` names.

@@ -10,6 +10,13 @@ import jax
 
 from gistjax.errors import ConfigError
 
+ABOUT = (
+    "One run over the devices of several processes, each of which is given the same command: "
+    "`auto` under SLURM, MPI or Kubernetes, else ADDRESS:PORT,PROCESSES,ID of this process. "
+    "--workdir must be a folder that all see."
+)
+"""Help of the flag that names the other processes."""
+
 
 def join(word: str) -> None:
     """Meet the other processes of this run; from then on all their devices form one mesh.

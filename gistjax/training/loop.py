@@ -49,8 +49,8 @@ class Loop:
     checkpointer: Checkpointer
     metrics: MetricsLog
     stop: StopSignals
-    evaluate: Callable[[TrainState], dict[str, float]] | None = None
-    """Scores the model during training, every `config.eval_every` steps."""
+    evaluate: Callable[[Any, Any], dict[str, float]] | None = None
+    """Scores (trainable, frozen) during training, every `config.eval_every` steps."""
     least_seconds: Callable[[Batch], float] | None = None
     """Time of a batch's step at the devices' peak, if known; the log then has its share (MFU)."""
 
@@ -91,7 +91,7 @@ def train(state: TrainState, frozen: Any, loop: Loop) -> TrainState:
                 _show(row, bar)
             bar.update()
             if loop.evaluate and config.eval_every > 0 and step % config.eval_every == 0:
-                scores = loop.evaluate(state)
+                scores = loop.evaluate(state.trainable, frozen)
                 loop.metrics.write({"step": step, **scores})
                 log.info("step %d: %s", step, scores)
                 meter = Meter(step, loop.least_seconds)
