@@ -1,4 +1,4 @@
-"""How fast this machine runs a configuration, and how far that is from what the hardware can do.
+"""The speed of a configuration on this machine, and its distance from the hardware's limits.
 
     python -m gistjax.benchmark --mode train [--tokens 64] [--answer_tokens 16] [--repeats 10]
                                 [--config FILE] [--config.KEY=VALUE …]

@@ -1,7 +1,6 @@
 """One run: config → base → data → model → train step → checkpoints → evaluation → results.
 
-python -m gistjax.train --config configs/gist_m64.py [--config.KEY=VALUE …]
-    [--workdir DIR] [--dry_run]
+python -m gistjax.train --config configs/gist_m64.py [--config.KEY=VALUE …] [--workdir DIR]
 """
 
 from __future__ import annotations
@@ -127,7 +126,7 @@ def _train_and_evaluate(
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """Plan the run (--dry_run) or make it."""
-    # Modules, texts and traces stay: Python's garbage collector otherwise takes a tenth of a start
+    # Modules and traces stay: Python's garbage collector otherwise takes a tenth of a start
     gc.set_threshold(50_000, 20, 20)
     if args.dry_run:
         return cli.print_result(*dry_run(config))

@@ -74,7 +74,7 @@ REQUIRED = {
     "__call__": "states to slots",
     "resize": "how a parameter of another size is made to fit; `architectures.first_rows` will do",
 }
-"""What a class must have to be an architecture."""
+"""Attributes that a class must have to be an architecture."""
 
 
 def find_architecture(name: str) -> type[Any]:
@@ -174,7 +174,7 @@ class CrossAttention(nnx.Module):
         return x_BxMxD + self.attention(*asked)
 
     def weights(self, states_BxCxD: Array, length_B: Array, slots_B: Array, M: int) -> Array:
-        """How much each query attends to each token."""
+        """Return the weight of each token for each query."""
         queries_MxD = self.queries[:M].astype(states_BxCxD.dtype)
         x_BxMxD = jnp.broadcast_to(queries_MxD, (states_BxCxD.shape[0], *queries_MxD.shape))
         return self.attention.weights(*self._ask(x_BxMxD, states_BxCxD, length_B, slots_B, M))

@@ -1,4 +1,4 @@
-"""How many slots a context gets: the one place where tokens become slots."""
+"""The number of slots that a context gets: the one place where tokens become slots."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Compressor(nnx.Module):
     def _from_tokens(
         self, slots_BxMxD: Array, x_BxCxD: Array, length_B: Array, slots_B: Array
     ) -> Array:
-        """What the architecture found, added to each window's mean or last embedding.
+        """Add the architecture's slots to each window's mean or last embedding.
 
         The gate starts at zero (ReZero, arXiv:2003.04887): with a slot a token, training starts at
         the uncompressed model.

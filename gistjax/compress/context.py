@@ -70,7 +70,7 @@ def soft_context(prefix_ids_P: Array, x_BxXxD: Array, length_B: Array) -> Compre
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecodeState:
-    """What a decoder has read, as keys and values with room for more."""
+    """The keys and values of what a decoder has read, with room for more."""
 
     cache: Cache
     visible_BxU: Array  # positions of the cache that later tokens may look at

@@ -17,7 +17,7 @@ from gistjax.model.rope import apply_rope, rope_frequencies, rotations
 NORM_EPS = 1e-6
 ROPE_THETA = 10_000.0
 REPLICATED, INTO, OUT_OF = P(), P("fsdp", "tensor"), P("tensor", "fsdp")
-"""How a matrix lies on the mesh that leads into a wide middle, and one that leads out of it."""
+"""Layouts on the mesh of a matrix into a wide middle, and of one out of it."""
 
 
 def parameter(value: Array, spec: P = REPLICATED, decay: bool = True) -> nnx.Param[Array]:
@@ -70,7 +70,7 @@ class Attention(nnx.Module):
     def weights(
         self, x_BxMxD: Array, x_pos_BxM: Array, y_BxCxD: Array, y_pos_BxC: Array, mask_BxMxC: Array
     ) -> Array:
-        """How much each x attends to each y, the mean over its heads, `[B, M, C]` in fp32."""
+        """Return the weight of each y for each x, mean over heads, `[B, M, C]` in fp32."""
         q_BxMxNxH = self._heads(x_BxMxD, self.query, x_pos_BxM)
         k_BxCxNxH = self._heads(y_BxCxD, self.key, y_pos_BxC)
         scores_BxNxMxC = jnp.einsum("bmnh,bcnh->bnmc", q_BxMxNxH, k_BxCxNxH)

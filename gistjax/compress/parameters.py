@@ -28,7 +28,7 @@ from gistjax.runtime.tensors import load_tensors, save_tensors
 log = logging.getLogger(__name__)
 
 ARCHITECTURE = "compressor/architecture/"
-"""Where the parameters of the architecture under test stand."""
+"""Prefix of the parameters of the architecture under test."""
 
 
 def split_model(model: CompressedLM) -> tuple[nnx.GraphDef[CompressedLM], Any, Any]:

@@ -89,7 +89,7 @@ def first_place(context: CompressedContext) -> Array:
 def places_of(
     context: CompressedContext, tokens_BxS: Array, logit_positions_BxW: Array | None
 ) -> Array:
-    """Where tokens, given by number, are in the compact sequence; past its end, its last place."""
+    """Return the places of tokens, given by number, in the compact sequence, at most its last."""
     S = tokens_BxS.shape[1]
     if logit_positions_BxW is None:
         logit_positions_BxW = jnp.arange(S)[None]

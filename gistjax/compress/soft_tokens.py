@@ -17,7 +17,7 @@ from gistjax.model.lora import LoRA
 
 
 class Form(Protocol):
-    """How slots become a compressed context."""
+    """A way in which slots become a compressed context."""
 
     def place(
         self,

@@ -221,5 +221,5 @@ class Pass:
         return self.lora.rank * len(set(projections) & set(self.lora.targets))
 
     def _adapted(self, *projections: str) -> bool:
-        """Whether what these projections read is kept, as their adapters' gradients need it."""
+        """Return True if the input of these projections is kept for their adapters' gradients."""
         return self._rank(*projections) > 0

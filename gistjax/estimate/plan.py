@@ -81,7 +81,7 @@ def plan(config: CompressionConfig, source: Source) -> dict[str, Any]:
 def _verdict(
     config: CompressionConfig, source: Source, total_gib: float, near: Measurement | None
 ) -> dict[str, Any]:
-    """Whether the run fits, on which GPU with how much memory for JAX, and if not, what does."""
+    """Return whether the run fits, on which GPU with how much memory, and if not, what does."""
     limit = memory_limit()
     if limit:
         name, room = jax.devices()[0].device_kind, limit / GIB

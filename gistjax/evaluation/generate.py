@@ -127,7 +127,7 @@ class Generator:
 
 
 def _context_of(batch: Batch) -> tuple[Any, ...]:
-    """What `CompressedLM.compress` takes of a batch."""
+    """Return the arguments of `CompressedLM.compress` from a batch."""
     return batch.prefix_ids_P, batch.context_ids_ExC, batch.context_length_E
 
 

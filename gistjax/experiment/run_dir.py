@@ -27,7 +27,7 @@ SHIPPED = Path(__file__).parents[1] / "shipped" / "smollm2_135m"
 """The compressor that comes with gistjax: SmolLM2-135M-Instruct, contexts of up to 512 tokens."""
 
 FORMAT = 2
-"""Of `config.json`: 1, without a number in the file, is that of gistjax 0.1."""
+"""Version of `config.json`; a file without one is of gistjax 0.1."""
 
 PACKAGES = ("gistjax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 RESUMABLE = (

@@ -31,7 +31,7 @@ FORMAT_1 = "gistjax-memory"
 
 @dataclass(frozen=True)
 class About:
-    """What a document is of, and what made it."""
+    """The origin of a document: text, compressor and base."""
 
     tokens: int
     pieces: int

@@ -98,7 +98,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a decoder runs, whatever its weights are."""
+    """Settings with which a decoder runs, whatever its weights are."""
 
     dtype: str = ""  # of activations and products; empty: as the weights are stored
     kernel: str = "xla"  # of causal attention: xla | cudnn

@@ -43,7 +43,7 @@ CONFIG: Spec = {
 SIZE = {"width": 400, "height": 280}
 F1 = {"field": "f1", "type": "quantitative", "title": "F1", "scale": {"zero": True}}
 COLOUR = {"field": "colour", "type": "nominal", "scale": None}
-"""Of a mark: as its row says, without a legend."""
+"""Encoding of a colour that its row gives, without a legend."""
 FEWEST = 2
 """Points that make a plot; one alone stands in the table."""
 CURVE_POINTS = 300

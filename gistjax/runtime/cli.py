@@ -40,7 +40,7 @@ CUDA_FAILED = (
     r"CUDA_ERROR|CUDNN_STATUS|[Cc]u(DNN|BLAS|SOLVER)|no kernel image|PTX"
     r"|Unable to initialize backend"
 )
-"""In what JAX raises where driver, CUDA and jaxlib do not fit."""
+"""Pattern of JAX's messages where driver, CUDA and jaxlib do not fit."""
 
 Main = Callable[[CompressionConfig, flags.FlagValues], None]
 MainWithWords = Callable[[CompressionConfig, flags.FlagValues, list[str]], None]
@@ -98,7 +98,7 @@ def _flags(define_flags: DefineFlags) -> flags.FlagValues:
 
 
 def guard(command: Callable[[], None]) -> None:
-    """Runs a command and exits: errors as one line, unless --traceback asks for more."""
+    """Run a command and exit: errors as one line, unless --traceback asks for more."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of PyTorch, which is not used
     # force: a library may have set up a log of its own while it was imported
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
@@ -127,7 +127,7 @@ def guard(command: Callable[[], None]) -> None:
 
 
 def explain(error: Exception) -> tuple[str | None, int]:
-    """What to tell the user of an error, and the exit code; None for what is not theirs to mend."""
+    """Return the message for a user and the exit code; None for an error that is not theirs."""
     if isinstance(error, GistjaxError):
         return str(error), 2
     text = str(error)
@@ -149,7 +149,7 @@ def explain(error: Exception) -> tuple[str | None, int]:
 def parse(
     argv: list[str], defaults: Defaults | None = None, values: flags.FlagValues | None = None
 ) -> CompressionConfig:
-    """The config that a command line asks for.
+    """Return the config that a command line asks for.
 
     Raises:
         ConfigError: for an unknown flag or key (with the nearest known one), a wrong type, a
@@ -163,7 +163,7 @@ def parse(
 def _parse(
     argv: list[str], defaults: Defaults | None, values: flags.FlagValues
 ) -> tuple[CompressionConfig, list[str]]:
-    """The config, and the arguments without a flag."""
+    """Return the config, and the arguments without a flag."""
     if HELP & set(argv):
         print_help(values)
     about = "Config file; any key is overridden by --config.KEY=VALUE."
@@ -246,7 +246,7 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
 
 
 def option(argv: list[str], name: str, default: str = "") -> str:
-    """The value of a flag, before flags are parsed.
+    """Return the value of a flag, before flags are parsed.
 
     Raises:
         ConfigError: if it is not given and has no default.
@@ -261,7 +261,7 @@ def option(argv: list[str], name: str, default: str = "") -> str:
 
 
 def overrides() -> list[str]:
-    """The `--config.KEY=VALUE` of this process's command line.
+    """Return the `--config.KEY=VALUE` of this process's command line.
 
     Raises:
         ConfigError: if one has its value in the next word.
@@ -274,7 +274,7 @@ def overrides() -> list[str]:
 
 
 def _from_file(argv: list[str]) -> tuple[list[str], CompressionConfig]:
-    """The command line without its config file, and the config of that file."""
+    """Return the command line without its config file, and the config of that file."""
     files, rest, words = [], argv[:1], iter(argv[1:])
     for word in words:
         match = re.fullmatch(r"--?config(?:=(.*))?", word)
@@ -345,7 +345,7 @@ def _find_config(name: str) -> Path:
 
 
 def _leaves(group: ConfigDict | None = None) -> Iterator[str]:
-    """The last parts of all keys."""
+    """Yield the last part of every key."""
     for key, value in (group or CompressionConfig().to_config_dict()).items():
         yield key
         if isinstance(value, ConfigDict):
@@ -353,7 +353,11 @@ def _leaves(group: ConfigDict | None = None) -> Iterator[str]:
 
 
 def _check_keys(argv: list[str]) -> None:
-    """Refuses the first override that the configuration has no place for, with the nearest key."""
+    """Refuse the first override that names no key, with the nearest one.
+
+    Raises:
+        ConfigError: naming both.
+    """
     for word in argv[1:]:
         match = re.match(OVERRIDE, word)
         group: Any = CompressionConfig().to_config_dict()

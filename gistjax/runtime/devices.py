@@ -1,4 +1,4 @@
-"""How JAX is started, what it computes on, and whether that is what the machine has."""
+"""The start of JAX, its devices, and a check that they are those of the machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 def start_jax(config: CompressionConfig) -> None:
-    """Starts JAX, with what must be set before it looks for devices.
+    """Start JAX, with the settings that must come before it looks for devices.
 
     Raises:
         ConfigError: if `config.deterministic` comes too late, because JAX runs already, or if JAX
@@ -31,7 +31,7 @@ def start_jax(config: CompressionConfig) -> None:
 
 
 def choose_kernels(config: CompressionConfig) -> None:
-    """With `config.deterministic` no kernels that add in no fixed order, and none chosen by a race.
+    """Under `config.deterministic` forbid kernels that add in no fixed order or win a race.
 
     Raises:
         ConfigError: if that comes too late, because JAX runs already.
@@ -70,14 +70,14 @@ def _keep_compiled_programs() -> None:
 
 
 def compile_cache() -> Path:
-    """The folder of compiled programs."""
+    """Return the folder of compiled programs."""
     if folder := jax.config.values["jax_compilation_cache_dir"]:
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gistjax" / "xla"
 
 
 def find_devices() -> list[Any]:
-    """JAX's devices; warns where a GPU is left idle.
+    """Return JAX's devices; warn if a GPU is left idle.
 
     Raises:
         ConfigError: if JAX starts none.
@@ -100,7 +100,7 @@ def find_devices() -> list[Any]:
 
 
 def leaves_gpu_idle(devices: list[Any]) -> bool:
-    """Whether JAX computes on the CPU beside an NVIDIA driver, without having been asked to."""
+    """Return True if JAX computes on the CPU beside an NVIDIA driver, without being asked to."""
     chosen = os.environ.get("JAX_PLATFORMS") == "cpu"
     return devices[0].platform == "cpu" and nvidia_driver() is not None and not chosen
 
@@ -113,12 +113,12 @@ def memory_limit() -> int | None:
 
 
 def host_memory() -> int:
-    """Bytes of this machine's memory."""
+    """Return the bytes of this machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def nvidia_driver(file: Path = Path("/proc/driver/nvidia/version")) -> int | None:
-    """Major version of the NVIDIA driver, or None where there is none."""
+    """Return the major version of the NVIDIA driver, or None if there is none."""
     try:
         match = re.search(r"Kernel Module.*?\s(\d+)\.\d+", file.read_text())
     except OSError:

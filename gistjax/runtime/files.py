@@ -43,7 +43,7 @@ def read_json(
 
 
 def check_writable(path: Path) -> None:
-    """Refuses what cannot become a file, before the work that is to go into it.
+    """Refuse a path that cannot become a file, before the work that would go into it.
 
     Raises:
         StorageError: if there is no such folder or nothing may be written there, or a folder,
@@ -63,7 +63,7 @@ def check_writable(path: Path) -> None:
 
 
 def is_file(name: str | Path) -> bool:
-    """Whether there is such a file; False too for what can be no name, such as a long text."""
+    """Return True if there is such a file; False too for no name at all, such as a long text."""
     try:
         return Path(name).is_file()
     except OSError:
@@ -71,7 +71,7 @@ def is_file(name: str | Path) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder, and those above it, where there is none.
+    """Make a folder, and those above it, if it is not there.
 
     Raises:
         StorageError: if it cannot be made.
@@ -110,7 +110,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Writes JSON atomically.
+    """Write JSON atomically.
 
     Raises:
         StorageError: if the disk is full or fails; the old content stays.
@@ -120,7 +120,7 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes what was created, renamed or removed in a folder last through a power failure."""
+    """Make files that were created, renamed or removed in a folder survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -129,7 +129,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -159,7 +159,7 @@ def read_text(name: str) -> str:
 
 
 class RunLock:
-    """Holds a run directory while in a `with` block; `run.lock` in it says who does.
+    """A lock on a run directory for a `with` block; `run.lock` in it says who holds it.
 
     The operating system holds the lock and lets go of it when the process ends, however it ends:
     the file that a killed process leaves behind keeps nobody out.

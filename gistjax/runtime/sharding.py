@@ -42,7 +42,7 @@ RULES: tuple[tuple[str, P], ...] = (
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """The device mesh of a run, with Auto axes.
+    """Return the device mesh of a run, with Auto axes.
 
     Raises:
         ConfigError: if the axes do not multiply to the number of devices.
@@ -62,7 +62,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 
 def one_device() -> Mesh:
-    """A mesh of the first device alone."""
+    """Return a mesh of the first device alone."""
     return jax.make_mesh(
         (1, 1, 1),
         ("data", "fsdp", "tensor"),
@@ -72,7 +72,7 @@ def one_device() -> Mesh:
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, declared: P | None = None) -> P:
-    """The PartitionSpec of a parameter; axes that do not divide a dimension are left out.
+    """Return the PartitionSpec of a parameter; axes that do not divide a dimension are left out.
 
     It is the declared one, else that of the first rule that matches. Vectors without either are
     replicated.
@@ -100,7 +100,7 @@ def _fitting(axis: str | None, size: int, mesh: Mesh) -> str | None:
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A JAX key path as `base/layers/qkv`, whatever containers it leads through."""
+    """Return a JAX key path as `base/layers/qkv`, whatever containers it leads through."""
     if path and isinstance(path[-1], GetAttrKey) and path[-1].name == "value":
         path = path[:-1]  # the array inside an nnx.Variable
     return "/".join(
@@ -109,7 +109,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def shardings_of(tree: Any, mesh: Mesh, prefix: str = "") -> Any:
-    """A NamedSharding for every leaf of a tree of parameters (arrays or shapes).
+    """Return a NamedSharding for every leaf of a tree of parameters (arrays or shapes).
 
     Raises:
         ConfigError: as `spec_of` says.
@@ -131,7 +131,7 @@ def shardings_of(tree: Any, mesh: Mesh, prefix: str = "") -> Any:
 
 
 def gathered_sharding(path: str, shape: tuple[int, ...], mesh: Mesh | None) -> NamedSharding | None:
-    """How a parameter is laid out where it is used: like its parts, but gathered over `fsdp`.
+    """Return the layout of a parameter in use: like its parts, but gathered over `fsdp`.
 
     None where nothing is split over `fsdp`.
     """
@@ -174,7 +174,7 @@ def shard_rows(x_B: jax.Array, mesh: Mesh | None) -> jax.Array:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Return the layout in which every device holds the whole array."""
     return NamedSharding(mesh, P())
 
 
@@ -243,5 +243,5 @@ def is_primary() -> bool:
 
 
 def rows_per_step(mesh: Mesh) -> int:
-    """Number of shares that a batch's rows are split into."""
+    """Return the number of shares that a batch's rows are split into."""
     return int(mesh.shape["data"] * mesh.shape["fsdp"])

@@ -21,7 +21,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Catches the signals while in a `with` block; leaving it raises `Stopped` if one came.
+    """A `with` block that catches the signals; leaving it raises `Stopped` if one came.
 
     After the first signal they act as if never caught: a second one ends the process at once.
     Outside the main thread, where Python hears no signals, none is caught.

@@ -22,7 +22,7 @@ from gistjax.errors import CheckpointError
 from gistjax.runtime.files import write_atomically
 
 SCALE = ".scale"
-"""Behind an int8 array's name: that of its scales."""
+"""Suffix that makes an int8 array's name that of its scales."""
 BLANK = "0" * 64
 DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
@@ -30,7 +30,7 @@ DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 def save_tensors(
     path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes arrays of any shape and dtype, and text about them, as one file, atomically.
+    """Write arrays of any shape and dtype, and text about them, as one file, atomically.
 
     Raises:
         StorageError: if the disk is full or fails; a file that was there stays.

@@ -237,7 +237,7 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 def _cause(error: BaseException | None) -> str:
-    """What the operating system said, out of the many words of those who passed it on."""
+    """Return the operating system's own message, out of those that were raised on its way."""
     first = first_line(error, 300) if error else ""
     while error:
         if isinstance(error, OSError) and error.strerror:

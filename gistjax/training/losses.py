@@ -30,7 +30,7 @@ from gistjax.data.example import OBJECTIVES, Batch
 from gistjax.model.masks import lengths_to_valid
 
 TEMPERATURE = 0.1
-"""Of the contrastive softmax over cosines."""
+"""Temperature of the contrastive softmax over cosines."""
 MERGE_UP_TO = 1024
 """A base of at most this width D decodes its own answers with its adapters merged: there launches
 cost more than copies of the weights."""

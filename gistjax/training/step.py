@@ -83,7 +83,7 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 MEAN_DECAY = 0.98
-"""Of the loss that a spike is measured against: about the last 50 steps."""
+"""Decay of the mean loss that a spike is measured against: about the last 50 steps."""
 
 TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
 
