@@ -16,13 +16,14 @@ COMMAND = "python -m gistjax.reporting.config_page > docs/config.md"
 HEADER = f"""\
 # Configuration
 
-<!-- Written by `{COMMAND}`: change gistjax/config.py instead. -->
+<!-- Written by `{COMMAND}`:
+change gistjax/config.py instead. -->
 
-Every key with its default. Set one on the command line, as in `--config.lora.rank=32`, or in a config file, a
-Python file such as those in `configs/`. `--config` finds these by name from any folder; a text after a colon is
-the file's argument: `--config configs/ablation.py:pooling,32`. Lists are written with commas:
-`--config.ratios=2.,4.` A key or value that is not known is refused with the nearest right one. `config.json` of a
-run has every key as it was used.
+Every key with its default. Set one on the command line, as in `--config.lora.rank=32`, or in a
+config file, a Python file such as those in `configs/`. `--config` finds these by name from any
+folder; a text after a colon is the file's argument: `--config configs/ablation.py:pooling,32`.
+Lists are written with commas: `--config.ratios=2.,4.` A key or value that is not known is refused
+with the nearest right one. `config.json` of a run has every key as it was used.
 """
 
 BOUNDS = {"least": "at least {}", "above": "above {}", "below": "below {}", "most": "at most {}"}
