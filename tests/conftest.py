@@ -2,12 +2,13 @@
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-# Tiny programs take longer to compile than to run: compile fast, and each once for all processes and runs.
-# The second flag spares a quarter of that; an XLA that does not know it would abort.
+# Tiny programs take longer to compile than to run: compile fast, and each once for all processes
+# and runs. The second flag spares a quarter of that; an XLA that does not know it would abort.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0"
@@ -32,20 +33,10 @@ settings.register_profile("gistjax", deadline=None, max_examples=40)
 settings.load_profile("gistjax")
 
 
-LONG = (
-    "compress/test_compressed_lm.py", "test_train.py", "launch/test_ray_sweep.py", "stress/test_faults.py",
-    "parity/test_logits.py", "training/test_step.py", "runtime/test_distributed.py", "training/test_losses.py",
-    "test_benchmark.py", "launch/test_scaling.py", "launch/test_tour.py", "stress/test_inputs.py", "inference/test_engine.py",
-    "test_sweep.py", "model/test_llama.py", "compress/test_architectures.py", "training/test_loop.py",
-    "training/test_checkpoint.py", "launch/test_compare.py",
-)  # fmt: skip
-"""Files that take long, the longest first."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files come first, so that no worker ends long after the others."""
-    place = {Path(__file__).parent / name: i for i, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.path, len(LONG)))
+    """Start with the files of most slow tests, so that no worker ends long after others."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture
@@ -54,12 +45,15 @@ def rng() -> np.random.Generator:
 
 
 MAPPINGS = 15_000
-"""A quarter of what Linux lets a process have (vm.max_map_count). XLA takes some for each program, and aborts without."""
+"""A quarter of what Linux lets a process have (vm.max_map_count).
+
+XLA takes some for each program, and aborts without.
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def room_for_programs() -> Iterator[None]:
-    """Lets go of compiled programs, which no later module needs, before there are too many."""
+    """Let go of compiled programs, which no later module needs, before there are too many."""
     yield
     mappings = Path("/proc/self/maps")
     if mappings.exists() and mappings.read_bytes().count(b"\n") > MAPPINGS:

@@ -136,7 +136,11 @@ def test_where_a_document_is_kept_is_said_and_what_it_replaces(command, caplog, 
         (["--context=text.txt", "--document=x", "Who?"], ConfigError, "give one of them"),
         (["--document=x", "--full", "Who?"], ConfigError, "--full reads the text"),
         (["text.txt", "Who?"], ConfigError, "Give --context text.txt"),
-        (["--context=text.txt", "binary", "Who?"], ConfigError, "--context text.txt --context binary"),
+        (
+            ["--context=text.txt", "binary", "Who?"],
+            ConfigError,
+            "--context text.txt --context binary",
+        ),
         (["--context=-"], ConfigError, "give the questions as arguments"),
         (["--context=missing.txt", "Who?"], DataError, "missing.txt cannot be read: No such file"),
         (["--context=Ada wrote it.", "Who?"], DataError, "pipe it into --context -"),
@@ -144,12 +148,20 @@ def test_where_a_document_is_kept_is_said_and_what_it_replaces(command, caplog, 
         (["--context=binary", "Who?"], DataError, "not UTF-8 text"),
         (["--context=empty", "Who?"], DataError, "context is empty"),
         (["--context=zeros", "Who?"], DataError, "zeros is no text: it has zero bytes"),
-        (["--context=text.txt", "\udcff who?"], DataError, "question is no UTF-8 text .*at character 0"),
+        (
+            ["--context=text.txt", "\udcff who?"],
+            DataError,
+            "question is no UTF-8 text .*at character 0",
+        ),
         (["--context=text.txt", "--save=text.txt", "Who?"], ConfigError, "is the text itself"),
         (["--context=text.txt", "--save=none/x", "Who?"], StorageError, "there is no folder none"),
-        (["--context=text.txt", "--config.ratio=100", "Who?"], ConfigError, "trained with 8 tokens a slot"),
+        (
+            ["--context=text.txt", "--config.ratio=100", "Who?"],
+            ConfigError,
+            "trained with 8 tokens a slot",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_named(command, words, error, says, tmp_path):
     (tmp_path / "binary").write_bytes(b"%PDF-1.7 \xff\xfe")
     (tmp_path / "empty").write_text("\n")

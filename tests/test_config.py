@@ -72,16 +72,22 @@ def test_defaults_are_those_of_the_original_experiments():
 
 
 @given(
-    st.sampled_from(sorted(ARCHITECTURES)), st.integers(1, 512), st.floats(0, 100),
+    st.sampled_from(sorted(ARCHITECTURES)),
+    st.integers(1, 512),
+    st.floats(0, 100),
     st.lists(st.integers(1, 4096), min_size=1, max_size=5, unique=True).map(sorted).map(tuple),
-    st.integers(0, 128), st.booleans(),
-)  # fmt: skip
+    st.integers(0, 128),
+    st.booleans(),
+)
 def test_json_round_trip(architecture, slots, epochs, buckets, rank, remat):
     config = CompressionConfig(
-        architecture=architecture, target_length=slots, epochs=epochs,
-        data=DataConfig(context_buckets=buckets), lora=LoraConfig(rank=rank),
+        architecture=architecture,
+        target_length=slots,
+        epochs=epochs,
+        data=DataConfig(context_buckets=buckets),
+        lora=LoraConfig(rank=rank),
         model=ModelConfig(remat=remat),
-    )  # fmt: skip
+    )
     assert CompressionConfig.from_dict(json.loads(json.dumps(config.to_json()))) == config
     assert CompressionConfig.from_dict(config.to_config_dict()) == config
 

@@ -14,17 +14,30 @@ from gistjax import doctor
 from gistjax.experiment import run_dir as trained
 from gistjax.runtime import devices
 
-DRIVER = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}.126.09  Release Build\nGCC version: 12.3\n"
+DRIVER = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}.126.09  Release Build\n"
+    "GCC version: 12.3\n"
+)
 
 
 def test_the_whole_report_of_this_machine():
     done = subprocess.run(
-        [sys.executable, "-m", "gistjax.doctor", "--json"], capture_output=True, text=True, timeout=120
-    )  # fmt: skip
+        [sys.executable, "-m", "gistjax.doctor", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     found = {row["about"]: row for row in json.loads(done.stdout)}
     assert set(found) == {
-        "python", "devices", "cuda", "memory", "disk", "hub", "compile cache", "ask",
-    }  # fmt: skip
+        "python",
+        "devices",
+        "cuda",
+        "memory",
+        "disk",
+        "hub",
+        "compile cache",
+        "ask",
+    }
     assert done.returncode == any(row["state"] == "broken" for row in found.values())
     assert f"jax {jax.__version__}" in found["python"]["text"]
     assert found["hub"]["state"] == "warning" and "HF_HUB_OFFLINE" in found["hub"]["text"]
@@ -83,7 +96,7 @@ def test_no_device_at_all(monkeypatch):
         (570, {"jax-cuda12-plugin": "LIB"}, "ok", "CUDA 12"),
         (570, {"jax-cuda12-plugin": "0.1"}, "warning", "differ"),
     ],
-)  # fmt: skip
+)
 def test_cuda_cudnn_and_driver_must_fit(monkeypatch, version, packages, state, says):
     jaxlib = importlib.metadata.version("jaxlib")
     found = {name: value.replace("LIB", jaxlib) for name, value in packages.items()}

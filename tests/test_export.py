@@ -28,9 +28,16 @@ from tests.helpers.runs import write_run
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TEXT = "Ada wrote the first program. She lived in London."
 METRICS = {
-    "final_f1": 0.5, "final_f1_interval": [0.4, 0.6], "final_em": 0.25, "n_examples": 9, "seed": 1,
-    "effective_compression_ratio": 3.9, "shuffled_f1": 0.03, "baseline_f1": 0.7, "baseline_em": 0.6,
-}  # fmt: skip
+    "final_f1": 0.5,
+    "final_f1_interval": [0.4, 0.6],
+    "final_em": 0.25,
+    "n_examples": 9,
+    "seed": 1,
+    "effective_compression_ratio": 3.9,
+    "shuffled_f1": 0.03,
+    "baseline_f1": 0.7,
+    "baseline_em": 0.6,
+}
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +118,18 @@ def test_an_adapter_of_random_weights_is_written_with_a_warning(command, caplog,
 
 
 def test_prompt_embeddings_give_the_same_answer_at_consecutive_positions(command, rundir, tmp_path):
-    """What an engine does: one causal pass over the embeddings, positions 0, 1, 2 …, with the decoder's LoRA."""
+    """What an engine does: one causal pass over the embeddings, positions 0, 1, 2 …, with the
+    decoder's LoRA.
+    """
     (tmp_path / "text.txt").write_text(TEXT)
     questions = ["Who wrote?", "Where did she live?"]
     command(
-        "--to=prompt_embeds", "--output", str(tmp_path), f"--context={tmp_path}/text.txt", *questions
-    )  # fmt: skip
+        "--to=prompt_embeds",
+        "--output",
+        str(tmp_path),
+        f"--context={tmp_path}/text.txt",
+        *questions,
+    )
     tensors = load_file(tmp_path / "prompt_embeds.safetensors")
     engine = gistjax.load(rundir)
     document = engine.compress(TEXT)
@@ -139,9 +152,12 @@ def test_prompt_embeddings_give_the_same_answer_at_consecutive_positions(command
     ("changes", "cause"),
     [
         ({}, "slots have spread positions"),
-        ({"slot_form": "key_values", "slot_positions": "packed"}, "slots are keys and values of every layer"),
+        (
+            {"slot_form": "key_values", "slot_positions": "packed"},
+            "slots are keys and values of every layer",
+        ),
     ],
-)  # fmt: skip
+)
 def test_slots_that_engines_cannot_place_are_refused(command, rundir, tmp_path, changes, cause):
     """From the configuration alone, before weights are read."""
     stored = json.loads((rundir / "config.json").read_text())
@@ -152,9 +168,12 @@ def test_slots_that_engines_cannot_place_are_refused(command, rundir, tmp_path, 
         ExportError, match=f"but this compressor's {cause}: train one with .*soft_tokens"
     ):
         command(
-            "--to=prompt_embeds", f"--output={tmp_path}/out", f"--context={tmp_path}/text.txt", "Who?",
+            "--to=prompt_embeds",
+            f"--output={tmp_path}/out",
+            f"--context={tmp_path}/text.txt",
+            "Who?",
             run=tmp_path,
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
-"""The order of the rooms: each imports only from those below it, and no module from itself in a circle."""
+"""The order of the rooms: each imports only from those below it, and no module from itself in a
+circle.
+"""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -119,3 +122,14 @@ def test_files_and_parameter_lists_stay_short():
                 names = [arg.arg for arg in (*node.args.args, *node.args.kwonlyargs)]
                 count = len(names) - ("self" in names or "cls" in names)
                 assert count <= 8, f"{name}.{node.name} has {count} parameters"
+
+
+def test_no_file_imports_a_test():
+    """What several tests share is in `tests/helpers`."""
+    tests = {path.stem for path in (ROOT / "tests").rglob("test_*.py")} | {"conftest"}
+    rooms = (ROOT / "gistjax", ROOT / "launch", ROOT / "tests")
+    for path in (path for room in rooms for path in room.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                found = tests.intersection(re.split(r"\W+", ast.unparse(node)))
+                assert not found, f"{path} imports {found}"

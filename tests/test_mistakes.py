@@ -46,10 +46,13 @@ def hub_error(kind, message):
     [
         (hub_error(hub.GatedRepoError, "403"), r"is gated: accept its licence .*`hf auth login`"),
         (hub_error(hub.RepositoryNotFoundError, "404"), "has no model .*check the name"),
-        (hub.LocalEntryNotFoundError("offline"), "hub cannot be reached .*--config.model.path=FOLDER"),
+        (
+            hub.LocalEntryNotFoundError("offline"),
+            "hub cannot be reached .*--config.model.path=FOLDER",
+        ),
         (OSError("Name or service not known"), "hub cannot be reached .*Name or service"),
     ],
-)  # fmt: skip
+)
 def test_model_cannot_be_fetched(monkeypatch, error, says):
     hub_fails(monkeypatch, error)
     with pytest.raises(WeightsError, match=says):
@@ -95,7 +98,7 @@ def test_an_idle_gpu_is_told(monkeypatch, caplog):
         "FAILED_PRECONDITION: DNN library initialization failed: CUDNN_STATUS_NOT_INITIALIZED",
         "Unable to initialize backend 'cuda': cuSPARSE not found",
     ],
-)  # fmt: skip
+)
 def test_wrong_cuda(cause):
     message, code = cli.explain(jax.errors.JaxRuntimeError(cause + "\nand much more"))
     assert code == 2 and cause in message and "much more" not in message
@@ -116,8 +119,11 @@ def test_disk_full(error):
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 GiB")],
-)  # fmt: skip
+    [
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 GiB"),
+    ],
+)
 def test_out_of_memory_outside_of_training(error):
     """`device_memory` says more where a configuration can be changed."""
     message, code = cli.explain(error)

@@ -68,17 +68,18 @@ def run(site, folder, *words):
     environment = {**os.environ, "PYTHONPATH": str(site)}
     return subprocess.run(
         [sys.executable, *words],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def test_the_wheel_has_code_data_configs_and_notices(unpacked):
     package = unpacked / "gistjax"
     found = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
-    code = {
-        str(path.relative_to(ROOT / "gistjax"))
-        for path in (ROOT / "gistjax").rglob("*.py")
-    }  # fmt: skip
+    code = {str(path.relative_to(ROOT / "gistjax")) for path in (ROOT / "gistjax").rglob("*.py")}
     configs = {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     assert configs and found == code | DATA | configs
     licences = {path.name for path in unpacked.glob("*.dist-info/licenses/*")}
@@ -97,7 +98,8 @@ def test_the_compressor_is_found_in_the_wheel(unpacked, tmp_path):
     code = (
         "from gistjax.experiment.run_dir import SHIPPED, RunDir\n"
         "from gistjax.runtime.tensors import load_tensors\n"
-        "load_tensors(SHIPPED / 'compressor.safetensors'); print(RunDir(SHIPPED).config().model.name)"
+        "load_tensors(SHIPPED / 'compressor.safetensors')\n"
+        "print(RunDir(SHIPPED).config().model.name)"
     )
     done = run(unpacked, tmp_path, "-c", code)
     assert done.stdout.strip() == "smollm2-135m-instruct", done.stderr

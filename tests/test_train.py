@@ -36,10 +36,22 @@ def test_a_run_leaves_what_it_should(finished):
     rundir, metrics = finished
     assert metrics == json.loads((rundir / "metrics.json").read_text())
     expected = {
-        "final_f1", "final_em", "final_f1_interval", "final_em_interval", "baseline_f1", "baseline_em",
-        "compression_ratio", "effective_compression_ratio", "compressor_parameters", "trainable_parameters",
-        "wall_time_per_sample_s", "n_examples", "seed", "base_model", "device",
-    }  # fmt: skip
+        "final_f1",
+        "final_em",
+        "final_f1_interval",
+        "final_em_interval",
+        "baseline_f1",
+        "baseline_em",
+        "compression_ratio",
+        "effective_compression_ratio",
+        "compressor_parameters",
+        "trainable_parameters",
+        "wall_time_per_sample_s",
+        "n_examples",
+        "seed",
+        "base_model",
+        "device",
+    }
     assert expected <= set(metrics)
     assert metrics["n_examples"] == 9 and metrics["steps"] == 6
     assert metrics["compression_ratio"] == 64.0
@@ -55,6 +67,7 @@ def test_a_run_leaves_what_it_should(finished):
     assert len(stored["base_sha256"]) == 64 and "jax" in stored["packages"]
 
 
+@pytest.mark.slow
 def test_the_same_again_gives_the_same_bytes(finished, tmp_path):
     rundir, metrics = finished
     again = run_single_ablation(CONFIG, tmp_path / "again")
@@ -69,8 +82,11 @@ def assert_same_trainables(one, other):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_ends_with_the_same_bytes(finished, tmp_path):
-    """A second process is killed (SIGKILL) after step 3, so that it goes on from the checkpoint at step 2."""
+    """A second process is killed (SIGKILL) after step 3, so that it goes on from the checkpoint at
+    step 2.
+    """
     rundir, _ = finished
     workdir = tmp_path / "killed"
     script = f"""
@@ -120,6 +136,7 @@ def test_other_base_weights_in_the_same_directory_are_refused(finished, tmp_path
         run_single_ablation(CONFIG, rundir)
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_batch_size_or_buckets(finished, tmp_path):
     rundir, metrics = finished
     config = RunDir(rundir).config()
@@ -135,12 +152,15 @@ def test_scores_do_not_depend_on_batch_size_or_buckets(finished, tmp_path):
     assert predictions[0] == predictions[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["none", "closed_book"])
 def test_uncompressed_controls_run_by_the_same_code(architecture, tmp_path):
     config = CONFIG.replace(
-        architecture=architecture, max_steps=1, loss_weights={"teacher_forcing": 1.0},
+        architecture=architecture,
+        max_steps=1,
+        loss_weights={"teacher_forcing": 1.0},
         evaluation=EvaluationConfig(batch_size=1, max_answer_tokens=4, baseline=False),
-    )  # fmt: skip
+    )
     metrics = run_single_ablation(config, tmp_path)
     assert metrics["compressor_parameters"] == 0
     assert metrics["effective_compression_ratio"] == (1.0 if architecture == "none" else None)
@@ -161,6 +181,7 @@ def test_a_damaged_export_is_refused(finished, tmp_path):
         evaluate_run(rundir)
 
 
+@pytest.mark.slow
 def test_text_alone_is_trained_on_and_the_next_stage_starts_there(tmp_path):
     paragraphs = [
         f"In {year} the people of town {year % 7} built a bridge." for year in range(1900, 1990)
@@ -173,22 +194,29 @@ def test_text_alone_is_trained_on_and_the_next_stage_starts_there(tmp_path):
         CONFIG.data, train_examples=0, validation_examples=0, questions_per_context=4
     )
     config = CONFIG.replace(
-        max_steps=2, ratios=(4.0, 64.0), slot_start="window_means", loss_weights=losses, data=data,
+        max_steps=2,
+        ratios=(4.0, 64.0),
+        slot_start="window_means",
+        loss_weights=losses,
+        data=data,
         eval_every=1,
         text=TextConfig(path=str(text)),
-    )  # fmt: skip
+    )
     metrics = run_single_ablation(config, tmp_path / "pretrain")
     assert metrics == json.loads((tmp_path / "pretrain" / "metrics.json").read_text())
     assert metrics["steps"] == 2 and {"reconstruction", "cloze"} <= set(metrics["losses"])
     following = CONFIG.replace(
-        max_steps=0, slot_start="window_means", init_from=str(tmp_path / "pretrain"),
+        max_steps=0,
+        slot_start="window_means",
+        init_from=str(tmp_path / "pretrain"),
         evaluation=dataclasses.replace(CONFIG.evaluation, baseline=False),
-    )  # fmt: skip
+    )
     scored = run_single_ablation(following, tmp_path / "questions")
     assert scored["steps"] == 0 and scored["n_examples"] == 9
     assert_same_trainables(tmp_path / "pretrain", tmp_path / "questions")
 
 
+@pytest.mark.slow
 def test_learns_from_a_teacher(tmp_path):
     control = {"teacher_forcing": 1.0, "generation": 0.0, "contrastive": 0.0}
     run_single_ablation(

@@ -86,8 +86,12 @@ def test_what_cannot_run_is_refused_with_cause_and_fix(change, says):
 
 @pytest.mark.parametrize(
     ("losses", "says"),
-    [({}, "nothing to train on"), ({"distillation": 1.0}, "answers to questions"), ({"cloze": 1.0}, None)],
-)  # fmt: skip
+    [
+        ({}, "nothing to train on"),
+        ({"distillation": 1.0}, "answers to questions"),
+        ({"cloze": 1.0}, None),
+    ],
+)
 def test_without_questions_there_must_be_text(losses, says):
     config = CompressionConfig(
         loss_weights={"teacher_forcing": 1.0, **losses}, data=DataConfig(train_examples=0)

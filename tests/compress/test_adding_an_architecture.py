@@ -1,4 +1,6 @@
-"""The worked example of CONTRIBUTING: a class of a user's own, trained, scored and asked; and what is refused."""
+"""The worked example of CONTRIBUTING: a class of a user's own, trained, scored and asked; and what
+is refused.
+"""
 
 import dataclasses
 import json

@@ -153,14 +153,17 @@ def test_convolution_against_torch(rng):
     head.kernel[...] = jnp.array(rng.normal(size=(width, 32)), jnp.float32)
     x = rng.normal(size=(2, C, 32)).astype(np.float32)
     expected = torch.nn.functional.conv1d(
-        torch.tensor(x).mT, torch.tensor(np.asarray(head.kernel[...])).T[:, None],
-        stride=head.stride, padding=width // 2, groups=32,
-    ).mT  # fmt: skip
+        torch.tensor(x).mT,
+        torch.tensor(np.asarray(head.kernel[...])).T[:, None],
+        stride=head.stride,
+        padding=width // 2,
+        groups=32,
+    ).mT
     np.testing.assert_allclose(head.convolve(jnp.array(x)), expected, atol=1e-5)
 
 
 def test_attention_against_torch_where_all_stand_at_one_place(rng):
-    """At position 0 the rotation is the identity, so plain multi-head attention is the reference."""
+    """At position 0 the rotation is the identity: plain multi-head attention is the reference."""
     attention = Attention(32, 4, jax.random.key(0))
     x, y = (rng.normal(size=(2, n, 32)).astype(np.float32) for n in (M, C))
     mask = np.arange(C) < np.array([16, 5])[:, None]

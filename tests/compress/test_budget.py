@@ -16,7 +16,9 @@ ANY = CompressionConfig(ratio=4.0, ratios=(2.0, 4.0, 16.0))
 
 @pytest.mark.parametrize("ratio", [0, 1.5, 7, 13, 14, 28])
 def test_as_many_slots_as_windows_also_where_xla_divides(ratio):
-    """Compiled, where a product with the reciprocal would be one off at some multiples of 7, 13, 14 and 28."""
+    """Compiled, where a product with the reciprocal would be one off at some multiples of 7, 13, 14
+    and 28.
+    """
     lengths = np.arange(1, 4097)
     budget = Budget(2048, ratio)
     used = jax.jit(budget.slots)(jnp.asarray(lengths))

@@ -25,8 +25,9 @@ ENCODERS = {
     "bidirectional": EncoderConfig(kind="lora", bidirectional=True, lora=LoraConfig(rank=2)),
 }
 FORMS = [(name, "soft_tokens") for name in (*ARCHITECTURES, "none", "closed_book")] + [
-    ("gist", "key_values"), ("pooling", "key_values")
-]  # fmt: skip
+    ("gist", "key_values"),
+    ("pooling", "key_values"),
+]
 SLOTS = [
     {},
     {"slot_start": "window_means", "slot_positions": "spread", "ratio": 3.0},
@@ -140,7 +141,9 @@ def test_key_values_have_m_positions_and_no_context(rng):
 
 @functools.cache
 def one_layer_of_gist():
-    """The memory of contexts, and the gradient of what follows it with respect to what it is read from."""
+    """The memory of contexts, and the gradient of what follows it with respect to what it is read
+    from.
+    """
     one_layer = LlamaConfig(**{**TINY.__dict__, "n_layers": 1})
     model = Compiled(tiny_model("gist", slot_form="key_values", base=tiny_base(one_layer)))
 
@@ -158,8 +161,10 @@ def one_layer_of_gist():
 )
 @settings(max_examples=8)
 def test_what_follows_the_slots_does_not_see_the_context(lengths, seed):
-    """In a base of one layer, nothing of the context has reached a slot's key or value yet: any gradient from the
-    answer to the context would be a leak through the gist mask. Slots themselves must be seen."""
+    """In a base of one layer, nothing of the context has reached a slot's key or value yet: any
+    gradient from the answer to the context would be a leak through the gist mask. Slots themselves
+    must be seen.
+    """
     memory_of, gradient = one_layer_of_gist()
     rng = np.random.default_rng(seed)
     ids, tokens = (jnp.array(rng.integers(0, 61, (2, n))) for n in (9, 5))

@@ -69,7 +69,9 @@ def test_joined_pieces_stand_one_behind_another(form, rng):
 
 @pytest.mark.parametrize("form", ["behind", "inside"])
 def test_turned_keys_are_those_of_the_same_pass_at_later_positions(form, rng):
-    """Attention knows positions by their difference alone, so moving a whole pass changes its keys' rotation only."""
+    """Attention knows positions by their difference alone, so moving a whole pass changes its keys'
+    rotation only.
+    """
     plain = tiny_model("gist", **FORMS[form])
     model, offset = Compiled(plain), 21
     (piece, _), (ids, _) = pieces_of(model, rng)

@@ -25,8 +25,11 @@ def test_pieces_end_where_sentences_do():
 def test_closing_marks_stay_with_their_sentence():
     pieces = cut_text('He said "I will." Then he left. (It was late.) Nobody saw.', PROMPT, 20)
     assert [decode(ids) for ids in pieces] == [
-        'He said "I will."', "Then he left.", "(It was late.)", "Nobody saw.",
-    ]  # fmt: skip
+        'He said "I will."',
+        "Then he left.",
+        "(It was late.)",
+        "Nobody saw.",
+    ]
 
 
 def test_a_text_without_sentences_is_cut_where_it_must_be():

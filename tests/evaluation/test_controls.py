@@ -33,9 +33,12 @@ def make_rows(lengths: list[int], questions: int = 2) -> list[TokenizedExample]:
 
 def settings(select: str, slots: int = 4, ratio: float = 0.0, seed: int = 0) -> CompressionConfig:
     return CompressionConfig(
-        architecture="none", target_length=slots, ratio=ratio, seed=seed,
+        architecture="none",
+        target_length=slots,
+        ratio=ratio,
+        seed=seed,
         data=DataConfig(select=select),
-    )  # fmt: skip
+    )
 
 
 def no_scores(row: TokenizedExample) -> np.ndarray:
@@ -127,9 +130,15 @@ def test_random_selections_are_even():
 
 def random_rows(rng: np.random.Generator, lengths: list[int]) -> list[TokenizedExample]:
     return [
-        TokenizedExample(rng.integers(0, 61, n).astype(np.int32), np.ones(2, np.int32), np.ones(0, np.int32), i, i)
+        TokenizedExample(
+            rng.integers(0, 61, n).astype(np.int32),
+            np.ones(2, np.int32),
+            np.ones(0, np.int32),
+            i,
+            i,
+        )
         for i, n in enumerate(lengths)
-    ]  # fmt: skip
+    ]
 
 
 def measured(rows: list[TokenizedExample], buckets: tuple[int, ...] = (8, 16), batch_size: int = 1):
@@ -164,7 +173,7 @@ def test_surprisal_is_the_negative_log_probability(surprising):
 
 
 def test_surprisal_of_a_token_hangs_on_what_stands_before_it(surprising):
-    """The model is run on the tokens before one place only, so that it cannot have seen that one."""
+    """The model runs on the tokens before one place only, so it cannot have seen that one."""
     rows, scores = surprising
     base, row = tiny_base(), rows[5]
     for i in (0, 1, 8):

@@ -48,7 +48,9 @@ def test_local_heads_read_what_moves_their_slots(name, rng):
 
 
 def test_attention_weights_are_those_that_attention_uses(rng):
-    """With one head and values that are the states themselves, what is read is the weights' mean of the states."""
+    """With one head and values that are the states themselves, what is read is the weights' mean of
+    the states.
+    """
     head = find_architecture("cross_attention")(
         dataclasses.replace(TINY, n_heads=1), M, C // M, jax.random.key(0)
     )
@@ -82,8 +84,13 @@ def test_of_some_contexts_each_word_has_its_part_in_each_slot(tokenizer):
 
     def read_by(name):
         return slot_attention(
-            *split_model(tiny_model(name, base=base)), rows, tokenizer, mesh, contexts=3, buckets=Buckets((64,), (8,)),
-        )  # fmt: skip
+            *split_model(tiny_model(name, base=base)),
+            rows,
+            tokenizer,
+            mesh,
+            contexts=3,
+            buckets=Buckets((64,), (8,)),
+        )
 
     found = read_by("pooling")
     assert [context["context_id"] for context in found] == [0, 1]

@@ -18,7 +18,9 @@ GIVEN = "--xla_backend_optimization_level=0"
 
 
 def test_deterministic_sets_its_flag_before_jax_starts():
-    """In a process of its own, since JAX runs in this one. XLA ends a process that gives it a flag it does not know."""
+    """In a process of its own, since JAX runs in this one. XLA ends a process that gives it a flag
+    it does not know.
+    """
     script = """
 import os
 from gistjax.runtime.devices import start_jax

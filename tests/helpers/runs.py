@@ -19,11 +19,17 @@ ASKED = CompressionConfig(
     model=ModelConfig(name="tiny-random", dtype="float32"),
     lora=LoraConfig(rank=2),
     data=DataConfig(
-        path="sample", context="paragraph", context_tokens=512, context_buckets=(512,),
-        question_buckets=(192, 256), validation_examples=4,
+        path="sample",
+        context="paragraph",
+        context_tokens=512,
+        context_buckets=(512,),
+        question_buckets=(192, 256),
+        validation_examples=4,
     ),
-    evaluation=EvaluationConfig(batch_size=1, max_answer_tokens=6, bootstrap_samples=10, baseline=False),
-)  # fmt: skip
+    evaluation=EvaluationConfig(
+        batch_size=1, max_answer_tokens=6, bootstrap_samples=10, baseline=False
+    ),
+)
 
 
 def write_run(rundir, config):
@@ -48,10 +54,14 @@ TRAINED = CompressionConfig(
     model=ModelConfig(name="tiny-random", dtype="float32"),
     lora=LoraConfig(rank=2),
     data=DataConfig(
-        path="sample", context="paragraph", context_tokens=512, context_buckets=(512,),
-        question_buckets=(192, 256), validation_examples=9,
+        path="sample",
+        context="paragraph",
+        context_tokens=512,
+        context_buckets=(512,),
+        question_buckets=(192, 256),
+        validation_examples=9,
     ),
     evaluation=EvaluationConfig(batch_size=1, max_answer_tokens=4, bootstrap_samples=50),
-)  # fmt: skip
+)
 UNSCORED = TRAINED.replace(data=dataclasses.replace(TRAINED.data, validation_examples=0))
 """Training alone, where no score is looked at."""

@@ -100,7 +100,8 @@ def tiny_model(
 
 
 class Compiled:
-    """A model whose methods run as a program each, which models that differ in their weights alone share.
+    """A model whose methods run as a program each, which models that differ in their weights alone
+    share.
 
     Op by op, each call of a method would trace its layers anew, and compile them.
     """

@@ -38,7 +38,9 @@ def test_the_full_context_is_read_token_by_token(engine, examples):
 
 @pytest.mark.slow
 def test_one_compressor_at_several_ratios(examples, tmp_path):
-    trained = CONFIG.replace(ratio=4.0, ratios=(2.0, 8.0), slot_form="key_values", slot_positions="packed")  # fmt: skip
+    trained = CONFIG.replace(
+        ratio=4.0, ratios=(2.0, 8.0), slot_form="key_values", slot_positions="packed"
+    )
     rundir = write_run(tmp_path / "run", trained)
     engine = gistjax.load(rundir)
     example = examples[0]

@@ -45,6 +45,7 @@ def run(*flags):
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     from gistjax.config import DataConfig
     from gistjax.data.dataset import load_dataset
@@ -60,6 +61,7 @@ def test_command(tmp_path):
     assert found["most"][0]["words"] == len(words_of(context))
 
 
+@pytest.mark.slow
 def test_text_that_cannot_be_read_is_not_clean(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"title": "t", "body": "words"}\n')
     done = run(f"--config.text.path={tmp_path}")

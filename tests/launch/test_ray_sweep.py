@@ -18,6 +18,7 @@ from launch.ray_sweep import resources_of_a_run, start_ray
 from tests.stress.kills import BAD, ENVIRONMENT, ROOT, soak
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a run dies with its worker by Linux's means")
 def test_killed_workers_and_drivers_end_in_one_result_each(tmp_path):
     """The short form of `kills.py`."""
@@ -37,6 +38,7 @@ def test_killed_workers_and_drivers_end_in_one_result_each(tmp_path):
     assert not [key for key in BAD if found.get(key)], found
 
 
+@pytest.mark.slow
 def test_finished_runs_are_skipped_and_a_failed_one_is_reported_and_stops_none(tmp_path):
     entries = [
         {"name": "finished", "config": "configs/gist_m64.py"},
@@ -62,6 +64,7 @@ def test_finished_runs_are_skipped_and_a_failed_one_is_reported_and_stops_none(t
     assert "\x1b" not in done.stderr, "quiet where there is no terminal"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metrics", ["{", "[]", '{"losses": {}}'])
 def test_results_of_unknown_origin_or_damaged_are_refused_before_ray_starts(tmp_path, metrics):
     path = tmp_path / "sweep.json"

@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from launch.scaling import COLUMNS, line
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +22,7 @@ def test_a_failure_is_a_row_too():
     assert line("fsdp", 4, None, ALONE) == ["fsdp", "4", *["failed"] * (len(COLUMNS) - 2)]
 
 
+@pytest.mark.slow
 def test_a_mesh_is_measured_beside_one_device():
     command = [
         sys.executable,

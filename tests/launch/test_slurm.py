@@ -37,6 +37,7 @@ def bash(script, *arguments, **environment):
     )
 
 
+@pytest.mark.slow
 def test_a_task_of_the_array_runs_its_command_into_its_log(sweep, tmp_path):
     done = bash(
         "slurm_array.sh", sweep, tmp_path / "out", "--config.seed=1", SLURM_ARRAY_TASK_ID="1"

@@ -29,6 +29,7 @@ def test_causal_attention_is_that_of_the_causal_mask(T):
     )
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not GPU, reason="cuDNN needs an NVIDIA GPU; run with JAX_PLATFORMS=cuda")
 @pytest.mark.parametrize("T", [64, 115, 160])
 def test_cudnn_equals_the_causal_mask(T):

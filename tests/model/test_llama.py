@@ -112,9 +112,13 @@ def test_cache_in_pieces_equals_one_pass(rng, scan):
     pieces = []
     for start, end in [(0, 3), (3, 4), (4, 7)]:
         h, cache = call(
-            base, x[:, start:end], positions_of(valid)[:, start:end], mask[:, start:end],
-            cache=cache, start=start,
-        )  # fmt: skip
+            base,
+            x[:, start:end],
+            positions_of(valid)[:, start:end],
+            mask[:, start:end],
+            cache=cache,
+            start=start,
+        )
         pieces.append(h)
     chex.assert_trees_all_close(jnp.concatenate(pieces, 1), whole, atol=1e-5)
 

@@ -24,9 +24,11 @@ def smollm2(smollm2_path):
         name="smollm2-135m-instruct", path=str(smollm2_path), dtype="float32", scan_layers=True
     )
     mesh = jax.make_mesh(
-        (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1],
+        (1, 1, 1),
+        ("data", "fsdp", "tensor"),
+        devices=jax.devices()[:1],
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
-    )  # fmt: skip
+    )
     return load_base(resolve(config), config, mesh)
 
 

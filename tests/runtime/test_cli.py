@@ -31,10 +31,14 @@ def parse(*words, monkeypatch=None):
 
 def test_overrides_are_typed():
     config = parse(
-        "--config=configs/gist_m64.py", "--config.target_length=32", "--config.epochs=2",
-        "--config.loss_weights.generation=0", "--config.data.context_buckets=(256,512)",
-        "--config.model.path=random", "--config.evaluation.baseline=false",
-    )  # fmt: skip
+        "--config=configs/gist_m64.py",
+        "--config.target_length=32",
+        "--config.epochs=2",
+        "--config.loss_weights.generation=0",
+        "--config.data.context_buckets=(256,512)",
+        "--config.model.path=random",
+        "--config.evaluation.baseline=false",
+    )
     assert (config.target_length, config.epochs, config.model.path) == (32, 2.0, "random")
     assert config.loss_weights["generation"] == 0.0
     assert config.data.context_buckets == (256, 512)
@@ -74,7 +78,10 @@ def test_the_last_of_repeated_overrides_counts():
         (["--config=configs/gist_m46.py"], "did you mean configs/gist_m64.py"),
         (["--config=configs/gist_m64.py", "--config.sed=1"], "did you mean 'seed'"),
         (["--config=configs/gist_m64.py", "--config.data.pathh=x"], "did you mean 'path'"),
-        (["--config=configs/gist_m64.py", "--config.loss_weights.generaton=1"], "did you mean 'generation'"),
+        (
+            ["--config=configs/gist_m64.py", "--config.loss_weights.generaton=1"],
+            "did you mean 'generation'",
+        ),
         (["--config=configs/gist_m64.py", "--config.seed=x"], "config.seed=x"),
         (["--config=configs/gist_m64.py", "--config.seed=1.5"], "config.seed=1.5"),
         (["--config=configs/gist_m64.py", "--config.model.scan_layers=perhaps"], "scan_layers"),
@@ -82,7 +89,7 @@ def test_the_last_of_repeated_overrides_counts():
         (["--config=configs/gist_m64.py", "--workdri=x"], "workdir"),
         (["--config=configs/gist_m64.py", "stray"], "unexpected argument 'stray'"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_named_with_the_nearest_right_one(words, says):
     with pytest.raises(ConfigError, match=says):
         parse(*words)

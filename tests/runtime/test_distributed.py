@@ -39,11 +39,18 @@ CONFIG = CompressionConfig(
     model=ModelConfig(name="tiny-random", dtype="float32", scan_layers=True),
     lora=LoraConfig(rank=2),
     data=DataConfig(
-        path="sample", context="paragraph", context_tokens=512, context_buckets=(512,),
-        question_buckets=(256,), train_examples=40, validation_examples=3,
+        path="sample",
+        context="paragraph",
+        context_tokens=512,
+        context_buckets=(512,),
+        question_buckets=(256,),
+        train_examples=40,
+        validation_examples=3,
     ),
-    evaluation=EvaluationConfig(batch_size=1, max_answer_tokens=2, bootstrap_samples=20, baseline=False),
-)  # fmt: skip
+    evaluation=EvaluationConfig(
+        batch_size=1, max_answer_tokens=2, bootstrap_samples=20, baseline=False
+    ),
+)
 
 
 def start_together(folder: Path, config: CompressionConfig) -> list[subprocess.Popen]:
@@ -56,16 +63,24 @@ def start_together(folder: Path, config: CompressionConfig) -> list[subprocess.P
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [
-        sys.executable, "-m", "gistjax.train", f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}",
+        sys.executable,
+        "-m",
+        "gistjax.train",
+        f"--config={folder / 'config.py'}",
+        f"--workdir={folder / 'run'}",
         "--config.deterministic=True",  # must be set before the processes meet
-    ]  # fmt: skip
+    ]
     return [
         subprocess.Popen(
-            [*command, f"--distributed={address},2,{i}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"}, text=True,
+            [*command, f"--distributed={address},2,{i}"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+            text=True,
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
 
 
 def ends(processes: list[subprocess.Popen], code: int) -> list[str]:
@@ -81,6 +96,7 @@ def losses(rundir: Path, steps: int = 2) -> list[float]:
     return [row["loss"] for row in rows]
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     first, second = ends(start_together(tmp_path, CONFIG), 0)
     assert "{" not in second, "one of them speaks"
@@ -102,6 +118,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("LONG_TESTS"), reason="takes minutes: set LONG_TESTS=1")
 def test_a_signal_to_one_process_stops_both_and_they_resume(tmp_path):
     config = CONFIG.replace(max_steps=12)
@@ -127,6 +144,7 @@ def test_a_mistyped_meeting_is_refused(word):
         join(word)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "gpus"), [(1, ["all"]), (2, ["0", "1"])])
 def test_one_process_of_slurm_has_all_gpus_of_its_host(processes, gpus):
     """With several on a host JAX gives each the GPU of its number."""
@@ -134,16 +152,26 @@ def test_one_process_of_slurm_has_all_gpus_of_its_host(processes, gpus):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     slurm = {
-        "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_NODES": "1",
-        "SLURM_NTASKS": str(processes), "JAX_COORDINATOR_PORT": str(port),
-    }  # fmt: skip
-    code = "import jax; from gistjax.runtime.distributed import join; join('auto'); print(jax.config.values['jax_cuda_visible_devices'])"
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": str(processes),
+        "JAX_COORDINATOR_PORT": str(port),
+    }
+    code = (
+        "import jax; from gistjax.runtime.distributed import join; join('auto'); "
+        "print(jax.config.values['jax_cuda_visible_devices'])"
+    )
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             env={**os.environ, **slurm, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
         )
         for i in range(processes)
-    ]  # fmt: skip
+    ]
     printed = [process.communicate(timeout=100) for process in started]
     assert [out.strip() for out, _ in printed] == gpus, printed

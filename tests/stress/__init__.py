@@ -2,5 +2,6 @@
 
     python -m tests.stress [--jobs N] [--only kill,signals,…] [--share 0.1]
 
-runs the full form and prints one JSON object; `test_faults.py` is a short form for the default suite.
+runs the full form and prints one JSON object; `test_faults.py` is a short form for the default
+suite.
 """

@@ -1,8 +1,10 @@
 """python -m tests.stress [--jobs N] [--only NAME,…] [--share S] [--first N]
 
-The full form of the trials, of which `test_faults.py` is a short one. Progress goes to standard error; the last line of
-standard output is one JSON object: trials, failures, and what came of them. `--share 0.1` makes a tenth of the trials.
-`gpu` is not among the default ones, and goes alone: it kills runs of a larger random model on the GPU.
+The full form of the trials, of which `test_faults.py` is a short one. Progress goes to standard
+error; the last line of
+standard output is one JSON object: trials, failures, and what came of them. `--share 0.1` makes a
+tenth of the trials. `gpu` is not among the default ones, and goes alone: it kills runs of a larger
+random model on the GPU.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ from .pool import side_by_side
 from .process import call, train
 
 GPU = (
-    "--config.model.path=random", "--config.model.dtype=bfloat16", "--config.lora.rank=16",
+    "--config.model.path=random",
+    "--config.model.dtype=bfloat16",
+    "--config.lora.rank=16",
     "--config.epochs=3.0",
-)  # fmt: skip
+)
 
 
 class Trials:
@@ -65,7 +69,9 @@ class Trials:
         return self._kills(self.number(60), 5, self.jobs)
 
     def gpu(self) -> dict[str, Any]:
-        """30 kills over 6 runs of a larger model on the GPU, four at a time, and twice the undisturbed run."""
+        """30 kills over 6 runs of a larger model on the GPU, four at a time, and twice the
+        undisturbed run.
+        """
         overrides = self.gpu_overrides
         self.undisturbed = self.reference("gpu", *overrides)
         again = self.reference("gpu2", *overrides)
@@ -75,9 +81,13 @@ class Trials:
 
     def _kills(self, seeds: range, kills: int, jobs: int, overrides: tuple[str, ...] = ()) -> Any:
         trial = functools.partial(
-            kill.trial, kills=kills, folder=self.folder, undisturbed=self.undisturbed,
-            seconds=self.seconds, overrides=overrides,
-        )  # fmt: skip
+            kill.trial,
+            kills=kills,
+            folder=self.folder,
+            undisturbed=self.undisturbed,
+            seconds=self.seconds,
+            overrides=overrides,
+        )
         rows = side_by_side(jobs, trial, seeds)
         killed = sum((row["killed"] for row in rows), Counter())
         return {"runs": len(rows), "trials": killed.total(), "seen": killed, **failures(rows)}
@@ -120,7 +130,9 @@ class Trials:
         return self._seen(side_by_side(self.jobs, trial, self.number(500)), "came")
 
     def disk(self) -> dict[str, Any]:
-        """At each writing call: a full disk from there on (ENOSPC), or an I/O error there (EIO), in turn."""
+        """At each writing call: a full disk from there on (ENOSPC), or an I/O error there (EIO), in
+        turn.
+        """
         if not disk.is_preloaded():
             return {"trials": 0, "failures": 0, "skipped": "no C compiler"}
         calls = disk.writing_calls(self.folder / "counted")
@@ -151,9 +163,14 @@ def failures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 ALL: dict[str, Callable[[Trials], dict[str, Any]]] = {
-    "kill": Trials.kill, "signals": Trials.signals, "flips": Trials.flips, "files": Trials.files,
-    "disk": Trials.disk, "health": Trials.health, "locks": Trials.locks,
-}  # fmt: skip
+    "kill": Trials.kill,
+    "signals": Trials.signals,
+    "flips": Trials.flips,
+    "files": Trials.files,
+    "disk": Trials.disk,
+    "health": Trials.health,
+    "locks": Trials.locks,
+}
 
 
 def main() -> None:

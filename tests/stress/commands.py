@@ -1,7 +1,9 @@
-"""Bad configurations and command lines: each is refused at once, with its cause and the nearest valid name.
+"""Bad configurations and command lines: each is refused at once, with its cause and the nearest
+valid name.
 
 [key misspelt, for every key · value of the wrong type, for every key · out of range · contradictions · config files ·
- flags · missing inputs · the other commands]  ─▶  exit code 2, one line `error: …`, no weights loaded
+ flags · missing inputs · the other commands]  ─▶  exit code 2, one line `error: …`, no weights
+ loaded
 """
 
 from __future__ import annotations
@@ -79,7 +81,9 @@ def keys(group: object | None = None, prefix: str = "") -> Iterator[tuple[str, o
 
 
 def misspelt() -> Iterator[Case]:
-    """Each key with its first two letters exchanged, or one more at its end: the right one is named."""
+    """Each key with its first two letters exchanged, or one more at its end: the right one is
+    named.
+    """
     known = {key for key, _ in keys()}
     for key in sorted(known):
         group, _, name = key.rpartition(".")

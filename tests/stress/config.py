@@ -19,10 +19,15 @@ def get_config():
         model=ModelConfig(name="tiny-random", dtype="float32", scan_layers=True),
         lora=LoraConfig(rank=2),
         data=DataConfig(
-            path="sample", context="paragraph", context_tokens=512, context_buckets=(512,),
-            question_buckets=(256,), train_examples=15, validation_examples=6,
+            path="sample",
+            context="paragraph",
+            context_tokens=512,
+            context_buckets=(512,),
+            question_buckets=(256,),
+            train_examples=15,
+            validation_examples=6,
         ),
         evaluation=EvaluationConfig(
             batch_size=2, max_answer_tokens=2, bootstrap_samples=20, baseline=False
         ),
-    ).to_config_dict()  # fmt: skip
+    ).to_config_dict()

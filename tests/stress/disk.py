@@ -1,4 +1,6 @@
-"""A full or failing disk at each writing call of a run: what was saved stays, the message is clear, and the run goes on."""
+"""A full or failing disk at each writing call of a run: what was saved stays, the message is clear,
+and the run goes on.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ SAVES = ("--config.checkpoint_every=4",)
 
 
 def preload(folder: Path) -> bool:
-    """Builds `fail_io.c` and has it loaded into every process started from now on; False without a C compiler."""
+    """Builds `fail_io.c` and has it loaded into every process started from now on; False without a
+    C compiler.
+    """
     compiler = shutil.which("cc") or shutil.which("gcc")
     if not compiler:
         return False

@@ -1,4 +1,6 @@
-"""Truncated, missing, empty and left-over files: a run goes on from an earlier step, or says why it cannot."""
+"""Truncated, missing, empty and left-over files: a run goes on from an earlier step, or says why it
+cannot.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""One flipped bit anywhere in a checkpoint, an exported compressor, or another file of checked tensors."""
+"""One flipped bit anywhere in a checkpoint, an exported compressor, or another file of checked
+tensors.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ TARGETS = ("checkpoint, one step", "checkpoint, two steps", "exported", "compres
 
 
 def prepare(rundir: Path, folder: Path) -> None:
-    """Copies what will be damaged out of a finished run, and saves a compressed context beside it."""
+    """Copy what will be damaged out of a finished run; save a compressed context beside it."""
     import numpy as np
 
     from gistjax.runtime.tensors import save_tensors

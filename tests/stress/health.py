@@ -1,4 +1,6 @@
-"""NaN, Inf and spikes in loss and gradient: the step is skipped or the run stops, and nothing bad is ever saved."""
+"""NaN, Inf and spikes in loss and gradient: the step is skipped or the run stops, and nothing bad
+is ever saved.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ KINDS = ("nan loss", "inf loss", "nan gradient", "spike")
 
 
 def poison(kind: str, bad_step: int, rundir: Path) -> None:
-    """A fault: the loss of one step is not finite, or its gradient, or it is a thousand times too large."""
+    """A fault: the loss of one step is not finite, or its gradient, or it is a thousand times too
+    large.
+    """
     import pytest
 
     from gistjax.data.batching import TrainPlan

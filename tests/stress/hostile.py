@@ -1,10 +1,11 @@
-"""Hostile files: whatever is in them, no code of theirs runs, nothing outside their folder is touched, memory stays bounded,
-and the error is one of ours.
+"""Hostile files: whatever is in them, no code of theirs runs, nothing outside their folder is
+touched, memory stays bounded, and the error is one of ours.
 
     python -m tests.stress.hostile FOLDER FUZZED SEED
 
-makes all cases and so many fuzzed files in one process, under an audit hook (PEP 578) and a limit of address space, and
-prints a JSON object. A process of its own, because an audit hook cannot be taken away.
+makes all cases and so many fuzzed files in one process, under an audit hook (PEP 578) and a limit
+of address space, and prints a JSON object. A process of its own, because an audit hook cannot be
+taken away.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ class Watch:
         return os.path.abspath(os.fsdecode(path)).startswith((self.folder, "/dev/null"))
 
     def _ours(self, path: Any) -> bool:
-        """Code and files of the interpreter and its packages; Jinja compiles templates for its sandbox as <template>."""
+        """Code and files of the interpreter and its packages; Jinja compiles templates for its
+        sandbox as <template>.
+        """
         name = os.fsdecode(path)
         return name.startswith(
             ("<frozen", "<template>", "<unknown>", "<string>", "/proc/", "/sys/")

@@ -1,7 +1,8 @@
 """python -m tests.stress.inputs [--only commands,rows,hostile,scores,peft] [--share S]
 
-The full form of the trials of bad and hostile inputs and of exports, of which `test_inputs.py` is a short one. Progress goes
-to standard error; the last line of standard output is one JSON object. `--share 0.1` makes a tenth of the drawn trials.
+The full form of the trials of bad and hostile inputs and of exports, of which `test_inputs.py` is a
+short one. Progress goes to standard error; the last line of standard output is one JSON object.
+`--share 0.1` makes a tenth of the drawn trials.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def hostile(folder: Path, fuzzed: int) -> dict[str, Any]:
 
 
 def squad_scores(folder: Path, share: float) -> dict[str, Any]:
-    """Thirteen predictions of every validation question; answers of random and of trained weights at three batch sizes."""
+    """Thirteen predictions of every validation question; answers of random and of trained weights
+    at three batch sizes.
+    """
     from . import scores
 
     examples = scores.questions()

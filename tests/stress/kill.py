@@ -27,7 +27,9 @@ def kill_now() -> None:
 
 
 def at_file_operation(number: int, rundir: Path) -> None:
-    """Before Python's so-manieth operation on a file of the run directory: open, rename, remove, make a folder."""
+    """Before Python's so-manieth operation on a file of the run directory: open, rename, remove,
+    make a folder.
+    """
     left = [number]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -107,7 +109,9 @@ def trial(
     seconds: float,
     overrides: Sequence[str],
 ) -> dict[str, Any]:
-    """One run, killed so often, then left to end: where it was killed, and what then differed from the undisturbed."""
+    """One run, killed so often, then left to end: where it was killed, and what then differed from
+    the undisturbed.
+    """
     rng, rundir = random.Random(seed), folder / f"run{seed}"
     killed: Counter[str] = Counter()
     while killed.total() < kills:

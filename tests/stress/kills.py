@@ -1,10 +1,12 @@
-"""Kills workers and drivers of a sweep at random, starts it again, and checks what is there in the end.
+"""Kills workers and drivers of a sweep at random, starts it again, and checks what is there in the
+end.
 
     python -m tests.stress.kills --jobs 16 --runs 12 --worker_kills 100 --driver_kills 20
 
-Every run is real: a tiny random base, trained and checkpointed by `gistjax.train`. In the end each must have its results once,
-have logged each step once, and hold the same bytes as a run that nobody disturbed. `test_ray_sweep.py` has the short form.
-From the repository's root, on Linux; the last line of output is JSON, the exit code 1 if anything is not as it must be.
+Every run is real: a tiny random base, trained and checkpointed by `gistjax.train`. In the end each
+must have its results once, have logged each step once, and hold the same bytes as a run that nobody
+disturbed. `test_ray_sweep.py` has the short form. From the repository's root, on Linux; the last
+line of output is JSON, the exit code 1 if anything is not as it must be.
 """
 
 from __future__ import annotations

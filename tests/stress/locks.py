@@ -1,4 +1,4 @@
-"""Two runs in one directory: the second is refused, and the lock of a killed run keeps nobody out."""
+"""Two runs in one directory: the second is refused; a killed run's lock keeps nobody out."""
 
 from __future__ import annotations
 

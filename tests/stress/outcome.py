@@ -13,7 +13,9 @@ Outcome = dict[str, Any]
 
 
 def outcome(rundir: Path) -> Outcome:
-    """Hashes of the final state, leaf by leaf, and of the exported file; the log without its rates; the predictions."""
+    """Hashes of the final state, leaf by leaf, and of the exported file; the log without its rates;
+    the predictions.
+    """
     return {
         "state": call(state_hashes, rundir / "checkpoint"),
         "exported": _sha256((rundir / "compressor.safetensors").read_bytes()),
@@ -24,7 +26,7 @@ def outcome(rundir: Path) -> Outcome:
 
 def logged(rundir: Path) -> list[str]:
     """The lines of `metrics.jsonl` without the fields that hang on the clock."""
-    from gistjax.training.loop import RATES
+    from gistjax.training.metrics_log import RATES
 
     rows = [json.loads(line) for line in (rundir / "metrics.jsonl").read_text().splitlines()]
     return [json.dumps({k: v for k, v in row.items() if k not in RATES}) for row in rows]

@@ -1,4 +1,5 @@
-"""A run's decoder adapter in PEFT's format, read by PEFT in PyTorch: the same logits, the same greedy answers.
+"""A run's decoder adapter in PEFT's format, read by PEFT in PyTorch: the same logits, the same
+greedy answers.
 
 ours    base + adapter ─ JAX ─▶ logits, tokens        run ─ gistjax.export --to peft ─▶ folder
 theirs  base ─ transformers ─ PeftModel(folder) ─ PyTorch ─▶ logits, tokens
@@ -91,9 +92,12 @@ def compare(
             with torch.no_grad():
                 expected = adapted(tokens).logits[0].numpy()
                 written = adapted.generate(
-                    input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW, do_sample=False,
+                    input_ids=tokens,
+                    attention_mask=torch.ones_like(tokens),
+                    max_new_tokens=NEW,
+                    do_sample=False,
                     pad_token_id=0,
-                )[0, len(ids) :].tolist()  # fmt: skip
+                )[0, len(ids) :].tolist()
             difference = np.abs(logits_SxV[: len(ids)] - expected).max() / np.abs(expected).max()
             apart, equal = max(apart, float(difference)), equal + (answer == written)
     adapted.unload()
@@ -127,9 +131,14 @@ def tiny(folder: Path) -> dict[str, Any]:
     """A random tiny Llama and 12 random prompts."""
     torch.manual_seed(0)
     settings = TorchConfig(
-        vocab_size=97, hidden_size=64, intermediate_size=112, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256,
-    )  # fmt: skip
+        vocab_size=97,
+        hidden_size=64,
+        intermediate_size=112,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    )
     theirs = LlamaForCausalLM(settings).eval()
     with torch.no_grad():
         for name, weight in theirs.named_parameters():
@@ -138,8 +147,10 @@ def tiny(folder: Path) -> dict[str, Any]:
     theirs.save_pretrained(folder / "base")
     model = ModelConfig(name="local", path=str(folder / "base"), dtype="float32", scan_layers=True)
     config = CompressionConfig(
-        architecture="none", model=model, lora=LoraConfig(rank=4, alpha=8.0, targets=("q", "v", "o", "gate", "down")),
-    )  # fmt: skip
+        architecture="none",
+        model=model,
+        lora=LoraConfig(rank=4, alpha=8.0, targets=("q", "v", "o", "gate", "down")),
+    )
     base = load_base(resolve(model), model, one_device())
     run = write_run(folder / "run", config, base, 1)
     rng = np.random.default_rng(0)
@@ -148,8 +159,9 @@ def tiny(folder: Path) -> dict[str, Any]:
 
 
 def smollm2(folder: Path, number: int) -> dict[str, dict[str, Any]]:
-    """The real SmolLM2-135M-Instruct with an adapter of the shape that configs/full_context.py trains, drawn, and with the
-    trained one of the run that comes with the repository; prompts are questions on paragraphs.
+    """The real SmolLM2-135M-Instruct with an adapter of the shape that configs/full_context.py
+    trains, drawn, and with the trained one of the run that comes with the repository; prompts are
+    questions on paragraphs.
     """
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,6 @@
-"""`python -m gistjax.train` in processes of their own, forked where everything is imported and JAX not yet started."""
+"""`python -m gistjax.train` in processes of their own, forked where everything is imported and JAX
+not yet started.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ PATIENCE_S = 600.0
 """A process that lives longer hangs."""
 
 Fault = Callable[[Path], None]
-"""Called in the process before the command, with the run directory; to be had by name, such as `functools.partial`."""
+"""Called in the process before the command, with the run directory; to be had by name, such as
+`functools.partial`.
+"""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""Bad data rows: every class of them is skipped and counted under its reason, the rows around them are used.
+"""Bad data rows: every class of them is skipped and counted under its reason, the rows around them
+are used.
 
-A fuzzed SQuAD file holds one paragraph and question a row, and a fuzzed JSONL file one article a line; each is left as it
-is, odd but usable, or broken in one way, by draw. What comes out must be what was drawn, row by row.
+A fuzzed SQuAD file holds one paragraph and question a row, and a fuzzed JSONL file one article a
+line; each is left as it is, odd but usable, or broken in one way, by draw. What comes out must be
+what was drawn, row by row.
 """
 
 from __future__ import annotations
@@ -110,7 +112,9 @@ BAD_LINES = {
     "not valid Unicode": (r'{"paragraphs": ["\ud800"]}', '{"paragraphs": ["\udcff"]}', '{"paragraphs": ["\udcc3("]}'),
     "no text": ('{"paragraphs": []}', '{"paragraphs": [""]}', '{"paragraphs": [" ", "\\n"]}'),
 }  # fmt: skip
-"""Reason to lines; lone surrogates from U+DC80 on are written as the single bytes that they stand for."""
+"""Reason to lines; lone surrogates from U+DC80 on are written as the single bytes that they stand
+for.
+"""
 
 GOOD_LINES = (
     '{"paragraphs": ["cat"]}',
@@ -127,7 +131,9 @@ def classes() -> int:
 
 
 def write_questions(rng: random.Random, folder: Path, rows: int) -> tuple[Counter[str], int]:
-    """Both splits of a data folder; returns how often each reason must be counted, and how many rows are good."""
+    """Both splits of a data folder; returns how often each reason must be counted, and how many
+    rows are good.
+    """
     expected, articles = Counter[str](), []
     for number in range(rows):
         question = {
@@ -223,7 +229,9 @@ def fuzz_lines(seed: int, folder: Path, rows: int) -> list[str]:
 
 
 def stops(read: Callable[[float], object], expected: Counter[str], rows: int) -> list[str]:
-    """Whether reading stops where the bad share is above the largest allowed one, naming each reason."""
+    """Whether reading stops where the bad share is above the largest allowed one, naming each
+    reason.
+    """
     try:
         read(0.4 * expected.total() / rows)
     except DataError as error:

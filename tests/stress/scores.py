@@ -1,7 +1,9 @@
-"""F1 and EM against the official script's rules, written anew without regular expressions, and the same scores at any batch size.
+"""F1 and EM against the official script's rules, written anew without regular expressions, and the
+same scores at any batch size.
 
-The script (rajpurkar.github.io/SQuAD-explorer, v1.1): lower case, ASCII punctuation out, `a`, `an` and `the` as whole words
-out, words apart by white space; F1 of the bags of words, EM of the texts, the best over the gold answers; no common word is 0.
+The script (rajpurkar.github.io/SQuAD-explorer, v1.1): lower case, ASCII punctuation out, `a`, `an`
+and `the` as whole words out, words apart by white space; F1 of the bags of words, EM of the texts,
+the best over the gold answers; no common word is 0.
 """
 
 from __future__ import annotations
@@ -86,7 +88,9 @@ def predictions(rng: random.Random, examples: Sequence[Example]) -> list[list[st
 
 
 def questions() -> list[Example]:
-    """Every validation question of the real set where it is at hand (GISTJAX_SQUAD), else of the package."""
+    """Every validation question of the real set where it is at hand (GISTJAX_SQUAD), else of the
+    package.
+    """
     folder = os.environ.get("GISTJAX_SQUAD", str(ROOT / "../shared/data/squad"))
     path = folder if (Path(folder) / "train.json").is_file() else "sample"
     return load_dataset(DataConfig(path=path, validation_examples=-1), 0).validation
@@ -109,7 +113,9 @@ def check_scores(examples: Sequence[Example], seed: int) -> tuple[int, list[str]
 
 
 def check_torchmetrics(examples: Sequence[Example], seed: int) -> tuple[int, list[str]]:
-    """The same against torchmetrics, which scores a side without words by the script of v2.0: those are left out."""
+    """The same against torchmetrics, which scores a side without words by the script of v2.0: those
+    are left out.
+    """
     from torchmetrics.functional.text import squad
 
     wrong, number = [], 0

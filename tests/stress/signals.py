@@ -23,7 +23,9 @@ OFTEN = ("--config.log_every=1", "--config.checkpoint_every=1000", "--config.epo
 
 
 def trial(seed: int, folder: Path, undisturbed: Outcome, seconds: float) -> dict[str, Any]:
-    """One run that is sent a signal at a random moment of its training, and then goes on to its end."""
+    """One run that is sent a signal at a random moment of its training, and then goes on to its
+    end.
+    """
     rng, rundir = random.Random(seed), folder / f"signal{seed}"
     number = (signal.SIGTERM, signal.SIGINT)[seed % 2]
     send = functools.partial(send_while_training, rundir, number, rng.uniform(0, seconds))

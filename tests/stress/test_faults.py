@@ -1,6 +1,7 @@
 """The short form of the trials; `python -m tests.stress` makes all of them.
 
-Bad steps and locks have theirs where they are cheaper: in `training/test_loop.py` and `test_lock.py`.
+Bad steps and locks have theirs where they are cheaper: in `training/test_loop.py` and
+`test_lock.py`.
 """
 
 import json
@@ -11,6 +12,8 @@ import pytest
 from . import disk, files, flips, kill, signals
 from .outcome import outcome
 from .process import call, train
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,13 @@
-"""The short form of the trials of bad and hostile inputs: `python -m tests.stress.inputs` makes them all."""
+"""The short form of the trials of bad and hostile inputs: `python -m tests.stress.inputs` makes
+them all.
+"""
 
 import pytest
 
 from . import commands, inputs, rows, scores
 
 
+@pytest.mark.slow
 def test_bad_command_lines(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cases = commands.all_cases(tmp_path)
@@ -20,11 +23,13 @@ def test_bad_rows(tmp_path):
         assert fuzz(0, folder, 300) == []
 
 
+@pytest.mark.slow
 def test_hostile_files(tmp_path):
     found = inputs.hostile(tmp_path, fuzzed=40)
     assert found["failed"] == [] and found["cases"] >= 40
 
 
+@pytest.mark.slow
 def test_adapter_in_peft(tmp_path):
     pytest.importorskip("peft")
     from . import peft
@@ -41,6 +46,7 @@ def test_scores_are_the_official_ones():
     assert scores.check_torchmetrics(examples[:100], 1)[1] == []
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_the_batch_size():
     found = scores.answers_at(scores.tiny_config(), None)
     assert scores.check_batches(found) == []

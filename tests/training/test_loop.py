@@ -15,18 +15,32 @@ from gistjax.training.step import Health
 from tests.helpers.tiny import BAD, make_bad, micro_batches, poison, start
 
 
-@pytest.mark.parametrize("policy, bad, in_a_row", [
-    ("stop", 0, 0), ("skip", 0, 0), ("skip", 1, 1), ("skip", 500, MAX_BAD_IN_A_ROW - 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "policy, bad, in_a_row",
+    [
+        ("stop", 0, 0),
+        ("skip", 0, 0),
+        ("skip", 1, 1),
+        ("skip", 500, MAX_BAD_IN_A_ROW - 1),
+    ],
+)
 def test_training_goes_on(policy, bad, in_a_row):
     check_health(Health(bad, in_a_row, 7, 1.0), CompressionConfig(on_bad_step=policy))
 
 
-@pytest.mark.parametrize("policy, bad, in_a_row, told", [
-    ("stop", 1, 1, "bad step 7, 1 so far.*on_bad_step=skip"),
-    ("stop", 1, 0, "bad step 7, 1 so far"),  # also where good ones followed before anybody looked
-    ("skip", 25, MAX_BAD_IN_A_ROW, "bad step 7, 20 in a row(?!.*on_bad_step=skip)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "policy, bad, in_a_row, told",
+    [
+        ("stop", 1, 1, "bad step 7, 1 so far.*on_bad_step=skip"),
+        (
+            "stop",
+            1,
+            0,
+            "bad step 7, 1 so far",
+        ),  # also where good ones followed before anybody looked
+        ("skip", 25, MAX_BAD_IN_A_ROW, "bad step 7, 20 in a row(?!.*on_bad_step=skip)"),
+    ],
+)
 def test_training_stops_and_says_what_to_change(policy, bad, in_a_row, told):
     with pytest.raises(TrainingError, match=told):
         check_health(Health(bad, in_a_row, 7, 1.0), CompressionConfig(on_bad_step=policy))

@@ -38,7 +38,7 @@ def loss_of(loss, model, batch, weights=ALL):
 
 
 def log_probability(model, ids, length, context_tokens, target):
-    """Of `target` after prefix, slots and `ids`: one row, one prediction, no padding, no batching."""
+    """The logits of `target` after prefix, slots and `ids`: one row, no padding, no batching."""
     memory = model.in_sequence(PREFIX, jnp.array(context_tokens)[None], jnp.array([length]))
     h = model.states(memory, jnp.array(ids)[None], jnp.array([len(ids)]))
     logits = np.asarray(model.base.logits(h[0, -1]), np.float64)
@@ -81,11 +81,14 @@ def test_generation_scores_gold_given_the_models_own_prefix(
         row = batch.tokens_BxS[b]
         terms = [
             log_probability(
-                plain, [*row[:q], *own[b, :i]], batch.context_length_E[b],
-                batch.context_ids_ExC[b], row[q + i],
+                plain,
+                [*row[:q], *own[b, :i]],
+                batch.context_length_E[b],
+                batch.context_ids_ExC[b],
+                row[q + i],
             )
             for i in range(a)
-        ]  # fmt: skip
+        ]
         expected.append(-np.mean(terms))
     loss = loss_of(losses.generation, model, batch)
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
@@ -189,7 +192,9 @@ def test_padding_rows_do_not_count(rng):
 
 
 def test_generation_gradient_is_that_of_its_own_prefix_read_at_once(rng):
-    """The shared pass, cache and all, must give the gradient of reading question and own answer in one go."""
+    """The shared pass, cache and all, must give the gradient of reading question and own answer in
+    one go.
+    """
     model, batch = tiny_model("gist"), tiny_batch(rng)
     graphdef, trainable, frozen = nnx.split(model, Trainable, ...)
     whole = Compiled(model)

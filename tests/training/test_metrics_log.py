@@ -12,7 +12,9 @@ event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2", reason="needs te
 
 
 def events(folder):
-    """The events of all files, as TensorBoard reads them: records of a length, its checksum, the data and its checksum."""
+    """The events of all files, as TensorBoard reads them: records of a length, its checksum, the
+    data and its checksum.
+    """
     for path in sorted(folder.glob("events.*")):
         data = path.read_bytes()
         while data:

@@ -75,7 +75,9 @@ def test_schedules_of_very_short_runs_are_finite(total):
 
 
 def test_an_update_against_adamw_by_hand():
-    """One step from zero moments moves each weight by its group's rate: Adam's ratio is ±1, plus decay."""
+    """One step from zero moments moves each weight by its group's rate: Adam's ratio is ±1, plus
+    decay.
+    """
     config = OptimizerConfig(warmup_fraction=0.0, clip_norm=1e9, weight_decay=0.1)
     trainable = trainable_of()
     optimizer = make_optimizer(config, 1000, trainable)

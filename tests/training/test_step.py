@@ -32,9 +32,11 @@ def run(mesh, batches, steps=3, **kwargs):
 @pytest.fixture(scope="module")
 def one_device():
     mesh = jax.make_mesh(
-        (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1],
+        (1, 1, 1),
+        ("data", "fsdp", "tensor"),
+        devices=jax.devices()[:1],
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
-    )  # fmt: skip
+    )
     return run(mesh, micro_batches(np.random.default_rng(0)))
 
 
@@ -59,7 +61,7 @@ def test_unrolled_layers_give_the_loss_of_one_device(one_device, monkeypatch):
 
 
 def test_split_weights_are_gathered_and_activations_are_not_summed():
-    """A layer's weights twice for each time it is read: for its products, and for their gradients."""
+    """A layer's weights twice for each reading: for its products, and for their gradients."""
     mesh = make_mesh(LAYOUTS["fsdp"])
     base = tiny_base(scan=False, mesh=mesh)
     model, weights = tiny_model("gist", base=base), {"teacher_forcing": 1.0}
@@ -125,7 +127,7 @@ def test_the_state_is_donated_and_the_base_is_not(rng):
 
 
 def test_no_gradient_is_formed_for_frozen_matrices():
-    """The compiled step has no dot whose result has a base matrix's shape: weight gradients would."""
+    """No dot of the compiled step has a base matrix's shape, as weight gradients would."""
     mesh = make_mesh(MeshConfig())
     state, frozen, step = start(mesh, tiny_model("none"), {"teacher_forcing": 1.0})
     batch = put_batch(micro_batches(np.random.default_rng(0)), mesh, leading=1)

@@ -19,9 +19,12 @@ A, TOP = 5, 3
 def rows_of(batch):
     """The rows of a batch, unpadded."""
     columns = (
-        batch.context_ids_ExC, batch.context_length_E, batch.tokens_BxS, batch.question_length_B,
+        batch.context_ids_ExC,
+        batch.context_length_E,
+        batch.tokens_BxS,
+        batch.question_length_B,
         batch.answer_length_B,
-    )  # fmt: skip
+    )
     return [
         TokenizedExample(context[:c], tokens[:q], tokens[q : q + a], i, i, prefix_ids=(1, 2, 3))
         for i, (context, c, tokens, q, a) in enumerate(zip(*columns, strict=True))

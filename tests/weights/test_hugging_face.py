@@ -19,10 +19,18 @@ from tests.helpers.tiny import projections
 
 TINY = KNOWN["tiny-random"].config
 HF = {
-    "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-    "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 2048,
-}  # fmt: skip
+    "model_type": "llama",
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "max_position_embeddings": 2048,
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +63,12 @@ REPLICATED = MeshConfig()
 
 
 def load(path_or_random, mesh=REPLICATED, dtype="float32", scan=True):
-    model = ModelConfig(name="tiny-random" if path_or_random == "random" else "x",
-                        path=str(path_or_random), dtype=dtype, scan_layers=scan)  # fmt: skip
+    model = ModelConfig(
+        name="tiny-random" if path_or_random == "random" else "x",
+        path=str(path_or_random),
+        dtype=dtype,
+        scan_layers=scan,
+    )
     return load_base(resolve(model), model, make_mesh(mesh))
 
 

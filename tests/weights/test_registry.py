@@ -68,8 +68,9 @@ def test_an_offline_hub_says_what_to_do():
 
 
 @pytest.mark.parametrize(
-    ("error", "says"), [("GatedRepoError", "accept its licence"), ("RepositoryNotFoundError", "check the name")]
-)  # fmt: skip
+    ("error", "says"),
+    [("GatedRepoError", "accept its licence"), ("RepositoryNotFoundError", "check the name")],
+)
 def test_hub_refusals_say_what_to_do(error, says, monkeypatch):
     import huggingface_hub
     from huggingface_hub import errors
