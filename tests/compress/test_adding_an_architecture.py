@@ -29,6 +29,7 @@ CONFIG = TRAINED.replace(
 )
 
 
+@pytest.mark.slow
 def test_a_class_of_ones_own_trains_is_scored_and_answers(tmp_path):
     metrics = run_single_ablation(CONFIG, tmp_path / "run")
     assert metrics["steps"] == 2 and 0 <= metrics["final_f1"] <= 1

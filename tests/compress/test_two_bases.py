@@ -47,6 +47,7 @@ def test_the_same_base_given_twice_is_the_base_alone(rng):
     assert "encoder_base" not in split_model(model_of())[2]
 
 
+@pytest.mark.slow
 def test_it_trains_on_a_mesh_and_neither_base_changes(rng):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     model = model_of(tiny_base(OTHER, seed=3))

@@ -19,6 +19,7 @@ from tests.helpers.runs import ASKED as CONFIG
 from tests.helpers.runs import write_run
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_evaluation(rundir, engine, examples, tmp_path):
     evaluate_run(rundir, output=tmp_path / "predictions.json")
     predictions = json.loads((tmp_path / "predictions.json").read_text())

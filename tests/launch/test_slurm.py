@@ -57,6 +57,7 @@ def test_a_finished_run_is_left_alone_and_a_number_too_high_is_refused(sweep, tm
     assert done.returncode and "there is no run of that number" in done.stderr
 
 
+@pytest.mark.slow
 def test_several_hosts_are_given_the_run_of_that_name(sweep, tmp_path):
     """`srun` is not here: what it would be given is said before."""
     done = bash("multi_host.sh", sweep, tmp_path, "M16")

@@ -160,6 +160,7 @@ def shown(window, column=0):
     return [row.locator("th,td").nth(column).inner_text() for row in rows.all()]
 
 
+@pytest.mark.slow
 def test_in_a_browser_tables_sort_and_filter(browser, page):
     window = visit(browser, page)
     titles = [title.inner_text() for title in window.locator("#results thead th").all()]
@@ -179,6 +180,7 @@ def test_in_a_browser_tables_sort_and_filter(browser, page):
     assert shown(window) == ["M32_gist", "M64_gist"]
 
 
+@pytest.mark.slow
 def test_in_a_browser_predictions_are_filtered_by_text_kind_and_run(browser, page):
     window = visit(browser, page)
     rows = window.locator("#predictions tbody tr:visible")
@@ -195,6 +197,7 @@ def test_in_a_browser_predictions_are_filtered_by_text_kind_and_run(browser, pag
     assert rows.first.locator("td:visible").count() == cells - 1
 
 
+@pytest.mark.slow
 def test_in_a_browser_the_slots_words_are_marked(browser, page):
     window = visit(browser, page)
     alpha = "[...document.querySelectorAll('#words span')].map(s => s.style.background)"
@@ -207,6 +210,7 @@ def test_in_a_browser_the_slots_words_are_marked(browser, page):
     assert window.locator("#words").inner_text() == "The old <bridge>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser_it_reads_in_both_schemes_and_fits_a_phone(browser, page, scheme):
     window = visit(browser, page, color_scheme=scheme, viewport={"width": 360, "height": 740})
