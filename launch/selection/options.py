@@ -1,0 +1,139 @@
+"""Options of a run of `launch.selection.run`, and the sizes that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from gistjax.errors import ConfigError
+
+RATIOS = (1, 2, 4, 8, 16, 32)
+"""Tokens an entry. Every compressed context can be read at each of them."""
+
+SCORERS = ("mlp", "linear", "conv", "cross", "gist")
+
+
+class Bucket(NamedTuple):
+    """A static shape: contexts of up to `length` tokens, and a tail for their questions."""
+
+    length: int  # prompt before the context included
+    tail: int  # tokens of all questions of a context, for one of the ratios that they are read at
+    share: float  # of --batch: long contexts come in smaller batches
+
+
+BUCKETS = (
+    Bucket(152, 128, 1.25),
+    Bucket(216, 128, 1.0),
+    Bucket(312, 144, 0.75),
+    Bucket(536, 160, 0.375),
+)
+TINY_BUCKETS = (Bucket(88, 80, 1.0),)
+
+
+def _option(default: Any, about: str) -> Any:
+    return field(default=default, metadata={"about": about})
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is trained, from what, and what is evaluated. Each field is a flag."""
+
+    name: str = _option("run", "Name of the files that are written.")
+    data: str = _option("data", "Folder that launch.selection.prepare wrote.")
+    out: str = _option("out", "Folder of the files that are written.")
+    init: str = _option("", "Trained leaves to start from; several, with commas: their mean.")
+    seed: int = _option(0, "Order of the data and draw of the ratios.")
+    # training
+    seconds: float = _option(0.0, "Training stops at this time after the start; 0: no training.")
+    epochs: float = _option(1.0, "Passes over the questions, if the time allows.")
+    lr: float = _option(3e-4, "Peak learning rate of the adapters.")
+    batch: int = _option(32, "Contexts a step, of up to 193 tokens.")
+    rank: int = _option(64, "Rank of the adapters.")
+    full: bool = _option(False, "Train and evaluate on the full context: nothing is cut.")
+    adapters: int = _option(1, "2: one for prompt and context, one for question and answer.")
+    bidirectional: bool = _option(False, "Context tokens see the whole context.")
+    teacher: str = _option("", "Leaves of the full-context model, for --kl.")
+    kl: float = _option(0.0, "Weight of the KL divergence to the teacher's distribution.")
+    # selection
+    score: str = _option("kvzip", f"What chooses entries: kvzip, or {', '.join(SCORERS)}.")
+    warm: float = _option(0.1, "Part of the steps in which KVzip still chooses.")
+    temperature: float = _option(0.0, "Of the straight-through gate; 0: no gate.")
+    teach_after: float = _option(1.0, "Weight of the regression on KVzip after --warm.")
+    open: bool = _option(False, "Let the loss reach the encoder through the scorer.")
+    bias: bool = _option(False, "Learn a bias a KV head, times log(tokens an entry).")
+    spread: str = _option("global", "global: one budget over all KV heads; profile: fixed parts.")
+    profile: str = _option("", "File of the fixed parts: written by --calibrate, else read.")
+    calibrate: bool = _option(False, "Write the mean part of each KV head to --profile.")
+    # evaluation
+    evaluate: str = _option("", "What to score: held:N, validation:N or nq:N; several with commas.")
+    also: str = _option("", "Further evaluations of the same leaves: score@spread,…")
+    ratios: str = _option("1,2,4,8,16,32", "Tokens an entry to evaluate at.")
+    eval_batch: int = _option(32, "Contexts a batch in evaluation.")
+    time: bool = _option(False, "Measure the time to compress.")
+    cudnn: bool = _option(True, "Use cuDNN's attention where the encoder is causal and it agrees.")
+    tiny: bool = _option(False, "Rehearse on the CPU: two random layers, short contexts.")
+
+    def __post_init__(self) -> None:
+        for score, spread in [(self.score, self.spread), *self.more]:
+            if score not in ("kvzip", *SCORERS) or spread not in ("global", "profile"):
+                raise ConfigError(
+                    f"{score}@{spread} is no way to choose entries: the score is kvzip or "
+                    f"{', '.join(SCORERS)}, the spread global or profile."
+                )
+        if self.kl and not self.teacher:
+            raise ConfigError("--kl needs a --teacher: the leaves of a full-context run.")
+        if (self.calibrate or "profile" in dict(self.more).values()) and not self.profile:
+            raise ConfigError("where are the fixed parts? Name their file with --profile=FILE.")
+
+    @property
+    def more(self) -> list[tuple[str, str]]:
+        """Pairs of score and spread named by --also."""
+        return [(s, p) for s, _, p in (e.partition("@") for e in self.also.split(",") if e)]
+
+    @property
+    def learned(self) -> bool:
+        """True if a learned scorer chooses, after its warm-up."""
+        return self.score != "kvzip"
+
+    @property
+    def copies(self) -> int:
+        """Number of ratios that are drawn for a question in training."""
+        return 1 if self.full else 2
+
+    @property
+    def ratio_ids(self) -> list[int]:
+        """Places in `RATIOS` that are evaluated."""
+        return [0] if self.full else [RATIOS.index(int(r)) for r in self.ratios.split(",")]
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        return TINY_BUCKETS if self.tiny else BUCKETS
+
+    @property
+    def new_tokens(self) -> int:
+        """Longest answer that is written."""
+        return 3 if self.tiny else 24
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Define a flag for each option."""
+    define = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    for option in fields(Options):
+        define_one = define[type(option.default)]
+        define_one(option.name, option.default, option.metadata["about"], flag_values=values)
+
+
+def from_flags(values: flags.FlagValues) -> Options:
+    """Return the options of a command line.
+
+    Raises:
+        ConfigError: if two of them do not go together.
+    """
+    return Options(**{option.name: values[option.name].value for option in fields(Options)})

@@ -1,0 +1,146 @@
+"""Selection of key/value entries: budgets, the straight-through gate, what is thrown away."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch.selection import budget, prepare
+from launch.selection.attention import Part, attend
+from launch.selection.batches import Split, group_questions, question_batch
+from launch.selection.leaves import load, new_leaves, save
+from launch.selection.model import encoder_and_decoder, random_base
+from launch.selection.options import RATIOS, Options
+from launch.selection.passes import Entries, Frozen, compress, read_tails, real_tokens
+from launch.selection.run import run
+
+TINY = {"tiny": True, "rank": 2, "batch": 2, "eval_batch": 2, "cudnn": False}
+LEARNED = {"score": "mlp", "temperature": 1.0, "adapters": 2, "bidirectional": True}
+
+
+def encode(texts):
+    return [[ord(c) % 128 + 300 for c in text[-30:]] for text in texts]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    texts = prepare.Texts()
+    rng = np.random.default_rng(0)
+    golds = {}
+    for article in range(6):
+        texts.add(article, "".join(rng.choice(list("abcdefgh "), 24 + article)))
+        for _ in range(3):
+            golds[f"q{len(golds)}"] = ["ab"]
+            texts.ask(f"q{len(golds) - 1}", "who?", ["ab"])
+    for name in ("train", "validation"):
+        prepare.write_split(texts, name, encode, folder)
+    with np.load(folder / "train.npz") as file:
+        arrays = dict(file)
+    arrays["held"] = np.arange(6) >= 4  # so few questions would all be held out
+    np.savez(folder / "train.npz", **arrays)
+    prepare.write_prompt(lambda texts: [[5, 6, 7], [8, 9], [2]], folder)
+    (folder / "golds.json").write_text(json.dumps(golds))
+    (folder / "vocab.json").write_text(json.dumps(["x"] * 49152))
+    return folder
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 24])
+def test_nth_largest_is_exact(rng, n):
+    x = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    x[0, 0] = -np.inf
+    found = budget.nth_largest(jnp.array(x), jnp.array([n]), (0, 1, 2))
+    assert float(found.squeeze()) == np.sort(x.ravel())[::-1][n - 1]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_budgets_are_exact(rng, fixed):
+    L, B, K, T = 3, 2, 2, 40
+    length = np.array([33, 17])
+    context = np.arange(T)[None] < length[:, None]
+    score = jnp.array(rng.normal(size=(L, B, K, T)), jnp.float32)
+    profile = rng.uniform(0.01, 1, (L, K, 6)).astype(np.float32)
+    profile[0, 0] = 0.9  # keeps all it has at low ratios; the others share the rest
+    profile[..., 0] = 1
+    cut = budget.cut_by_score(score, context, length, jnp.array(profile) if fixed else None)
+    wanted = np.ceil(length[:, None] / np.array(RATIOS)) * L * K
+    kept = np.asarray(cut.kept_LxBxKxR)
+    if fixed:  # where a KV head keeps all it has, its surplus is not given to others
+        assert (kept.sum((0, 2)) <= wanted).all()
+        np.testing.assert_array_equal(kept.sum((0, 2))[:, 2:], wanted[:, 2:])
+    else:
+        np.testing.assert_array_equal(kept.sum((0, 2)), wanted)
+
+
+def test_gate_is_hard_forward_and_reaches_what_was_thrown_away(rng):
+    q, k, v = (
+        jnp.array(rng.normal(size=s), jnp.float32) for s in [(1, 2, 1, 2, 4)] + [(1, 6, 1, 4)] * 2
+    )
+    score = jnp.array(rng.normal(size=(1, 1, 1, 6)), jnp.float32)
+    threshold = jnp.sort(score)[..., 3:4]
+    mask = score >= threshold
+    context = jnp.ones((1, 1, 1, 6), bool)
+
+    def read(score):
+        gate = budget.straight_through(mask, score, threshold, context, 1.0)
+        return attend(q, Part(k, v, mask, gate=gate))
+
+    hard = attend(q, Part(k, v, mask))
+    np.testing.assert_allclose(read(score), hard, rtol=1e-6, atol=1e-6)
+    gradient = jax.grad(lambda s: (read(s) ** 2).sum())(score)
+    assert (np.abs(gradient[~mask]) > 1e-6).all() and (np.abs(gradient[mask]) > 1e-6).all()
+
+
+def test_entries_thrown_away_cannot_change_an_answer(data, rng):
+    options = Options(data=str(data), ratios="8", **TINY, **LEARNED)
+    frozen = Frozen(random_base(data), None, None)
+    leaves = new_leaves(frozen.base, options)
+    split = Split(data, "validation")
+    groups = group_questions(split, options.buckets, None)[0][:2]
+    batch, _ = question_batch(split, groups, 2, 0, options)
+    layers = encoder_and_decoder(frozen.base, leaves)
+    found = compress(frozen, leaves, layers, batch, options)
+    at = found.cut.threshold_LxBxKxR[..., RATIOS.index(8), None]
+    context = real_tokens(frozen.base, batch).context_BxT[None, :, None]
+    kept = (context & (found.cut.score_LxBxKxT >= at)).swapaxes(2, 3)[..., None]
+    gone = (context & (found.cut.score_LxBxKxT < at)).swapaxes(2, 3)[..., None]
+    noise = jnp.array(rng.normal(size=found.entries.keys.shape) * 5, jnp.float32)
+    real = batch.question_BxM >= 0
+
+    def hidden(over):
+        noisy = Entries(*(jnp.where(over, noise, x) for x in found.entries))
+        compressed = found._replace(entries=noisy)
+        return read_tails(frozen.base, layers[1], None, compressed, batch, options)[0][real]
+
+    plain = hidden(jnp.zeros_like(gone))
+    np.testing.assert_array_equal(hidden(gone), plain)
+    assert np.abs(hidden(kept) - plain).max() > 1e-3
+
+
+def test_int8_leaves_are_close(data, tmp_path):
+    leaves = new_leaves(random_base(data), Options(**TINY, **LEARNED))
+    save(leaves, tmp_path / "x.npz", bits=8)
+    loaded = load(tmp_path / "x.npz")
+    assert jax.tree.structure(loaded) == jax.tree.structure(leaves)
+    for a, b in zip(jax.tree.leaves(leaves), jax.tree.leaves(loaded), strict=True):
+        np.testing.assert_allclose(a, b, atol=float(jnp.abs(a).max()) / 200 + 1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_writes_what_it_promises(data, tmp_path):
+    out = {"data": str(data), "out": str(tmp_path), "seconds": 600.0}
+    run(Options(name="full", full=True, epochs=2.0, **out, **TINY))
+    teacher = str(tmp_path / "full.npz")
+    profile = {"profile": str(tmp_path / "p.npz"), "calibrate": True, "also": "mlp@profile"}
+    more = {"kl": 0.5, "teacher": teacher, "init": teacher, "epochs": 4.0, "evaluate": "held:4"}
+    found = run(Options(name="cut", **more, **profile, **out, **TINY, **LEARNED))
+    assert np.isfinite([h["loss"] for h in found["train"]["history"]]).all()
+    assert set(found["held:4|mlp@profile"]["table"]) == set(RATIOS)
+    parts = np.load(tmp_path / "p.npz")["profile"]
+    assert (np.diff(parts, axis=-1) <= 0).all()
+    assert "mlp/w1" in " ".join(np.load(tmp_path / "cut.q8.npz").files)
+    assert json.loads((tmp_path / "cut.held4.mlp-global.json").read_text()).keys() == {
+        str(r) for r in RATIOS
+    }
