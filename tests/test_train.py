@@ -116,6 +116,7 @@ run_single_ablation(UNSCORED, {str(workdir)!r})
     assert steps == [1, 2, 3, 4, 5, 6], "each step is logged once"
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(finished, tmp_path):
     rundir = shutil.copytree(finished[0], tmp_path / "copy")
     before = (rundir / "metrics.jsonl").read_bytes()

@@ -84,7 +84,15 @@ def test_wider_padding_changes_nothing(name, form, rng):
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
-@pytest.mark.parametrize("slots", [*SLOTS, INSIDE], ids=["packed", "means", "ends", "inside"])
+@pytest.mark.parametrize(
+    "slots",
+    [
+        pytest.param(SLOTS[0], id="packed"),
+        pytest.param(SLOTS[1], id="means", marks=pytest.mark.slow),
+        pytest.param(SLOTS[2], id="ends", marks=pytest.mark.slow),
+        pytest.param(INSIDE, id="inside", marks=pytest.mark.slow),
+    ],
+)
 def test_cached_answers_equal_uncached_ones(name, form, slots, rng):
     model = Compiled(tiny_model(name, slot_form=form, **slots))
     ids, length, tokens, tokens_length = inputs(rng)

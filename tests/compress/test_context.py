@@ -36,7 +36,7 @@ def pieces_of(model, rng, lengths=(16, 9)):
     return contexts, ids
 
 
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS)
 def test_one_piece_joined_answers_as_the_piece(form, scan, rng):
     model = Compiled(tiny_model("gist", base=tiny_base(scan=scan), **FORMS[form]))

@@ -28,6 +28,7 @@ def model_of(encoder_base=None, config=CONFIG, base=None):
     return CompressedLM(base or tiny_base(), config, jax.random.key(0), encoder_base)
 
 
+@pytest.mark.slow
 def test_the_encoder_reads_through_its_own_base(rng):
     ids, length = jnp.array(rng.integers(0, 61, (2, 16))), jnp.array([16, 9])
     model, encoder = model_of(tiny_base(OTHER, seed=3)), tiny_base(OTHER, seed=3)

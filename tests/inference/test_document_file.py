@@ -47,6 +47,7 @@ def test_a_saved_document_answers_as_before(config, examples, file, tmp_path):
         assert opened.ask(example.question).text == document.ask(example.question).text
 
 
+@pytest.mark.slow
 def test_a_text_in_pieces_is_kept_too(engine, examples, file):
     text = " ".join(dict.fromkeys(example.context for example in examples))
     document = engine.compress(text[:1500])

@@ -40,7 +40,10 @@ def one_device():
     return run(mesh, micro_batches(np.random.default_rng(0)))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout",
+    [name if name == "fsdp" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS],
+)
 def test_every_layout_gives_the_loss_of_one_device(layout, one_device, caplog):
     with jax.log_compiles():
         losses, _ = run(make_mesh(LAYOUTS[layout]), micro_batches(np.random.default_rng(0)))
@@ -50,6 +53,7 @@ def test_every_layout_gives_the_loss_of_one_device(layout, one_device, caplog):
     assert len(compiled) == 1, "a step compiles once"
 
 
+@pytest.mark.slow
 def test_unrolled_layers_give_the_loss_of_one_device(one_device, monkeypatch):
     """And so do answers decoded with adapters beside the weights."""
     monkeypatch.setattr("gistjax.training.losses.MERGE_UP_TO", 0)
