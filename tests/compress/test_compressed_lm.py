@@ -34,6 +34,12 @@ SLOTS = [
     {"slot_start": "window_ends", "slot_positions": "spread", "ratio": 3.0},
 ]
 INSIDE = {"slot_place": "inside", "slot_start": "window_ends", "ratio": 3.0}
+PLACES = [
+    pytest.param(SLOTS[0], id="packed"),
+    pytest.param(SLOTS[1], id="means", marks=pytest.mark.slow),
+    pytest.param(SLOTS[2], id="ends", marks=pytest.mark.slow),
+    pytest.param(INSIDE, id="inside", marks=pytest.mark.slow),
+]
 
 
 def inputs(rng, B=3, C=16, S=7):
@@ -84,15 +90,7 @@ def test_wider_padding_changes_nothing(name, form, rng):
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
-@pytest.mark.parametrize(
-    "slots",
-    [
-        pytest.param(SLOTS[0], id="packed"),
-        pytest.param(SLOTS[1], id="means", marks=pytest.mark.slow),
-        pytest.param(SLOTS[2], id="ends", marks=pytest.mark.slow),
-        pytest.param(INSIDE, id="inside", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("slots", PLACES)
 def test_cached_answers_equal_uncached_ones(name, form, slots, rng):
     model = Compiled(tiny_model(name, slot_form=form, **slots))
     ids, length, tokens, tokens_length = inputs(rng)
@@ -312,7 +310,7 @@ def test_slots_inside_the_context_are_its_windows_last_tokens(rng):
     np.testing.assert_array_equal(kept.valid_BxX.sum(1), [6, 3, 1])
 
 
-@pytest.mark.parametrize("slots", [*SLOTS, INSIDE], ids=["packed", "means", "ends", "inside"])
+@pytest.mark.parametrize("slots", PLACES)
 def test_slots_as_keys_and_values_are_those_under_the_gist_mask(slots, rng):
     model = Compiled(
         tiny_model("gist", slot_form="key_values", base=tiny_base(scan=False), **slots)

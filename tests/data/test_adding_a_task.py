@@ -76,6 +76,7 @@ def test_prompt_and_lengths_are_the_tasks(notes):
     assert len(validation_rows) == 4, "every question is scored"
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_it_and_is_evaluated(notes, tmp_path):
     config = TRAINED.replace(max_steps=3, checkpoint_every=3, data=data_of(notes))
     metrics = train.run_single_ablation(config, tmp_path / "run")
