@@ -390,6 +390,7 @@ def test_answer_positions_start_at_the_last_question_token():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slot_form", "scan"), [("soft_tokens", False), ("key_values", False), ("soft_tokens", True)]
 )

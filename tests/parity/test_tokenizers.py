@@ -15,6 +15,7 @@ TEXTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_smollm2_ids_equal_those_of_transformers(smollm2_path, their_tokenizer):
     ours, theirs = gguf_tokenizer(GgufReader(smollm2_path)), their_tokenizer
     for text in TEXTS:
@@ -89,6 +90,7 @@ def tiktoken_31(meta_tokenizer):
     )
 
 
+@pytest.mark.slow
 def test_llama_31_ids_equal_tiktokens(llama_31, tiktoken_31):
     for text in TEXTS:
         if "<|" not in text:
