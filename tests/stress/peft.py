@@ -32,7 +32,7 @@ from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.model.llama import Llama
 from gistjax.runtime import cli
 from gistjax.runtime.sharding import one_device
-from gistjax.weights.registry import load_base, resolve
+from gistjax.weights.registry import base_hash, load_base, resolve
 from gistjax.weights.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,8 @@ def write_run(folder: Path, config: CompressionConfig, base: Llama, seed: int) -
     )
     folder.mkdir()
     export_trainable(trainable, folder / "compressor.safetensors", {})
-    (folder / "config.json").write_text(json.dumps({"config": config.to_json()}))
+    about = {"config": config.to_json(), "base_sha256": base_hash(base)}
+    (folder / "config.json").write_text(json.dumps(about))
     return folder
 
 
