@@ -65,12 +65,14 @@ def test_the_full_context_is_said_to_be_of_the_untuned_base(command, capsys):
     assert re.search(r"49 tokens, \d+ ms, \d+ ms a token$", shown[4])
 
 
+@pytest.mark.slow
 def test_every_context_is_asked_about(command, capsys, tmp_path):
     (tmp_path / "more.txt").write_text(TEXT)
     command("--context=text.txt", "--context", "more.txt", "Who wrote?", "--json")
     assert json.loads(capsys.readouterr().out)["tokens"] == 2 * len(TEXT) + 2
 
 
+@pytest.mark.slow
 def test_a_keyboard_is_told_how_to_leave(command, capsys, monkeypatch):
     lines = iter(["Who wrote?", ""])
     monkeypatch.setattr(sys, "stdin", io.StringIO())
@@ -94,6 +96,7 @@ def test_a_ratio_is_checked(command):
         command("--document=kept", "Who wrote?", "--ratio=2")
 
 
+@pytest.mark.slow
 def test_text_or_questions_come_from_standard_input(command, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
     command("--context=-", "Who wrote?", "--json")

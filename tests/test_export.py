@@ -63,6 +63,7 @@ def command(rundir, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_an_exported_folder_is_loaded_like_a_run_and_has_a_card(command, rundir, tmp_path):
     out = command("--output", str(tmp_path / "out"))
     assert out["files"] == ["README.md", "compressor.safetensors", "config.json"]
@@ -117,6 +118,7 @@ def test_an_adapter_of_random_weights_is_written_with_a_warning(command, caplog,
     assert config["base_model_name_or_path"] == "tiny-random"
 
 
+@pytest.mark.slow
 def test_prompt_embeddings_give_the_same_answer_at_consecutive_positions(command, rundir, tmp_path):
     """What an engine does: one causal pass over the embeddings, positions 0, 1, 2 …, with the
     decoder's LoRA.

@@ -39,6 +39,7 @@ def test_alone_it_lists_the_commands(monkeypatch, capsys):
     assert capsys.readouterr().out.strip() == gistjax.__version__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [

@@ -111,6 +111,7 @@ def row(id_: str, question: str, prediction: str, f1: float = 0.0) -> dict:
     return {"id": id_, "question": question, "prediction": prediction, "f1": f1}
 
 
+@pytest.mark.slow
 def test_commands(tmp_path):
     article = {"title": "t", "paragraphs": paragraphs(12).split("\n\n")}
     (tmp_path / "text.jsonl").write_text(json.dumps(article))
@@ -154,6 +155,7 @@ def test_commands(tmp_path):
     assert all(e.question == f"What of {e.id}?" for e in train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -182,6 +184,7 @@ def refused(done, told):
 PREDICTED = [row("a", "Which question is answered by: Ada", "Who?")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("paragraphs", "predictions", "told"),
     [

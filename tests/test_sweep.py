@@ -203,6 +203,7 @@ def test_the_mean_of_an_earlier_runs_seeds_as_a_start(tmp_path):
         read_sweep(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path / "out", [])
 
 
+@pytest.mark.slow
 def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_none(tmp_path):
     runs = [
         {"name": "first", "config": "configs/ablation.py:pooling,64"},
@@ -273,6 +274,7 @@ def test_chosen_runs_and_a_mistyped_one():
 SWEEPS = sorted((ROOT / "launch/sweeps").glob("*.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_sweeps_are_valid(path):
     for run in read_sweep(path, Path("out"), ["--config.text.path=text"]):

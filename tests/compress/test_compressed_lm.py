@@ -48,6 +48,7 @@ def inputs(rng, B=3, C=16, S=7):
     return ids, jnp.array([16, 9, 3][:B]), tokens, jnp.array([7, 4, 5][:B])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_head_with_every_encoder(name, encoder, rng):
@@ -89,6 +90,7 @@ def test_wider_padding_changes_nothing(name, form, rng):
     np.testing.assert_allclose(np.asarray(narrow)[real], np.asarray(wide)[:, :7][real], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), FORMS)
 @pytest.mark.parametrize("slots", PLACES)
 def test_cached_answers_equal_uncached_ones(name, form, slots, rng):
@@ -108,6 +110,7 @@ def test_cached_answers_equal_uncached_ones(name, form, slots, rng):
         sequence[rows, ends + step] = best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), [("gist", "soft_tokens"), ("gist", "key_values")])
 def test_an_answer_does_not_depend_on_its_batch(name, form, rng):
     model = Compiled(tiny_model(name, slot_form=form))
@@ -161,6 +164,7 @@ def one_layer_of_gist():
     return functools.partial(model.in_sequence, PREFIX), jax.jit(jax.grad(last_state))
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), min_size=2, max_size=2),
     st.integers(0, 2**31),
@@ -182,6 +186,7 @@ def test_what_follows_the_slots_does_not_see_the_context(lengths, seed):
     assert ((grad[:, 9:] > 0) == (np.arange(4) < used[:, None])).all()
 
 
+@pytest.mark.slow
 def test_deeper_bases_see_the_context_through_the_slots_alone(rng):
     model = tiny_model("gist", slot_form="key_values")
     ids, length, tokens, tokens_length = inputs(rng)
@@ -242,6 +247,7 @@ def test_mean_pool_of_one_token_a_slot_is_the_uncompressed_model(rng):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("slots", SLOTS[1:])
 def test_training_starts_at_the_uncompressed_model(name, slots, rng):
@@ -283,6 +289,7 @@ def test_each_row_may_have_its_own_ratio(rng):
         chex.assert_trees_all_close(h[b, :n], expected[b, :n], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_slots_inside_the_context_start_at_the_uncompressed_model(name, rng):
     ids, length, tokens, tokens_length = inputs(rng)
@@ -297,6 +304,7 @@ def test_slots_inside_the_context_start_at_the_uncompressed_model(name, rng):
     )
 
 
+@pytest.mark.slow
 def test_slots_inside_the_context_are_its_windows_last_tokens(rng):
     ids, length, *_ = inputs(rng)
     model = Compiled(tiny_model("gist", slot_form="key_values", target_length=16, **INSIDE))
@@ -310,6 +318,7 @@ def test_slots_inside_the_context_are_its_windows_last_tokens(rng):
     np.testing.assert_array_equal(kept.valid_BxX.sum(1), [6, 3, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", PLACES)
 def test_slots_as_keys_and_values_are_those_under_the_gist_mask(slots, rng):
     model = Compiled(
@@ -323,6 +332,7 @@ def test_slots_as_keys_and_values_are_those_under_the_gist_mask(slots, rng):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -349,6 +359,7 @@ def test_a_memory_that_is_read_once_answers_each_question_as_if_alone(name, chan
     )
 
 
+@pytest.mark.slow
 def test_an_encoder_of_its_own_makes_the_keys_and_values(rng):
     model = tiny_model("mean_pool", slot_form="key_values", encoder=ENCODERS["lora"])
     graphdef, trainable, frozen = nnx.split(model, Trainable, ...)
@@ -384,6 +395,7 @@ def test_trainable_leaves_are_lora_head_and_connector():
     assert [x.shape for x in jax.tree.leaves(frozen.compressor)] == [()]
 
 
+@pytest.mark.slow
 def test_answer_positions_start_at_the_last_question_token():
     np.testing.assert_array_equal(
         answer_positions(jnp.array([2, 4]), 3, size=6), [[1, 2, 3], [3, 4, 5]]

@@ -21,6 +21,7 @@ def test_one_compressor_has_one_shape_at_every_ratio(name):
     assert shapes(4.0) == shapes(8.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False])
 def test_an_encoder_adapts_the_layers_that_it_runs(scan, rng):
     base = tiny_base(scan=scan)

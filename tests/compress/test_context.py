@@ -36,6 +36,7 @@ def pieces_of(model, rng, lengths=(16, 9)):
     return contexts, ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS)
 def test_one_piece_joined_answers_as_the_piece(form, scan, rng):
@@ -67,6 +68,7 @@ def test_joined_pieces_stand_one_behind_another(form, rng):
         )  # values have no position
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["behind", "inside"])
 def test_turned_keys_are_those_of_the_same_pass_at_later_positions(form, rng):
     """Attention knows positions by their difference alone, so moving a whole pass changes its keys'

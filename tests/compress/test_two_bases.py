@@ -41,6 +41,7 @@ def test_the_encoder_reads_through_its_own_base(rng):
     assert float(jnp.abs(other - found).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_same_base_given_twice_is_the_base_alone(rng):
     ids, length = jnp.array(rng.integers(0, 61, (2, 16))), jnp.array([16, 9])
     one, two = (model_of(base).compress(PREFIX, ids, length) for base in (None, tiny_base()))

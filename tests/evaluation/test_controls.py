@@ -156,6 +156,7 @@ def surprising():
     return rows, measured(rows)
 
 
+@pytest.mark.slow
 def test_surprisal_is_the_negative_log_probability(surprising):
     rows, scores = surprising
     base = tiny_base()

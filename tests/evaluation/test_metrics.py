@@ -90,6 +90,7 @@ def test_properties(prediction, golds):
         assert score == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(prediction=WORDS, golds=st.lists(WORDS, min_size=1, max_size=4))
 def test_torchmetrics_agrees(prediction, golds):

@@ -36,6 +36,7 @@ def test_weights_of_a_slot_sum_to_one_over_real_tokens(name, rng):
         assert (row[:slots, n:] == 0).all() and (row >= 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pooling", "mean_pool", "conv"])
 def test_local_heads_read_what_moves_their_slots(name, rng):
     """A token has a part in a slot exactly where the slot's gradient says so."""
@@ -47,6 +48,7 @@ def test_local_heads_read_what_moves_their_slots(name, rng):
     np.testing.assert_array_equal(np.asarray(head.weights(states, *arguments))[0] > 0, moved)
 
 
+@pytest.mark.slow
 def test_attention_weights_are_those_that_attention_uses(rng):
     """With one head and values that are the states themselves, what is read is the weights' mean of
     the states.

@@ -10,6 +10,7 @@ from gistjax.inference.document import KEPT_STATES, QUESTION_TOKENS
 from gistjax.inference.recent import Recent
 
 
+@pytest.mark.slow
 def test_a_list_of_questions_gets_a_list_of_answers(engine, examples):
     document = engine.compress(examples[0].context)
     asked = [example.question for example in examples]
@@ -27,6 +28,7 @@ def test_an_answer_tells_its_cost(engine, examples):
     assert answer.seconds_per_token == answer.seconds / answer.tokens > 0
 
 
+@pytest.mark.slow
 def test_few_decode_states_are_kept(engine, examples):
     """One for each length of question would be four."""
     document = engine.compress(examples[0].context)

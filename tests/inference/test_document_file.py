@@ -36,6 +36,7 @@ def rewrite(file, arrays=None, **metadata):
     save_tensors(file, theirs if arrays is None else arrays, {**about, **metadata})
 
 
+@pytest.mark.slow
 @FORMS
 def test_a_saved_document_answers_as_before(config, examples, file, tmp_path):
     document = gistjax.load(write_run(tmp_path / "run", config)).compress(examples[0].context)
@@ -58,6 +59,7 @@ def test_a_text_in_pieces_is_kept_too(engine, examples, file):
     assert opened.ask(question).text == document.ask(question).text
 
 
+@pytest.mark.slow
 @FORMS
 def test_only_slots_in_use_are_kept_and_what_made_them(config, file, tmp_path):
     engine = gistjax.load(write_run(tmp_path / "run", config))
@@ -81,6 +83,7 @@ def test_only_slots_in_use_are_kept_and_what_made_them(config, file, tmp_path):
     assert about["base_sha256"] == engine.pretrained.base_sha256
 
 
+@pytest.mark.slow
 @FORMS
 def test_the_file_of_gistjax_0_1_is_opened(config, examples, file, tmp_path):
     """Which kept the row with its padding, under the names of the fields."""
@@ -139,6 +142,7 @@ def test_what_is_no_document_is_refused(engine, rundir, tmp_path):
         assert not is_document(name)
 
 
+@pytest.mark.slow
 @FORMS
 def test_a_document_without_all_of_its_arrays_is_refused(config, examples, file, tmp_path):
     engine = gistjax.load(write_run(tmp_path / "run", config))

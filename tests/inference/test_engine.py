@@ -31,6 +31,7 @@ def test_answers_are_those_of_the_evaluation(rundir, engine, examples, tmp_path)
         assert answer.seconds > 0 and document.seconds > 0
 
 
+@pytest.mark.slow
 def test_the_full_context_is_read_token_by_token(engine, examples):
     full = engine.full_context().compress(examples[0].context)
     assert full.slots == full.tokens == engine.compress(examples[0].context).tokens
@@ -80,6 +81,7 @@ def test_a_ratio_needs_a_compressor_that_has_one(engine, examples, tmp_path):
             without.compress(examples[0].context, 8.0)
 
 
+@pytest.mark.slow
 def test_packed_slots_of_one_piece_and_of_several_are_asked_in_turn(tmp_path):
     """In one shape: a program is compiled for each shape and dtype."""
     data = dataclasses.replace(CONFIG.data, context_tokens=256, context_buckets=(256,))
@@ -91,6 +93,7 @@ def test_packed_slots_of_one_piece_and_of_several_are_asked_in_turn(tmp_path):
     assert one.ask("Who wrote?").positions == 63 and several.ask("Who wrote?").positions < 63
 
 
+@pytest.mark.slow
 def test_long_texts_are_compressed_in_pieces(engine, examples):
     text = " ".join(dict.fromkeys(example.context for example in examples))
     document = engine.compress(text[:1500])
@@ -144,6 +147,7 @@ def test_the_base_of_the_quickstart_answers_from_a_paragraph():
     assert sum(right) >= 9
 
 
+@pytest.mark.slow
 def test_evaluating_at_a_ratio_that_was_not_trained_is_said(rundir, caplog):
     evaluate_run(rundir, CONFIG.replace(ratio=16.0))
     assert "trained with 8 tokens a slot" in caplog.text

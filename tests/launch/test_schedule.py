@@ -129,6 +129,7 @@ def _hold(folder, held, release):
         release.wait(60)
 
 
+@pytest.mark.slow
 def test_two_sweeps_in_one_folder_are_refused_until_the_first_is_gone(tmp_path):
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()

@@ -55,6 +55,7 @@ def test_nth_largest_is_exact(rng, n):
     assert float(found.squeeze()) == np.sort(x.ravel())[::-1][n - 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixed", [False, True])
 def test_budgets_are_exact(rng, fixed):
     L, B, K, T = 3, 2, 2, 40
@@ -74,6 +75,7 @@ def test_budgets_are_exact(rng, fixed):
         np.testing.assert_array_equal(kept.sum((0, 2)), wanted)
 
 
+@pytest.mark.slow
 def test_gate_is_hard_forward_and_reaches_what_was_thrown_away(rng):
     q, k, v = (
         jnp.array(rng.normal(size=s), jnp.float32) for s in [(1, 2, 1, 2, 4)] + [(1, 6, 1, 4)] * 2
@@ -93,6 +95,7 @@ def test_gate_is_hard_forward_and_reaches_what_was_thrown_away(rng):
     assert (np.abs(gradient[~mask]) > 1e-6).all() and (np.abs(gradient[mask]) > 1e-6).all()
 
 
+@pytest.mark.slow
 def test_entries_thrown_away_cannot_change_an_answer(data, rng):
     options = Options(data=str(data), ratios="8", **TINY, **LEARNED)
     frozen = Frozen(random_base(data), None, None)

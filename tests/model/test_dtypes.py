@@ -26,6 +26,7 @@ def bases(scan):
     return stored, cast
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("adapted", [True, False])
 def test_float32_compute_over_bfloat16_storage_equals_casting_the_weights(scan, adapted, rng):

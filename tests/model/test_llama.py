@@ -47,6 +47,7 @@ def test_every_base_weight_is_frozen():
     assert all(isinstance(leaf, Frozen) for leaf in leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scan", "remat"), [(False, False), (True, True), (False, True)])
 def test_unrolled_and_rematerialised_layers_give_the_same(rng, scan, remat):
     base, other = tiny_base(), tiny_base(scan=scan, remat=remat)
@@ -100,6 +101,7 @@ def test_gradients_prove_causality_and_padding(rng):
                 assert (influence[b, t, b, u] > 0) == may_see, (b, t, u)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False])
 def test_cache_in_pieces_equals_one_pass(rng, scan):
     base = tiny_base(scan=scan)

@@ -98,6 +98,7 @@ def test_llama_31_ids_equal_tiktokens(llama_31, tiktoken_31):
             assert ids == tiktoken_31.encode(text), text
 
 
+@pytest.mark.slow
 def test_llama_31_prompt(llama_31, tiktoken_31):
     """Prefix, question and end as Meta's chat format writes them, special ids included."""
     begin, start_header, end_header, end_turn = 128000, 128006, 128007, 128009

@@ -124,6 +124,7 @@ def test_output_that_nobody_reads_is_no_error():
     assert process.stderr.read() == b"" and process.wait(timeout=60) == 1
 
 
+@pytest.mark.slow
 def test_traceback_on_request():
     done, _ = run("--config=configs/gist_m64.py", "--config.target_length=9999", "--traceback")
     assert done.returncode != 0 and "Traceback" in done.stderr
@@ -139,6 +140,7 @@ def test_dry_run_of_8b_touches_no_weights_and_prints_one_json_line():
     assert result["memory_estimate_gib"]["base"] == pytest.approx(14.96, abs=0.01)
 
 
+@pytest.mark.slow
 def test_help_names_the_flags_and_on_request_the_keys():
     done, _ = run("--help")
     assert (

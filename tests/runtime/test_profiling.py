@@ -24,6 +24,7 @@ def test_two_calls_are_not_counted(monkeypatch):
     assert median_seconds(lambda: jnp.zeros(()), 3) == 2
 
 
+@pytest.mark.slow
 def test_rates_are_positive():
     rates = machine_rates()
     assert rates["matmul_tflops"] > 0 and rates["copy_tb_per_s"] > 0

@@ -139,6 +139,7 @@ def restored(folder):
         return checkpointer.restore(state_of(seed=9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["manifest.json", "_METADATA", "d/*", "ocdbt.process_0/d/*"])
 def test_a_damaged_step_is_named_and_set_aside_and_the_one_before_is_taken(
     name, saved_twice, caplog
@@ -153,6 +154,7 @@ def test_a_damaged_step_is_named_and_set_aside_and_the_one_before_is_taken(
     assert sorted(path.name for path in folder.iterdir()) == ["3", "6.damaged"]
 
 
+@pytest.mark.slow
 def test_a_step_can_be_saved_again_where_it_was_damaged(saved_twice):
     folder, states = saved_twice
     (folder / "6" / "manifest.json").unlink()

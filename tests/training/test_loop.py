@@ -77,6 +77,7 @@ def run(beginning, kind, folder, **config):
         train(state, frozen, Loop(config, mesh, OneBadStep(kind), step, checkpointer, log, stop))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_step_stops_before_it_is_saved(kind, beginning, tmp_path):
     with pytest.raises(TrainingError, match="bad step 5, 1 so far"):
@@ -91,6 +92,7 @@ def test_bad_steps_between_two_looks_are_not_saved_either(beginning, tmp_path):
     assert Checkpointer(tmp_path / "checkpoint").steps == [3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_step_is_skipped_and_counted(kind, beginning, tmp_path):
     run(beginning, kind, tmp_path, checkpoint_every=3, on_bad_step="skip")

@@ -64,6 +64,7 @@ def test_teacher_forcing_token_by_token(architecture, weights, rng):
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "slot_form, merge_up_to",
     [(form, width) for form in ("soft_tokens", "key_values") for width in (0, 1024)],
@@ -94,6 +95,7 @@ def test_generation_scores_gold_given_the_models_own_prefix(
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_every_loss_reaches_the_compressor(name, rng):
     model, batch = tiny_model("gist"), tiny_batch(rng)
@@ -124,6 +126,7 @@ def test_contrastive_against_a_plain_loop(rng):
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slot_form", ["soft_tokens", "key_values"])
 def test_questions_that_share_a_compression_have_the_loss_of_those_that_do_not(slot_form, rng):
     model, batch = tiny_model("gist", slot_form=slot_form), tiny_batch(rng, B=6)
@@ -191,6 +194,7 @@ def test_padding_rows_do_not_count(rng):
         np.testing.assert_allclose(parts[name], padded_parts[name], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_generation_gradient_is_that_of_its_own_prefix_read_at_once(rng):
     """The shared pass, cache and all, must give the gradient of reading question and own answer in
     one go.

@@ -40,6 +40,7 @@ def one_device():
     return run(mesh, micro_batches(np.random.default_rng(0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [name if name == "fsdp" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS],
@@ -64,6 +65,7 @@ def test_unrolled_layers_give_the_loss_of_one_device(one_device, monkeypatch):
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_split_weights_are_gathered_and_activations_are_not_summed():
     """A layer's weights twice for each reading: for its products, and for their gradients."""
     mesh = make_mesh(LAYOUTS["fsdp"])
@@ -87,6 +89,7 @@ def test_golden_losses(one_device):
 GOLDEN = [8.431521, 8.415631, 8.392308]
 
 
+@pytest.mark.slow
 def test_accumulation_equals_one_large_batch(rng):
     mesh = make_mesh(MeshConfig())
     batches = micro_batches(rng, K=4)
@@ -106,6 +109,7 @@ def first_metrics(mesh, batches, weights):
     return float(metrics["loss"]), float(metrics["grad_norm"])
 
 
+@pytest.mark.slow
 def test_base_bytes_do_not_change(rng):
     mesh = make_mesh(MeshConfig())
     encoder = EncoderConfig(kind="lora", lora=LoraConfig(rank=2))
@@ -122,6 +126,7 @@ def test_base_bytes_do_not_change(rng):
     assert digest(state.trainable) != trained_before
 
 
+@pytest.mark.slow
 def test_the_state_is_donated_and_the_base_is_not(rng):
     mesh = make_mesh(MeshConfig())
     state, frozen, step = start(mesh)
@@ -184,6 +189,7 @@ def content(state):
     return [leaf.tobytes() for leaf in jax.tree.leaves((state.trainable, state.opt_state))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_micro_batch_changes_neither_parameters_nor_optimizer(kind, guarded):
     before, after, on = guarded(None), guarded(None, kind), guarded(None, kind, None)

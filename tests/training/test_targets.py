@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gistjax.compress.compressed_lm import answer_positions
 from gistjax.config import MeshConfig
@@ -46,6 +47,7 @@ def log_softmax(model, batch):
     return np.asarray(jax.nn.log_softmax(model.base.logits(h)), np.float64)
 
 
+@pytest.mark.slow
 def test_targets_are_the_teachers_most_probable_tokens(rng):
     teacher, batch = tiny_model("none"), tiny_batch(rng)
     targets = targets_of(teacher, batch, TOP)
@@ -60,6 +62,7 @@ def test_targets_are_the_teachers_most_probable_tokens(rng):
             )
 
 
+@pytest.mark.slow
 def test_distillation_is_the_divergence_on_the_answer(rng):
     student, batch = tiny_model("pooling"), tiny_batch(rng)
     targets = targets_of(tiny_model("none"), batch, TOP)

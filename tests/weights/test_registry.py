@@ -34,6 +34,7 @@ def test_known_sizes(name):
     assert parameter_counts(model)["base"] == COUNTS[name]
 
 
+@pytest.mark.slow
 def test_random_weights_depend_on_the_seed_alone():
     model = ModelConfig(name="tiny-random", dtype="float32")
     source = resolve(model)
