@@ -49,6 +49,7 @@ def test_each_question_is_answered_from_slots_and_from_the_text(command, capsys)
         assert row["slots"]["seconds"] > 0 and row["full_context"]["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_people_see_question_answer_and_cost(command, capsys):
     command("--context", "text.txt", "Who wrote?")
     shown = capsys.readouterr().out.splitlines()
@@ -108,6 +109,7 @@ def test_text_or_questions_come_from_standard_input(command, capsys, monkeypatch
     assert from_lines["answers"][0]["slots"]["text"] == from_text["answers"][0]["slots"]["text"]
 
 
+@pytest.mark.slow
 def test_a_document_is_asked_without_the_text(command, capsys, tmp_path):
     command("--context=text.txt", "Who wrote?", "--save=kept.safetensors", "--json")
     before = json.loads(capsys.readouterr().out)
@@ -118,6 +120,7 @@ def test_a_document_is_asked_without_the_text(command, capsys, tmp_path):
     assert after["answers"][0]["slots"]["text"] == before["answers"][0]["slots"]["text"]
 
 
+@pytest.mark.slow
 def test_where_a_document_is_kept_is_said_and_what_it_replaces(command, caplog, tmp_path):
     caplog.set_level("INFO")
     for said in (

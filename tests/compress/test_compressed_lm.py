@@ -60,6 +60,7 @@ def test_every_head_with_every_encoder(name, encoder, rng):
     chex.assert_shape(model.states(memory, tokens, tokens_length), (3, 7, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_padding_tokens_change_nothing(name, form, rng):
     encoder = ENCODERS["embeddings" if form == "key_values" else "bidirectional"]

@@ -49,6 +49,7 @@ def test_one_piece_joined_answers_as_the_piece(form, scan, rng):
     assert alone.size == 8 and alone.slots_B[0] == piece.slots_B[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_joined_pieces_stand_one_behind_another(form, rng):
     model = Compiled(tiny_model("gist", **FORMS[form]))

@@ -85,6 +85,7 @@ def test_a_bad_step_stops_before_it_is_saved(kind, beginning, tmp_path):
     assert Checkpointer(tmp_path / "checkpoint").steps == [3, 4]
 
 
+@pytest.mark.slow
 def test_bad_steps_between_two_looks_are_not_saved_either(beginning, tmp_path):
     """Steps are looked at where they are logged or saved; a good one in between hides nothing."""
     with pytest.raises(TrainingError, match="bad step 5, 1 so far"):

@@ -81,6 +81,7 @@ def test_split_weights_are_gathered_and_activations_are_not_summed():
     assert not re.search(rf"f32\[\d+,{T},\d+\]\S* all-reduce\(", program)
 
 
+@pytest.mark.slow
 def test_golden_losses(one_device):
     """Pinned: a change here is a change of what is computed."""
     np.testing.assert_allclose(one_device[0], GOLDEN, rtol=1e-4)
@@ -200,6 +201,7 @@ def test_a_bad_micro_batch_changes_neither_parameters_nor_optimizer(kind, guarde
     assert (after.health.bad_in_a_row, on.health.bad_in_a_row, on.health.bad_steps) == (1, 0, 1)
 
 
+@pytest.mark.slow
 def test_bad_steps_are_counted_in_all_and_in_a_row(guarded):
     health = guarded("nan loss", "inf loss", None, "nan gradient", "nan gradient", "spike").health
     assert (health.bad_steps, health.bad_in_a_row, health.last_bad_step) == (5, 3, 6)

@@ -79,6 +79,7 @@ def test_distillation_is_the_divergence_on_the_answer(rng):
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_to_learn_from_oneself(rng):
     model, batch = tiny_model("none"), tiny_batch(rng)
     targets = targets_of(model, batch, 61)
