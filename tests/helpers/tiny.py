@@ -42,7 +42,7 @@ TINY = LlamaConfig(
 )
 
 
-PREFIX = jnp.array([1, 2, 3])
+PREFIX = np.array([1, 2, 3], np.int32)
 """The prompt before every context."""
 
 
@@ -135,7 +135,7 @@ def tiny_batch(rng: np.random.Generator, B: int = 4, C: int = 16, S: int = 9) ->
     context_ids, context_length = rng.integers(0, 61, (B, C)), rng.integers(5, C + 1, B)
     context_ids[1], context_length[1] = context_ids[0], context_length[0]
     batch = Batch(
-        prefix_ids_P=np.array(PREFIX),
+        prefix_ids_P=PREFIX,
         context_ids_ExC=context_ids,
         context_length_E=context_length,
         tokens_BxS=rng.integers(0, 61, (B, S)),

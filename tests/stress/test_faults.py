@@ -1,7 +1,6 @@
 """The short form of the trials; `python -m tests.stress` makes all of them.
 
-Bad steps and locks have theirs where they are cheaper: in `training/test_loop.py` and
-`test_lock.py`.
+Locks have theirs where it is cheaper, in `runtime/test_lock.py`.
 """
 
 import json
@@ -9,7 +8,7 @@ import signal
 
 import pytest
 
-from . import disk, files, flips, kill, signals
+from . import disk, files, flips, health, kill, signals
 from .outcome import outcome
 from .process import call, train
 
@@ -62,6 +61,11 @@ def test_damaged_files_are_survived_or_named(folder, undisturbed):
     newest_step_missing = files.DAMAGES.index("step missing")
     found = files.trial(newest_step_missing, folder / "interrupted", folder, undisturbed)
     assert found == {"came": "step missing: from step 6", "failure": ""}
+
+
+def test_a_bad_step_is_not_saved(folder, undisturbed):
+    found = health.trial(0, folder, undisturbed)
+    assert found == {"came": "nan loss: stopped", "failure": ""}
 
 
 def test_a_full_disk_leaves_what_was_saved(folder, undisturbed):
