@@ -144,7 +144,8 @@ class Trials:
 
     def health(self) -> dict[str, Any]:
         """24 runs with one bad step."""
-        trial = functools.partial(health.trial, folder=self.folder, undisturbed=self.undisturbed)
+        undisturbed = self.reference("healthy", *health.STOPPING)
+        trial = functools.partial(health.trial, folder=self.folder, undisturbed=undisturbed)
         return self._seen(side_by_side(self.jobs, trial, self.number(24)), "came")
 
     def locks(self) -> dict[str, Any]:

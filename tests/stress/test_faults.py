@@ -63,8 +63,10 @@ def test_damaged_files_are_survived_or_named(folder, undisturbed):
     assert found == {"came": "step missing: from step 6", "failure": ""}
 
 
-def test_a_bad_step_is_not_saved(folder, undisturbed):
-    found = health.trial(0, folder, undisturbed)
+def test_a_bad_step_is_not_saved(folder):
+    ended = train(folder / "healthy", health.STOPPING)
+    assert ended.code == 0, ended.output
+    found = health.trial(0, folder, outcome(folder / "healthy"))
     assert found == {"came": "nan loss: stopped", "failure": ""}
 
 
