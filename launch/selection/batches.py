@@ -22,9 +22,6 @@ from launch.selection.options import RATIOS, Bucket, Options
 GROUP = 5
 """Questions of a context that are read together, at most."""
 
-RATIO_WEIGHTS = np.array([0.08, 0.12, 0.2, 0.2, 0.2, 0.2])
-"""Odds of the ratios in training."""
-
 LONGEST_ANSWER = 40
 """Tokens; questions with a longer one are not trained on."""
 
@@ -88,7 +85,7 @@ class Split:
     """The questions of one file, by index.
 
     Args:
-        name: train, validation, nq; or held, the articles of train that are held out.
+        name: of the file; or held, the articles of train that are held out.
         n: number of questions that are drawn from them; 0 for all.
     """
 
@@ -249,7 +246,7 @@ def training_batch(
     for row, group in enumerate(groups):
         arrays.put_context(row, split.contexts[group.context])
         n = len(group.questions)
-        drawn = np.zeros((n, copies), int) if options.full else _draw_ratios(rng, n, copies)
+        drawn = np.zeros((n, copies), int) if options.full else _draw_ratios(rng, n, options)
         for copy in range(copies):
             start = copy * shape.tail
             for i, question in enumerate(group.questions):
@@ -260,11 +257,11 @@ def training_batch(
     return arrays.batch(targets=answers.targets())
 
 
-def _draw_ratios(rng: np.random.Generator, n: int, copies: int) -> np.ndarray:
+def _draw_ratios(rng: np.random.Generator, n: int, options: Options) -> np.ndarray:
     """Draw ratios `[n, copies]`, without repeats for a question (Efraimidis and Spirakis 2006)."""
-    odds = RATIO_WEIGHTS / RATIO_WEIGHTS.sum()
+    odds = np.array(options.ratio_odds) / sum(options.ratio_odds)
     keys = rng.random((n, len(RATIOS))) ** (1 / odds)
-    return keys.argsort(1)[:, ::-1][:, :copies]
+    return keys.argsort(1)[:, ::-1][:, : options.copies]
 
 
 def question_batch(

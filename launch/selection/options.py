@@ -46,6 +46,7 @@ class Options:
     init: str = _option("", "Trained leaves to start from; several, with commas: their mean.")
     seed: int = _option(0, "Order of the data and draw of the ratios.")
     # training
+    train: str = _option("train", "Split to train on.")
     seconds: float = _option(0.0, "Training stops at this time after the start; 0: no training.")
     epochs: float = _option(1.0, "Passes over the questions, if the time allows.")
     lr: float = _option(3e-4, "Peak learning rate of the adapters.")
@@ -56,10 +57,12 @@ class Options:
     bidirectional: bool = _option(False, "Context tokens see the whole context.")
     teacher: str = _option("", "Leaves of the full-context model, for --kl.")
     kl: float = _option(0.0, "Weight of the KL divergence to the teacher's distribution.")
+    odds: str = _option(".08,.12,.2,.2,.2,.2", "Odds of the ratios in training.")
     # selection
     score: str = _option("kvzip", f"What chooses entries: kvzip, or {', '.join(SCORERS)}.")
     warm: float = _option(0.1, "Part of the steps in which KVzip still chooses.")
     temperature: float = _option(0.0, "Of the straight-through gate; 0: no gate.")
+    scorer_rate: float = _option(4.0, "Learning rate of the scorer, times --lr.")
     teach_after: float = _option(1.0, "Weight of the regression on KVzip after --warm.")
     open: bool = _option(False, "Let the loss reach the encoder through the scorer.")
     bias: bool = _option(False, "Learn a bias a KV head, times log(tokens an entry).")
@@ -67,10 +70,11 @@ class Options:
     profile: str = _option("", "File of the fixed parts: written by --calibrate, else read.")
     calibrate: bool = _option(False, "Write the mean part of each KV head to --profile.")
     # evaluation
-    evaluate: str = _option("", "What to score: held:N, validation:N or nq:N; several with commas.")
+    evaluate: str = _option("", "What to score: split:N,…; N questions of it, 0: all.")
     also: str = _option("", "Further evaluations of the same leaves: score@spread,…")
     ratios: str = _option("1,2,4,8,16,32", "Tokens an entry to evaluate at.")
     eval_batch: int = _option(32, "Contexts a batch in evaluation.")
+    longest: int = _option(24, "Longest answer that is written, in tokens.")
     time: bool = _option(False, "Measure the time to compress.")
     cudnn: bool = _option(True, "Use cuDNN's attention where the encoder is causal and it agrees.")
     tiny: bool = _option(False, "Rehearse on the CPU: two random layers, short contexts.")
@@ -108,13 +112,18 @@ class Options:
         return [0] if self.full else [RATIOS.index(int(r)) for r in self.ratios.split(",")]
 
     @property
+    def ratio_odds(self) -> list[float]:
+        """Odds of `RATIOS` in training."""
+        return [float(odds) for odds in self.odds.split(",")]
+
+    @property
     def buckets(self) -> tuple[Bucket, ...]:
         return TINY_BUCKETS if self.tiny else BUCKETS
 
     @property
     def new_tokens(self) -> int:
         """Longest answer that is written."""
-        return 3 if self.tiny else 24
+        return 3 if self.tiny else self.longest
 
 
 def define_flags(values: flags.FlagValues) -> None:

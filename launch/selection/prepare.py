@@ -9,6 +9,7 @@ FOLDER has train.json and validation.json in SQuAD v1.1 format. FILE has a quest
 - train.npz, validation.npz, nq.npz: tokens of contexts, questions and answers, and which articles
   of train are held out; *_ids.json the questions' ids, golds.json all their answers;
 - meta.json: tokens of the prompt; vocab.json: the bytes of each token, as Latin-1;
+  tokenizer.json for `launch.selection.questions`;
 - base.npz: SmolLM2-135M-Instruct in bf16, a quarter of a gigabyte.
 
 A machine that trains needs these files and neither transformers nor the network.
@@ -143,9 +144,8 @@ def held_out(texts: Texts) -> np.ndarray:
     return held
 
 
-def write_split(texts: Texts, name: str, encode: Encode, data: Path) -> None:
-    """Write a split's tokens and ids; articles are held out of `train` alone."""
-    held = held_out(texts) if name == "train" else np.zeros(len(texts.contexts), bool)
+def write_split(texts: Texts, held: np.ndarray, name: str, encode: Encode, data: Path) -> None:
+    """Write a split's tokens and ids, and which of its contexts are held out."""
     arrays = {"par": np.array(texts.context_of, np.int32), "held": held}
     rows = {
         "ctx": [row[:LONGEST_CONTEXT] for row in encode(texts.contexts)],
@@ -239,12 +239,15 @@ def main(values: flags.FlagValues) -> None:
 
     make_folder(data)
     for name, texts in splits.items():
-        write_split(texts, name, encode, data)
+        none = np.zeros(len(texts.contexts), bool)
+        held = held_out(texts) if name == "train" else none
+        write_split(texts, held, name, encode, data)
     golds = {
         i: a for texts in splits.values() for i, a in zip(texts.ids, texts.answers, strict=True)
     }
     write_json(data / "golds.json", golds, indent=None)
     write_json(data / "vocab.json", vocabulary(tokenizer), indent=None)
+    tokenizer.backend_tokenizer.save(str(data / "tokenizer.json"))
     write_prompt(encode, data)
     write_base(file, data)
     cli.print_result({"data": str(data), **{k: len(v.ids) for k, v in splits.items()}})

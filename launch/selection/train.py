@@ -31,8 +31,8 @@ from launch.selection.passes import (
     real_tokens,
 )
 
-RATES = {"enc": 1.0, "dec": 1.0, "scorer": 4.0, "bias": 20.0}
-"""Learning rates of the parts, times --lr."""
+BIAS_RATE = 20.0
+"""Learning rate of the biases, times --lr."""
 
 WARM_UP, LAST_RATE = 0.05, 0.02
 CLIP = 1.0
@@ -158,11 +158,16 @@ def step(
     logged["norm"] = {part: optax.global_norm(g) for part, g in gradients.items()}
     gradients = {part: _clipped(g, logged["norm"][part]) for part, g in gradients.items()}
     updates, moments = _adam().update(gradients, state.moments)
+    rates = {"scorer": options.scorer_rate, "bias": BIAS_RATE}
     leaves = {
-        part: jax.tree.map(lambda p, u, by=RATES[part]: p - rate * by * u, old, updates[part])
+        part: _moved(old, updates[part], rate * rates.get(part, 1.0))
         for part, old in state.leaves.items()
     }
     return State(leaves, moments), logged
+
+
+def _moved(leaves: Any, updates: Any, by: jax.Array) -> Any:
+    return jax.tree.map(lambda p, u: p - by * u, leaves, updates)
 
 
 def _clipped(gradients: Any, norm: jax.Array) -> Any:
@@ -274,7 +279,7 @@ def train(leaves: Leaves, frozen: Frozen, options: Options, start: float) -> Tra
     The number of steps is estimated again from the time of a step whenever the loss is logged, so
     that the learning rate comes to its end with the clock.
     """
-    feed = Feed(Split(Path(options.data), "train"), options)
+    feed = Feed(Split(Path(options.data), options.train), options)
     wanted = max(1, int(feed.steps_an_epoch * options.epochs))
     log.info("%d steps an epoch", feed.steps_an_epoch)
     state, total, done = new_state(leaves), wanted, 0
