@@ -17,11 +17,13 @@ from gistjax.config import (
     CompressionConfig,
     DataConfig,
     EvaluationConfig,
+    MeshConfig,
     TextConfig,
 )
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.evaluate import evaluate_run
 from gistjax.experiment.run_dir import RunDir
+from gistjax.training.metrics_log import RATES
 from tests.helpers.runs import TRAINED as CONFIG
 from tests.helpers.runs import UNSCORED
 
@@ -215,6 +217,39 @@ def test_text_alone_is_trained_on_and_the_next_stage_starts_there(tmp_path):
     scored = run_single_ablation(following, tmp_path / "questions")
     assert scored["steps"] == 0 and scored["n_examples"] == 9
     assert_same_trainables(tmp_path / "pretrain", tmp_path / "questions")
+
+
+@pytest.mark.slow
+def test_a_run_of_questions_and_text_does_not_depend_on_its_split(tmp_path):
+    """16 rows a step, as micro-batches and rows of devices: the same log, the same weights."""
+    paragraphs = [f"In {year} the people of town {year % 7} built a bridge." for year in range(99)]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"title": "t", "paragraphs": paragraphs}) + "\n")
+    weights = {"teacher_forcing": 1.0, "generation": 0.5, "contrastive": 0.2, "cloze": 1.0}
+    config = UNSCORED.replace(
+        loss_weights=weights,
+        text=TextConfig(path=str(tmp_path), min_tokens=16),
+        data=dataclasses.replace(UNSCORED.data, train_examples=60),
+    )
+    splits = {
+        "one": {"batch_size": 2, "accumulation": 1},
+        "two": {"batch_size": 1, "accumulation": 2},
+        "four": {"batch_size": 2, "accumulation": 4, "mesh": MeshConfig(data=2, tensor=4)},
+    }
+    logs = {}
+    for name, how in splits.items():
+        run_single_ablation(config.replace(**how), tmp_path / name)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        logs[name] = [
+            {key: value for key, value in json.loads(line).items() if key not in RATES}
+            for line in lines
+        ]
+    assert any("cloze" in row for row in logs["one"])
+    trained = {name: load_file(tmp_path / name / "compressor.safetensors") for name in splits}
+    for name in ("two", "four"):
+        for row, other in zip(logs["one"], logs[name], strict=True):
+            assert row == pytest.approx(other, rel=1e-4)
+        for key, array in trained["one"].items():
+            np.testing.assert_allclose(array, trained[name][key], atol=2e-5, err_msg=key)
 
 
 @pytest.mark.slow

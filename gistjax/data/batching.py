@@ -101,8 +101,7 @@ class TrainPlan:
                 f"{batch_size * accumulation} of one step ({accumulation} x {batch_size} over all "
                 "devices): lower --config.batch_size or --config.accumulation."
             )
-        steps, most = int(settings.epochs * self.steps_per_epoch), settings.max_steps
-        self.total_steps = steps if most < 0 else min(steps, most)
+        self.total_steps = total_steps(settings.epochs, self.steps_per_epoch, settings.max_steps)
 
     @property
     def shapes(self) -> dict[Shape, int]:
@@ -164,9 +163,8 @@ class TrainPlan:
     def _draw_ratios(self, step: int, units: int) -> np.ndarray:
         """Draw a ratio for each context, from those in use at this step."""
         share = (step + 1) / max(self._settings.ratio_growth * self.total_steps, 1)
-        in_use = self._settings.ratios[
-            : max(math.ceil(min(share, 1) * len(self._settings.ratios)), 1)
-        ]
+        ratios = self._settings.ratios
+        in_use = ratios[: max(math.ceil(round(min(share, 1) * len(ratios), 6)), 1)]
         rng = np.random.default_rng([self._settings.seed, step, 1])
         return rng.choice(np.asarray(in_use, np.float32), units)
 
@@ -212,6 +210,15 @@ class TrainPlan:
             unit[: len(members)] = rng.permutation(members)
             dealt.append(unit.reshape(-1, Q, order="F"))  # even shares, so that no unit is empty
         return np.concatenate(dealt)
+
+
+def total_steps(epochs: float, steps_per_epoch: float, max_steps: int = -1) -> int:
+    """Return the whole steps of a training; -1 as `max_steps` is no limit.
+
+    What a float leaves of a decimal fraction is no missing step: 1.16 epochs of 25 steps are 29.
+    """
+    steps = math.floor(round(epochs * steps_per_epoch, 6))
+    return steps if max_steps < 0 else min(steps, max_steps)
 
 
 def longest_answer(rows: Sequence[TokenizedExample]) -> int:

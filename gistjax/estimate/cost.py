@@ -19,6 +19,7 @@ from typing import Any
 
 from gistjax.compress.budget import Budget
 from gistjax.config import TEXT_LOSSES, CompressionConfig
+from gistjax.data.batching import total_steps
 from gistjax.data.dataset import load_dataset
 from gistjax.estimate.memory import GIB
 
@@ -89,8 +90,7 @@ def steps_of(config: CompressionConfig) -> int | None:
         )
     per_step = config.batch_size * config.accumulation
     an_epoch = contexts // per_step if config.data.path else contexts / per_step
-    steps = int(config.epochs * an_epoch)
-    return steps if config.max_steps < 0 else min(steps, config.max_steps)
+    return total_steps(config.epochs, an_epoch, config.max_steps)
 
 
 def cost_of(config: CompressionConfig, trainable: int, measured: Sequence[Measurement]) -> Cost:

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gistjax.config import CompressionConfig
-from gistjax.data.example import Batch
+from gistjax.data.example import OBJECTIVES, Batch
 from gistjax.errors import TrainingError
 from gistjax.runtime.sharding import any_process, put_batch, to_host
 from gistjax.runtime.signals import StopSignals
 from gistjax.training.checkpoint import Checkpointer
+from gistjax.training.losses import OBJECTIVE_OF
 from gistjax.training.metrics_log import MetricsLog
 from gistjax.training.step import Health, TrainState, TrainStep
 
@@ -86,7 +88,7 @@ def train(state: TrainState, frozen: Any, loop: Loop) -> TrainState:
                 loop.checkpointer.check()
             if logs:
                 counts = {"step": step, "total_steps": total}
-                row = {**counts, **_fetch(losses, state.health), **meter.read(step)}
+                row = {**counts, **_fetch(losses, state.health, batch), **meter.read(step)}
                 loop.metrics.write(row)
                 _show(row, bar)
             bar.update()
@@ -155,9 +157,14 @@ def check_health(health: Health, config: CompressionConfig) -> None:
         )
 
 
-def _fetch(losses: dict[str, jax.Array], health: Health) -> dict[str, Any]:
-    """Return the losses of a log line, null if not finite, and the number of skipped steps."""
-    values = {name: float(value) for name, value in to_host(losses).items()}
+def _fetch(losses: dict[str, jax.Array], health: Health, batch: Batch) -> dict[str, Any]:
+    """Return the losses of a log line, null if not finite, and the number of skipped steps.
+
+    A loss of which the step has no row is left out: it was not 0.
+    """
+    there = np.unique(batch.objective_B[batch.answer_length_B > 0])
+    absent = {name for name, o in OBJECTIVE_OF.items() if OBJECTIVES.index(o) not in there}
+    values = {name: float(value) for name, value in to_host(losses).items() if name not in absent}
     row = {name: round(x, 6) if math.isfinite(x) else None for name, x in values.items()}
     skipped = int(health.bad_steps)
     return {**row, "skipped_steps": skipped} if skipped else row

@@ -1,8 +1,9 @@
 """The losses that train a compressor, by name; each is a scalar in fp32.
 
-Every loss is a mean over the batch's rows of its objective (padding rows apart), so that
-accumulating micro-batches with equally many rows of each gives exactly the gradient of one large
-batch; only `contrastive` depends on which rows are together.
+Every loss is a sum over a count, and both are of the whole step: a micro-batch gives its rows' sum,
+divided by the rows of that objective in all micro-batches on all devices (`Whole`). Added up, that
+is the mean over the step, whichever way its rows are split; padding rows count nowhere, and an
+objective without rows gives 0.
 
     teacher_forcing, generation                answers to questions
     distillation                               answers to questions, from a teacher's distributions
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from jax.scipy.special import xlogy
 from gistjax.compress.compressed_lm import CompressedLM, answer_positions
 from gistjax.compress.context import CompressedContext, DecodeState
 from gistjax.compress.decoding import continue_greedily
+from gistjax.config import TEXT_LOSSES
 from gistjax.data.example import OBJECTIVES, Batch
 from gistjax.model.masks import lengths_to_valid
 
@@ -45,13 +48,48 @@ class LossSettings:
     end_id: int
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Whole:
+    """What a micro-batch has to know of the whole step: K micro-batches of E contexts."""
+
+    rows_O: Array  # int32, rows of each of OBJECTIVES, padding apart; 1 where there are none
+    contexts: Array  # int32, padding apart
+    context_id_KxE: Array
+    context_view_KxExD: Any
+
+    @classmethod
+    def of(cls, batches: Batch) -> Whole:
+        """Return that of a step's batches `[K, …]`."""
+        real_KxB = batches.answer_length_B > 0
+        rows = [
+            jnp.sum(real_KxB & (batches.objective_B == objective))
+            for objective in range(len(OBJECTIVES))
+        ]
+        return cls(
+            jnp.maximum(jnp.stack(rows), 1),
+            jnp.maximum(jnp.sum(batches.context_id_E >= 0), 1),
+            batches.context_id_E,
+            batches.context_view_ExD,
+        )
+
+
 @dataclass
 class Forward:
-    """One batch on its way through the model; what several losses need is computed once."""
+    """One batch on its way through the model; what several losses need is computed once.
+
+    Args:
+        whole: of the step that the batch is a part of; by default the batch is all of it.
+    """
 
     model: CompressedLM
     batch: Batch
     settings: LossSettings
+    whole: Whole | None = None
+
+    def __post_init__(self) -> None:
+        if self.whole is None:
+            self.whole = Whole.of(jax.tree.map(lambda x: jnp.asarray(x)[None], self.batch))
 
     @cached_property
     def context(self) -> CompressedContext:
@@ -92,19 +130,25 @@ class Forward:
         return _cross_entropy(self, self.gold[0])
 
     def mean(self, loss_B: Array, objective: str) -> Array:
-        """Mean over the rows of an objective; 0 where there are none."""
-        chosen_B = self.batch.objective_B == OBJECTIVES.index(objective)
-        return _mean_over(loss_B, chosen_B & (self.batch.answer_length_B > 0))
+        """The batch's part of the mean over the step's rows of an objective; 0 without rows."""
+        assert self.whole is not None
+        number = OBJECTIVES.index(objective)
+        chosen_B = (self.batch.objective_B == number) & (self.batch.answer_length_B > 0)
+        return jnp.sum(jnp.where(chosen_B, loss_B, 0.0)) / self.whole.rows_O[number]
 
 
 def total_loss(
-    model: CompressedLM, batch: Batch, settings: LossSettings
+    model: CompressedLM, batch: Batch, settings: LossSettings, whole: Whole | None = None
 ) -> tuple[Array, dict[str, Array]]:
     """The weighted sum of the losses whose weight is not 0, and each of them.
 
     A loss of weight 0 is not computed. Context and question are read once for all of them.
+
+    Args:
+        whole: of the step that the batch is a part of; the losses are then its part of the step's.
+            By default the batch is all of it.
     """
-    forward = Forward(model, batch, settings)
+    forward = Forward(model, batch, settings, whole)
     losses = {name: LOSSES[name](forward) for name, weight in settings.weights.items() if weight}
     total = sum((settings.weights[name] * loss for name, loss in losses.items()), jnp.zeros(()))
     return total, losses
@@ -184,17 +228,20 @@ def contrastive(forward: Forward) -> Array:
     """InfoNCE of the first slot against the base's view of the context.
 
     After van den Oord et al. 2018 (arXiv:1807.03748). The target is the mean of the frozen base's
-    states over the context (`targets.contrastive_targets`). Negatives are the batch's other
-    contexts, over all devices; rows with the same context are left out.
+    states over the context (`targets.contrastive_targets`). Negatives are the targets of the whole
+    step's other contexts: those are frozen, so that a micro-batch can have them all.
     """
-    batch = forward.batch
-    cosine_ExE = _unit(forward.context.x_BxXxD[:, 0]) @ _unit(batch.context_view_ExD).T
-    same_ExE = batch.context_id_E[:, None] == batch.context_id_E[None, :]
-    real_E = batch.context_id_E >= 0
-    keep_ExE = (~same_ExE & real_E[None, :]) | jnp.eye(len(real_E), dtype=bool)
-    logits_ExE = jnp.where(keep_ExE, cosine_ExE / TEMPERATURE, -jnp.inf)
-    loss_E = optax.softmax_cross_entropy_with_integer_labels(logits_ExE, jnp.arange(len(real_E)))
-    return _mean_over(loss_E, real_E)
+    batch, whole = forward.batch, forward.whole
+    assert whole is not None
+    slot_ExD, own_ExD = _unit(forward.context.x_BxXxD[:, 0]), _unit(batch.context_view_ExD)
+    own_E = jnp.sum(slot_ExD * own_ExD, axis=1) / TEMPERATURE
+    cosine_ExKxE = jnp.einsum("ed,kfd->ekf", slot_ExD, _unit(whole.context_view_KxExD))
+    is_other_ExKxE = batch.context_id_E[:, None, None] != whole.context_id_KxE
+    is_other_ExKxE &= whole.context_id_KxE >= 0
+    # Against its own, a cosine is at most 2 larger: no exponential overflows
+    odds_ExKxE = jnp.exp(cosine_ExKxE / TEMPERATURE - own_E[:, None, None])
+    loss_E = jnp.log1p(jnp.sum(jnp.where(is_other_ExKxE, odds_ExKxE, 0.0), axis=(1, 2)))
+    return jnp.sum(jnp.where(batch.context_id_E >= 0, loss_E, 0.0)) / whole.contexts
 
 
 LOSSES: dict[str, Callable[[Forward], Array]] = {
@@ -206,6 +253,9 @@ LOSSES: dict[str, Callable[[Forward], Array]] = {
     "continuation": continuation,
     "cloze": cloze,
 }
+OBJECTIVE_OF = {name: "answer" for name in ("teacher_forcing", "generation", "distillation")}
+OBJECTIVE_OF |= {name: name for name in TEXT_LOSSES}
+"""The objective whose rows a loss is a mean over; `contrastive` is one over contexts."""
 
 
 def _cross_entropy(forward: Forward, h_BxAxD: Array) -> Array:
@@ -225,10 +275,6 @@ def _mean_over_answer(forward: Forward, loss_BxA: Array) -> Array:
     length_B = forward.batch.answer_length_B
     real_BxA = lengths_to_valid(length_B, loss_BxA.shape[1])
     return jnp.sum(jnp.where(real_BxA, loss_BxA, 0.0), axis=1) / jnp.maximum(length_B, 1)
-
-
-def _mean_over(loss_B: Array, real_B: Array) -> Array:
-    return jnp.sum(jnp.where(real_B, loss_B, 0.0)) / jnp.maximum(jnp.sum(real_B), 1)
 
 
 def _unit(x_BxD: Array) -> Array:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.data.example import Batch
 from gistjax.runtime.sharding import all_gather, path_name, put, replicated, shardings_of
-from gistjax.training.losses import LossSettings, total_loss
+from gistjax.training.losses import LossSettings, Whole, total_loss
 
 
 @jax.tree_util.register_dataclass
@@ -103,25 +103,26 @@ def make_train_step(
     they were.
     """
 
-    def loss_fn(trainable: Any, frozen: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
+    def loss_fn(
+        trainable: Any, frozen: Any, batch: Batch, whole: Whole
+    ) -> tuple[Array, dict[str, Array]]:
         trainable = all_gather(trainable, shardings.trainable)
-        return total_loss(nnx.merge(graphdef, trainable, frozen), batch, settings)
-
-    def gradients(trainable: Any, frozen: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
-        (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable, frozen, batch)
-        return grads, {"loss": loss, **losses}
+        loss, losses = total_loss(nnx.merge(graphdef, trainable, frozen), batch, settings, whole)
+        return loss, {"loss": loss, **losses}
 
     def train_step(
         state: TrainState, frozen: Any, batches: Batch
     ) -> tuple[TrainState, dict[str, Array]]:
-        K = batches.tokens_BxS.shape[0]
-        if K == 1:
-            one = jax.tree.map(lambda x: x[0], batches)
-            grads, metrics = gradients(state.trainable, frozen, one)
+        whole = Whole.of(batches)
+
+        def gradients(batch: Batch) -> tuple[Any, dict[str, Array]]:
+            grads, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable, frozen, batch, whole)
+            return grads, metrics
+
+        if batches.tokens_BxS.shape[0] == 1:
+            grads, metrics = gradients(jax.tree.map(lambda x: x[0], batches))
         else:
-            grads, metrics = _mean_over_micro_batches(
-                lambda batch: gradients(state.trainable, frozen, batch), state.trainable, batches, K
-            )
+            grads, metrics = _sum_over_micro_batches(gradients, state.trainable, batches)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)
@@ -155,17 +156,12 @@ def _next_health(health: Health, bad: Array, loss: Array, step: Array) -> Health
     )
 
 
-def _mean_over_micro_batches(
-    gradients: Callable[[Batch], tuple[Any, dict[str, Array]]],
-    trainable: Any,
-    batches: Batch,
-    K: int,
+def _sum_over_micro_batches(
+    gradients: Callable[[Batch], tuple[Any, dict[str, Array]]], trainable: Any, batches: Batch
 ) -> tuple[Any, dict[str, Array]]:
     def add(total: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
         grads, metrics = gradients(batch)
         return jax.tree.map(jnp.add, total, grads), metrics
 
-    zeros = jax.tree.map(jnp.zeros_like, trainable)
-    total, metrics = jax.lax.scan(add, zeros, batches)
-    mean_grads = jax.tree.map(lambda x: x / K, total)
-    return mean_grads, jax.tree.map(lambda x_K: jnp.mean(x_K, axis=0), metrics)
+    total, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, trainable), batches)
+    return total, jax.tree.map(lambda x_K: jnp.sum(x_K, axis=0), metrics)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gistjax.data.batching import total_steps
 from launch.selection.batches import Batch, Group, Split, group_questions, training_batch
 from launch.selection.model import Leaves, encoder_and_decoder, merge
 from launch.selection.options import RATIOS, Options
@@ -280,7 +281,7 @@ def train(leaves: Leaves, frozen: Frozen, options: Options, start: float) -> Tra
     that the learning rate comes to its end with the clock.
     """
     feed = Feed(Split(Path(options.data), options.train), options)
-    wanted = max(1, int(feed.steps_an_epoch * options.epochs))
+    wanted = max(1, total_steps(options.epochs, feed.steps_an_epoch))
     log.info("%d steps an epoch", feed.steps_an_epoch)
     state, total, done = new_state(leaves), wanted, 0
     now, no = np.float32(0), np.bool_(True)

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gistjax.data.batching import PlanSettings, TrainPlan, evaluation_batches, make_batch
+from gistjax.data.batching import (
+    PlanSettings,
+    TrainPlan,
+    evaluation_batches,
+    make_batch,
+    total_steps,
+)
 from gistjax.data.example import Buckets, Targets, TokenizedExample
 from gistjax.errors import DataError
 
@@ -116,6 +122,22 @@ def test_micro_batches_have_their_own_axis_and_the_same_rows():
         jax.tree.map(lambda x: x.reshape(12, *x.shape[2:]), flat),
         jax.tree.map(lambda x: x.reshape(12, *x.shape[2:]), stacked),
     )
+
+
+@pytest.mark.parametrize("batch_size, accumulation", [(4, 2), (2, 4), (1, 8)])
+def test_a_steps_rows_and_ratios_do_not_depend_on_its_split(batch_size, accumulation):
+    def plan_of_split(batch_size, accumulation):
+        sizes = {"questions": 2, "epochs": 2.5, "ratios": (2.0, 4.0, 8.0), "ratio_growth": 0.7}
+        settings = PlanSettings(batch_size, 3, accumulation, **sizes)
+        return TrainPlan(rows, BUCKETS, settings)
+
+    rows = make_rows([(8 + i // 2 % 20, 1 + i % 8, 1 + i % 4) for i in range(100)])
+    one, other = plan_of_split(8, 1), plan_of_split(batch_size, accumulation)
+    assert one.total_steps == other.total_steps > 10
+    for step in range(one.total_steps):
+        np.testing.assert_array_equal(one.rows(step), other.rows(step))
+        for a, b in zip(*map(jax.tree.leaves, (one.batch(step), other.batch(step))), strict=True):
+            np.testing.assert_array_equal(a.ravel(), b.ravel())
 
 
 def test_the_prompt_before_the_context_comes_with_the_batch():
@@ -272,6 +294,13 @@ def test_total_steps():
 
     assert total(epochs=2.5) == 17 and total(epochs=2.5, max_steps=4) == 4
     assert total(epochs=1, max_steps=100) == 7
+
+
+@pytest.mark.parametrize("steps", [25, 29, 100, 700])
+def test_no_step_is_lost_to_the_fractions_of_floats(steps):
+    for hundredths in range(400):
+        assert total_steps(hundredths / 100, steps, -1) == hundredths * steps // 100
+        assert total_steps(0.01 * hundredths, steps, -1) == hundredths * steps // 100
 
 
 def test_real_decoder_share_counts_prefix_memory_and_tokens():

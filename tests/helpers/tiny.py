@@ -192,8 +192,8 @@ def poison(patch) -> None:
     """From now on the last micro-batch of what `make_bad` returns has a bad loss or gradient."""
     total_loss = steps.total_loss
 
-    def poisoned(model, batch, settings):
-        loss, losses = total_loss(model, batch, settings)
+    def poisoned(model, batch, settings, whole):
+        loss, losses = total_loss(model, batch, settings, whole)
         mark = batch.context_view_ExD[0, 0]
         is_bad = [mark == _mark(kind) for kind in BAD]
         for kind, factor in enumerate((jnp.nan, jnp.inf)):
