@@ -27,6 +27,7 @@ from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
 
 COLUMNS = ("context_id", "f1", "em")  # all of them numbers
+ASKED = ("question", "answers")
 SCORES = ("f1", "em")
 CLOSED_BOOK, FULL_CONTEXT = "closed book", "full context"
 
@@ -40,7 +41,7 @@ class Bootstrap(NamedTuple):
 
 
 def read_predictions(rundir: Path) -> dict[str, dict[str, Any]]:
-    """Return the rows of a run's `predictions.json` by their id.
+    """Return the scores, contexts, questions and answers of a run's `predictions.json` by id.
 
     Raises:
         DataError: if the file is missing or damaged, or does not have one row for each question.
@@ -51,6 +52,10 @@ def read_predictions(rundir: Path) -> dict[str, dict[str, Any]]:
         by_id = {row["id"]: {key: row[key] + 0 for key in COLUMNS} for row in rows}
         if not rows or len(by_id) < len(rows):
             raise ValueError(f"{len(rows)} rows of {len(by_id)} questions")
+        for row in rows:
+            if not all(0 <= row[key] <= 1 for key in SCORES):
+                raise ValueError(f"{row['id']} has no scores in 0..1")
+            by_id[row["id"]] |= {key: row[key] for key in ASKED if key in row}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read ({type(error).__name__}: {error}): give the directory of a "
@@ -103,12 +108,19 @@ def compare(of: Path, others: list[Path], samples: int, seed: int) -> dict[str, 
 def _check_same_questions(
     of: Path, ours: Mapping[str, Any], other: Path, theirs: Mapping[str, Any]
 ) -> None:
-    if unmatched := sorted(map(str, ours.keys() ^ theirs.keys())):
+    unmatched = sorted(map(str, ours.keys() ^ theirs.keys()))
+    unmatched += [str(id) for id in ours if id in theirs and not _same(ours[id], theirs[id])]
+    if unmatched:
         raise DataError(
             f"{other / 'predictions.json'} and {of / 'predictions.json'} differ in "
             f"{len(unmatched)} questions, such as {unmatched[0]!r}: make both runs with the same "
             "--config.data and --config.seed."
         )
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two rows are of one question with the same answers, as far as they say."""
+    return all(one[key] == other[key] for key in ASKED if key in one and key in other)
 
 
 def _against(

@@ -99,6 +99,19 @@ def test_another_set_of_questions_is_refused(runs, tmp_path):
             compare(pair[0], [pair[1]], 10, 0)
 
 
+@pytest.mark.parametrize("change", [{"question": "Who?"}, {"answers": ["b", "c"]}])
+def test_other_questions_or_answers_under_the_same_ids_are_refused(runs, change):
+    rows = json.loads((runs[0] / "predictions.json").read_text())
+    rows = [{**row, "answers": ["b"]} for row in rows]
+    for run in runs[:2]:
+        (run / "predictions.json").write_text(json.dumps(rows))
+    compare(runs[0], [runs[1], runs[2]], 10, 0)  # the third names no answers
+    rows[2] |= change
+    (runs[1] / "predictions.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="differ in 1 questions, such as 'q2'"):
+        compare(runs[0], [runs[1]], 10, 0)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -114,6 +127,8 @@ def test_another_set_of_questions_is_refused(runs, tmp_path):
         '[{"id": "q0", "context_id": 0, "f1": "1", "em": 1}]',
         '[{"id": ["q0"], "context_id": 0, "f1": 1, "em": 1}]',
         json.dumps([{"id": "q0", "context_id": 0, "f1": 1, "em": 1}] * 2),
+        '[{"id": "q0", "context_id": 0, "f1": NaN, "em": 1}]',
+        '[{"id": "q0", "context_id": 0, "f1": 1, "em": 100}]',
         b"\xff",
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Container, Iterable, Iterator, Mapping
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,8 @@ def load_dataset(data: DataConfig, seed: int) -> Dataset:
     """Read the splits of `data.task`, and draw the configured number of examples from each by seed.
 
     A split of which no example is wanted is not read. Rows that cannot be used are skipped and
-    counted in the report.
+    counted in the report. Every question of the validation split is kept, those of the training
+    split that can be trained on.
 
     Raises:
         ConfigError: if there is no such task.
@@ -28,15 +31,15 @@ def load_dataset(data: DataConfig, seed: int) -> Dataset:
     """
     report, task = DataReport(), load_task(data.task)
     wanted = {"train": data.train_examples, "validation": data.validation_examples}
-    if data.holdout and any(wanted.values()):
-        train, validation = hold_out(_read_split(task, data, "train", report), data.holdout)
-    else:
-        train, validation = (
-            _read_split(task, data, split, report) if wanted[split] else [] for split in SPLITS
-        )
+    read = _read_held_out if data.holdout and any(wanted.values()) else _read_splits
+    train, validation = read(task, data, wanted, report)
     drawn = {}
     for split, examples in zip(SPLITS, (train, validation), strict=True):
-        drawn[split] = list(map(task.transform, draw(examples, wanted[split], seed, split)))
+        chosen = draw(examples, wanted[split], seed, split)
+        for example in chosen:
+            if reason := _untrainable(example, task):
+                report.count(f"{split}: {reason}, still scored", example.id)
+        drawn[split] = list(map(task.transform, chosen))
         if wanted[split] > len(examples):
             report.note(
                 f"{split}: {wanted[split]} questions asked for, all {len(examples)} there are used"
@@ -85,11 +88,36 @@ def group_articles(examples: Iterable[Example]) -> Articles:
     return {title: tuple(contexts) for title, contexts in articles.items()}
 
 
-def _read_split(task: Task, data: DataConfig, split: str, report: DataReport) -> list[Example]:
+def _read_splits(
+    task: Task, data: DataConfig, wanted: Mapping[str, int], report: DataReport
+) -> tuple[list[Example], list[Example]]:
+    """Read the splits of which examples are wanted."""
+    train, validation = (
+        _read_split(task, data, split, report, split == "validation") if wanted[split] else []
+        for split in SPLITS
+    )
+    return train, validation
+
+
+def _read_held_out(
+    task: Task, data: DataConfig, wanted: Mapping[str, int], report: DataReport
+) -> tuple[list[Example], list[Example]]:
+    """Read the training split alone, and score on a share of its contexts."""
+    whole = _read_split(task, data, "train", report, scored=True)
+    rest, validation = hold_out(whole, data.holdout)
+    train = list(_trainable(rest, task, report))
+    name = f"{data.path or data.name} (train)"
+    report.check_dropped(name, len(rest) - len(train), len(rest), data.max_dropped)
+    return train, validation
+
+
+def _read_split(
+    task: Task, data: DataConfig, split: str, report: DataReport, scored: bool
+) -> list[Example]:
     source, rows = task.read(data, split)
-    examples, dropped = usable_examples(rows, split, report, task, data.task)
-    if not examples:
-        purpose = "train on" if split == "train" else "evaluate on"
+    examples, dropped = usable_examples(rows, split, report, task, data.task, scored)
+    if not any(example.answers for example in examples):
+        purpose = "evaluate on" if split == "validation" else "train on"
         raise DataError(
             f"{source} has no usable question, so there is nothing to {purpose}: "
             f"give another --config.data.path. {report}"
@@ -99,7 +127,12 @@ def _read_split(task: Task, data: DataConfig, split: str, report: DataReport) ->
 
 
 def usable_examples(
-    rows: Iterable[Any], split: str, report: DataReport, task: Task, name: str
+    rows: Iterable[Any],
+    split: str,
+    report: DataReport,
+    task: Task,
+    name: str,
+    scored: bool = False,
 ) -> tuple[list[Example], int]:
     """Return the examples of a task's usable rows, and the number of other rows.
 
@@ -107,6 +140,7 @@ def usable_examples(
         rows: each `{context, question, answers}`, with "id" and "title" or without. Answers are
             a list of texts, or such a list under "text".
         name: the task's name.
+        scored: keep every question with every gold answer, also those that cannot be trained on.
     """
     examples: list[Example] = []
     dropped = 0
@@ -116,23 +150,54 @@ def usable_examples(
         if isinstance(row, dict):
             row = {"id": f"{split}-{number}", "title": "", **row}
         row_id: Any = row.get("id") if isinstance(row, dict) else None
-        problem = _problem(row, task) or ("duplicate id" if row_id in seen else None)
+        problem = _problem(row, task)
+        if not problem:
+            context_id = context_ids.get(row["context"], len(context_ids))
+            example = _example(row, context_id, task, name)
+            if not scored:
+                problem = "duplicate id" if row_id in seen else _untrainable(example, task)
         if problem:
             label = row_id if _is_text(row_id) else f"row {number}"
             report.count(f"{split}: skipped, {problem}", label)
             dropped += 1
             continue
-        seen.add(row_id)
-        context_id = context_ids.setdefault(row["context"], len(context_ids))
-        examples.append(_example(row, context_id, task, name))
-        if len(examples[-1].answers) < len(_texts(row)):
-            which = "that are not in the context" if task.extractive else "without text"
-            report.count(f"{split}: gold answers {which} left out", row_id)
-    return examples, dropped
+        if len(example.answers) < len(_texts(row)):
+            report.count(f"{split}: gold answers without text left out", row_id)
+        if row_id in seen:
+            report.count(f"{split}: ids that occur again, numbered", row_id)
+            example = dataclasses.replace(example, id=_numbered(row_id, seen))
+        seen.add(example.id)
+        context_ids[example.context] = context_id
+        examples.append(example)
+    return examples if scored else list(_trainable(examples, task, report)), dropped
+
+
+def _numbered(row_id: str, seen: Container[str]) -> str:
+    """Return an id of its own for a row whose id was there before: `ID#2`, `ID#3`, …"""
+    return next(new for n in count(2) if (new := f"{row_id}#{n}") not in seen)
+
+
+def _trainable(examples: Iterable[Example], task: Task, report: DataReport) -> Iterator[Example]:
+    """Yield the examples that can be trained on, with the gold answers that can; count others."""
+    for example in examples:
+        if reason := _untrainable(example, task):
+            report.count(f"train: skipped, {reason}", example.id)
+            continue
+        golds = example.evidence if task.extractive else example.answers
+        if len(golds) < len(example.answers):
+            report.count("train: gold answers that are not in the context left out", example.id)
+        yield dataclasses.replace(example, answers=golds)
+
+
+def _untrainable(example: Example, task: Task) -> str | None:
+    """Return why an example cannot be trained on, None if it can."""
+    if not example.answers:
+        return "no answers"
+    return "no answer is in the context" if task.extractive and not example.evidence else None
 
 
 def _example(row: dict[str, Any], context_id: int, task: Task, name: str) -> Example:
-    golds = tuple(text for text in _texts(row) if _is_gold(text, row["context"], task))
+    golds = tuple(text.strip() for text in _texts(row) if _is_text(text))
     return Example(
         id=row["id"],
         title=row["title"],
@@ -140,14 +205,14 @@ def _example(row: dict[str, Any], context_id: int, task: Task, name: str) -> Exa
         question=row["question"].strip(),
         answers=golds,
         context_id=context_id,
-        evidence=golds if task.extractive else (),
+        evidence=tuple(gold for gold in golds if gold in row["context"]) if task.extractive else (),
         task=name,
         metric=task.metric,
     )
 
 
 def _problem(row: Any, task: Task) -> str | None:
-    """Return why a row cannot be used, None if it can."""
+    """Return why a row is no question of a task, None if it is one."""
     if not isinstance(row, dict):
         return "not an object"
     for key in ("id", "title", "context", "question", "answers"):
@@ -162,19 +227,13 @@ def _problem(row: Any, task: Task) -> str | None:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         return "answers are not a list of texts"
     if not any(text.strip() for text in texts):
-        return "no answers"
-    if not any(_is_gold(text, row["context"], task) for text in texts):
-        return "no answer is in the context" if task.extractive else "no answer is valid Unicode"
-    return None
+        return None if task.unanswerable else "no answers"
+    return None if any(map(_is_text, texts)) else "no answer is valid Unicode"
 
 
 def _texts(row: dict[str, Any]) -> Any:
     answers = row["answers"]
     return answers.get("text") if isinstance(answers, dict) else answers
-
-
-def _is_gold(text: str, context: str, task: Task) -> bool:
-    return _is_text(text) and (text in context or not task.extractive)
 
 
 def _is_text(value: Any) -> bool:

@@ -33,7 +33,7 @@ OBJECTIVES = ("answer", "reconstruction", "continuation", "cloze")
 
 @dataclass(frozen=True)
 class Example:
-    """A question on a context, with its gold answers."""
+    """A question on a context, with its gold answers: none if the text does not say."""
 
     id: str
     title: str  # of the article that the context is from, or empty
@@ -47,8 +47,8 @@ class Example:
 
     @property
     def looked_up(self) -> str:
-        """The text that has to be found in the context; the first gold answer if none is known."""
-        return (self.evidence or self.answers)[0]
+        """The text that has to be found in the context; if none is known the first gold answer."""
+        return (*self.evidence, *self.answers, "")[0]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ ASK = "Which question is answered by: {answer}"
 
 def swap(example: Example) -> Example:
     """Return an example that asks for the question, given its answer."""
-    question = ASK.format(answer=example.answers[0])
+    question = ASK.format(answer=example.looked_up)
     return dataclasses.replace(example, question=question, answers=(example.question,))
 
 
-TASK = dataclasses.replace(squad.TASK, transform=swap)
+TASK = dataclasses.replace(squad.TASK, transform=swap, unanswerable=False)

@@ -48,7 +48,7 @@ def read(data: DataConfig, split: str) -> Source:
     return Source(str(file), _json_rows(file))
 
 
-TASK = Task(read, extractive=True)
+TASK = Task(read, extractive=True, unanswerable=True)
 
 
 def _json_rows(file: Traversable) -> Iterator[Any]:

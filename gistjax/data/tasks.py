@@ -41,8 +41,8 @@ def _unchanged(example: Example) -> Example:
 class Task:
     """One kind of questions: its rows, its prompt, its limits, its metric.
 
-    Answers of an extractive task are copied from the context. Others are left out, and a row is not
-    trained on if its answer is cut off with the end of a long context.
+    Answers of an extractive task are copied from the context. Others are not trained on, nor is a
+    row whose answer is cut off with the end of a long context; all are scored against.
     """
 
     read: Callable[[DataConfig, str], Source]  # returns a split, `train` or `validation`
@@ -50,6 +50,7 @@ class Task:
     user: str = USER  # the user's turn, with @CONTEXT@ and then @QUESTION@ in it
     metric: str = "squad"  # a name in `gistjax.evaluation.metrics.METRICS`
     extractive: bool = False
+    unanswerable: bool = False  # a question without a gold answer is scored: right is an empty one
     context_tokens: int | None = None  # longest context, if less than `data.context_tokens`
     answer_tokens: int | None = None  # longest answer, if less than `data.answer_tokens`
     transform: Callable[[Example], Example] = _unchanged  # applied to examples that are drawn

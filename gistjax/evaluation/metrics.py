@@ -1,7 +1,8 @@
 """Scores of answers: of one against its golds, and means with intervals of many.
 
 `METRICS` holds them by the name that an example asks for (`Example.metric`). F1 and exact match are
-counted as the official SQuAD v1.1 evaluation counts them, in 0..1.
+counted as SQuAD's official script of v2.0 counts them, in 0..1. It differs from that of v1.1 only
+where an answer has no word: right is then, for F1 too, a prediction without a word.
 """
 
 from __future__ import annotations
@@ -39,32 +40,35 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLE.sub(" ", plain).split())
 
 
-def exact_match(prediction: str, golds: Sequence[str]) -> float:
-    """Return 1.0 if the normalised prediction equals a normalised gold answer, else 0.0."""
-    normal = normalize_answer(prediction)
-    return float(any(normal == normalize_answer(gold) for gold in golds))
+def squad(prediction: str, golds: Sequence[str]) -> Score:
+    """Return the official SQuAD scores of a prediction: the best over the gold answers.
+
+    Golds without a word are left out; if there is no other, the right answer is none.
+    """
+    words = [found for gold in golds if (found := normalize_answer(gold).split())] or [[]]
+    predicted = normalize_answer(prediction).split()
+    return Score(max(_f1(predicted, gold) for gold in words), float(predicted in words))
 
 
 def f1(prediction: str, golds: Sequence[str]) -> float:
-    """Return the best F1 of normalised words with a gold answer.
-
-    Without a common word it is 0.0, also where both are empty.
-    """
-    return max((_f1(prediction, gold) for gold in golds), default=0.0)
+    """Return the best F1 of normalised words with a gold answer."""
+    return squad(prediction, golds).f1
 
 
-def _f1(prediction: str, gold: str) -> float:
-    predicted, wanted = normalize_answer(prediction).split(), normalize_answer(gold).split()
-    common = (Counter(predicted) & Counter(wanted)).total()
+def exact_match(prediction: str, golds: Sequence[str]) -> float:
+    """Return 1.0 if the normalised prediction equals a normalised gold answer, else 0.0."""
+    return squad(prediction, golds).em
+
+
+def _f1(predicted: list[str], gold: list[str]) -> float:
+    """Return the F1 of two bags of words; of nothing and nothing it is 1.0."""
+    if not predicted or not gold:
+        return float(predicted == gold)
+    common = (Counter(predicted) & Counter(gold)).total()
     if common == 0:
         return 0.0
-    precision, recall = common / len(predicted), common / len(wanted)
+    precision, recall = common / len(predicted), common / len(gold)
     return 2 * precision * recall / (precision + recall)
-
-
-def squad(prediction: str, golds: Sequence[str]) -> Score:
-    """Return the official SQuAD v1.1 scores of a prediction."""
-    return Score(f1(prediction, golds), exact_match(prediction, golds))
 
 
 METRICS: dict[str, Callable[[str, Sequence[str]], Score]] = {"squad": squad}

@@ -30,6 +30,10 @@ SLOT_CONTEXTS = 2
 """Contexts of which slot_attention.json shows what each slot reads."""
 
 
+NO_ANSWER = "no answer"
+"""Type of a question that the text does not answer."""
+
+
 @dataclass(frozen=True)
 class EvalResult:
     """The content of `metrics.json`, `predictions.json` and `slot_attention.json`."""
@@ -132,7 +136,7 @@ class Evaluator:
             "by_place": self._breakdown(scores, [row["place"] for row in predictions]),
             "answer_diversity": answer_diversity(
                 [row["prediction"] for row in predictions],
-                [example.answers[0] for example in self._examples],
+                [(*example.answers, "")[0] for example in self._examples],
             ),
             "n_examples": scores.n,
             **_origin(self._config),
@@ -234,9 +238,9 @@ class Evaluator:
                 "question": example.question,
                 "prediction": text,
                 "answers": list(example.answers),
-                "type": answer_type(example.looked_up),
+                "type": answer_type(example.looked_up) if example.answers else NO_ANSWER,
                 "place": answer_place(contexts[example.context_id], example.looked_up),
-                "f1": round(float(f1), 4),
+                "f1": float(f1),
                 "em": float(em),
             }
             for example, text, f1, em in zip(

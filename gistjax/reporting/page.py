@@ -104,7 +104,11 @@ def side_by_side(scored: Sequence[Result], most: int) -> list[dict[str, Any]]:
     by_run = [{str(row["id"]): row for row in result.predictions} for result in scored]
     if not by_run:
         return []
-    shared = [id for id in by_run[0] if all(id in rows for rows in by_run)][:most]
+    shared = [
+        id
+        for id, row in by_run[0].items()
+        if all(id in rows and rows[id]["question"] == row["question"] for rows in by_run)
+    ][:most]
     return [
         {
             "question": by_run[0][id]["question"],

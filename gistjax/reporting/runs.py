@@ -56,8 +56,9 @@ class Result:
 
     @property
     def questions(self) -> frozenset[str]:
-        """Ids of the questions that the run answered."""
-        return frozenset(str(row.get("id")) for row in self.predictions)
+        """The questions that the run answered: ids, texts and gold answers."""
+        keys = ("id", "question", "answers")
+        return frozenset(repr([row.get(key) for key in keys]) for row in self.predictions)
 
 
 def find_runs(folders: Sequence[Path]) -> list[Result]:

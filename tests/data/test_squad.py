@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,67 @@ def test_a_gold_that_is_not_in_the_context_is_left_out(tmp_path):
     )
     assert squad.train[0].answers == ("cat",)
     assert squad.report.counts["train: gold answers that are not in the context left out"] == 1
+
+
+def test_every_question_is_scored_against_every_gold(tmp_path):
+    context = "Flight 1 of the United States began in 1903."
+    questions = [
+        ("a", "Of which country?", ["USA", " United States\n", "U.S."]),
+        ("b", "Whose?", ["American"]),
+        ("c", "Who flew?", []),
+        ("d", "Why?", [" "]),
+        ("a", "When?", ["1903"]),
+        ("a#2", "When did it begin?", ["in 1903"]),
+    ]
+    squad = load(write_folder(tmp_path, squad_json((context, questions))))
+    assert {e.id: e.answers for e in squad.validation} == {
+        "a": ("USA", "United States", "U.S."),
+        "b": ("American",),
+        "c": (),
+        "d": (),
+        "a#2": ("1903",),
+        "a#2#2": ("in 1903",),
+    }
+    by_id = {e.id: e for e in squad.validation}
+    assert by_id["a"].looked_up == "United States" and by_id["b"].looked_up == "American"
+    assert by_id["c"].looked_up == ""
+    assert {e.id: e.answers for e in squad.train} == {
+        "a": ("United States",),
+        "a#2": ("in 1903",),
+    }
+    assert squad.report.counts == {
+        "train: skipped, no answer is in the context": 1,
+        "train: skipped, no answers": 2,
+        "train: skipped, duplicate id": 1,
+        "train: gold answers that are not in the context left out": 1,
+        "validation: gold answers without text left out": 1,
+        "validation: ids that occur again, numbered": 2,
+        "validation: no answer is in the context, still scored": 1,
+        "validation: no answers, still scored": 2,
+    }
+
+
+def test_held_out_questions_are_all_scored_and_the_others_trained_on_where_they_can(tmp_path):
+    paragraphs = [
+        (f"The cat {n} sat.", [(f"{n}", "Who?", ["the dog", "cat"]), (f"{n}-", "Why?", ["so"])])
+        for n in range(10)
+    ]
+    write_folder(tmp_path, squad_json(*paragraphs))
+    data = DataConfig(path=str(tmp_path), validation_examples=-1, holdout=0.3, max_dropped=0.5)
+    squad = load_dataset(data, 0)
+    assert sorted(map(len, (squad.train, squad.validation))) == [6, 7]
+    assert {e.answers for e in squad.validation} == {("the dog", "cat"), ("so",)}
+    assert {e.answers for e in squad.train} == {("cat",)}
+    assert squad.report.counts["train: skipped, no answer is in the context"] == 7
+    with pytest.raises(DataError, match="7 of 14 rows"):
+        load_dataset(replace(data, max_dropped=0.4), 0)
+
+
+@pytest.mark.parametrize("questions", [[("a", "Who?", [])], [("a", "Who?", ["\ud800"])]])
+def test_a_set_without_any_gold_answer_is_refused(tmp_path, questions):
+    write_folder(tmp_path, squad_json(GOOD), squad_json(("The cat sat.", questions)))
+    with pytest.raises(DataError, match="nothing to evaluate on"):
+        load(tmp_path)
 
 
 def test_report_keeps_three_ids():

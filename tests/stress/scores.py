@@ -1,16 +1,11 @@
-"""F1 and EM against the official script's rules, written anew without regular expressions, and the
-same scores at any batch size.
-
-The script (rajpurkar.github.io/SQuAD-explorer, v1.1): lower case, ASCII punctuation out, `a`, `an`
-and `the` as whole words out, words apart by white space; F1 of the bags of words, EM of the texts,
-the best over the gold answers; no common word is 0.
+"""F1 and EM against the official script's rules (`tests.helpers.official`), and the same scores at
+any batch size.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,10 +27,9 @@ from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.runtime.sharding import one_device
 from gistjax.weights.registry import load_base, resolve
 from gistjax.weights.tokenizers import load_tokenizer
+from tests.helpers.official import official, words
 
 ROOT = Path(__file__).parents[2]
-ASCII_PUNCTUATION = {chr(c) for c in range(33, 127) if not chr(c).isalnum()}
-ARTICLES = ("a", "an", "the")
 BATCHES = (1, 8, 32)
 ADDED = 200
 """Questions that torchmetrics is given at a time: it adds scores up in fp32."""
@@ -45,32 +39,6 @@ ODD = (
     "Ａ", "ª", "the\u00ad", "thé", "\ufeffthe", "ǅ", "ς Σ", "٣", "漢字 the 漢字", "न\u093eम", "a" * 5_000,
 )  # fmt: skip
 """Predictions and parts of them that a normalisation may stumble over."""
-
-
-def words(text: str) -> list[str]:
-    """The normalised words of a text."""
-    kept = "".join(c for c in text.lower() if c not in ASCII_PUNCTUATION)
-    pieces, piece = [], ""
-    for c in kept:  # runs of word characters, as Python's \w has them, and what stands between them
-        if piece and (c.isalnum() or c == "_") != (piece[-1].isalnum() or piece[-1] == "_"):
-            pieces.append(piece)
-            piece = ""
-        piece += c
-    pieces.append(piece)
-    return "".join(" " if piece in ARTICLES else piece for piece in pieces).split()
-
-
-def official(prediction: str, golds: Sequence[str]) -> tuple[float, float]:
-    """F1 and EM, the best over the gold answers."""
-    best_f1 = best_em = 0.0
-    for gold in golds:
-        ours, theirs = words(prediction), words(gold)
-        best_em = max(best_em, float(" ".join(ours) == " ".join(theirs)))
-        common = sum((Counter(ours) & Counter(theirs)).values())
-        if common:
-            precision, recall = common / len(ours), common / len(theirs)
-            best_f1 = max(best_f1, 2 * precision * recall / (precision + recall))
-    return best_f1, best_em
 
 
 def predictions(rng: random.Random, examples: Sequence[Example]) -> list[list[str]]:
