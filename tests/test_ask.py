@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from absl import flags
@@ -11,6 +12,7 @@ from absl import flags
 from gistjax import ask
 from gistjax.errors import ConfigError, DataError, StorageError
 from gistjax.experiment.run_dir import RunDir
+from gistjax.inference.document import Answer
 from gistjax.runtime import cli
 from tests.helpers.runs import ASKED as CONFIG
 from tests.helpers.runs import write_run
@@ -64,6 +66,25 @@ def test_the_full_context_is_said_to_be_of_the_untuned_base(command, capsys):
     assert "untuned base" in shown[1] and shown[2] == "Who wrote?"
     assert shown[3].startswith("  from slots: ") and shown[4].startswith("  full context: ")
     assert re.search(r"49 tokens, \d+ ms, \d+ ms a token$", shown[4])
+
+
+def test_each_answer_stands_under_its_own_title_with_its_own_cost():
+    slots, full = Answer("by slots", 7, 0.5, 2), Answer("by the text", 49, 3.0, 4)
+    document = SimpleNamespace(ask=lambda question: slots if question == "Who?" else None)
+    text = SimpleNamespace(ask=lambda question: full if question == "Who?" else None)
+    both = ask.Exchange.of("Who?", document, text)
+    assert str(both).splitlines() == [
+        "Who?",
+        f"  from slots:   {'by slots':40}  7 slots, 500 ms, 250 ms a token",
+        f"  full context: {'by the text':40}  49 tokens, 3000 ms, 750 ms a token",
+    ]
+    assert {key: both.to_json()[key]["text"] for key in ("slots", "full_context")} == {
+        "slots": "by slots",
+        "full_context": "by the text",
+    }
+    alone = ask.Exchange.of("Who?", document, None)
+    assert str(alone).splitlines()[1] == f"  {'by slots':40}  7 slots, 500 ms, 250 ms a token"
+    assert alone.to_json().keys() == {"question", "slots"}
 
 
 @pytest.mark.slow

@@ -215,3 +215,12 @@ def test_every_row_gets_another_context(contexts, lengths):
         assert given_to.setdefault(row.context_id, new.context_id) == new.context_id
         assert (new.question_ids, new.example_index) == (row.question_ids, row.example_index)
     assert set(given_to.values()) == set(contexts), "each is given to one other"
+
+
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=6))
+def test_the_other_context_is_of_another_article(sizes):
+    assume(max(sizes) <= sum(sizes) // 2)
+    article = np.repeat(np.arange(len(sizes)), sizes)  # of each context, in the data's order
+    rows = make_rows([3] * len(article), questions=1)
+    for row, new in zip(rows, shuffle_contexts(rows[::-1])[::-1], strict=True):
+        assert article[new.context_id // 7] != article[row.context_id // 7]

@@ -127,6 +127,16 @@ def test_each_example_is_scored_by_its_own_metric(monkeypatch):
     assert (found.f1, found.em, found.n) == (0.85, 0.5, 2)
 
 
+def test_intervals_are_of_contexts_for_f1_and_em_each():
+    # By context F1 is 1/3 and 1, EM 0 and 2/3; a resample has one, or both by their sizes.
+    examples = [Example(f"{i}", "", "", "", ("cat sat",), i // 3) for i in range(6)]
+    found = score(["x", "y", "sat cat", "sat cat", "cat sat", "Cat sat."], examples, 400, 0)
+    assert found.f1_N.tolist() == [0, 0, 1, 1, 1, 1] and found.em_N.tolist() == [0, 0, 0, 0, 1, 1]
+    assert found.f1 == pytest.approx(4 / 6) and found.f1_interval == pytest.approx((1 / 3, 1))
+    assert found.em == pytest.approx(2 / 6) and found.em_interval == pytest.approx((0, 2 / 3))
+    assert found.clusters_N.tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def test_an_unknown_metric_is_refused_with_the_task_that_names_it():
     example = Example("a", "", "A cat.", "Who?", ("cat",), 0, task="notes", metric="sqad")
     with pytest.raises(ConfigError, match=r"'notes' is scored by 'sqad'.*did you mean 'squad'"):

@@ -33,6 +33,22 @@ def test_a_known_distribution():
     assert clustered_bootstrap([0, 1], [3, 3], 100, 0) == (0.5, 0.5)
 
 
+def test_clusters_count_by_their_size():
+    # A resample of one row of 0 and three of 1 is 0, three quarters or 1, that of shares likewise.
+    drawn = {clustered_bootstrap([0, 1, 1, 1], [5, 7, 7, 7], 1, seed) for seed in range(30)}
+    assert drawn == {(0, 0), (0.75, 0.75), (1, 1)}
+    drawn = {clustered_bootstrap([0, 2], [5, 7], 1, seed, of=[1, 3]) for seed in range(30)}
+    assert drawn == {(0, 0), (0.5, 0.5), (2 / 3, 2 / 3)}
+
+
+def test_the_interval_holds_95_percent():
+    values_N = np.linspace(0, 1, 50)
+    draws = [clustered_bootstrap(values_N, np.arange(50), 1, seed)[0] for seed in range(4_000)]
+    low, high = clustered_bootstrap(values_N, np.arange(50), 20_000, 0)
+    assert (np.array(draws) < low).mean() == pytest.approx(0.025, abs=0.008)
+    assert (np.array(draws) > high).mean() == pytest.approx(0.025, abs=0.008)
+
+
 def test_seeded_and_independent_of_labels_and_chunks(rng, monkeypatch):
     values_N, cluster_N = rng.random(300), rng.integers(40, size=300)
     one = clustered_bootstrap(values_N, cluster_N, 500, 3)

@@ -1,5 +1,211 @@
+"""What is written down about a run: every field by hand, from answers that are given."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gistjax.config import CompressionConfig, DataConfig, EvaluationConfig, LoraConfig, ModelConfig
+from gistjax.data.example import Example, TokenizedExample
+from gistjax.evaluation.generate import Answers
+from gistjax.evaluation.statistics import clustered_bootstrap, paired_difference
 from gistjax.experiment import evaluator
 from gistjax.experiment.run_dir import RunDir
+from gistjax.weights.registry import resolve
+from gistjax.weights.tokenizers import byte_tokenizer
+
+MILL = "Ada Byron, as they say, built the mill in 1783."
+TEA = "In the old and quiet town of Esker, green tea is drunk by nearly everybody who has time."
+SHED = "A shed."
+EXAMPLES = [
+    Example("a", "Mill", MILL, "Who built it?", ("Ada Byron", "Ada"), 0, evidence=("Ada Byron",)),
+    Example("b", "Mill", MILL, "When?", ("1783",), 0, evidence=("1783",)),
+    Example("c", "Tea", TEA, "What is drunk?", ("tea", "green tea"), 1, evidence=("green tea",)),
+    Example("d", "Shed", SHED, "Who owns it?", (), 2),
+    Example("e", "Shed", SHED, "How many?", ("two",), 2),
+]
+ROWS = [0, 0, 1, 2, 2]
+"""The context of each question."""
+GIVEN = {
+    "answering": ["Ada Lovelace", "1783.", "black coffee", "", "a shed"],
+    "untuned full context": ["Byron's mill", "1783", "tea", "Ada", "Ada"],
+    "wrong contexts": ["x", "x", "old tea", "x", "x"],
+}
+F1_N, EM_N = [2 / 3, 1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0, 0.0]
+BASE_F1_N, BASE_EM_N = [0.0, 1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0, 0.0]
+WRONG_F1_N = [0.0, 0.0, 2 / 3, 0.0, 0.0]
+SAMPLES, SEED, D = 40, 5, 64
+CONFIG = CompressionConfig(
+    architecture="pooling",
+    target_length=8,
+    seed=SEED,
+    model=ModelConfig(name="tiny-random", dtype="float32"),
+    lora=LoraConfig(rank=2),
+    data=DataConfig(
+        context_tokens=128, context_buckets=(128,), question_buckets=(192,), context="paragraph"
+    ),
+    evaluation=EvaluationConfig(bootstrap_samples=SAMPLES, shuffled=True),
+)
+
+
+class Given:
+    """A generator that gives the answers above, and keeps the rows that it was asked."""
+
+    def __init__(self, tokenizer):
+        self.asked, self._tokenizer = {}, tokenizer
+
+    def __call__(self, trainable, frozen, rows, title):
+        self.asked[title] = list(rows)
+        ids = [self._tokenizer.encode(f" {text}") for text in GIVEN[title]]
+        return Answers(ids, np.array([8, 8, 8, 2, 2]), compress_s=0.5, answer_s=2.0)
+
+    def slots(self, trainable, frozen, rows):
+        return np.eye(3)[:, None].repeat(2, axis=1), np.array([2, 2, 2])
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Make an evaluator of a configuration that is given its answers."""
+    tokenizer = byte_tokenizer()
+    pretrained = SimpleNamespace(tokenizer=tokenizer, mesh=None, source=resolve(CONFIG.model))
+    generator = Given(tokenizer)
+    monkeypatch.setattr(evaluator, "make_generator", lambda *_: generator)
+    monkeypatch.setattr(evaluator, "build_model", lambda *_: None)
+    monkeypatch.setattr(evaluator, "split_model", lambda _: (None, None, None))
+    monkeypatch.setattr(evaluator, "slot_attention", lambda *_: [{"context_id": 0}])
+    contexts = [np.array(tokenizer.encode(text), np.int32) for text in (MILL, TEA, SHED)]
+    ids = np.ones(3, np.int32)
+    rows = [TokenizedExample(contexts[c], ids, ids, c, i) for i, c in enumerate(ROWS)]
+
+    def make(config=CONFIG):
+        return evaluator.Evaluator(config, pretrained, rows, EXAMPLES, None), generator
+
+    return make
+
+
+def interval(values_N):
+    return list(clustered_bootstrap(values_N, ROWS, SAMPLES, SEED))
+
+
+def test_every_metric_by_hand(given):
+    measured, _ = given()
+    found = measured.measure(None, None).metrics
+    gap = np.subtract(F1_N, WRONG_F1_N)
+    sizes = len(MILL), len(TEA), len(SHED)
+    expected = {
+        "architecture": "pooling",
+        "target_length": 8,
+        "final_f1": pytest.approx(np.mean(F1_N)),
+        "final_f1_interval": pytest.approx(interval(F1_N)),
+        "final_em": pytest.approx(0.4),
+        "final_em_interval": pytest.approx(interval(EM_N)),
+        "baseline_f1": pytest.approx(np.mean(BASE_F1_N)),
+        "baseline_f1_interval": pytest.approx(interval(BASE_F1_N)),
+        "baseline_em": pytest.approx(np.mean(BASE_EM_N)),
+        "compression_ratio": 16.0,
+        "effective_compression_ratio": (2 * sizes[0] + sizes[1] + 2 * sizes[2]) / 28,
+        "compressor_parameters": D * D + D,
+        "trainable_parameters": D * D + D + 2 * 2 * 1024,  # LoRA: layers, rank, in + out of all
+        "wall_time_per_sample_s": {"compress": 0.1, "answer": 0.4},
+        "slot_similarity": {"within": 1.0, "between": 0.0},
+        "shuffled_f1": pytest.approx(np.mean(WRONG_F1_N)),
+        "shuffled_gap": pytest.approx(gap.mean()),
+        "shuffled_gap_interval": pytest.approx(
+            paired_difference(F1_N, WRONG_F1_N, ROWS, SAMPLES, SEED).interval
+        ),
+        "answer_diversity": {"predictions": 1.0, "golds": 1.0, "empty": 0.2},
+        "n_examples": 5,
+        "seed": SEED,
+        "base_model": "tiny-random",
+    }
+    assert {key: found[key] for key in expected} == expected
+    by_type = {kind: (part["n"], part["f1"]) for kind, part in found["by_type"].items()}
+    assert by_type == {
+        "date": (1, 1.0),
+        "name": (1, pytest.approx(2 / 3)),
+        "no answer": (1, 1.0),
+        "number": (1, 0.0),
+        "other": (1, 0.0),
+    }
+    by_place = {place: (part["n"], part["f1"]) for place, part in found["by_place"].items()}
+    assert by_place == {
+        "absent": (2, 0.5),
+        "first": (1, pytest.approx(2 / 3)),
+        "last": (1, 1.0),
+        "middle": (1, 0.0),
+    }
+    assert found.keys() - expected.keys() == {"by_type", "by_place", "device", "packages"}
+
+
+def test_every_prediction_by_hand(given):
+    predictions = given()[0].measure(None, None).predictions
+    assert predictions == [
+        {
+            "id": example.id,
+            "context_id": context,
+            "question": example.question,
+            "prediction": text,
+            "answers": list(example.answers),
+            "type": kind,
+            "place": place,
+            "f1": f1,
+            "em": em,
+        }
+        for example, context, text, kind, place, f1, em in zip(
+            EXAMPLES,
+            ROWS,
+            GIVEN["answering"],
+            ["name", "date", "other", "no answer", "number"],
+            ["first", "last", "middle", "absent", "absent"],
+            F1_N,
+            EM_N,
+            strict=True,
+        )
+    ]
+
+
+def test_wrong_slots_are_those_of_another_article(given):
+    measured, generator = given()
+    measured.measure(None, None)
+    asked, wrong = generator.asked["answering"], generator.asked["wrong contexts"]
+    for row, other, example in zip(asked, wrong, EXAMPLES, strict=True):
+        assert (other.question_ids is row.question_ids) and other.context_id != row.context_id
+        assert EXAMPLES[ROWS.index(other.context_id)].title != example.title
+        assert other.context_ids is asked[ROWS.index(other.context_id)].context_ids
+
+
+def test_what_is_switched_off_is_left_out(given):
+    off = EvaluationConfig(bootstrap_samples=SAMPLES, shuffled=False, baseline=False)
+    measured, generator = given(CONFIG.replace(evaluation=off))
+    found = measured.measure(None, None)
+    assert list(generator.asked) == ["answering"] and found.slot_attention
+    assert found.metrics["baseline_f1"] is found.metrics["baseline_em"] is None
+    assert "slot_similarity" in found.metrics and "shuffled_f1" not in found.metrics
+
+
+def test_of_selected_tokens_the_ratio_counts_the_whole_text_and_the_baseline_reads_it(given):
+    data = dataclasses.replace(CONFIG.data, select="first")
+    measured, generator = given(CONFIG.replace(architecture="none", data=data))
+    found = measured.measure(None, None)
+    lengths = {
+        title: [len(row.context_ids) for row in rows] for title, rows in generator.asked.items()
+    }
+    whole = [len(example.context) for example in EXAMPLES]
+    assert lengths["untuned full context"] == whole
+    assert lengths["answering"] == [8, 8, 8, 7, 7]
+    assert found.metrics["effective_compression_ratio"] == sum(whole) / 28
+    assert found.metrics["target_length"] is None and not found.slot_attention
+    assert not found.metrics.keys() & {"shuffled_f1", "slot_similarity"}
+    assert [row["place"] for row in found.predictions] == [
+        "first", "last", "middle", "absent", "absent",
+    ]  # fmt: skip
+
+
+def test_the_headline_is_the_mean(given, monkeypatch):
+    monkeypatch.setitem(GIVEN, "validating", GIVEN["answering"])
+    assert given()[0].headline(None, None) == {"f1": round(np.mean(F1_N), 4), "em": 0.4}
 
 
 def test_metrics_which_mark_a_run_as_finished_are_written_last(tmp_path, monkeypatch):
@@ -8,3 +214,16 @@ def test_metrics_which_mark_a_run_as_finished_are_written_last(tmp_path, monkeyp
     result = evaluator.EvalResult({"final_f1": 0.5}, [{"f1": 0.5}], [{"slot": 0}])
     result.write(RunDir(tmp_path), 3, 1)
     assert written[-1] == "metrics.json" and len(written) == 4
+
+
+def test_each_file_holds_its_own(tmp_path):
+    result = evaluator.EvalResult(
+        {"final_f1": 0.5}, [{"f1": 1}, {"f1": 0}, {"f1": 0.5}], [{"a": 0}]
+    )
+    assert result.write(RunDir(tmp_path), 3, 2) == {"final_f1": 0.5, "steps": 3}
+    assert {file.name: json.loads(file.read_text()) for file in tmp_path.iterdir()} == {
+        "metrics.json": {"final_f1": 0.5, "steps": 3},
+        "predictions.json": result.predictions,
+        "sample_predictions.json": result.predictions[:2],
+        "slot_attention.json": [{"a": 0}],
+    }
