@@ -27,8 +27,8 @@ def write_run(
         "architecture": config.architecture,
         "final_f1": f1,
         "final_f1_interval": [f1 - 0.1, f1 + 0.1],
-        "final_em": f1,
-        "final_em_interval": [f1 - 0.1, f1 + 0.1],
+        "final_em": f1 / 2,
+        "final_em_interval": [f1 / 2 - 0.05, f1 / 2 + 0.07],
         "baseline_f1": 0.5,
         "baseline_f1_interval": [0.4, 0.6],
         "baseline_em": 0.4,
@@ -55,9 +55,11 @@ def write_run(
             "question": question,
             "answers": answers,
             "type": kind,
-            "prediction": answers[0] if i < right else "</script><script>alert(1)</script>",
+            "prediction": answers[0]
+            if i < right
+            else f"{name}: </script><script>alert(1)</script>",
             "f1": float(i < right),
-            "em": float(i < right),
+            "em": float(i < right - 1),
         }
         for i, (id, question, answers, kind) in enumerate(QUESTIONS)
     ]

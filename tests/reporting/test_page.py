@@ -10,7 +10,9 @@ import pytest
 
 from gistjax.errors import ConfigError
 from gistjax.report import report
-from gistjax.reporting import colours
+from gistjax.reporting import colours, plots
+from gistjax.reporting.page import side_by_side
+from gistjax.reporting.runs import find_runs
 from tests.helpers.made_runs import put
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +97,89 @@ def test_without_the_drawing_library_the_tables_are_written_and_the_fix_is_named
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[report\]'"):
         report([sweep])
     assert (sweep / "results.csv").exists() and not (sweep / "report.html").exists()
+
+
+def test_predictions_stand_under_their_own_runs_heading(page):
+    text = page.read_text()
+    heads = re.findall(r'<th scope="col" data-of="(\d+)">(\w+)</th>', text)
+    assert [name for _, name in heads[:3]] == ["full_context", "closed_book", "M32_conv"]
+    cells = re.findall(
+        r'<td data-of="(\d+)" class="(\w+)" data-name="(\w+)" title="F1 (.*?)">(.*?)</td>', text
+    )
+    assert len(cells) == 3 * len(heads) and {(of, name) for of, _, name, _, _ in cells} == {*heads}
+    for _, kind, name, f1, said in cells:
+        assert (kind == "wrong") == (f1 == "0.000") == said.startswith(f"{name}: ")
+    kinds = [kind for _, kind, name, _, _ in cells if name == "full_context"]
+    assert kinds == ["right", "right", "partly"]
+
+
+def test_a_question_that_runs_do_not_share_is_not_shown_side_by_side(sweep):
+    rows = json.loads((sweep / "M32_gist" / "predictions.json").read_text())
+    rows[1] |= {"question": "Other?"}
+    put(sweep / "M32_gist" / "predictions.json", [*rows[:2], {**rows[2], "id": "q9"}])
+    shown = side_by_side([r for r in find_runs([sweep]) if r.scored], 10)
+    assert [row["question"] for row in shown] == ["When was the bridge built?"]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The specifications of the plots, by the name of their function."""
+    monkeypatch.setattr(plots, "to_svg", lambda spec: spec)
+    made = [
+        {
+            "run": name,
+            "architecture": "gist",
+            "compresses": compresses,
+            "f1": f1,
+            "f1_interval": [f1 - 0.1, f1 + 0.2],
+            "effective_ratio": ratio,
+            "compressor_parameters": parameters,
+            "answer_ms": 3.0,
+            "compress_ms": compress,
+        }
+        for name, compresses, f1, ratio, parameters, compress in (
+            ("a", True, 0.5, 4.0, 0, 5.0),
+            ("b", True, 0.25, 8.0, 100, None),
+            ("c", False, 0.75, 1.0, 7, None),
+        )
+    ]
+    made += [{"run": "u", "architecture": "closed book", "compresses": False, "f1": 0.1}]
+    colours = {row["run"]: f"#{row['run']}" for row in made}
+    names = ("f1_against_ratio", "f1_against_parameters", "f1_against_time")
+    return {name: getattr(plots, name)(made, colours) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "xs"),
+    [
+        ("f1_against_ratio", "effective ratio: context tokens a slot", {"a": 4.0, "b": 8.0}),
+        ("f1_against_parameters", "parameters of the compressor", {"a": 1, "b": 100}),
+        ("f1_against_time", "ms a question", {"a": 3.0, "b": 3.0, "c": 3.0}),
+    ],
+)
+def test_points_stand_at_their_own_x_with_their_own_bars(drawn, name, title, xs):
+    runs = drawn[name]["layer"][0]
+    points = {point["run"]: point for point in runs["data"]["values"]}
+    assert {run: point["x"] for run, point in points.items()} == xs
+    for run, f1 in (("a", 0.5), ("b", 0.25)):
+        point = points[run]
+        assert (point["f1"], point["low"], point["high"]) == (f1, f1 - 0.1, f1 + 0.2)
+        assert point["colour"] == f"#{run}"
+        assert point["says"].startswith(f"{run}: F1 {f1:.3f} [{f1 - 0.1:.3f}, {f1 + 0.2:.3f}] at ")
+    bar, mark, *line = runs["layer"]
+    fields = {axis: bar["encoding"][axis]["field"] for axis in ("x", "y", "y2")}
+    assert fields == {"x": "x", "y": "low", "y2": "high"}
+    assert bar["encoding"]["x"]["title"] == title
+    assert [mark["encoding"][axis]["field"] for axis in ("x", "y")] == ["x", "f1"]
+    if line:
+        assert {run: point["first"] for run, point in points.items()} == {
+            "a": 8.0,
+            "b": 3.0,
+            "c": 3.0,
+        }
+        assert line[0]["encoding"]["x2"] == {"field": "first"}
+    if name == "f1_against_ratio":
+        assert drawn[name]["layer"][1]["data"]["values"] == [{"f1": 0.1, "name": "closed book"}]
 
 
 def rows(runs, *architectures):

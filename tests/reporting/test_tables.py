@@ -7,7 +7,7 @@ import pytest
 from gistjax.config import CompressionConfig, DataConfig
 from gistjax.errors import DataError
 from gistjax.reporting.runs import find_runs
-from gistjax.reporting.tables import same_questions, table, to_csv, to_markdown, varied
+from gistjax.reporting.tables import cell, same_questions, table, to_csv, to_markdown, varied
 from tests.helpers.made_runs import put, write_run
 
 
@@ -26,6 +26,56 @@ def test_compressors_stand_before_controls_and_the_untuned_base_is_last(sweep):
     assert by_run["M64_gist"]["compress_ms"] == 1.0
     keys = [column.key for column in columns]
     assert "shuffled_f1" not in keys, "empty columns are left out"
+
+
+def test_every_value_of_a_row_is_its_own(tmp_path):
+    config = CompressionConfig(architecture="gist", target_length=16, seed=7)
+    write_run(tmp_path, "run", config, 2, shuffled_f1=0.05)
+    write_run(tmp_path, "whole", CompressionConfig(architecture="none", seed=7), 3)
+    columns, (row, *_) = table(find_runs([tmp_path]))
+    shown = {column.title: cell(column, row) for column in columns}
+    assert shown == {
+        "run": "run",
+        "F1": "0.667",
+        "F1 95 %": "[0.567, 0.767]",
+        "architecture": "gist",
+        "M": "16",
+        "effective ratio": "31.2",
+        "of full context": "67%",
+        "compress ms": "1.00",
+        "answer ms": "2.00",
+        "EM": "0.333",
+        "EM 95 %": "[0.283, 0.403]",
+        "nominal ratio": "32",
+        "F1, wrong slots": "0.050",
+        "compressor parameters": "10,000",
+        "trained parameters": "12,345",
+        "questions": "3",
+        "steps": "20",
+        "seed": "7",
+    }
+    markdown = to_markdown(columns, [row]).splitlines()[2].split(" | ")
+    assert markdown[9] == "0.333" and "[0.283, 0.403]" not in markdown, "EM 95 % is not for papers"
+    [line] = csv.DictReader(io.StringIO(to_csv(columns, [row])))
+    numbers = [float(line[key]) for key in ("f1_low", "f1_high", "em", "em_low", "em_high")]
+    assert numbers == pytest.approx([2 / 3 - 0.1, 2 / 3 + 0.1, 1 / 3, 1 / 3 - 0.05, 1 / 3 + 0.07])
+
+
+def test_the_untuned_base_has_its_own_scores(sweep):
+    row = table(find_runs([sweep]))[1][-1]
+    assert (row["run"], row["f1"], row["f1_interval"], row["em"]) == (
+        "untuned",
+        0.5,
+        [0.4, 0.6],
+        0.4,
+    )
+
+
+def test_sizes_are_sorted_as_numbers(tmp_path):
+    for slots in (128, 64, 8, 32):
+        write_run(tmp_path, f"M{slots}", CompressionConfig(target_length=slots), 1)
+    names = [row["run"] for row in table(find_runs([tmp_path]))[1]]
+    assert names == ["M8", "M32", "M64", "M128", "untuned"]
 
 
 def test_what_a_sweep_varies_is_a_column(tmp_path):
@@ -51,6 +101,13 @@ def test_runs_on_other_questions_are_not_compared(sweep):
     results = find_runs([sweep])
     assert not same_questions(results)
     assert all(row.get("retained") is None for row in table(results)[1])
+
+
+@pytest.mark.parametrize("change", [{"question": "Other?"}, {"answers": ["other"]}])
+def test_questions_are_the_same_with_text_and_golds(sweep, change):
+    rows = json.loads((sweep / "full_context" / "predictions.json").read_text())
+    put(sweep / "full_context" / "predictions.json", [*rows[:2], {**rows[2], **change}])
+    assert not same_questions(find_runs([sweep]))
 
 
 def test_runs_on_other_contexts_are_not_compared(tmp_path):
