@@ -3,16 +3,24 @@
     python -m launch.contamination --config.data.path=FOLDER --config.text.path=FOLDER [--words 13]
 
 A paragraph of the validation split, drawn or not, is touched if it shares so many words in a row
-with an article, case and punctuation aside (13 by default, as in Brown et al. 2020,
-arXiv:2005.14165, appendix C). Prints how many are touched, and the longest run of words of the most
-touched ones; a compressor that learned to repeat such paragraphs is not tested by them.
+with an article (13 by default, as in Brown et al. 2020, arXiv:2005.14165, appendix C), or if it is
+shorter and an article has all of it. Words are compared without case, punctuation, accents' form,
+ligatures and invisible characters; where writing has no spaces (Chinese, Japanese, Thai, Lao,
+Burmese, Khmer, Tibetan), each character is a word.
+
+Prints how many are touched, and the longest run of words of the most touched ones; a compressor
+that learned to repeat such paragraphs is not tested by them. Not seen are other spellings,
+translations and paraphrases, and paragraphs without a word, which are counted as `unchecked`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,30 +34,66 @@ from gistjax.errors import ConfigError
 from gistjax.runtime import cli
 
 SHOWN = 10
-_WORD = re.compile(r"\w+")
+UNSPACED = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Tibetan, Burmese, Khmer
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"  # Japanese
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"  # Chinese
+)
+"""Characters of writing without spaces between words."""
 
 log = logging.getLogger(__name__)
 
 
 def words_of(text: str) -> list[str]:
-    """Return a text's words in lower case, without punctuation."""
-    return _WORD.findall(text.lower())
+    """Return a text's words without what is written in several ways: case, punctuation, marks."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).casefold()
+        text = unicodedata.normalize("NFKC", text).translate(_invisible())
+    return _word().findall(text.lower())
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    """Match a word: letters, digits and vowel signs, or one of them in `UNSPACED`."""
+    letter = f"[^\\W_{UNSPACED}]|[{''.join(_characters('Mc'))}]"
+    return re.compile(f"(?:{letter})+|(?![\\W_])[{UNSPACED}]")
+
+
+@functools.cache
+def _invisible() -> dict[int, None]:
+    """Characters that change how others look, or nothing: marks, soft hyphens, joiners."""
+    return dict.fromkeys(map(ord, _characters("Mn", "Me", "Cf")))
+
+
+def _characters(*categories: str) -> list[str]:
+    every = map(chr, range(sys.maxunicode + 1))
+    return [character for character in every if unicodedata.category(character) in categories]
 
 
 def longest_overlaps(contexts: Sequence[str], articles: Iterable[str], n: int) -> list[int]:
     """Return for each context the words in its longest piece found in articles; 0 for none.
 
-    Every n words in a row of such a piece stand in some article.
+    Every n words in a row of such a piece stand in some article; of a context of fewer words, all.
 
     Args:
         n: pieces of fewer words do not count.
     """
     words = [words_of(context) for context in contexts]
-    wanted = {gram for ws in words for gram in _grams(ws, n)}
+    sizes = [min(n, len(ws)) for ws in words]
+    wanted: dict[int, set[tuple[str, ...]]] = {size: set() for size in sizes if size}
+    for ws, size in zip(words, sizes, strict=True):
+        if size:
+            wanted[size].update(_grams(ws, size))
     found: set[tuple[str, ...]] = set()
     for article in articles:
-        found.update(wanted.intersection(_grams(words_of(article), n)))
-    return [_longest([gram in found for gram in _grams(ws, n)], n) for ws in words]
+        theirs = words_of(article)
+        for size, grams in wanted.items():
+            found.update(grams.intersection(_grams(theirs, size)))
+    return [
+        _longest([gram in found for gram in _grams(ws, size)], size)
+        for ws, size in zip(words, sizes, strict=True)
+    ]
 
 
 def _grams(words: list[str], n: int) -> Iterable[tuple[str, ...]]:
@@ -87,6 +131,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     found: dict[str, Any] = {
         "words_in_a_row": args.words,
         "contexts": len(contexts),
+        "unchecked": sum(not words_of(context) for context in contexts),
         "touched": touched,
         "share": touched / len(contexts),
         "most": [{"words": overlap, "context": context} for overlap, context in worst if overlap],
