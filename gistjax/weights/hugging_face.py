@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from gistjax.errors import WeightsError
 from gistjax.model.config import LlamaConfig
+from gistjax.weights.loading import expected_names
+
+log = logging.getLogger(__name__)
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], LlamaConfig]] = {
     "llama": LlamaConfig.from_hugging_face,
@@ -19,19 +24,36 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], LlamaConfig]] = {
 """The `model_type` of a `config.json`, and what reads it. A family that is not here is refused."""
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+
+DTYPES = ("F64", "F32", "F16", "BF16")
+"""Of tensors that are read, by their names in safetensors files."""
+
+UNUSED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+"""Tensors that say what the config says too; early files have them."""
+
+QUANTIZED = ("quantization_config", "quantization", "compression_config")
+UNQUANTIZED = (
+    "gistjax reads bf16, fp16, fp32 and fp64 safetensors, and GGUF files: give the unquantised "
+    "model or a GGUF of it."
+)
 
 
 def read_config(folder: Path) -> LlamaConfig:
     """Return the base's sizes.
 
     Raises:
-        WeightsError: if `config.json` is missing or damaged, or names what gistjax does not run.
+        WeightsError: if `config.json` is missing or damaged, or names what gistjax does not run; or
+            if an adapter lies in the folder.
     """
     hf = _read_json(folder / "config.json")
-    if "quantization_config" in hf:
+    if any(hf.get(key) is not None for key in QUANTIZED):
+        raise WeightsError(f"{folder} holds quantised weights; {UNQUANTIZED}")
+    if (folder / ADAPTER).exists():
         raise WeightsError(
-            f"{folder} holds quantised weights; gistjax reads bf16, fp16 and fp32 safetensors, "
-            "and GGUF files. Give the unquantised model or a GGUF of it."
+            f"{folder} holds an adapter beside the model ({ADAPTER}), which gistjax does not "
+            "apply: merge it into the weights, or move it away."
         )
     read = FAMILIES.get(str(hf.get("model_type")), LlamaConfig.from_hugging_face)
     try:
@@ -43,48 +65,108 @@ def read_config(folder: Path) -> LlamaConfig:
 class SafetensorsReader:
     """Tensors of a folder, read one by one.
 
+    Args:
+        config: says which tensors there have to be, and whether embedding and output are one.
+
     Raises:
-        WeightsError: if the folder has no weights, or a shard is missing or damaged.
+        WeightsError: if the folder has no weights, or a shard is missing or damaged; if a tensor is
+            missing, has no place in the model or a dtype that is not read; or if two tensors that
+            should be one differ.
     """
 
-    def __init__(self, folder: Path):
-        self._file_of = _files(folder)
-        self._open: dict[Path, Any] = {}
-        for path in sorted(set(self._file_of.values())):
-            self._open[path] = _open(path)
-        present = {path: set(file.keys()) for path, file in self._open.items()}
-        for name, path in self._file_of.items():
-            if name not in present[path]:
-                raise WeightsError(f"{path} lacks {name}, which {INDEX} says is in it.")
+    def __init__(self, folder: Path, config: LlamaConfig):
+        self._folder, self._file_of = folder, dict[str, Any]()
+        path_of: dict[str, Path] = {}
+        for path in _files(folder):
+            file = _open(path)
+            for name in file.keys():  # noqa: SIM118
+                if name in path_of:
+                    raise WeightsError(f"{name} stands in both {path_of[name]} and {path}.")
+                path_of[name], self._file_of[name] = path, file
+        _check_index(folder, path_of)
+        self._embedding = EMBEDDING
+        if config.tie_embeddings and EMBEDDING not in self._file_of:
+            self._embedding = OUTPUT  # which is the same matrix
+        self._check_names({self._stored(name) for name in expected_names(config)})
+        self._check_tied(config)
 
     def tensor(self, name: str) -> np.ndarray:
         """Return one tensor, in the dtype of the file."""
-        path = self._file_of.get(name)
-        if path is None:
-            raise WeightsError(f"the weights lack {name}: is this the whole model?")
         try:
-            array: np.ndarray = self._open[path].get_tensor(name)
+            stored = self._stored(name)
+            array: np.ndarray = self._file_of[stored].get_tensor(stored)
         except (SafetensorError, TypeError, ValueError, OSError) as error:
-            raise WeightsError(f"{path}: cannot read {name} ({error}).") from error
+            raise WeightsError(f"cannot read {name} ({error}).") from error
         return array
 
+    def _stored(self, name: str) -> str:
+        return self._embedding if name == EMBEDDING else name
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Return the file of each tensor."""
-    if (folder / INDEX).is_file():
-        weight_map = _read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise WeightsError(f"{folder / INDEX} has no weight_map: fetch the file again.")
-        for file in set(weight_map.values()):
-            if not isinstance(file, str) or Path(file).name != file:
+    def _check_names(self, expected: set[str]) -> None:
+        """Refuse tensors that are missing, have no place, or are of a dtype that is not read."""
+        for name, file in sorted(self._file_of.items()):
+            if name not in expected and name != OUTPUT and not UNUSED.fullmatch(name):
                 raise WeightsError(
-                    f"{folder / INDEX} names {file!r}, which is not a file beside it."
+                    f"{self._folder} has a tensor {name}, for which this model has no place. If it "
+                    "is of a quantised model or an adapter, give the merged, unquantised model."
                 )
-        return {name: folder / file for name, file in weight_map.items()}
-    single = folder / SINGLE
-    if not single.is_file():
-        raise WeightsError(f"{folder} has neither {SINGLE} nor {INDEX}: is it a model folder?")
-    return dict.fromkeys(_open(single).keys(), single)
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in DTYPES:
+                raise WeightsError(
+                    f"{self._folder}: {name} has the dtype {dtype}, and config.json names no "
+                    f"quantisation that would say what it means; {UNQUANTIZED}"
+                )
+        if missing := sorted(expected - self._file_of.keys()):
+            raise WeightsError(
+                f"{self._folder}: the weights lack {missing[0]}: is this the whole model?"
+            )
+
+    def _check_tied(self, config: LlamaConfig) -> None:
+        """Refuse an output matrix that should be the embedding, and is another."""
+        both = config.tie_embeddings and OUTPUT in self._file_of
+        if both and not np.array_equal(self.tensor(OUTPUT), self.tensor(EMBEDDING)):
+            raise WeightsError(
+                f"{self._folder}: config.json says that {OUTPUT} is {EMBEDDING} "
+                "(tie_word_embeddings), but they differ. If both are right, set "
+                "tie_word_embeddings to false; else take the wrong one out of the file."
+            )
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights: the single one, else the shards of the index.
+
+    Transformers looks for them in the same order.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    if single.is_file():
+        if index.exists():
+            log.warning("warning: %s is read; %s beside it and its shards are not", single, INDEX)
+        return [single]
+    if not index.is_file():
+        raise WeightsError(
+            f"{folder} has neither {SINGLE} nor {INDEX}: is it a model folder? PyTorch's .bin and "
+            ".pth files are not read; save the model as safetensors."
+        )
+    return sorted({folder / file for file in _weight_map(index).values()})
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(f"{index} has no weight_map: fetch the file again.")
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise WeightsError(f"{index} names {file!r}, which is not a file beside it.")
+    return weight_map
+
+
+def _check_index(folder: Path, path_of: Mapping[str, Path]) -> None:
+    """Refuse shards that do not hold what their index says."""
+    if (folder / SINGLE).is_file():
+        return
+    for name, file in _weight_map(folder / INDEX).items():
+        if path_of.get(name) != folder / file:
+            raise WeightsError(f"{folder / file} lacks {name}, which {INDEX} says is in it.")
 
 
 def _open(path: Path) -> Any:

@@ -46,6 +46,12 @@ FUSED = {"layers/qkv": ("q", "k", "v"), "layers/gate_up": ("gate", "up")}
 """Leaves that hold several tensors."""
 
 
+def expected_names(config: LlamaConfig) -> set[str]:
+    """Return the Hugging Face names of all tensors of a model."""
+    names = [name for leaf, name in NAMES.items() if leaf != "output" or not config.tie_embeddings]
+    return {name.format(layer) for name in names for layer in range(config.n_layers)}
+
+
 class TensorReader(Protocol):
     """Tensors by Hugging Face name."""
 
@@ -112,7 +118,7 @@ def _leaf(
     """
     name = re.sub(r"/\d+/", "/", path)
     if not name.startswith("layers/"):
-        return _fitting(reader.tensor(NAMES[name]), NAMES[name], leaf.shape).astype(leaf.dtype)
+        return _read(reader, NAMES[name], leaf.shape, leaf.dtype)
     if name != path:
         return _layer(reader, name, int(path.split("/")[1]), config, leaf.dtype)
     # Read the last layer first: a file that lacks it is refused before memory for all is taken
@@ -136,8 +142,7 @@ def _layer(
     def matrix(part: str) -> np.ndarray:
         tensor = NAMES[part].format(layer)
         shape = sizes.get(part.removeprefix("layers/"), (config.d_model,))
-        weight_OxI = _fitting(reader.tensor(tensor), tensor, shape[::-1])
-        return weight_OxI.astype(dtype).T  # transposing fp32 takes three times as long
+        return _read(reader, tensor, shape[::-1], dtype).T  # of fp32 it takes three times as long
 
     parts = [matrix(part) for part in FUSED.get(name, (name,))]
     if name == "layers/qkv":
@@ -147,13 +152,26 @@ def _layer(
     return np.stack(parts, axis=-2) if len(parts) > 1 else parts[0]
 
 
-def _fitting(array: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _read(reader: TensorReader, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return a tensor in the model's dtype.
+
+    Raises:
+        WeightsError: if it has another shape, or numbers that are not finite.
+    """
+    array = reader.tensor(name)
     if array.shape != shape:
         raise WeightsError(
             f"{name} has shape {array.shape}, but the model's config asks for {shape}: config and "
             "weights do not belong together."
         )
-    return array
+    with np.errstate(over="ignore"):
+        read = array.astype(dtype)
+    if not np.isfinite(read).all():
+        raise WeightsError(
+            f"{name} ({array.dtype}) has numbers that are infinite or none as {read.dtype}: fetch "
+            "the file again, or save the model anew in a dtype that holds its numbers."
+        )
+    return read
 
 
 def random_llama(

@@ -23,7 +23,10 @@ from gistjax.model.llama import Execution, Layer, Llama
 from gistjax.runtime.sharding import path_name, to_host
 from gistjax.weights.gguf_file import open_gguf
 from gistjax.weights.hugging_face import SafetensorsReader, read_config
-from gistjax.weights.loading import READERS, load_llama, random_llama
+from gistjax.weights.loading import READERS, TensorReader, load_llama, random_llama
+
+HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt"]
+"""Files of a hub's repository that decide numbers: weights, configs, tokenizer, chat templates."""
 
 Kind = Literal["folder", "gguf", "hub", "random"]
 
@@ -166,9 +169,7 @@ def _download(repo: str, install: str, offline: bool) -> Path:
         "--config.model.path=FOLDER; without any weights, --config.model.path=random."
     )
     try:
-        folder = snapshot_download(
-            repo, allow_patterns=["*.safetensors", "*.json", "*.model"], local_files_only=offline
-        )
+        folder = snapshot_download(repo, allow_patterns=HUB_FILES, local_files_only=offline)
     except errors.GatedRepoError as error:
         raise WeightsError(
             f"{repo} is gated: accept its licence on its hub page and log in (`hf auth login`), "
@@ -205,12 +206,18 @@ def load_base(source: Source, model: ModelConfig, mesh: Mesh, seed: int = 0) -> 
         llama = random_llama(source.config, dtype, mesh, seed, model.scan_layers, execution)
     else:
         assert source.path is not None
-        reader = open_gguf(source.path) if source.kind == "gguf" else SafetensorsReader(source.path)
+        reader = _reader(source.path, source)
         try:
             llama = load_llama(reader, source.config, dtype, mesh, model.scan_layers, execution)
         except WeightsError as error:
             raise WeightsError(f"{source.path}: {error}") from error
     return llama
+
+
+def _reader(path: Path, source: Source) -> TensorReader:
+    if source.kind == "gguf":
+        return open_gguf(path)
+    return SafetensorsReader(path, source.config)
 
 
 def base_hash(llama: Llama) -> str:

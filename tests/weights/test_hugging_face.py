@@ -9,6 +9,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from transformers import LlamaForCausalLM
 
 from gistjax.config import MeshConfig, ModelConfig
 from gistjax.errors import WeightsError
@@ -130,32 +131,167 @@ def test_tensors_that_nobody_asked_for_are_ignored(copy):
     assert base_hash(load(copy)) == base_hash(load("random"))
 
 
+INDEX = "model.safetensors.index.json"
+
+
 def write_index(copy, weight_map):
-    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (copy / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
-def test_a_missing_shard_is_named(copy):
-    write_index(copy, {"model.norm.weight": "model-00002-of-00002.safetensors"})
-    with pytest.raises(WeightsError, match="model-00002-of-00002.safetensors is missing"):
-        load(copy)
+@pytest.fixture
+def shards(copy):
+    """The folder with its tensors in two files and an index."""
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    halves = [{n: a for n, a in tensors.items() if ("layers.1." in n) == i} for i in (False, True)]
+    for i, half in enumerate(halves):
+        save_file(half, copy / f"model-{i}.safetensors")
+    write_index(copy, {name: f"model-{i}.safetensors" for i in (0, 1) for name in halves[i]})
+    return copy
 
 
-def test_an_index_that_names_what_is_not_there(copy):
-    write_index(copy, {"nothing": "model.safetensors"})
-    with pytest.raises(WeightsError, match="lacks nothing"):
-        load(copy)
+def test_shards_are_read_as_the_index_says(shards):
+    assert base_hash(load(shards)) == base_hash(load("random"))
+
+
+def test_a_missing_shard_is_named(shards):
+    (shards / "model-1.safetensors").unlink()
+    with pytest.raises(WeightsError, match="model-1.safetensors is missing"):
+        load(shards)
+
+
+def test_an_index_that_names_what_is_not_there(shards):
+    write_index(shards, {"model.norm.weight": "model-0.safetensors", "none": "model-1.safetensors"})
+    with pytest.raises(WeightsError, match=r"model-1\.safetensors lacks none"):
+        load(shards)
+
+
+def test_a_tensor_in_two_shards_is_refused(shards):
+    tensors = load_file(shards / "model-1.safetensors")
+    tensors["model.norm.weight"] = np.full(64, 2, np.float32)
+    save_file(tensors, shards / "model-1.safetensors")
+    with pytest.raises(WeightsError, match=r"norm\.weight stands in both .*model-0.*model-1"):
+        load(shards)
+
+
+@pytest.mark.parametrize("left", [("model-0.safetensors", "model-1.safetensors"), ()])
+def test_a_single_file_is_read_before_older_shards(folder, shards, left, caplog):
+    """As transformers does, whether or not the shards are still there."""
+    for name in ("model-0.safetensors", "model-1.safetensors"):
+        stale = {tensor: array + 1 for tensor, array in load_file(shards / name).items()}
+        save_file(stale, shards / name) if name in left else (shards / name).unlink()
+    shutil.copy(folder / "model.safetensors", shards)
+    assert base_hash(load(shards)) == base_hash(load("random"))
+    assert "model.safetensors is read; model.safetensors.index.json beside it" in caplog.text
+    theirs = LlamaForCausalLM.from_pretrained(shards, dtype="float32")
+    norm = theirs.model.norm.weight.detach().numpy()
+    np.testing.assert_array_equal(
+        norm, load_file(folder / "model.safetensors")["model.norm.weight"]
+    )
 
 
 @pytest.mark.parametrize("file", ["../secret", "/etc/passwd", "a/b.safetensors", 7])
-def test_an_index_cannot_lead_out_of_its_folder(copy, file):
-    write_index(copy, {"model.norm.weight": file})
+def test_an_index_cannot_lead_out_of_its_folder(shards, file):
+    write_index(shards, {"model.norm.weight": file})
     with pytest.raises(WeightsError, match="not a file beside it"):
+        load(shards)
+
+
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize("kept", [[OUTPUT], [EMBEDDING], [EMBEDDING, OUTPUT]])
+def test_tied_weights_are_found_under_either_name(copy, kept):
+    """Their numbers are those that transformers reads."""
+
+    def tie(tensors):
+        matrix = tensors.pop(OUTPUT)
+        tensors.pop(EMBEDDING)
+        tensors.update({name: matrix for name in kept})
+
+    rewrite(copy, tie)
+    (copy / "config.json").write_text(json.dumps(HF | {"tie_word_embeddings": True}))
+    theirs = LlamaForCausalLM.from_pretrained(copy, dtype="float32")
+    read = load(copy)
+    assert read.output is None
+    for matrix in (theirs.get_input_embeddings(), theirs.get_output_embeddings()):
+        np.testing.assert_array_equal(matrix.weight.detach().numpy(), get(read, "embedding"))
+
+
+def test_tied_weights_that_differ_are_refused(copy):
+    """Transformers 4 takes the embedding for both, transformers 5 each for itself."""
+    (copy / "config.json").write_text(json.dumps(HF | {"tie_word_embeddings": True}))
+    with pytest.raises(WeightsError, match=r"lm_head\.weight is .*embed_tokens.*but they differ"):
         load(copy)
 
 
-def test_quantised_folders_are_refused(copy):
-    (copy / "config.json").write_text(json.dumps({**HF, "quantization_config": {"bits": 4}}))
+def test_an_output_matrix_that_is_missing_is_not_made_up(copy):
+    rewrite(copy, lambda t: t.pop(OUTPUT))
+    with pytest.raises(WeightsError, match=r"lack lm_head\.weight"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.0.self_attn.q_proj.weight_scale_inv",
+        "model.layers.0.mlp.up_proj.qweight",
+        "model.layers.0.mlp.up_proj.weight.absmax",
+        "model.layers.0.mlp.experts.0.up_proj.weight",
+        "model.layers.2.input_layernorm.weight",
+        "model.layers.0.self_attn.q_proj.lora_A.default.weight",
+        "lm_head.bias",
+        "score.weight",
+    ],
+)
+def test_a_tensor_without_a_place_is_refused(copy, name):
+    rewrite(copy, lambda t: t.update({name: np.ones(64, np.float32)}))
+    with pytest.raises(WeightsError, match=f"tensor {name}, for which this model has no place"):
+        load(copy)
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8", "uint8", "int32"])
+def test_dtypes_that_need_scales_are_refused(copy, dtype):
+    rewrite(copy, lambda t: t.update({DOWN: np.ones((64, 128), dtype)}))
+    with pytest.raises(WeightsError, match=f"{DOWN} has the dtype .*give the unquantised"):
+        load(copy)
+
+
+def test_fp64_is_read(copy):
+    rewrite(copy, lambda t: t.update({name: a.astype(np.float64) for name, a in t.items()}))
+    assert base_hash(load(copy)) == base_hash(load("random"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"),
+    [("float16", np.inf), ("float32", -np.inf), ("bfloat16", np.nan), ("float64", 1e300)],
+)
+def test_numbers_that_are_not_finite_are_refused(copy, dtype, number):
+    array = np.ones((64, 128), dtype)
+    array[5, 6] = number
+    rewrite(copy, lambda t: t.update({DOWN: array}))
+    with pytest.raises(WeightsError, match=rf"{DOWN} \({dtype}\) has numbers that are infinite"):
+        load(copy)
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "quantization", "compression_config"])
+def test_quantised_folders_are_refused(copy, key):
+    (copy / "config.json").write_text(json.dumps({**HF, key: {"bits": 4}}))
     with pytest.raises(WeightsError, match="quantised"):
+        load(copy)
+    (copy / "config.json").write_text(json.dumps({**HF, key: None}))
+    load(copy)
+
+
+def test_an_adapter_beside_the_model_is_not_passed_over(copy):
+    """Transformers applies it, if PEFT is installed."""
+    (copy / "adapter_config.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"adapter_config\.json.*merge it into the weights"):
         load(copy)
 
 
