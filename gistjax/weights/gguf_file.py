@@ -6,6 +6,7 @@ GGUF interleaves the two halves of each query and key head, for another form of 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -18,6 +19,8 @@ from gistjax.errors import WeightsError
 from gistjax.model.config import LlamaConfig, RopeScaling
 from gistjax.model.rope import rope_frequencies, scale_frequencies
 from gistjax.weights.gguf_header import read_header
+from gistjax.weights.gguf_metadata import check_metadata, check_sizes, read_sizes
+from gistjax.weights.loading import check_stored, expected_shapes
 
 NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -36,6 +39,8 @@ NAMES = {
 """Hugging Face name to GGUF name."""
 
 LLAMA_3_SCALINGS = (RopeScaling(8.0, 1.0, 4.0, 8192), RopeScaling(32.0, 1.0, 4.0, 8192))
+
+ROPE_DIVISORS = "rope_freqs.weight"
 
 JOINED_ROWS = 8
 """Rows dequantised as one: the package takes 16 at a time, too little work for a call of numpy."""
@@ -60,7 +65,8 @@ class GgufReader:
     """Weights and config of one GGUF file, and its `metadata` by name.
 
     Raises:
-        WeightsError: if the file is missing, damaged, or holds no Llama.
+        WeightsError: if the file is missing, damaged, or holds no Llama; if it has metadata or a
+            tensor that gistjax does not know, or lacks a tensor.
     """
 
     def __init__(self, path: Path):
@@ -69,17 +75,20 @@ class GgufReader:
             self.metadata, self._tensors = read_header(path)
         except FileNotFoundError as error:
             raise WeightsError(f"there is no file {path}.") from error
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
         except Exception as error:  # a damaged header can make parsing stumble in many ways
             raise WeightsError(
                 f"{path} is not a whole GGUF file ({type(error).__name__}: {error}): "
                 "fetch it again."
             ) from error
-        kind = self.metadata.get("general.architecture")
-        if kind != "llama":
-            raise WeightsError(
-                f"{path} holds a {kind!r} model; gistjax runs Llama 2, Llama 3.x and SmolLM2."
-            )
-        self.config = self._read_config()
+        try:
+            check_metadata(self.metadata)
+            self.config = self._read_config()
+            check_sizes(self.metadata, self.config)
+            self._check_tensors()
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
 
     def entry(self, key: str) -> Any:
         """Return a value of the metadata.
@@ -88,49 +97,40 @@ class GgufReader:
             WeightsError: if it is missing.
         """
         if key not in self.metadata:
-            raise WeightsError(f"{self.path} lacks the entry {key!r}.")
+            raise WeightsError(f"{self.path}: it lacks the entry {key!r}.")
         return self.metadata[key]
 
-    def _size(self, key: str, default: int | None = None) -> int:
-        size = self.entry(key) if default is None else self.metadata.get(key, default)
-        if not isinstance(size, int) or size < 1:
-            raise WeightsError(f"{self.path} gives {size!r} as {key}: fetch the file again.")
-        return size
-
     def _read_config(self) -> LlamaConfig:
-        n_heads = self._size("llama.attention.head_count")
-        d_model = self._size("llama.embedding_length")
-        head_dim = self._size("llama.attention.key_length", d_model // n_heads)
-        theta = float(self.metadata.get("llama.rope.freq_base", 10_000.0))
-        if self.metadata.get("llama.rope.scaling.type", "none") != "none":
-            raise WeightsError(f"{self.path} uses a RoPE scaling that gistjax does not run.")
-        return LlamaConfig(
-            vocab_size=len(self.entry("tokenizer.ggml.tokens")),
-            d_model=d_model,
-            d_ff=self._size("llama.feed_forward_length"),
-            n_layers=self._size("llama.block_count"),
-            n_heads=n_heads,
-            n_kv_heads=self._size("llama.attention.head_count_kv", n_heads),
-            head_dim=head_dim,
-            rope_theta=theta,
-            rope_scaling=self._rope_scaling(head_dim, theta),
-            rms_eps=float(self.entry("llama.attention.layer_norm_rms_epsilon")),
-            tie_embeddings="output.weight" not in self._tensors,
-            max_positions=self._size("llama.context_length"),
-        )
+        hf = read_sizes(self.metadata)
+        hf["tie_word_embeddings"] = "output.weight" not in self._tensors
+        config = LlamaConfig.from_hugging_face(hf)
+        return dataclasses.replace(config, rope_scaling=self._rope_scaling(config))
 
-    def _rope_scaling(self, head_dim: int, theta: float) -> RopeScaling | None:
+    def _rope_scaling(self, config: LlamaConfig) -> RopeScaling | None:
         """Return the scaling whose divisors a Llama 3.1 or 3.2 file carries as a tensor."""
-        if "rope_freqs.weight" not in self._tensors:
+        if ROPE_DIVISORS not in self._tensors:
             return None
-        divisors = self._dequantized("rope_freqs.weight")
-        freq = rope_frequencies(head_dim, theta)
+        divisors = self._dequantized(ROPE_DIVISORS)
+        freq = rope_frequencies(config.head_dim, config.rope_theta)
         for scaling in LLAMA_3_SCALINGS:
-            if np.allclose(freq / scale_frequencies(freq, scaling), divisors, rtol=1e-3):
+            expected = np.asarray(freq / scale_frequencies(freq, scaling))
+            if divisors.shape == expected.shape and np.allclose(expected, divisors, rtol=1e-3):
                 return scaling
-        raise WeightsError(
-            f"{self.path} scales RoPE frequencies in a way that gistjax does not know."
-        )
+        raise WeightsError("it scales RoPE frequencies in a way that gistjax does not know.")
+
+    def _check_tensors(self) -> None:
+        """Refuse tensors that are missing, of another model, or of a type that cannot be read.
+
+        Raises:
+            WeightsError: naming the tensor.
+        """
+        stored = {name: tensor.shape for name, tensor in self._tensors.items()}
+        stored.pop(ROPE_DIVISORS, None)
+        expected = expected_shapes(self.config)
+        check_stored(stored, {_gguf_name(name): shape for name, shape in expected.items()})
+        for name, tensor in self._tensors.items():
+            if not _is_readable(tensor.kind):
+                raise WeightsError(f"it has {name} as {tensor.kind.name}, which cannot be read.")
 
     def tensor(self, name: str) -> np.ndarray:
         """Return one tensor in fp32, in Hugging Face layout."""
@@ -142,18 +142,22 @@ class GgufReader:
         return array
 
     def _dequantized(self, name: str) -> np.ndarray:
-        tensor = self._tensors.get(name)
-        if tensor is None:
-            raise WeightsError(f"{self.path} lacks the tensor {name}.")
+        tensor = self._tensors[name]
         rows = math.prod(tensor.shape[:-1])
         rows //= JOINED_ROWS if rows % JOINED_ROWS == 0 else 1
-        try:
-            array = gguf.quants.dequantize(tensor.data.reshape(rows, -1), tensor.kind)
-            return array.reshape(tensor.shape)
-        except (NotImplementedError, ValueError) as error:
-            raise WeightsError(
-                f"{self.path}: {name} is stored as {tensor.kind.name}, which cannot be read."
-            ) from error
+        array = gguf.quants.dequantize(tensor.data.reshape(rows, -1), tensor.kind)
+        return array.reshape(tensor.shape)
+
+
+@functools.cache
+def _is_readable(kind: gguf.GGMLQuantizationType) -> bool:
+    """Return whether the package dequantises a type of tensors."""
+    one_block = np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+    try:
+        gguf.quants.dequantize(one_block, kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _gguf_name(name: str) -> str:

@@ -26,8 +26,11 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
+from gistjax.errors import WeightsError
+
 VERSIONS = (2, 3)
 ALIGNMENT = "general.alignment"
+GGML_TYPES = {kind.value for kind in GGMLQuantizationType}
 
 SCALARS = {
     GGUFValueType.UINT8: "B",
@@ -59,6 +62,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
 
     Raises:
         OSError: if the file cannot be opened.
+        WeightsError: if it is of another byte order or version, or a tensor of an unknown type.
         ValueError: if it is no GGUF file, or ends before its header or one of its tensors does.
     """
     content = np.memmap(path, np.uint8, mode="r")
@@ -67,7 +71,12 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         raise ValueError("it does not begin with GGUF")
     version = cursor.number("I")
     if version not in VERSIONS:
-        raise ValueError(f"its version is {version}, not 2 or 3")
+        swapped = int.from_bytes(struct.pack("<I", version), "big")
+        kind = "big-endian" if swapped in VERSIONS else f"of version {version}"
+        raise WeightsError(
+            f"it is a GGUF file {kind}; gistjax reads little-endian ones of version 2 and 3: "
+            "convert the model again with a llama.cpp of today."
+        )
     n_tensors, n_entries = cursor.number("Q"), cursor.number("Q")
     metadata: dict[str, Any] = {}
     for _ in range(n_entries):
@@ -81,14 +90,19 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         raise ValueError(f"{ALIGNMENT} is {alignment!r}")
     start = -(-cursor.place // alignment) * alignment
     tensors = {
-        name: _tensor(content, start + offset, kind, shape) for name, offset, kind, shape in places
+        name: _tensor(content, name, start + offset, kind, shape)
+        for name, offset, kind, shape in places
     }
     if len(tensors) < n_tensors:
         raise ValueError("it has two tensors of one name")
     return metadata, tensors
 
 
-def _tensor(content: np.ndarray, start: int, kind: int, shape: tuple[int, ...]) -> StoredTensor:
+def _tensor(
+    content: np.ndarray, name: str, start: int, kind: int, shape: tuple[int, ...]
+) -> StoredTensor:
+    if kind not in GGML_TYPES:
+        raise WeightsError(f"it has {name} as type {kind}, which the gguf package does not know.")
     quantization = GGMLQuantizationType(kind)
     block, block_bytes = GGML_QUANT_SIZES[quantization]
     if shape[-1] % block:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from gistjax.errors import WeightsError
 from gistjax.model.config import LlamaConfig
-from gistjax.weights.loading import expected_names
+from gistjax.weights.loading import check_stored, expected_shapes
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class SafetensorsReader:
     """
 
     def __init__(self, folder: Path, config: LlamaConfig):
-        self._folder, self._file_of = folder, dict[str, Any]()
+        self._file_of: dict[str, Any] = {}
         path_of: dict[str, Path] = {}
         for path in _files(folder):
             file = _open(path)
@@ -87,8 +87,11 @@ class SafetensorsReader:
         self._embedding = EMBEDDING
         if config.tie_embeddings and EMBEDDING not in self._file_of:
             self._embedding = OUTPUT  # which is the same matrix
-        self._check_names({self._stored(name) for name in expected_names(config)})
-        self._check_tied(config)
+        try:
+            self._check_tensors(config)
+            self._check_tied(config)
+        except WeightsError as error:
+            raise WeightsError(f"{folder}: {error}") from error
 
     def tensor(self, name: str) -> np.ndarray:
         """Return one tensor, in the dtype of the file."""
@@ -102,31 +105,29 @@ class SafetensorsReader:
     def _stored(self, name: str) -> str:
         return self._embedding if name == EMBEDDING else name
 
-    def _check_names(self, expected: set[str]) -> None:
-        """Refuse tensors that are missing, have no place, or are of a dtype that is not read."""
-        for name, file in sorted(self._file_of.items()):
-            if name not in expected and name != OUTPUT and not UNUSED.fullmatch(name):
+    def _check_tensors(self, config: LlamaConfig) -> None:
+        """Refuse tensors that are missing, of another model, or of a dtype that is not read."""
+        stored = {}
+        for name, file in self._file_of.items():
+            tensor = file.get_slice(name)
+            if tensor.get_dtype() not in DTYPES:
                 raise WeightsError(
-                    f"{self._folder} has a tensor {name}, for which this model has no place. If it "
-                    "is of a quantised model or an adapter, give the merged, unquantised model."
-                )
-            dtype = file.get_slice(name).get_dtype()
-            if dtype not in DTYPES:
-                raise WeightsError(
-                    f"{self._folder}: {name} has the dtype {dtype}, and config.json names no "
+                    f"{name} has the dtype {tensor.get_dtype()}, and config.json names no "
                     f"quantisation that would say what it means; {UNQUANTIZED}"
                 )
-        if missing := sorted(expected - self._file_of.keys()):
-            raise WeightsError(
-                f"{self._folder}: the weights lack {missing[0]}: is this the whole model?"
-            )
+            if not UNUSED.fullmatch(name):
+                role = EMBEDDING if name == self._embedding else name
+                stored[role] = tuple(tensor.get_shape())
+        if config.tie_embeddings:
+            stored.pop(OUTPUT, None)
+        check_stored(stored, expected_shapes(config))
 
     def _check_tied(self, config: LlamaConfig) -> None:
         """Refuse an output matrix that should be the embedding, and is another."""
         both = config.tie_embeddings and OUTPUT in self._file_of
         if both and not np.array_equal(self.tensor(OUTPUT), self.tensor(EMBEDDING)):
             raise WeightsError(
-                f"{self._folder}: config.json says that {OUTPUT} is {EMBEDDING} "
+                f"config.json says that {OUTPUT} is {EMBEDDING} "
                 "(tie_word_embeddings), but they differ. If both are right, set "
                 "tie_word_embeddings to false; else take the wrong one out of the file."
             )

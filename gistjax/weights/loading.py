@@ -8,6 +8,7 @@ each goes to its devices in its own sharding.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -46,14 +47,51 @@ FUSED = {"layers/qkv": ("q", "k", "v"), "layers/gate_up": ("gate", "up")}
 """Leaves that hold several tensors."""
 
 
-def expected_names(config: LlamaConfig) -> set[str]:
-    """Return the Hugging Face names of all tensors of a model."""
-    names = [name for leaf, name in NAMES.items() if leaf != "output" or not config.tie_embeddings]
-    return {name.format(layer) for name in names for layer in range(config.n_layers)}
+def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes `[out, in]` of all tensors of a model, by Hugging Face name."""
+    sizes = projection_sizes(config)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for leaf, name in NAMES.items():
+        if leaf == "output" and config.tie_embeddings:
+            continue
+        if leaf in ("embedding", "output"):
+            shape: tuple[int, ...] = (config.vocab_size, config.d_model)
+        else:
+            shape = sizes.get(leaf.removeprefix("layers/"), (config.d_model,))[::-1]
+        shapes |= {name.format(layer): shape for layer in range(config.n_layers)}
+    return shapes
+
+
+def check_stored(
+    stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse files of another model, before any tensor is read.
+
+    Args:
+        stored: shape of each tensor in the files, by name.
+        expected: the same of the model.
+
+    Raises:
+        WeightsError: naming a tensor that has no place in the model, is missing, or is of another
+            shape.
+    """
+    for name in sorted(stored.keys() | expected.keys()):
+        if name not in expected:
+            raise WeightsError(
+                f"it has a tensor {name}, for which this model has no place. If it is of a "
+                "quantised model or an adapter, give the merged, unquantised model."
+            )
+        if name not in stored:
+            raise WeightsError(f"it lacks the tensor {name}: is this the whole model?")
+        if stored[name] != expected[name]:
+            raise WeightsError(
+                f"{name} has shape {stored[name]}, but the model's config asks for "
+                f"{expected[name]}: config and weights do not belong together."
+            )
 
 
 class TensorReader(Protocol):
-    """Tensors by Hugging Face name."""
+    """Tensors by Hugging Face name, of the shapes that the model has (`check_stored`)."""
 
     def tensor(self, name: str) -> np.ndarray:
         """Return one tensor, in the layout of Hugging Face files.
@@ -88,7 +126,7 @@ def load_llama(
     """Read every weight into its place on the mesh.
 
     Raises:
-        WeightsError: naming the tensor that is missing, damaged or of another shape.
+        WeightsError: naming the tensor that cannot be read or has numbers that are not finite.
     """
     graphdef, shapes = nnx.split(abstract_llama(config, dtype, scan, execution))
     shardings = shardings_of(shapes, mesh, "base/")
@@ -118,7 +156,7 @@ def _leaf(
     """
     name = re.sub(r"/\d+/", "/", path)
     if not name.startswith("layers/"):
-        return _read(reader, NAMES[name], leaf.shape, leaf.dtype)
+        return _read(reader, NAMES[name], leaf.dtype)
     if name != path:
         return _layer(reader, name, int(path.split("/")[1]), config, leaf.dtype)
     # Read the last layer first: a file that lacks it is refused before memory for all is taken
@@ -137,12 +175,10 @@ def _layer(
     reader: TensorReader, name: str, layer: int, config: LlamaConfig, dtype: Any
 ) -> np.ndarray:
     """Return one layer's part of a leaf: a matrix as `[in, out]`, or several fused ones."""
-    sizes = projection_sizes(config)
 
     def matrix(part: str) -> np.ndarray:
-        tensor = NAMES[part].format(layer)
-        shape = sizes.get(part.removeprefix("layers/"), (config.d_model,))
-        return _read(reader, tensor, shape[::-1], dtype).T  # of fp32 it takes three times as long
+        read = _read(reader, NAMES[part].format(layer), dtype)
+        return read.T  # transposing fp32 takes three times as long
 
     parts = [matrix(part) for part in FUSED.get(name, (name,))]
     if name == "layers/qkv":
@@ -152,18 +188,13 @@ def _layer(
     return np.stack(parts, axis=-2) if len(parts) > 1 else parts[0]
 
 
-def _read(reader: TensorReader, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def _read(reader: TensorReader, name: str, dtype: Any) -> np.ndarray:
     """Return a tensor in the model's dtype.
 
     Raises:
-        WeightsError: if it has another shape, or numbers that are not finite.
+        WeightsError: if it has numbers that are not finite.
     """
     array = reader.tensor(name)
-    if array.shape != shape:
-        raise WeightsError(
-            f"{name} has shape {array.shape}, but the model's config asks for {shape}: config and "
-            "weights do not belong together."
-        )
     with np.errstate(over="ignore"):
         read = array.astype(dtype)
     if not np.isfinite(read).all():

@@ -6,9 +6,10 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from gistjax.errors import WeightsError
 from gistjax.weights.gguf_file import GgufReader, open_gguf
@@ -43,7 +44,8 @@ def _llama_3() -> list[Any]:
 PRE_TOKENIZERS: dict[str, Callable[[], list[Any]]] = {"smollm": _smollm, "llama-bpe": _llama_3}
 """By their names in GGUF files."""
 
-CONTROL, USER_DEFINED = 3, 4  # GGUF's types of tokens that are never split
+CONTROL, USER_DEFINED = 3, 4
+"""GGUF's types of tokens that are never split. Only the first are special: no text has them."""
 
 BYTE_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -53,7 +55,7 @@ BYTE_TEMPLATE = (
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerFast:
-    """Return the base's tokenizer.
+    """Return the base's tokenizer; say so if it has no chat template.
 
     Random weights get their model's own if a package has it, else one token a byte.
 
@@ -64,16 +66,24 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerFast:
         return _tokenizer_for_random(source)
     assert source.path is not None
     if source.kind == "gguf":
-        return gguf_tokenizer(open_gguf(source.path))
+        tokenizer = gguf_tokenizer(open_gguf(source.path))
+    else:
+        tokenizer = _folder_tokenizer(source.path)
+    if not tokenizer.chat_template:
+        log.warning("warning: %s has no chat template: prompts are plain text", source.path.name)
+    return tokenizer
+
+
+def _folder_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     with _quiet_transformers():
         from transformers import AutoTokenizer
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            source.path, trust_remote_code=False, local_files_only=True
+            folder, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # transformers raises many kinds for a damaged tokenizer
         raise WeightsError(
-            f"{source.path} holds no tokenizer that can be read ({type(error).__name__}): "
+            f"{folder} holds no tokenizer that can be read ({type(error).__name__}): "
             "it needs tokenizer.json beside the weights."
         ) from error
     return tokenizer  # type: ignore[no-any-return]
@@ -115,17 +125,27 @@ def _byte_level_tokenizer(file: GgufReader, pre: str) -> PreTrainedTokenizerFast
     tokens: list[str] = file.entry("tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ", 1)) for merge in file.entry("tokenizer.ggml.merges")]
     vocab = {token: index for index, token in enumerate(tokens)}
+    if len(vocab) < len(tokens):
+        raise WeightsError(f"{file.path} has two tokens of one name: fetch it again.")
     backend = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe"))
     backend.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre]())
     backend.decoder = decoders.ByteLevel()
     for token, kind in zip(tokens, file.entry("tokenizer.ggml.token_type"), strict=True):
         if kind in (CONTROL, USER_DEFINED):
-            backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+            added = AddedToken(token, special=kind == CONTROL, normalized=False)
+            add = backend.add_special_tokens if kind == CONTROL else backend.add_tokens
+            add([added])
 
     def special(name: str) -> str | None:
         index = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         return None if index is None else tokens[index]
 
+    bos = file.metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe") and special("bos")
+    eos = file.metadata.get("tokenizer.ggml.add_eos_token", False) and special("eos")
+    backend.post_processor = processors.TemplateProcessing(
+        single=[part for part in (bos, "$A", eos) if part],
+        special_tokens=[(token, vocab[token]) for token in (bos, eos) if token],
+    )
     return _fast(
         backend,
         file.metadata.get("tokenizer.chat_template"),

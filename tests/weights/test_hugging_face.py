@@ -2,20 +2,24 @@ import json
 import shutil
 
 import chex
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from huggingface_hub.utils import filter_repo_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from gistjax.config import MeshConfig, ModelConfig
+from gistjax.data.prompts import make_prompt
 from gistjax.errors import WeightsError
 from gistjax.runtime.sharding import make_mesh
 from gistjax.weights.loading import NAMES
 from gistjax.weights.registry import KNOWN, base_hash, load_base, resolve
+from gistjax.weights.tokenizers import BYTE_TEMPLATE, byte_tokenizer, load_tokenizer
 from tests.helpers.tiny import projections
 
 TINY = KNOWN["tiny-random"].config
@@ -116,7 +120,7 @@ def rewrite(copy, change):
 
 def test_a_missing_tensor_is_named(copy):
     rewrite(copy, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
-    with pytest.raises(WeightsError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(WeightsError, match=r"lacks the tensor .*1\.mlp\.up_proj\.weight"):
         load(copy)
 
 
@@ -227,7 +231,7 @@ def test_tied_weights_that_differ_are_refused(copy):
 
 def test_an_output_matrix_that_is_missing_is_not_made_up(copy):
     rewrite(copy, lambda t: t.pop(OUTPUT))
-    with pytest.raises(WeightsError, match=r"lack lm_head\.weight"):
+    with pytest.raises(WeightsError, match=r"lacks the tensor lm_head\.weight"):
         load(copy)
 
 
@@ -316,3 +320,41 @@ def test_a_file_cut_anywhere_is_an_error_that_names_it(folder, tmp_path_factory,
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(WeightsError, match=r"model\.safetensors"):
         load(copy)
+
+
+def save_with_template(folder):
+    """A tokenizer as transformers 5 saves it: its templates in files of their own."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"default": "A " + BYTE_TEMPLATE, "tool_use": "B"}
+    tokenizer.save_pretrained(folder)
+    assert (folder / "chat_template.jinja").exists()
+    assert (folder / "additional_chat_templates" / "tool_use.jinja").exists()
+
+
+def test_a_hub_model_has_the_prompt_of_its_folder(copy, tmp_path, monkeypatch):
+    """All files are fetched that make the prompt."""
+    save_with_template(copy)
+    (copy / "pytorch_model.bin").write_bytes(b"")
+
+    def fetch(repo, allow_patterns, local_files_only):
+        names = [str(p.relative_to(copy)) for p in copy.rglob("*") if p.is_file()]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(copy / name, tmp_path / "hub" / name)
+        return tmp_path / "hub"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    there = resolve(ModelConfig(name="me/model"))
+    here = resolve(ModelConfig(name="me/model", path=str(copy)))
+    prompts = [make_prompt(load_tokenizer(source)) for source in (there, here)]
+    assert prompts[0].sha256 == prompts[1].sha256
+    assert prompts[0].tokenizer.decode(prompts[0].prefix_ids).startswith("A <|im_start|>")
+    assert not (tmp_path / "hub" / "pytorch_model.bin").exists()
+
+
+def test_a_folder_without_a_template_says_so(copy, caplog):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(copy)
+    load_tokenizer(resolve(ModelConfig(path=str(copy))))
+    assert "copy has no chat template: prompts are plain text" in caplog.text
