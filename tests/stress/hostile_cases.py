@@ -88,12 +88,23 @@ def index(file: str) -> Do:
     """An index of shards that leads to a file, which is there and whole."""
 
     def write(folder: Path) -> None:
+        (folder / WEIGHTS).unlink()  # which would be read, and the index not
         outside = folder.parent / "outside"
         outside.mkdir(exist_ok=True)
         save_file(tensors(), outside / "model.safetensors")
         target = file.replace("OUTSIDE", str(outside))
         weight_map = dict.fromkeys(tensors(), target)
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return write
+
+
+def bad_index(content: str) -> Do:
+    """An index of this content, and no other weights."""
+
+    def write(folder: Path) -> None:
+        (folder / WEIGHTS).unlink()
+        (folder / "model.safetensors.index.json").write_text(content)
 
     return write
 
@@ -175,9 +186,9 @@ def weights_cases() -> list[Case]:
         Case("index upwards", "weights", index("../outside/model.safetensors")),
         Case("index to an absolute path", "weights", index("OUTSIDE/model.safetensors")),
         Case("index to a folder", "weights", index("..")),
-        Case("index to a number", "weights", put("model.safetensors.index.json", '{"weight_map": {"a": 3}}')),
+        Case("index to a number", "weights", bad_index('{"weight_map": {"a": 3}}')),
         Case("index to null", "weights", index("model\0.safetensors")),
-        Case("deep index", "weights", put("model.safetensors.index.json", DEEP)),
+        Case("deep index", "weights", bad_index(DEEP)),
         Case("deep config", "weights", put("config.json", DEEP)),
         Case("2^40 layers", "weights", edit_json("config.json", num_hidden_layers=2**40)),
         Case("100,000 layers", "weights", edit_json("config.json", num_hidden_layers=100_000)),
