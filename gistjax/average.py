@@ -47,8 +47,10 @@ def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
     for run, about, arrays in zip(runs, abouts, tensors, strict=True):
         if "mean_of" in about or not RunDir(run).is_finished:
             raise CheckpointError(f"{run} is a mean already, or a run that is not finished.")
-        if _base(about) != _base(abouts[0]) or _shapes(arrays) != _shapes(tensors[0]):
-            raise CheckpointError(f"{run} has other parameters or another base than {runs[0]}.")
+        if differing := _differing(about, abouts[0]):
+            raise CheckpointError(f"{run} has another {' and '.join(differing)} than {runs[0]}.")
+        if _shapes(arrays) != _shapes(tensors[0]):
+            raise CheckpointError(f"{run} has other parameters than {runs[0]}.")
     means = {
         name: np.mean([arrays[name] for arrays in tensors], axis=0, dtype=np.float64).astype(dtype)
         for name in tensors[0]
@@ -75,8 +77,11 @@ def check_alike(runs: list[Path], configs: list[CompressionConfig]) -> None:
         raise ConfigError("two of the runs have the same seed: their mean gains nothing.")
 
 
-def _base(about: dict[str, Any]) -> list[Any]:
-    return [about.get(key) for key in ("base_sha256", "prompt_sha256")]
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Return what differs by its hash; of start and teacher earlier versions noted none."""
+    keys = {name: f"{name}_sha256" for name in ("base", "prompt", "start", "teacher")}
+    noted = one.keys() & other.keys() | {"base_sha256", "prompt_sha256"}
+    return [name for name, key in keys.items() if key in noted and one.get(key) != other.get(key)]
 
 
 def _shapes(arrays: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

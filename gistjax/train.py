@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -64,21 +65,26 @@ def run_single_ablation(
     choose_kernels(config)
     with ThreadPoolExecutor(1) as pool:
         started = pool.submit(start_jax, config)
-        check_sources(config)
+        sources = check_sources(config)
         dataset = load_dataset(config.data, config.seed)
         started.result()
     mesh = make_mesh(config.mesh)
     lock = RunLock(run.path) if is_primary() else contextlib.nullcontext()
     with lock, explained(config, "training"):
         run.claim(config)
+        run.check_trained({**sources, "mesh": dict(mesh.shape)})
         inputs = load_inputs(config, run, mesh, dataset, pretrained)
         with explained(config, "a forward pass"):
             plan = plan_training(config, inputs)
-        return _train_and_evaluate(config, run, inputs, plan)
+        return _train_and_evaluate(config, run, inputs, plan, sources)
 
 
 def _train_and_evaluate(
-    config: CompressionConfig, run: RunDir, inputs: Inputs, plan: TrainPlan
+    config: CompressionConfig,
+    run: RunDir,
+    inputs: Inputs,
+    plan: TrainPlan,
+    sources: Mapping[str, str],
 ) -> dict[str, Any]:
     # Model, optimizer, train step
     pretrained = inputs.pretrained
@@ -96,10 +102,10 @@ def _train_and_evaluate(
         evaluate = explained(config, "a forward pass")(evaluator.headline)
 
     # Training, from the last checkpoint on
-    run.write_about(config, pretrained)
     with StopSignals() as stop, Checkpointer(run.checkpoint) as checkpointer:
         if checkpointer.latest_step is not None:
             state = checkpointer.restore(state)
+        run.write_about(config, pretrained, {**sources, "data_sha256": inputs.data_sha256})
         metrics = MetricsLog(run.log_file, int(state.step), config.log_every, config.tensorboard)
         loop = Loop(
             config=config,

@@ -14,11 +14,11 @@ from gistjax.runtime.tensors import load_tensors, save_tensors
 
 @pytest.fixture
 def write(tmp_path):
-    def write_run(name, values, base="a" * 64, **settings):
+    def write_run(name, values, base="a" * 64, start="c" * 64, **settings):
         run = tmp_path / name
         run.mkdir()
         config = replace(CompressionConfig(init_from="start"), **settings)
-        about = {"config": config.to_json(), "base_sha256": base}
+        about = {"config": config.to_json(), "base_sha256": base, "start_sha256": start}
         (run / "config.json").write_text(json.dumps(about))
         (run / "metrics.json").write_text("{}")
         save_tensors(run / EXPORTED, {"a": np.array(values, np.float32)})
@@ -50,6 +50,7 @@ def test_the_mean_is_of_every_run(write, tmp_path, dtype):
         (ConfigError, "differ in init_from", {"init_from": "elsewhere"}),
         (CheckpointError, "other parameters", {"values": [1, 2, 3]}),
         (CheckpointError, "another base", {"base": "b" * 64}),
+        (CheckpointError, "another start", {"start": "b" * 64}),
         (ConfigError, "the same seed", {"seed": CompressionConfig().seed}),
     ],
 )

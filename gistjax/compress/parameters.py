@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from flax import nnx
 from gistjax.compress import EXPORTED
 from gistjax.compress.architectures import find_architecture
 from gistjax.compress.compressed_lm import CompressedLM
-from gistjax.config import PARAMETERS_OF_0_1, CompressionConfig
+from gistjax.config import PARAMETERS_OF_0_1, UNCOMPRESSED, CompressionConfig
 from gistjax.errors import CheckpointError
 from gistjax.model.config import LlamaConfig
 from gistjax.model.llama import Execution, Llama, random_initializer
@@ -125,16 +126,17 @@ def start_from(
         make: gives `trainable` as arrays; called if the file does not have all of it.
 
     Raises:
-        CheckpointError: if the file is missing, damaged or of other shapes, or has nothing in
-            common with `trainable`.
+        CheckpointError: if the file is missing, damaged or of other shapes, has nothing in common
+            with `trainable`, or would be left behind in part.
     """
     file = find_exported(path)
     arrays, metadata = _load(file)
     if _architecture(metadata) in (architecture, None):
         arrays = {**arrays, **_resized(arrays, trainable, architecture)}
     else:
-        own = (ARCHITECTURE, "compressor/gate", "compressor/connector/")
-        arrays = {name: array for name, array in arrays.items() if not name.startswith(own)}
+        own = r"compressor/(architecture/|gate|connector/)"
+        own = "compressor/" if architecture in UNCOMPRESSED else own
+        arrays = {name: array for name, array in arrays.items() if not re.match(own, name)}
     taken = []
 
     def find(key: tuple[Any, ...], leaf: jax.Array) -> Any:
@@ -155,6 +157,11 @@ def start_from(
     result = jax.tree_util.tree_map_with_path(find, trainable)
     if not taken:
         raise CheckpointError(f"{file} holds no parameter of this configuration.")
+    if left := sorted(arrays.keys() - set(taken)):
+        raise CheckpointError(
+            f"{file} does not fit this configuration, which has no place for {', '.join(left)}: "
+            "set lora, encoder, slot_start and connector as where it was trained."
+        )
     total = len(jax.tree.leaves(trainable))
     log.info("%d of %d parameter arrays from %s", len(taken), total, file)
     return result if make is None or len(taken) == total else _filled(result, make())

@@ -11,6 +11,7 @@ tokens, Y tokens that a teacher proposes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +84,24 @@ class TokenizedExample:
     def tokens_length(self) -> int:
         """Number of question and answer tokens."""
         return len(self.question_ids) + len(self.answer_ids)
+
+
+def hash_rows(rows: Sequence[TokenizedExample]) -> str:
+    """Return the SHA-256 of rows in their order: all that training reads of them.
+
+    Where they were read from does not enter, but what became of them does: draws, cuts and filling.
+    """
+    digest, seen = hashlib.sha256(), set[int]()
+    for row in rows:
+        arrays = [row.question_ids, row.answer_ids, np.array(row.prefix_ids, np.int32)]
+        if row.context_id not in seen:  # rows on a context share its tokens
+            arrays.append(row.context_ids)
+            seen.add(row.context_id)
+        sizes = [array.size for array in arrays]
+        digest.update(repr((row.context_id, row.objective, sizes)).encode())
+        for array in arrays:
+            digest.update(array.astype("<i4").tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

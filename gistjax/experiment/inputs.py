@@ -6,7 +6,8 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gistjax.compress.parameters import (
-    find_exported,
-    import_trainable,
-    split_model,
-    start_from,
-)
+from gistjax.compress.parameters import import_trainable, split_model, start_from
 from gistjax.config import DEFAULT_LOSS_WEIGHTS, TEXT_LOSSES, CompressionConfig
 from gistjax.data.batching import PlanSettings, TrainPlan, longest_answer
 from gistjax.data.encoding import encode_splits
-from gistjax.data.example import Buckets, Dataset, Example, Targets, TokenizedExample
+from gistjax.data.example import Buckets, Dataset, Example, Targets, TokenizedExample, hash_rows
 from gistjax.data.prompts import Prompt
 from gistjax.data.report import DataReport
 from gistjax.data.text import find_text, load_articles, text_rows
@@ -37,40 +33,57 @@ from gistjax.experiment.base import (
     load_pretrained,
 )
 from gistjax.experiment.run_dir import RunDir
+from gistjax.experiment.start import check_start
 from gistjax.runtime.sharding import rows_per_step
+from gistjax.runtime.tensors import hash_tensors, load_tensors
 from gistjax.training import targets
 from gistjax.weights.registry import resolve
 
 log = logging.getLogger(__name__)
 
 
-def check_sources(config: CompressionConfig) -> None:
+def check_sources(config: CompressionConfig) -> dict[str, str]:
     """Check that model, earlier stage, teacher and text can be found, as far as the run reads them.
 
+    Returns:
+        Hashes of the earlier stage's and the teacher's weights, as `config.json` has them.
+
     Raises:
-        CheckpointError: if there is no compressor at `init_from`, or no run at `teacher`.
+        CheckpointError: if there is no compressor at `init_from`, or no run at `teacher`, or it is
+            damaged.
+        ConfigError: if the earlier stage's weights would mean something else here.
         DataError: if there is no text at `text.path`, and a loss needs it.
         WeightsError: if there is no such model, or its file is damaged.
     """
     if config.model.path or "/" not in config.model.name:
         resolve(config.model, offline=True)
-    if config.init_from:
-        find_exported(Path(config.init_from))
-    if config.loss_weights.get("distillation"):
-        RunDir(config.teacher).config()
     if any(map(config.loss_weights.get, TEXT_LOSSES)):
         find_text(config.text.path)
+    found = {}
+    if config.init_from:
+        found["start_sha256"] = check_start(config)
+    if config.loss_weights.get("distillation"):
+        teacher = RunDir(config.teacher)
+        teacher.config()
+        found["teacher_sha256"] = hash_tensors(load_tensors(teacher.exported)[0])
+    return found
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The base of a run, and its questions as tokens."""
+    """The base of a run, and its questions and text as tokens."""
 
     pretrained: PretrainedBase
     train: list[TokenizedExample]
     validation: list[TokenizedExample]
     examples: list[Example]  # those of `validation`, with their gold answers
     report: DataReport
+    texts: list[TokenizedExample] = field(default_factory=list)  # rows of the text losses
+
+    @cached_property
+    def data_sha256(self) -> str:
+        """Hash of the rows that are trained on (`hash_rows`)."""
+        return hash_rows(self.train + self.texts)
 
 
 def load_inputs(
@@ -80,15 +93,15 @@ def load_inputs(
     dataset: Dataset,
     pretrained: PretrainedBase | None = None,
 ) -> Inputs:
-    """Load the base and, beside that, encode the questions.
+    """Load the base and, beside that, encode the questions, and the text if a loss needs it.
 
     Args:
         pretrained: a base that is loaded already.
 
     Raises:
-        CheckpointError: if the run in the directory has another base or prompt.
+        CheckpointError: if the run in the directory has another base or prompt, or other rows.
         ConfigError: if base and config do not fit.
-        DataError: if no training question fits the limits.
+        DataError: if no training question fits the limits, or the text cannot be read.
         WeightsError: if the weights cannot be had.
     """
     if pretrained:
@@ -98,11 +111,22 @@ def load_inputs(
         found = find_prompt(config)
     _note_what_to_expect(config)
     with ThreadPoolExecutor(1) as pool:
-        encoded = pool.submit(encode_splits, dataset, found[1], config.data, config.seed)
+        encoded = pool.submit(_encode, config, dataset, found[1])
         pretrained = pretrained or load_pretrained(config, mesh, found)
         pretrained.check_run(run)
-        train, validation, report = encoded.result()
-    return Inputs(pretrained, train, validation, dataset.validation, report)
+        train, texts, validation, report = encoded.result()
+    log.info("%s", report)
+    inputs = Inputs(pretrained, train, validation, dataset.validation, report, texts)
+    run.check_trained({"data_sha256": inputs.data_sha256})
+    return inputs
+
+
+def _encode(
+    config: CompressionConfig, dataset: Dataset, prompt: Prompt
+) -> tuple[list[TokenizedExample], list[TokenizedExample], list[TokenizedExample], DataReport]:
+    """Return rows of training questions, of text and of validation questions, and a report."""
+    train, validation, report = encode_splits(dataset, prompt, config.data, config.seed)
+    return train, _text_rows(config, prompt, train, report), validation, report
 
 
 def _note_what_to_expect(config: CompressionConfig) -> None:
@@ -117,19 +141,15 @@ def _note_what_to_expect(config: CompressionConfig) -> None:
 
 
 def plan_training(config: CompressionConfig, inputs: Inputs) -> TrainPlan:
-    """Return the rows to train on, with the targets of their losses, step by step.
-
-    Rows of text are added to the questions if a loss needs them; what was left out is logged.
+    """Return the rows to train on, questions and text, with their losses' targets, step by step.
 
     Raises:
         CheckpointError: if the teacher's run cannot be read, or has another base.
         ConfigError: if the teacher's run has another model or task.
-        DataError: if the text cannot be read, or there are too few rows for a step.
+        DataError: if there are too few rows for a step.
     """
-    pretrained, report = inputs.pretrained, inputs.report
-    texts = _text_rows(config, pretrained.prompt, inputs.train, report)
-    log.info("%s", report)
-    rows = select(config, pretrained, inputs.train + texts)
+    pretrained = inputs.pretrained
+    rows = select(config, pretrained, inputs.train + inputs.texts)
     return TrainPlan(
         rows,
         Buckets.of(config.data),

@@ -1,6 +1,6 @@
 """A run directory: every path in it, and who reads and writes it.
 
-config.json               resolved config, versions, hashes of base and prompt
+config.json               resolved config, versions, hashes of base, prompt and what is trained on
 checkpoint/               train state (`gistjax.training.checkpoint`)
 compressor.safetensors    trained leaves, for sharing
 metrics.jsonl             one line a logged step
@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import gistjax
 from gistjax.compress import EXPORTED
-from gistjax.config import CompressionConfig
+from gistjax.config import DEFAULT_LOSS_WEIGHTS, CompressionConfig, walk
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.runtime.files import read_json, write_json
+
+log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "smollm2_135m"
 """The compressor that comes with gistjax: SmolLM2-135M-Instruct, contexts of up to 512 tokens."""
@@ -39,6 +42,16 @@ RESUMABLE = (
     "on_bad_step",
 )
 """Keys that may change between a run and its resumption: they do not touch what is trained."""
+
+TRAINED_ON = {
+    "data_sha256": (
+        "other rows, of questions or text",
+        "give the data as they were (`data` and `text` of its config.json say where from)",
+    ),
+    "start_sha256": ("another start", "give the `init_from` of its config.json as it was"),
+    "teacher_sha256": ("another teacher", "give the `teacher` of its config.json as it was"),
+}
+"""Hashes in `config.json` of what a run is trained on: what differs if they do, and the fix."""
 
 MEANING = (
     "architecture",
@@ -143,11 +156,11 @@ class RunDir:
         Raises:
             CheckpointError: if it is not, or its configuration is missing or damaged.
         """
-        theirs = CompressionConfig.from_dict(self.about()["config"]).to_json()
+        theirs = _settings(CompressionConfig.from_dict(self.about()["config"]))
         changed = [
-            f"{key} was {theirs[key]!r} and is {value!r}"
-            for key, value in config.to_json().items()
-            if key not in RESUMABLE and theirs[key] != value
+            f"{key} was {theirs.get(key)!r} and is {value!r}"
+            for key, value in _settings(config).items()
+            if key.partition(".")[0] not in RESUMABLE and theirs.get(key) != value
         ]
         if changed:
             raise CheckpointError(
@@ -179,14 +192,69 @@ class RunDir:
                 f"dtype, or another directory.{known if package else ''}"
             )
 
-    def write_about(self, config: CompressionConfig, origin: Origin) -> None:
-        """Write `config.json`, if this process is the one that writes."""
+    def check_trained(self, found: Mapping[str, Any]) -> None:
+        """Check that what was trained here, if anything was, can go on with what is found now.
+
+        Args:
+            found: of the device mesh (`mesh`) and of the hashes `start_sha256`, `teacher_sha256`,
+                `data_sha256` those that are known so far.
+
+        Raises:
+            CheckpointError: if it cannot.
+        """
+        if not self._has_trained:
+            return
+        stored = self.about()
+        if "mesh" in found and "mesh" in stored:
+            self._check_mesh(stored, found["mesh"])
+        for key, (what, fix) in TRAINED_ON.items():
+            if key in found and stored.get(key) not in (None, found[key]):
+                raise CheckpointError(
+                    f"{self} was trained with {what} (SHA-256 {stored[key][:12]}…, here "
+                    f"{found[key][:12]}…): {fix}, or choose another --workdir."
+                )
+        if "data_sha256" in found and "data_sha256" not in stored:
+            log.warning(
+                "%s was begun by an earlier gistjax, which did not note the rows that it was "
+                "trained on: make sure that they are the same. Its losses were means of each "
+                "micro-batch; from here on they are of the whole step",
+                self,
+            )
+
+    @property
+    def _has_trained(self) -> bool:
+        steps = self.checkpoint.iterdir() if self.checkpoint.is_dir() else ()
+        return self.exported.exists() or any(path.name.isdecimal() for path in steps)
+
+    def _check_mesh(self, stored: Mapping[str, Any], mesh: Mapping[str, int]) -> None:
+        """Refuse another number of rows a step: the plan of which rows come when would differ."""
+        ours, theirs = (shape["data"] * shape["fsdp"] for shape in (mesh, stored["mesh"]))
+        if ours == theirs:
+            return
+        config = CompressionConfig.from_dict(stored["config"])
+        rows = config.batch_size * config.accumulation
+        raise CheckpointError(
+            f"{self} was trained with {theirs * rows} rows a step, on the mesh {stored['mesh']}; "
+            f"here a step would have {ours * rows}, on {dict(mesh)}, and other rows would follow. "
+            "Give it as many devices as before (CUDA_VISIBLE_DEVICES chooses), or choose another "
+            "--workdir."
+        )
+
+    def write_about(
+        self, config: CompressionConfig, origin: Origin, trained_on: Mapping[str, str] | None = None
+    ) -> None:
+        """Write `config.json`, if this process is the one that writes.
+
+        Args:
+            trained_on: hashes of rows, earlier stage and teacher (`TRAINED_ON`).
+        """
         from gistjax.runtime.sharding import is_primary  # JAX: readers do without
 
         if not is_primary():
             return
         own = {"format": FORMAT, "config": config.to_json()}
-        write_json(self.config_file, {**own, **origin.about(), "packages": versions()})
+        about = {**own, **origin.about(), **(trained_on or {}), "packages": versions()}
+        write_json(self.config_file, about)
 
     def last_losses(self) -> dict[str, Any]:
         """Return the last line of the log; nothing if no step was made."""
@@ -195,6 +263,13 @@ class RunDir:
             lines = self.log_file.read_text(encoding="utf-8").splitlines()
         losses: dict[str, Any] = json.loads(lines[-1]) if lines else {}
         return losses
+
+
+def _settings(config: CompressionConfig) -> dict[str, Any]:
+    """Return the value of every dotted key; a loss that has no weight has 0."""
+    losses = dict.fromkeys(DEFAULT_LOSS_WEIGHTS, 0.0)
+    values = {key: value for key, value, _ in walk(config)}
+    return {**values, "loss_weights": {**losses, **config.loss_weights}}
 
 
 def default_workdir(config: CompressionConfig) -> Path:

@@ -111,6 +111,15 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise CheckpointError(f"cannot read {path}: {error}.") from error
 
 
+def hash_tensors(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of the names, shapes, dtypes and bytes of arrays."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(repr((name, array.dtype.name, array.shape)).encode())
+        digest.update(np.asarray(array, order="C").tobytes())
+    return digest.hexdigest()
+
+
 def _digest(content: bytes, found: re.Match[bytes]) -> str:
     digest, view = hashlib.sha256(), memoryview(content)
     for part in (view[: found.start(1)], BLANK.encode(), view[found.end(1) :]):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gistjax.config import DataConfig
-from gistjax.data.example import Buckets, Example, TokenizedExample
+from gistjax.data.example import Buckets, Example, TokenizedExample, hash_rows
 from gistjax.data.question_writing import swap
 from gistjax.data.squad import read
 from gistjax.data.tasks import Task
@@ -65,3 +65,26 @@ def test_to_write_a_question_its_answer_has_to_be_found():
     assert swapped.question == "Which question is answered by: cat"
     assert swapped.answers == ("Who sat?",) and swapped.looked_up == "cat"
     assert Example("q", "", "…", "Who?", ("Ada",), 0).looked_up == "Ada", "nothing else is known"
+
+
+def test_the_hash_of_rows_is_of_all_that_training_reads():
+    def row(context=(1, 2), question=(3,), answer=(4, 5), context_id=0, index=0, **more):
+        ids = (np.array(part, np.int32) for part in (context, question, answer))
+        return TokenizedExample(*ids, context_id, index, **more)
+
+    rows = [row(), row(question=(6,)), row((7,), context_id=1)]
+    one = hash_rows(rows)
+    assert one == hash_rows([row(index=9), *rows[1:]])
+    others = [
+        rows[::-1],
+        rows[:2],
+        [*rows, rows[0]],
+        [row((1, 3)), *rows[1:]],
+        [row(question=(3, 4), answer=(5,)), *rows[1:]],
+        [row(answer=(4, 6)), *rows[1:]],
+        [*rows[:2], row((7,), context_id=2)],
+        [row(objective="cloze"), *rows[1:]],
+        [row(prefix_ids=(1,)), *rows[1:]],
+        [],
+    ]
+    assert len({one, *map(hash_rows, others)}) == 1 + len(others)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from gistjax.compress.parameters import export_trainable, import_trainable, split_model, start_from
-from gistjax.config import LoraConfig, MeshConfig, OptimizerConfig
+from gistjax.config import EncoderConfig, LoraConfig, MeshConfig, OptimizerConfig
 from gistjax.errors import CheckpointError, StorageError
 from gistjax.runtime.sharding import make_mesh, shardings_of
 from gistjax.runtime.tensors import load_tensors, save_tensors
@@ -290,6 +290,15 @@ def test_a_convolution_without_a_kernel_does_not_fit(tmp_path):
     export_trainable(earlier, tmp_path / "compressor.safetensors", {})
     with pytest.raises(CheckpointError, match="has shape \\(0, 32\\)"):
         start_from(tmp_path, split_model(tiny_model("conv"))[1], "conv")
+
+
+def test_a_stage_that_would_be_left_behind_in_part_is_refused(tmp_path):
+    exported(tmp_path, "pooling", encoder=EncoderConfig(kind="lora", lora=LoraConfig(rank=2)))
+    fewer = tiny_model("pooling", lora=LoraConfig(rank=2, targets=("q", "v")))
+    with pytest.raises(CheckpointError, match="no place for compressor/encoder.*lora/adapters/up"):
+        start_from(tmp_path, split_model(fewer)[1], "pooling")
+    control = split_model(tiny_model("none"))[1]
+    start_from(tmp_path, control, "none")  # which has no encoder
 
 
 def test_fewer_slots_take_the_first_queries(tmp_path):
