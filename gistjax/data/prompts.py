@@ -1,7 +1,9 @@
 """The prompt, as the tokenizer's chat template has it: prefix · context · question · answer.
 
-The template is rendered once around markers and split at them, so that each piece is tokenised
-alone: a context has the same ids whatever is asked about it, and slots can take their place.
+The template is rendered once around markers and cut at three places: before the context and behind
+it, since slots take its place and it is compressed before its question is known, and before the
+answer, which the model writes. Each piece has the ids that it has in the whole prompt, unless a
+token reaches over a cut. There both training and answering have the tokens of the pieces.
 """
 
 from __future__ import annotations
@@ -10,21 +12,32 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-import jinja2
 import numpy as np
+from tokenizers import Encoding
 
+from gistjax.data.chat_template import CONTEXT, PROBE, QUESTION, Rendered, fill, render
 from gistjax.data.example import Example, TokenizedExample
+from gistjax.data.pieces import Encoded, PieceEncoder, Places
 from gistjax.errors import WeightsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 INSTRUCTION = "Answer the question with a short phrase copied from the context."
-CONTEXT, QUESTION, ANSWER = "@CONTEXT@", "@QUESTION@", "@ANSWER@"
 USER = f"Context:\n{CONTEXT}\n\nQuestion: {QUESTION}"
-DATE = "26 Jul 2024"  # templates that name today's date get this one, so that prompts never change
+
+
+@dataclass(frozen=True)
+class Around:
+    """The template around a question, and the encoder of the text in it."""
+
+    encoder: PieceEncoder
+    open_ids: tuple[int, ...]  # up to the last added token before the question; mostly none
+    before: str  # from there to the question
+    after: str  # from the question to the next added token
+    close_ids: tuple[int, ...]  # from there to the answer
 
 
 @dataclass(frozen=True)
@@ -32,13 +45,22 @@ class Prompt:
     """A tokenizer with its chat template cut into pieces."""
 
     tokenizer: PreTrainedTokenizerFast
+    contexts: PieceEncoder
+    around: Around
+    answers: PieceEncoder
     prefix_ids: tuple[int, ...]  # up to the context
-    question_open_ids: tuple[int, ...]  # between context and question
-    question_close_ids: tuple[int, ...]  # from the question to the answer
-    question_lead: str  # white space that is tokenised with the question's first word
+    question_open_ids: tuple[int, ...]  # between context and question, cut there
+    question_close_ids: tuple[int, ...]  # from the question to the answer, cut there
+    question_lead: str  # spaces that are tokenised with the question's first word
     answer_lead: str  # the same for the answer
-    end_id: int
+    end_id: int  # ends the answers that are trained on
     pad_id: int
+    other_end_ids: tuple[int, ...] = ()  # end an answer too
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """All tokens that end an answer; the first is the one that is trained on."""
+        return (self.end_id, *(token for token in self.other_end_ids if token != self.end_id))
 
     @cached_property
     def sha256(self) -> str:
@@ -52,33 +74,31 @@ class Prompt:
         """Return context ids `[C]`, not cut."""
         return _int32(self.encode_texts([text])[0].ids)
 
-    def encode_texts(self, texts: Sequence[str]) -> list[Any]:
-        """Return encodings by the fast tokenizer: `ids`, and each token's place in its text.
+    def encode_texts(self, texts: Sequence[str]) -> Sequence[Encoding | Encoded]:
+        """Return encodings of texts that stand where the context does: `ids`, and their places.
 
-        A special token that is spelled out in a user's text stays plain text. The backend is called
-        directly because transformers would also make lists of masks and types.
+        A special token that is spelled out in a user's text stays plain text.
         """
-        backend = self.tokenizer.backend_tokenizer
-        if backend.truncation is not None:
-            backend.no_truncation()
-        if backend.padding is not None:
-            backend.no_padding()
-        if not backend.encode_special_tokens:
-            backend.encode_special_tokens = True
-        return backend.encode_batch(list(texts), add_special_tokens=False)
+        return self.contexts.encode(texts)
 
     def encode_questions(self, questions: Sequence[str]) -> list[np.ndarray]:
         """Return the ids `[S]` of each question, with the template around them."""
-        encodings = self.encode_texts([self.question_lead + text.strip() for text in questions])
+        around = self.around
+        texts = [around.before + question.strip() + around.after for question in questions]
         return [
-            _int32([*self.question_open_ids, *encoding.ids, *self.question_close_ids])
-            for encoding in encodings
+            _int32([*around.open_ids, *encoding.ids, *around.close_ids])
+            for encoding in around.encoder.encode(texts)
         ]
 
     def encode_answers(self, answers: Sequence[str]) -> list[np.ndarray]:
         """Return the ids `[A]` of each answer, end token included."""
-        encodings = self.encode_texts([self.answer_lead + text.strip() for text in answers])
+        encodings = self.answers.encode([self.answer_lead + text.strip() for text in answers])
         return [_int32([*encoding.ids, self.end_id]) for encoding in encodings]
+
+    def enclose(self, question: str) -> np.ndarray:
+        """Return the ids `[S]` of a question that is to be changed, cut from the template."""
+        [encoding] = self.around.encoder.encode([self.question_lead + question.strip()])
+        return _int32([*self.question_open_ids, *encoding.ids, *self.question_close_ids])
 
     def encode_question(self, question: str, limit: int | None = None) -> np.ndarray:
         """Return question ids `[S]` with the template around them.
@@ -87,11 +107,11 @@ class Prompt:
             limit: most ids; the question is cut at its end to fit.
         """
         ids = self.encode_questions([question])[0]
-        excess = len(ids) - limit if limit is not None else 0
-        if excess <= 0:
+        if limit is None or len(ids) <= limit:
             return ids
+        ids = self.enclose(question)
         close = len(ids) - len(self.question_close_ids)
-        cut = max(close - excess, len(self.question_open_ids))
+        cut = max(close - max(len(ids) - limit, 0), len(self.question_open_ids))
         return np.concatenate([ids[:cut], ids[close:]])
 
     def encode_answer(self, answer: str) -> np.ndarray:
@@ -134,87 +154,91 @@ def make_prompt(
         user: the user's turn, with @CONTEXT@ and then @QUESTION@ in it.
 
     Raises:
-        WeightsError: if the template fails or loses the question or the context, or no end token
-            is known.
+        WeightsError: if the template fails or loses a turn, the tokenizer cannot be cut, or no end
+            token is known.
     """
-    text, answer_lead, end_text = _render_prompt(tokenizer, instruction, user)
-    prefix, found_context, rest = text.partition(CONTEXT)
-    middle, found_question, close = rest.partition(QUESTION)
-    if not (found_context and found_question):
-        raise WeightsError(
-            "the tokenizer's chat template does not repeat the user's message, so gistjax cannot "
-            "tell where the context goes: give it another chat_template, or none."
-        )
+    rendered = render(tokenizer, instruction, user)
+    start_ids = () if tokenizer.chat_template else _start_ids(tokenizer)
+    for keep_space in (False, True):
+        places = Places(tokenizer, keep_space)
+        prompt = _cut(tokenizer, rendered, places, start_ids)
+        if _joins(prompt, start_ids + _template_ids(places.start, fill(rendered.text))):
+            return prompt
+    raise WeightsError(
+        f"{tokenizer.name_or_path or 'the tokenizer'} changes a text where it is cut, so gistjax "
+        "cannot compress a part of it: use a base with another tokenizer."
+    )
+
+
+def _cut(
+    tokenizer: PreTrainedTokenizerFast,
+    rendered: Rendered,
+    places: Places,
+    start_ids: tuple[int, ...],
+) -> Prompt:
+    prefix, _, rest = rendered.text.partition(CONTEXT)
+    middle, _, close = rest.partition(QUESTION)
     question_open = middle.rstrip(" ")
+    opened, before = places.start.last_section(middle)
+    encoder = places.behind if opened else places.within
+    after, closed = places.start.sections(close)
     return Prompt(
         tokenizer,
-        prefix_ids=_template_ids(tokenizer, prefix),
-        question_open_ids=_template_ids(tokenizer, question_open),
-        question_close_ids=_template_ids(tokenizer, close),
+        contexts=places.after(prefix),
+        around=Around(
+            encoder,
+            open_ids=_template_ids(places.within, opened),
+            before=before,
+            after=after,
+            close_ids=_template_ids(places.start, closed),
+        ),
+        answers=places.after(close),
+        prefix_ids=start_ids + _template_ids(places.start, prefix),
+        question_open_ids=_template_ids(places.within, question_open),
+        question_close_ids=_template_ids(places.within, close),
         question_lead=middle[len(question_open) :],
-        answer_lead=answer_lead,
-        end_id=_end_id(tokenizer, end_text),
+        answer_lead=rendered.answer_lead,
+        end_id=_end_id(tokenizer, _template_ids(places.within, rendered.end)),
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
     )
 
 
-def _render_prompt(
-    tokenizer: PreTrainedTokenizerFast, instruction: str, user: str
-) -> tuple[str, str, str]:
-    """Return the rendered prompt, the white space before an answer, and the text that ends it."""
-    if not tokenizer.chat_template:
-        return f"{_bos(tokenizer)}{instruction}\n\n{user}\nAnswer:", " ", ""
-    try:
-        return _render_chat(tokenizer, instruction, user)
-    except Exception as error:  # a template is a program, and may raise anything
-        raise WeightsError(
-            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} fails "
-            f"({type(error).__name__}: {error}): give it another chat_template, or none."
-        ) from error
+def _joins(prompt: Prompt, whole_ids: Sequence[int]) -> bool:
+    """Return whether the pieces of the filled prompt spell what the ids of the whole spell."""
+    context_ids = prompt.encode_context(PROBE[CONTEXT])
+    question_ids = prompt.encode_question(PROBE[QUESTION])
+    pieces = [*prompt.prefix_ids, *context_ids.tolist(), *question_ids.tolist()]
+    return _spelling(prompt.tokenizer, pieces) == _spelling(prompt.tokenizer, whole_ids)
 
 
-def _template_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
+def _spelling(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+    """Return the tokens of ids side by side; unknown ones, which may stand for several, once."""
+    unknown = tokenizer.unk_token_id
+    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+    joined: list[str] = []
+    for token, index in zip(tokens, ids, strict=True):
+        if index != unknown or joined[-1:] != [token]:
+            joined.append(token)
+    return "".join(joined)
+
+
+def _template_ids(encoder: PieceEncoder, text: str) -> tuple[int, ...]:
     """Return the ids of a piece of the template, in which special tokens are special."""
-    return tuple(tokenizer(text, add_special_tokens=False).input_ids) if text else ()
+    return tuple(encoder.encode([text], special=True)[0].ids) if text else ()
 
 
-def _render_chat(
-    tokenizer: PreTrainedTokenizerFast, instruction: str, user: str
-) -> tuple[str, str, str]:
-    turns = [{"role": "system", "content": instruction}, {"role": "user", "content": user}]
-    try:
-        text = _render(tokenizer, turns, add_generation_prompt=True)
-    except jinja2.TemplateError:  # the template knows no system turn
-        turns = [{"role": "user", "content": f"{instruction}\n\n{user}"}]
-        text = _render(tokenizer, turns, add_generation_prompt=True)
-    answered = _render(tokenizer, [*turns, {"role": "assistant", "content": ANSWER}])
-    if not answered.startswith(text):
-        return text, "", ""
-    lead, _, end = answered[len(text) :].partition(ANSWER)
-    return text, lead, end
+def _start_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Return the special tokens that the tokenizer puts before a text by itself."""
+    own = tokenizer("a", add_special_tokens=False).input_ids
+    ids: list[int] = tokenizer("a").input_ids
+    starts = [i for i in range(len(ids)) if ids[i : i + len(own)] == own]
+    return tuple(ids[: starts[0]]) if starts else ()
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerFast,
-    turns: list[dict[str, str]],
-    add_generation_prompt: bool = False,
-) -> str:
-    text = tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE
-    )
-    return cast(str, text)
-
-
-def _bos(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the begin token, if the tokenizer puts one before a text."""
-    first = tokenizer("a").input_ids[0]
-    return str(tokenizer.bos_token) if first == tokenizer.bos_token_id else ""
-
-
-def _end_id(tokenizer: PreTrainedTokenizerFast, end_text: str) -> int:
+def _end_id(tokenizer: PreTrainedTokenizerFast, end_ids: Sequence[int]) -> int:
     """Return the special token that ends an assistant's turn, else the end of text."""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    for token in _template_ids(tokenizer, end_text):
+    for token in end_ids:
         if token in special:
             return token
     if tokenizer.eos_token_id is None:

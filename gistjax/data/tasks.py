@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gistjax.config import TASKS, DataConfig
+from gistjax.data.chat_template import CONTEXT, QUESTION
 from gistjax.data.example import Example
-from gistjax.data.prompts import CONTEXT, INSTRUCTION, QUESTION, USER, Prompt, make_prompt
+from gistjax.data.prompts import INSTRUCTION, USER, Prompt, make_prompt
 from gistjax.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:

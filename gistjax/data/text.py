@@ -197,7 +197,7 @@ def _rows_of(
     chunks: Sequence[Chunk], prompt: Prompt, text: TextConfig, limit: int, seed: int, first_id: int
 ) -> list[TokenizedExample]:
     """Return the rows of some chunks; clozes are tokenised all at once."""
-    repeat_ids, continue_ids = prompt.encode_question(REPEAT), prompt.encode_question(CONTINUE)
+    repeat_ids, continue_ids = prompt.enclose(REPEAT), prompt.encode_question(CONTINUE)
     n_repeat = min(text.target_tokens, limit - len(repeat_ids) - BEGINNING)
     n_continue = min(text.target_tokens, limit - len(continue_ids))
     rows: list[TokenizedExample] = []

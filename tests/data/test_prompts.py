@@ -286,3 +286,52 @@ def test_texts_have_the_ids_of_the_tokenizer_whatever_it_cuts_and_pads(tokenizer
     tokenizer.backend_tokenizer.enable_padding()
     assert [encoding.ids for encoding in prompt.encode_texts(texts)] == plain
     assert prompt.encode_texts([]) == []
+
+
+def test_a_template_that_asks_for_today_gets_the_same_day(tokenizer):
+    template = LLAMA_LIKE.replace(
+        "{% if date_string is defined %}{{ date_string }}{% else %}", "{% if true %}"
+    ).replace("'%d %b %Y'", "'%A, %-d. %B %Y %H:%M'")
+    text = tokenizer.decode(make_prompt(with_template(tokenizer, template)).prefix_ids)
+    assert "Today: Friday, 26. July 2024 00:00" in text
+
+
+SKIPS_SYSTEM = NO_SYSTEM.replace("{{ raise_exception('no system') }}", "").replace(
+    "{% if message['role'] == 'user' %}",
+    "{% if message['role'] == 'system' %}{% elif message['role'] == 'user' %}",
+)
+
+
+def test_an_instruction_that_a_template_skips_begins_the_users_turn(tokenizer):
+    prompt = make_prompt(with_template(tokenizer, SKIPS_SYSTEM), "Answer briefly.")
+    assert tokenizer.decode(prompt.prefix_ids) == "[INST] Answer briefly.\n\nContext:\n"
+
+
+CHANGED = {
+    "loses the instruction": "{{ 'Context:' + messages[-1]['content'].split('Context:')[-1] }}",
+    "twice": "{% for m in messages %}{{ m['content'] + m['content'] }}{% endfor %}",
+    "drops the user's message": "{{ messages[0]['content'] }}",
+    "changes the user's words": (
+        "{% for m in messages %}{{ m['content'] | replace('  ', ' ') }}{% endfor %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", CHANGED)
+def test_a_template_that_loses_repeats_or_changes_a_turn_is_refused(tokenizer, problem):
+    with pytest.raises(WeightsError, match=problem):
+        make_prompt(with_template(tokenizer, CHANGED[problem]))
+
+
+def test_a_template_that_trims_takes_no_turn_that_begins_with_the_context(tokenizer):
+    trims = with_template(tokenizer, LLAMA_LIKE)
+    assert "Context:" in tokenizer.decode(make_prompt(trims).prefix_ids)
+    with pytest.raises(WeightsError, match="trims a turn that begins with the context"):
+        make_prompt(trims, user="@CONTEXT@\n\n@QUESTION@")
+
+
+def test_the_end_of_a_turn_is_found_where_a_generation_prompt_says_more(tokenizer):
+    thinks = tokenizer.chat_template.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+    prompt = make_prompt(with_template(tokenizer, thinks))
+    assert tokenizer.decode(prompt.question_close_ids).endswith("assistant\n<think>\n")
+    assert prompt.end_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
