@@ -91,7 +91,7 @@ def _train_and_evaluate(
     graphdef, trainable, frozen = start_model(config, pretrained)
     optimizer = make_optimizer(config.optimizer, plan.total_steps, trainable)
     state = init_state(trainable, optimizer, pretrained.mesh)
-    settings = LossSettings(config.loss_weights, plan.answer_tokens, pretrained.prompt.end_id)
+    settings = LossSettings(config.loss_weights, plan.answer_tokens, pretrained.prompt.end_ids)
     shardings = state_shardings(state, pretrained.mesh)
     train_step = make_train_step(graphdef, optimizer, settings, shardings, config.spike_factor)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,8 @@ from jax import Array
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext, DecodeState
+
+EndIds = int | Sequence[int]
 
 
 class _Loop(NamedTuple):
@@ -26,7 +29,7 @@ def greedy(
     tokens_BxS: Array,
     length_B: Array,
     max_tokens: int,
-    end_id: int,
+    end_id: EndIds,
 ) -> Array:
     """The most likely answer, token by token.
 
@@ -35,7 +38,7 @@ def greedy(
         tokens_BxS: questions, right padded; whatever stands past `length_B` is not read.
         length_B: question lengths, at least 1.
         max_tokens: A, the longest answer.
-        end_id: ends a row's answer and fills the rest of it.
+        end_id: a token that ends a row's answer, or several; the first fills the rest of it.
 
     Returns:
         int32 `[B, A]`.
@@ -50,7 +53,7 @@ def continue_greedily(
     last_BxD: Array,
     state: DecodeState,
     max_tokens: int,
-    end_id: int,
+    end_id: EndIds,
     limit: Array | int | None = None,
 ) -> Array:
     """Return what `greedy` does, from the states of each question's last token and room behind it.
@@ -59,9 +62,14 @@ def continue_greedily(
         limit: stop after so many tokens, if that is fewer than `max_tokens`.
     """
 
+    end_ids_N = jnp.atleast_1d(jnp.asarray(end_id, jnp.int32))
+
     def choose(h_BxD: Array, done_B: Array) -> Array:
         best_B = jnp.argmax(model.base.logits(h_BxD), axis=-1).astype(jnp.int32)
-        return jnp.where(done_B, end_id, best_B)
+        return jnp.where(done_B, end_ids_N[0], best_B)
+
+    def ends(ids_B: Array) -> Array:
+        return jnp.isin(ids_B, end_ids_N)
 
     n_tokens = jnp.minimum(max_tokens, max_tokens if limit is None else limit)
 
@@ -72,15 +80,21 @@ def continue_greedily(
         h_Bx1xD, state = model.decode_step(loop.ids_B[:, None], loop.state, loop.n - 1)
         ids_B = choose(h_Bx1xD[:, 0], loop.done_B)
         answer_BxA = jax.lax.dynamic_update_slice(loop.answer_BxA, ids_B[:, None], (0, loop.n))
-        return _Loop(loop.n + 1, ids_B, loop.done_B | (ids_B == end_id), answer_BxA, state)
+        return _Loop(loop.n + 1, ids_B, loop.done_B | ends(ids_B), answer_BxA, state)
 
     first_B = choose(last_BxD, jnp.zeros(last_BxD.shape[:1], bool))
-    answer_BxA = jnp.full((last_BxD.shape[0], max_tokens), end_id, jnp.int32)
+    answer_BxA = jnp.full((last_BxD.shape[0], max_tokens), end_ids_N[0], jnp.int32)
     start = _Loop(
         n=jnp.ones((), jnp.int32),
         ids_B=first_B,
-        done_B=first_B == end_id,
+        done_B=ends(first_B),
         answer_BxA=answer_BxA.at[:, 0].set(first_B),
         state=state,
     )
     return jax.lax.while_loop(unfinished, step, start).answer_BxA
+
+
+def before_end(ids: Sequence[int], end_ids: Sequence[int]) -> list[int]:
+    """Return the ids of an answer up to the first that ends it."""
+    end = next((place for place, token in enumerate(ids) if token in end_ids), len(ids))
+    return list(ids[:end])

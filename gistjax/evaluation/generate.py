@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext
-from gistjax.compress.decoding import greedy
+from gistjax.compress.decoding import before_end, greedy
 from gistjax.data.batching import evaluation_batches
 from gistjax.data.example import Batch, Buckets, TokenizedExample
 from gistjax.runtime.sharding import put_batch, to_host
@@ -41,11 +41,11 @@ class Generator:
         graphdef: nnx.GraphDef[CompressedLM],
         mesh: Mesh,
         max_tokens: int,
-        end_id: int,
+        end_ids: Sequence[int],
         batch_size: int,
         buckets: Buckets,
     ):
-        self._mesh, self._end_id = mesh, end_id
+        self._mesh, self._end_ids = mesh, end_ids
         self._batch_size, self._buckets = batch_size, buckets
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
@@ -63,7 +63,7 @@ class Generator:
             length_B: Array,
         ) -> Array:
             model = nnx.merge(graphdef, trainable, frozen)
-            return greedy(model, context, tokens_BxS, length_B, max_tokens, end_id)
+            return greedy(model, context, tokens_BxS, length_B, max_tokens, end_ids)
 
         self._compress, self._answer = jax.jit(compress), jax.jit(answer)
 
@@ -121,8 +121,7 @@ class Generator:
         for row, ids_A, slots in zip(
             indices.tolist(), ids_BxA.tolist(), slots_B.tolist(), strict=False
         ):
-            end = ids_A.index(self._end_id) if self._end_id in ids_A else len(ids_A)
-            answers.ids[row] = ids_A[:end]
+            answers.ids[row] = before_end(ids_A, self._end_ids)
             answers.slots[row] = slots
 
 

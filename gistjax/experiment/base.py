@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from gistjax.experiment.run_dir import RunDir
 from gistjax.model.llama import Llama
 from gistjax.runtime.devices import device_name, start_jax
 from gistjax.runtime.sharding import make_mesh, put, replicated, shardings_of
+from gistjax.weights.end_tokens import find_end_ids
 from gistjax.weights.registry import (
     KNOWN,
     Source,
@@ -87,6 +89,7 @@ def find_prompt(config: CompressionConfig) -> tuple[Source, Prompt]:
             "tokenizer files beside its weights."
         )
     prompt = load_task(config.data.task).prompt(tokenizer)
+    prompt = dataclasses.replace(prompt, other_end_ids=find_end_ids(source))
     check_fit(config, source, prompt)
     return source, prompt
 

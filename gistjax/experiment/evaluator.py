@@ -88,7 +88,7 @@ def make_generator(
         graphdef,
         pretrained.mesh,
         max_tokens=config.evaluation.max_answer_tokens,
-        end_id=pretrained.prompt.end_id,
+        end_ids=pretrained.prompt.end_ids,
         batch_size=config.evaluation.batch_size * rows_per_step(pretrained.mesh),
         buckets=Buckets.of(config.data),
     )

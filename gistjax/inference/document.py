@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from gistjax.compress.context import CompressedContext, DecodeState
+from gistjax.compress.decoding import before_end
 from gistjax.errors import DataError
 from gistjax.inference import document_file
 from gistjax.inference.recent import Recent
@@ -92,10 +93,8 @@ class Document:
         ids = prompt.encode_question(question)
         size = self._question_size(len(ids))
         answer, seconds = self.engine.programs.answer(self._state(size), ids, size)
-        if prompt.end_id not in answer:
-            return answer, len(answer), seconds
-        end = answer.index(prompt.end_id)
-        return answer[:end], end + 1, seconds
+        kept = before_end(answer, prompt.end_ids)
+        return kept, min(len(kept) + 1, len(answer)), seconds
 
     def _question_size(self, tokens: int) -> int:
         """Return the length that a question is padded to.

@@ -81,7 +81,7 @@ class Engine:
     ):
         self.config, self.pretrained, self.compressor = config, pretrained, compressor
         max_tokens, prompt = config.evaluation.max_answer_tokens, pretrained.prompt
-        self.programs = Programs(weights, prompt.prefix_ids, max_tokens, prompt.end_id)
+        self.programs = Programs(weights, prompt.prefix_ids, max_tokens, prompt.end_ids)
 
     def model(self) -> CompressedLM:
         """Return base, adapter and compressor as one module."""

@@ -29,11 +29,15 @@ class Programs:
         weights: structure, trained leaves and frozen leaves of the model.
         prefix_ids: the prompt before a context.
         max_tokens: A, the longest answer.
-        end_id: token that ends an answer.
+        end_ids: tokens that end an answer.
     """
 
     def __init__(
-        self, weights: tuple[Any, ...], prefix_ids: Sequence[int], max_tokens: int, end_id: int
+        self,
+        weights: tuple[Any, ...],
+        prefix_ids: Sequence[int],
+        max_tokens: int,
+        end_ids: Sequence[int],
     ):
         graphdef, *self._leaves = weights
         self.prefix_ids_P = np.asarray(prefix_ids, np.int32)
@@ -53,7 +57,7 @@ class Programs:
             model = nnx.merge(graphdef, *leaves)
             last_1x1 = length_1[:, None] - 1
             h_1x1xD, state = model.append(tokens_1xS, state, last_1x1, length_1)
-            return continue_greedily(model, h_1x1xD[:, 0], state, max_tokens, end_id)
+            return continue_greedily(model, h_1x1xD[:, 0], state, max_tokens, end_ids)
 
         self._compress = jax.jit(compress, static_argnums=4)
         self._prefill = jax.jit(prefill, static_argnums=2)
@@ -79,7 +83,7 @@ class Programs:
     def answer(
         self, state: DecodeState, ids: Sequence[int] | np.ndarray, size: int
     ) -> tuple[list[int], float]:
-        """Answer the token ids of a question, padded to `size`: A ids, the end id last."""
+        """Answer the token ids of a question, padded to `size`: A ids, padded with an end."""
         answer_1xA, seconds = self._timed(self._answer, state, *padded(ids, size))
         return answer_1xA[0].tolist(), seconds
 

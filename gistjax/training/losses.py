@@ -27,7 +27,7 @@ from jax.scipy.special import xlogy
 
 from gistjax.compress.compressed_lm import CompressedLM, answer_positions
 from gistjax.compress.context import CompressedContext, DecodeState
-from gistjax.compress.decoding import continue_greedily
+from gistjax.compress.decoding import EndIds, continue_greedily
 from gistjax.config import TEXT_LOSSES
 from gistjax.data.example import OBJECTIVES, Batch
 from gistjax.model.masks import lengths_to_valid
@@ -45,7 +45,7 @@ class LossSettings:
 
     weights: Mapping[str, float]
     answer_tokens: int  # A: answer positions gathered before the vocabulary product
-    end_id: int
+    end_id: EndIds  # of answers that the model writes itself
 
 
 @jax.tree_util.register_dataclass

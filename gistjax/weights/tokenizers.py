@@ -76,11 +76,13 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerFast:
 
 def _folder_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     with _quiet_transformers():
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    # transformers' class of a model may make its own pre-tokenizer in place of the file's: as
+    # GPT2Tokenizer, SmolLM2's digits would no longer stand apart
+    as_written = (folder / "tokenizer.json").is_file()
+    kind: Any = PreTrainedTokenizerFast if as_written else AutoTokenizer
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
+        tokenizer = kind.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises many kinds for a damaged tokenizer
         raise WeightsError(
             f"{folder} holds no tokenizer that can be read ({type(error).__name__}): "

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gistjax.compress.compressed_lm import answer_positions
+from gistjax.compress.decoding import before_end
 from gistjax.config import ARCHITECTURES, EncoderConfig, LoraConfig
 from gistjax.model.config import LlamaConfig
 from gistjax.model.llama import Frozen
@@ -138,6 +139,21 @@ def test_greedy_stops_at_the_end_token_and_fills_with_it(rng):
     first = list(free[0]).index(end)
     np.testing.assert_array_equal(stopped[0, :first], free[0, :first])
     assert (stopped[0, first:] == end).all()
+
+
+def test_each_of_several_end_tokens_ends_an_answer(rng):
+    model = Compiled(tiny_model("gist"))
+    ids, length, tokens, tokens_length = inputs(rng)
+    memory = model.in_sequence(PREFIX, ids, length)
+    free = np.asarray(model.greedy(memory, tokens, tokens_length, 6, -1))
+    ends = (int(free[0, 3]), int(free[1, 2]))
+    stopped = np.asarray(model.greedy(memory, tokens, tokens_length, 6, ends))
+    for b in range(3):
+        kept = before_end(free[b].tolist(), ends)
+        np.testing.assert_array_equal(stopped[b, : len(kept) + 1], free[b, : len(kept) + 1])
+        assert set(stopped[b, len(kept) + 1 :].tolist()) <= {ends[0]}
+        assert before_end(stopped[b].tolist(), ends) == kept
+    assert len(before_end(free[1].tolist(), ends)) <= 2
 
 
 def test_key_values_have_m_positions_and_no_context(rng):

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from tokenizers import pre_tokenizers
 
-from gistjax.data.prompts import make_prompt
+from gistjax.data.prompts import INSTRUCTION, make_prompt
 from gistjax.weights.gguf_file import GgufReader
 from gistjax.weights.tokenizers import LLAMA_3_PATTERN, gguf_tokenizer
 
@@ -29,9 +30,31 @@ def test_smollm2_ids_equal_those_of_transformers(smollm2_path, their_tokenizer):
     assert (ours.eos_token, ours.bos_token) == ("<|im_end|>", "<|im_start|>")
 
 
+@pytest.mark.slow
+def test_smollm2_digits_stand_apart_before_spaces_are_joined(smollm2_path, their_tokenizer):
+    """As in its tokenizer.json and in llama.cpp.
+
+    transformers leaves that step out where it reads a GGUF file, and for a folder whose
+    tokenizer_class is GPT2Tokenizer.
+    """
+    texts = ["in  1783", "the \u2153 of", "a \u00bd b", "on 7 \u2013 8", "x   5", "\u0663 \u2167"]
+    ours = gguf_tokenizer(GgufReader(smollm2_path)).backend_tokenizer
+    theirs = their_tokenizer.backend_tokenizer
+    as_read = theirs.pre_tokenizer
+    assert ours.encode(texts[0]).ids != theirs.encode(texts[0]).ids
+    theirs.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), as_read]
+    )
+    assert [ours.encode(text).ids for text in texts] == [theirs.encode(text).ids for text in texts]
+    theirs.pre_tokenizer = as_read
+
+
 def test_smollm2_prompt(smollm2_path):
     prompt = make_prompt(gguf_tokenizer(GgufReader(smollm2_path)))
     assert prompt.end_id == 2
+    assert prompt.sha256 == "0d48d82ca344c8d9f6f1a67136a47231508422d42f2956c3eeffba17fecdbc3f", (
+        "the shipped compressor's prompt"
+    )
     assert prompt.tokenizer.decode(list(prompt.prefix_ids)).endswith("Context:\n")
     question = prompt.tokenizer.decode(prompt.encode_question("Who?").tolist())
     assert question == "\n\nQuestion: Who?<|im_end|>\n<|im_start|>assistant\n"
@@ -120,3 +143,22 @@ def test_llama_31_prompt(llama_31, tiktoken_31):
     assert prompt.encode_answer("Saint Bernadette").tolist() == [
         *encode("Saint Bernadette"), end_turn,
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_llama_31_pieces_are_the_whole_prompt(llama_31):
+    prompt = make_prompt(llama_31)
+    context, question = "The mill was built in 1783.", "Who built the mill?"
+    turns = [
+        {"role": "system", "content": INSTRUCTION},
+        {"role": "user", "content": f"Context:\n{context}\n\nQuestion: {question}"},
+    ]
+    whole = llama_31.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
+    )
+    ids = [*prompt.prefix_ids, *prompt.encode_context(context), *prompt.encode_question(question)]
+    assert ids != llama_31(whole, add_special_tokens=False).input_ids, "of .\\n\\n it makes one"
+    context = context.removesuffix(".")
+    whole = whole.replace("1783.", "1783")
+    ids = [*prompt.prefix_ids, *prompt.encode_context(context), *prompt.encode_question(question)]
+    assert ids == llama_31(whole, add_special_tokens=False).input_ids
