@@ -128,12 +128,13 @@ def test_each_example_is_scored_by_its_own_metric(monkeypatch):
 
 
 def test_intervals_are_of_contexts_for_f1_and_em_each():
-    # By context F1 is 1/3 and 1, EM 0 and 2/3; a resample has one, or both by their sizes.
+    # By context F1 is 4/9 and 1, EM 0 and 1; a resample has one, or both by their sizes.
     examples = [Example(f"{i}", "", "", "", ("cat sat",), i // 3) for i in range(6)]
-    found = score(["x", "y", "sat cat", "sat cat", "cat sat", "Cat sat."], examples, 400, 0)
-    assert found.f1_N.tolist() == [0, 0, 1, 1, 1, 1] and found.em_N.tolist() == [0, 0, 0, 0, 1, 1]
-    assert found.f1 == pytest.approx(4 / 6) and found.f1_interval == pytest.approx((1 / 3, 1))
-    assert found.em == pytest.approx(2 / 6) and found.em_interval == pytest.approx((0, 2 / 3))
+    found = score(["cat", "x", "sat", "cat sat", "Cat sat.", "the cat sat"], examples, 400, 0)
+    assert found.f1_N == pytest.approx([2 / 3, 0, 2 / 3, 1, 1, 1])
+    assert found.em_N.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.f1 == pytest.approx(13 / 18) and found.f1_interval == pytest.approx((4 / 9, 1))
+    assert found.em == 0.5 and found.em_interval == (0, 1)
     assert found.clusters_N.tolist() == [0, 0, 0, 1, 1, 1]
 
 

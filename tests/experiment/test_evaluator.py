@@ -30,11 +30,11 @@ ROWS = [0, 0, 1, 2, 2]
 """The context of each question."""
 GIVEN = {
     "answering": ["Ada Lovelace", "1783.", "black coffee", "", "a shed"],
-    "untuned full context": ["Byron's mill", "1783", "tea", "Ada", "Ada"],
+    "untuned full context": ["Mrs Byron", "1783", "tea", "Ada", "Ada"],
     "wrong contexts": ["x", "x", "old tea", "x", "x"],
 }
 F1_N, EM_N = [2 / 3, 1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0, 0.0]
-BASE_F1_N, BASE_EM_N = [0.0, 1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0, 0.0]
+BASE_F1_N, BASE_EM_N = [0.5, 1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0, 0.0]
 WRONG_F1_N = [0.0, 0.0, 2 / 3, 0.0, 0.0]
 SAMPLES, SEED, D = 40, 5, 64
 CONFIG = CompressionConfig(
