@@ -112,11 +112,20 @@ def score(
 
     Args:
         samples: draws of the bootstrap.
+
+    Raises:
+        ConfigError: if a metric gives what is no score.
     """
     scores = [
         METRICS[example.metric](text, example.answers)
         for text, example in zip(predictions, examples, strict=True)
     ]
+    for example, one in zip(examples, scores, strict=True):
+        if not (0 <= one.f1 <= 1 and 0 <= one.em <= 1):
+            raise ConfigError(
+                f"the metric {example.metric!r} gave {example.id} F1 {one.f1} and EM {one.em}: "
+                "they must be in 0..1."
+            )
     f1_N = np.array([one.f1 for one in scores])
     em_N = np.array([one.em for one in scores])
     clusters_N = np.array([example.context_id for example in examples])

@@ -214,8 +214,12 @@ def to_markdown(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> st
         return ""
     shown = [column for column in columns if column.paper]
     lines = [[column.title for column in shown], ["---"] * len(shown)]
-    lines += [[cell(column, row).replace("|", "\\|") for column in shown] for row in rows]
+    lines += [[_one_line(cell(column, row)) for column in shown] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def to_csv(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> str:

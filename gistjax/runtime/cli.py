@@ -26,7 +26,7 @@ from ml_collections import ConfigDict, config_flags
 
 from gistjax.config import ARCHITECTURES, CompressionConfig, walk
 from gistjax.errors import ConfigError, GistjaxError, did_you_mean, first_line
-from gistjax.runtime.files import is_file
+from gistjax.runtime.files import is_file, to_json
 from gistjax.runtime.signals import Stopped
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -374,4 +374,4 @@ def print_result(result: dict[str, Any], for_people: str = "") -> None:
     """Print one JSON object as the last line; on a terminal the text for people, if given."""
     sys.stderr.flush()
     on_terminal = for_people and sys.stdout.isatty()
-    print(for_people if on_terminal else json.dumps(result, ensure_ascii=False), flush=True)
+    print(for_people if on_terminal else to_json(result), flush=True)

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import socket
 import sys
@@ -115,8 +116,20 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     Raises:
         StorageError: if the disk is full or fails; the old content stays.
     """
-    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
-    write_atomically(path, text.encode())
+    write_atomically(path, f"{to_json(value, indent)}\n".encode())
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON as every reader takes it: numbers that are not finite are null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gistjax.errors import StorageError
-from gistjax.runtime.files import write_atomically
+from gistjax.runtime.files import to_json, write_atomically
 from gistjax.runtime.sharding import is_primary
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class MetricsLog:
             StorageError: if the disk is full or fails.
         """
         if is_primary():
-            self._append(json.dumps(row) + "\n")
+            self._append(to_json(row) + "\n")
         if self._events:
             self._events.write(row)
 

@@ -110,12 +110,12 @@ def test_places(context, answer, place):
 def test_groups_come_sorted_with_their_own_means_and_intervals():
     # `b`: two contexts with means 0 and 1, of which a resample draws both, or twice the same.
     found = breakdown(
-        np.array([0.5, 0.0, 0.5, 1.0, 0.5]), ["c", "b", "a", "b", "c"], [1, 1, 2, 2, 3], 500, 0
+        np.array([0.25, 0.0, 0.75, 1.0, 0.25]), ["c", "b", "a", "b", "c"], [1, 1, 2, 2, 3], 500, 0
     )
     assert list(found) == ["a", "b", "c"]
-    assert found["a"] == {"n": 1, "f1": 0.5, "f1_interval": [0.5, 0.5]}
+    assert found["a"] == {"n": 1, "f1": 0.75, "f1_interval": [0.75, 0.75]}
     assert found["b"] == {"n": 2, "f1": 0.5, "f1_interval": [0.0, 1.0]}
-    assert found["c"] == {"n": 2, "f1": 0.5, "f1_interval": [0.5, 0.5]}
+    assert found["c"] == {"n": 2, "f1": 0.25, "f1_interval": [0.25, 0.25]}
 
 
 def test_intervals_keep_contexts_together(rng):

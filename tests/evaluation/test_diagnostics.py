@@ -82,6 +82,7 @@ def test_bfloat16_is_widened_before_it_is_summed(rng):
         (["1850"] * 4, ["1850", "in 1850", "1850", "1850."], (0.25, 0.5, 0.0)),
         (["", "the", " ", "x"], ["x", "x", "y", "y"], (0.5, 0.5, 0.75)),
         ([""], ["x"], (1.0, 1.0, 1.0)),
+        (["", "The", "y"], ["x"], (2 / 3, 1.0, 2 / 3)),
     ],
 )
 def test_diversity(predictions, golds, expected):

@@ -138,6 +138,19 @@ def test_intervals_are_of_contexts_for_f1_and_em_each():
     assert found.clusters_N.tolist() == [0, 0, 0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("bad", [Score(float("nan"), 0.0), Score(50.0, 1.0), Score(0.5, -1.0)])
+def test_what_is_no_score_is_refused_with_its_metric(monkeypatch, bad):
+    monkeypatch.setitem(METRICS, "odd", lambda text, golds: bad)
+    examples = [Example("q1", "", "A cat.", "Who?", ("cat",), 0, metric="odd")]
+    with pytest.raises(ConfigError, match=r"'odd' gave q1 F1 .* must be in 0\.\.1"):
+        score(["cat"], examples, samples=10, seed=0)
+
+
+def test_one_question_has_an_interval():
+    found = score(["cat"], [Example("q1", "", "A cat.", "Who?", ("a cat sat",), 0)], 10, 0)
+    assert found.f1_interval == pytest.approx((2 / 3, 2 / 3)) and found.em_interval == (0, 0)
+
+
 def test_an_unknown_metric_is_refused_with_the_task_that_names_it():
     example = Example("a", "", "A cat.", "Who?", ("cat",), 0, task="notes", metric="sqad")
     with pytest.raises(ConfigError, match=r"'notes' is scored by 'sqad'.*did you mean 'squad'"):

@@ -77,7 +77,7 @@ def test_of_some_contexts_each_word_has_its_part_in_each_slot(tokenizer):
     texts = ["The first context tells of one thing.", "The second of another."] * 2
     rows = [
         TokenizedExample(
-            np.array(tokenizer.encode(text), np.int32), np.array([1]), np.array([]), i % 2, i
+            np.array(tokenizer.encode(text), np.int32), np.array([1]), np.array([]), 5 + i % 2, i
         )
         for i, text in enumerate(texts)
     ]
@@ -86,7 +86,7 @@ def test_of_some_contexts_each_word_has_its_part_in_each_slot(tokenizer):
 
     def read_by(name):
         return slot_attention(
-            *split_model(tiny_model(name, base=base)),
+            *split_model(tiny_model(name, base=base, ratio=16.0)),
             rows,
             tokenizer,
             mesh,
@@ -95,10 +95,10 @@ def test_of_some_contexts_each_word_has_its_part_in_each_slot(tokenizer):
         )
 
     found = read_by("pooling")
-    assert [context["context_id"] for context in found] == [0, 1]
-    for context, text in zip(found, texts, strict=False):
+    assert [context["context_id"] for context in found] == [5, 6]
+    for context, text, slots in zip(found, texts, (3, 2), strict=False):
         weights = np.array(context["weights"])
-        assert weights.shape == (4, len(context["words"]))
+        assert weights.shape == (slots, len(context["words"]))
         np.testing.assert_allclose(weights.sum(axis=1), 1, atol=0.01)
         assert "".join(context["words"]).replace(" ", "").endswith(text.replace(" ", ""))
     assert not read_by("mark"), "a head that reads nothing has no part to show"

@@ -98,6 +98,7 @@ def test_a_known_share():
     # By cluster, 1 of 2 and 1 of 1; a resample without anything to have a share of is left out.
     assert clustered_bootstrap([1, 1], [0, 1], 1_000, 0, of=[2, 1]) == (0.5, 1)
     assert clustered_bootstrap([1, 0], [0, 1], 1_000, 0, of=[4, 0]) == (0.25, 0.25)
+    assert clustered_bootstrap([1, 1], [0, 1], 1_000, 0, of=[2, 0]) == (0.5, 1)
 
 
 @given(

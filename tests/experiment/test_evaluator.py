@@ -54,7 +54,7 @@ class Given:
     """A generator that gives the answers above, and keeps the rows that it was asked."""
 
     def __init__(self, tokenizer):
-        self.asked, self._tokenizer = {}, tokenizer
+        self.asked, self.built, self._tokenizer = {}, [], tokenizer
 
     def __call__(self, trainable, frozen, rows, title):
         self.asked[title] = list(rows)
@@ -72,7 +72,7 @@ def given(monkeypatch):
     pretrained = SimpleNamespace(tokenizer=tokenizer, mesh=None, source=resolve(CONFIG.model))
     generator = Given(tokenizer)
     monkeypatch.setattr(evaluator, "make_generator", lambda *_: generator)
-    monkeypatch.setattr(evaluator, "build_model", lambda *_: None)
+    monkeypatch.setattr(evaluator, "build_model", lambda config, _: generator.built.append(config))
     monkeypatch.setattr(evaluator, "split_model", lambda _: (None, None, None))
     monkeypatch.setattr(evaluator, "slot_attention", lambda *_: [{"context_id": 0}])
     contexts = [np.array(tokenizer.encode(text), np.int32) for text in (MILL, TEA, SHED)]
@@ -90,8 +90,9 @@ def interval(values_N):
 
 
 def test_every_metric_by_hand(given):
-    measured, _ = given()
+    measured, generator = given()
     found = measured.measure(None, None).metrics
+    assert [(c.architecture, c.data.select) for c in generator.built] == [("none", "all")]
     gap = np.subtract(F1_N, WRONG_F1_N)
     sizes = len(MILL), len(TEA), len(SHED)
     expected = {

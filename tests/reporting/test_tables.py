@@ -126,6 +126,14 @@ def test_markdown_is_a_table(sweep):
     assert lines[2].startswith("| M32_conv | 0.000 | [-0.100, 0.100] | conv | 32 | 15.6 |")
 
 
+def test_a_name_breaks_no_table(tmp_path):
+    write_run(tmp_path, "a|b\nc,d", CompressionConfig(), 1)
+    columns, rows = table(find_runs([tmp_path]))
+    lines = to_markdown(columns, rows).splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| a\\|b c,d | 0.333 |")
+    assert next(csv.DictReader(io.StringIO(to_csv(columns, rows))))["run"] == "a|b\nc,d"
+
+
 def test_csv_has_everything_in_full_precision(sweep):
     rows = list(csv.DictReader(io.StringIO(to_csv(*table(find_runs([sweep]))))))
     assert len(rows) == 11

@@ -3,7 +3,14 @@ import os
 import pytest
 
 from gistjax.errors import StorageError
-from gistjax.runtime.files import check_writable, is_file, make_folder, write_atomically
+from gistjax.runtime.files import (
+    check_writable,
+    is_file,
+    make_folder,
+    to_json,
+    write_atomically,
+    write_json,
+)
 
 
 def test_a_file_is_written_and_written_over(tmp_path):
@@ -11,6 +18,15 @@ def test_a_file_is_written_and_written_over(tmp_path):
         write_atomically(tmp_path / "file", content)
         assert (tmp_path / "file").read_bytes() == content
     assert os.listdir(tmp_path) == ["file"], "no temporary file is left"
+
+
+def test_json_is_as_every_reader_takes_it(tmp_path):
+    value = {"a": [1.5, float("nan")], "b": {"c": (float("inf"), "é", None)}, "d": -float("inf")}
+    assert to_json(value) == '{"a": [1.5, null], "b": {"c": [null, "é", null]}, "d": null}'
+    write_json(tmp_path / "file", value)
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "file", {"a": object()})
+    assert (tmp_path / "file").read_text().startswith('{\n  "a": [\n    1.5,\n    null'), "it stays"
 
 
 def test_what_a_link_points_to_stays(tmp_path):
