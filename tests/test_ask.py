@@ -87,6 +87,18 @@ def test_each_answer_stands_under_its_own_title_with_its_own_cost():
     assert alone.to_json().keys() == {"question", "slots"}
 
 
+def test_what_was_compressed_is_said_in_units_for_people():
+    document = SimpleNamespace(tokens=49, slots=7, nbytes=2_000, seconds=0.25)
+    assert ask.about(document) == "49 tokens in 7 slots (2 kB), compressed in 250 ms"
+    opened = SimpleNamespace(tokens=49, slots=7, nbytes=400_000, seconds=0.0)
+    assert ask.about(opened) == "49 tokens in 7 slots (0.4 MB)"
+    assert [ask.megabytes(size) for size in (99_000, 100_000)] == ["99 kB", "0.1 MB"]
+    full = SimpleNamespace(seconds=1.5)
+    found = ask.summary(document, full, [])
+    assert (found["compress_s"], found["full_context_read_s"]) == (0.25, 1.5)
+    assert (found["tokens"], found["slots"], found["bytes"]) == (49, 7, 2_000)
+
+
 @pytest.mark.slow
 def test_every_context_is_asked_about(command, capsys, tmp_path):
     (tmp_path / "more.txt").write_text(TEXT)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gistjax.compare import compare, read_predictions, table
-from gistjax.config import CompressionConfig
+from gistjax.compare import compare, control, read_predictions, table
+from gistjax.config import CompressionConfig, DataConfig
 from gistjax.errors import DataError
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +67,17 @@ def test_a_closed_book_has_nothing_to_retain_and_both_controls_make_a_scale(runs
     assert found["normalised_f1"] == pytest.approx(0.5)
     low, high = found["normalised_f1_interval"]
     assert low == pytest.approx(1 / 3) and high == pytest.approx(1)  # by context
+
+
+def test_selected_tokens_are_no_full_context(runs):
+    for run, changes in (
+        (runs[1], {"architecture": "none", "data": DataConfig(select="first")}),
+        (runs[2], {"architecture": "closed_book"}),
+    ):
+        config = CompressionConfig(**changes).to_json()
+        (run / "config.json").write_text(json.dumps({"config": config}))
+    assert (control(runs[0]), control(runs[1]), control(runs[2])) == ("", "", "closed book")
+    assert "normalised_f1" not in compare(runs[0], list(runs[1:]), 10, 0)
 
 
 def test_the_table_shows_every_run_with_its_differences(runs):

@@ -11,6 +11,7 @@ from gistjax.compress import EXPORTED
 from gistjax.compress.parameters import find_exported
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
+from gistjax.experiment import base
 from gistjax.sweep import Run, choose, read_sweep, run_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +56,7 @@ def test_settings_of_sweep_run_and_command_line_in_this_order(tmp_path):
             {
                 "name": "b",
                 "config": "configs/gist_m64.py",
-                "set": {"init_from": "@a", "ratios": []},
+                "set": {"init_from": "@a", "ratios": [], "seed": 5},
                 "seeds": [7, 8],
             },
         ],
@@ -84,7 +85,7 @@ def test_a_grid_is_a_run_for_each_combination(tmp_path):
             "name": "M{target_length}_{architecture}",
             "config": "configs/ablation.py",
             "grid": {"architecture": ["gist", "conv"], "target_length": [32, 64]},
-            "set": {"init_from": "@pretrain_{architecture}", "epochs": 2},
+            "set": {"init_from": "@pretrain_{architecture}", "epochs": 2, "target_length": 8},
             "seeds": [1, 2],
         },
     ]
@@ -176,6 +177,12 @@ def test_a_run_whose_start_is_neither_chosen_nor_finished_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="second needs first, which is not finished"):
         sweep.check([second])
     assert sweep.check([first, second])
+    taught = {"teacher": "@first", "loss_weights.distillation": 1}
+    runs[1] = {**runs[1], "set": taught}
+    (tmp_path / "taught").mkdir()
+    other = write(tmp_path / "taught", {"set": TINY, "runs": runs})
+    with pytest.raises(ConfigError, match="second needs first, which is not finished"):
+        sweep.check(read_sweep(other, tmp_path / "out", [])[1:])
     elsewhere = read_sweep(path, tmp_path / "out", ["--config.init_from=elsewhere"])
     assert sweep.check(elsewhere[1:])
     first.workdir.mkdir(parents=True)
@@ -230,8 +237,46 @@ def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_non
         assert (tmp_path / name / "metrics.json").stat().st_mtime_ns == time
 
 
+def test_a_base_is_loaded_for_each_model_and_no_oftener(tmp_path, monkeypatch):
+    loaded, given = [], []
+    monkeypatch.setattr(base, "load_pretrained", lambda config: loaded.append(config) or config)
+    run = lambda config, workdir, base: given.append(base) or SCORED  # noqa: E731
+    monkeypatch.setattr(sweep.train, "run_single_ablation", run)
+    runs = [
+        {"name": name, "config": "configs/gist_m64.py", "set": {**TINY, **changes}}
+        for name, changes in (
+            ("a", {}),
+            ("b", {"target_length": 32}),
+            ("c", {"model.dtype": "bfloat16"}),
+            ("d", {"model.dtype": "bfloat16", "data.task": "question"}),
+        )
+    ]
+    run_sweep(read_sweep(write(tmp_path, {"runs": runs}), tmp_path, []))
+    assert [config.model.dtype for config in given] == ["float32"] * 2 + ["bfloat16"] * 2
+    assert len(loaded) == 3 and given[0] is given[1] and given[3].data.task == "question"
+
+
+SCORED = {
+    "final_f1": 0.5,
+    "final_f1_interval": [0.25, 0.75],
+    "final_em": 0.125,
+    "effective_compression_ratio": 7.25,
+}
+
+
+def test_the_line_of_a_run_has_its_own_numbers():
+    assert sweep._line("a", SCORED) == f"{'a':32}  7.25 x  F1 0.500 [0.250, 0.750]  EM 0.125"
+    control = {**SCORED, "effective_compression_ratio": None, "shuffled_f1": 0.0625}
+    assert sweep._line("a", control).endswith(
+        "         F1 0.500 [0.250, 0.750]  EM 0.125  shuffled F1 0.062"
+    )
+    assert sweep._line("a", {"losses": {"loss": 2.5}, "steps": 3}) == f"{'a':32} 3 steps, loss 2.5"
+    assert sweep._line("a", {"error": "?"}) == f"{'a':32} failed"
+
+
 def test_the_exit_code_tells_of_a_failed_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "run_sweep", lambda runs: {"a": {"error": "broken"}})
+    found = {"a": {"error": "broken"}, "b": SCORED}
+    monkeypatch.setattr(sweep, "run_sweep", lambda runs: found)
     path = write(tmp_path, {"runs": [{"name": "a", "config": "configs/gist_m64.py"}]})
     args = SimpleNamespace(sweep=path, out=tmp_path, only=[], list=False, dry_run=False)
     with pytest.raises(ConfigError, match="which sweep"):

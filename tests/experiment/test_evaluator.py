@@ -209,6 +209,17 @@ def test_the_headline_is_the_mean(given, monkeypatch):
     assert given()[0].headline(None, None) == {"f1": round(np.mean(F1_N), 4), "em": 0.4}
 
 
+def test_answers_are_made_with_the_settings_of_the_evaluation(monkeypatch):
+    monkeypatch.setattr(evaluator, "Generator", lambda *args, **settings: settings)
+    monkeypatch.setattr(evaluator, "rows_per_step", lambda mesh: 4)
+    own = EvaluationConfig(batch_size=3, max_answer_tokens=11)
+    config = CONFIG.replace(batch_size=2, evaluation=own)
+    pretrained = SimpleNamespace(mesh=None, prompt=SimpleNamespace(end_id=7, end_ids=(7, 8)))
+    found = evaluator.make_generator(config, pretrained, None)
+    assert (found["batch_size"], found["max_tokens"]) == (12, 11)
+    assert found["buckets"].context == (128,) and found["buckets"].question == (192,)
+
+
 def test_metrics_which_mark_a_run_as_finished_are_written_last(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(evaluator, "write_json", lambda path, *_, **__: written.append(path.name))

@@ -1,7 +1,9 @@
 """Questions to a document: one, a list, and what stays in memory."""
 
+import dataclasses
 import threading
 
+import numpy as np
 import pytest
 
 import gistjax
@@ -26,6 +28,35 @@ def test_an_answer_tells_its_cost(engine, examples):
     answer = engine.compress(examples[0].context).ask("Who wrote it?")
     assert 1 <= answer.tokens <= engine.config.evaluation.max_answer_tokens
     assert answer.seconds_per_token == answer.seconds / answer.tokens > 0
+
+
+def test_an_answer_ends_before_its_end_token_and_costs_are_counted(engine, monkeypatch):
+    document, prompt = engine.compress("Ada wrote it."), engine.pretrained.prompt
+    ids = prompt.encode_answer("Ada")[:-1].tolist()
+    given = [*ids, prompt.end_id, prompt.end_id]
+    monkeypatch.setattr(engine.programs, "prefill", lambda context, room: (room, 0.25))
+    monkeypatch.setattr(engine.programs, "answer", lambda state, ids, size: (given, 0.5))
+    before = document.seconds
+    answer = document.ask("Who wrote it?")
+    assert (answer.text, answer.tokens, answer.seconds) == ("Ada", len(ids) + 1, 0.5)
+    assert answer.positions == document.slots == 2 and document.tokens == 13
+    assert answer.seconds_per_token == 0.5 / (len(ids) + 1)
+    document.ask("why " * 40)
+    assert document.seconds == before + 0.5, "the slots were read for two lengths of questions"
+    given = ids
+    assert document.ask("Who wrote it?").tokens == len(ids), "cut off by the most tokens"
+
+
+def test_a_question_takes_the_positions_that_the_context_leaves(engine):
+    document = engine.compress("Ada wrote it.")
+    for left in (64, 100):
+        taken = np.array([engine.max_tokens + 64 - left], np.float32)
+        full = dataclasses.replace(
+            document, context=dataclasses.replace(document.context, length_B=taken)
+        )
+        assert full._question_size(left) == 64 * (1 + (left > 64))
+        with pytest.raises(DataError, match=f"{left + 1} tokens, .* room for {left} behind"):
+            full._question_size(left + 1)
 
 
 @pytest.mark.slow

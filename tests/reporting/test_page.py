@@ -1,5 +1,6 @@
 """The page as a file, and in a real browser where there is one."""
 
+import base64
 import json
 import re
 import shutil
@@ -11,8 +12,9 @@ import pytest
 from gistjax.errors import ConfigError
 from gistjax.report import report
 from gistjax.reporting import colours, plots
-from gistjax.reporting.page import side_by_side
+from gistjax.reporting.page import side_by_side, slot_maps
 from gistjax.reporting.runs import find_runs
+from gistjax.reporting.tables import table
 from tests.helpers.made_runs import put
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +80,7 @@ def test_a_warning_where_questions_differ_and_what_is_not_finished(sweep):
     metrics = json.loads((sweep / "M32_gist" / "metrics.json").read_text())
     put(sweep / "M32_gist" / "metrics.json", {**metrics, "n_examples": 7})
     (sweep / "M32_conv" / "metrics.json").unlink()
+    put(sweep / "M64_conv" / "metrics.json", {"losses": {"loss": 1.0}, "steps": 3})
     report([sweep])
     text = (sweep / "report.html").read_text()
     assert "not scored on the same questions" in text
@@ -117,8 +120,10 @@ def test_a_question_that_runs_do_not_share_is_not_shown_side_by_side(sweep):
     rows = json.loads((sweep / "M32_gist" / "predictions.json").read_text())
     rows[1] |= {"question": "Other?"}
     put(sweep / "M32_gist" / "predictions.json", [*rows[:2], {**rows[2], "id": "q9"}])
-    shown = side_by_side([r for r in find_runs([sweep]) if r.scored], 10)
+    runs = [r for r in find_runs([sweep]) if r.scored]
+    shown = side_by_side(runs, 10)
     assert [row["question"] for row in shown] == ["When was the bridge built?"]
+    assert len(side_by_side([runs[0]], 2)) == 2
 
 
 @pytest.fixture
@@ -180,6 +185,41 @@ def test_points_stand_at_their_own_x_with_their_own_bars(drawn, name, title, xs)
         assert line[0]["encoding"]["x2"] == {"field": "first"}
     if name == "f1_against_ratio":
         assert drawn[name]["layer"][1]["data"]["values"] == [{"f1": 0.1, "name": "closed book"}]
+
+
+def test_curves_kinds_and_the_untuned_base_are_drawn_from_their_own_numbers(sweep, monkeypatch):
+    monkeypatch.setattr(plots, "to_svg", lambda spec: spec)
+    log = [{"step": step, "loss": 1 / step} for step in range(1, 702)]
+    (sweep / "M64_gist" / "metrics.jsonl").write_text("\n".join(map(json.dumps, log)))
+    [result] = find_runs([sweep / "M64_gist"])
+    result.metrics["by_type"]["date"] |= {"f1": 0.5, "f1_interval": [0.25, 0.625], "n": 4}
+    curve = plots.training_curves([result], {"M64_gist": "#1"})["data"]["values"]
+    assert [row["step"] for row in curve] == [*range(2, 702, 3)][-234:] and len(curve) == 234
+    assert all(row["loss"] == 1 / row["step"] for row in curve)
+    kinds = plots.by_type([result], {"M64_gist": "#1"})
+    [point] = kinds["data"]["values"]
+    says = "M64_gist, date: F1 0.500 [0.250, 0.625], 4 questions"
+    assert point["type"] == "date (4)" and point["says"] == says
+    assert (point["f1"], point["low"], point["high"]) == (0.5, 0.25, 0.625)
+    bar = kinds["spec"]["layer"][0]["encoding"]
+    assert (bar["x"]["field"], bar["x2"]["field"]) == ("low", "high")
+    lines = plots._controls(table(find_runs([sweep]))[1])
+    assert sorted((line["name"], line["f1"]) for line in lines) == [
+        ("closed book", 0.0),
+        ("full context", 1.0),
+        ("full context, untuned", 0.5),
+    ]
+
+
+def test_of_what_a_slot_reads_the_most_is_255(sweep):
+    put(
+        sweep / "M64_gist" / "slot_attention.json",
+        [{"words": ["a", "b"], "weights": [[0.1, 0.4], [0.8, 0.2], [0.0, 0.0]]}] * 2,
+    )
+    first, second = slot_maps(find_runs([sweep / "M64_gist"]))
+    assert (first["name"], second["name"]) == ("M64_gist, context 1", "M64_gist, context 2")
+    assert first["words"] == ["a", "b"] and first["slots"] == 3
+    assert [*base64.b64decode(first["weights"])] == [64, 255, 255, 64, 0, 0]
 
 
 def rows(runs, *architectures):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gistjax.config import CompressionConfig, DataConfig
+from gistjax.config import CompressionConfig, DataConfig, OptimizerConfig
 from gistjax.errors import DataError
 from gistjax.reporting.runs import find_runs
 from gistjax.reporting.tables import cell, same_questions, table, to_csv, to_markdown, varied
@@ -163,6 +163,34 @@ def test_no_run_and_two_of_one_name(tmp_path):
         write_run(tmp_path / folder, "same", CompressionConfig(), 1)
     with pytest.raises(DataError, match="two runs are called same"):
         find_runs([tmp_path / "a", tmp_path / "b"])
+
+
+def test_samples_stand_in_for_predictions_that_are_not_there(sweep):
+    (sweep / "M32_gist" / "predictions.json").rename(sweep / "M32_gist" / "sample_predictions.json")
+    run = next(result for result in find_runs([sweep]) if result.name == "M32_gist")
+    assert len(run.predictions) == 3
+
+
+def test_a_selection_of_tokens_is_no_full_context(tmp_path):
+    data = DataConfig(select="first")
+    write_run(tmp_path, "first", CompressionConfig(architecture="none", data=data), 2)
+    write_run(tmp_path, "M64", CompressionConfig(), 1)
+    rows = table(find_runs([tmp_path]))[1]
+    assert [row["architecture"] for row in rows] == [
+        "gist",
+        "first tokens",
+        "full context, untuned",
+    ]
+    assert all(row.get("retained") is None for row in rows)
+
+
+def test_a_sweep_of_more_settings_than_columns_shows_the_first(tmp_path):
+    for name, n in (("a", 1), ("b", 2)):
+        changes = {"epochs": n, "max_steps": n, "ratio": n, "batch_size": n, "accumulation": n}
+        optimizer = OptimizerConfig(compressor_lr=n, lora_lr=n, weight_decay=n)
+        config = CompressionConfig(optimizer=optimizer, spike_factor=n, **changes)
+        write_run(tmp_path, name, config, 1)
+    assert len(varied(find_runs([tmp_path]))) == 8
 
 
 def test_unfinished_runs_have_a_name_and_a_curve(sweep):

@@ -1,0 +1,60 @@
+"""What a finished run is scored on: the split that the command asks for, in one order."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from gistjax import evaluate
+from gistjax.data.prompts import make_prompt
+from gistjax.errors import ConfigError
+from gistjax.experiment.evaluator import EvalResult
+from gistjax.runtime.files import write_json
+from gistjax.weights.tokenizers import byte_tokenizer
+from tests.helpers.runs import ASKED
+
+PREDICTIONS = [{"id": "a", "f1": 0.5}, {"id": "b", "f1": 1.0}]
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A run directory, and what its evaluators are given."""
+    made = []
+
+    class Evaluator:
+        def __init__(self, *given):
+            made.append(given)
+
+        def measure(self, trainable, frozen):
+            return EvalResult({"final_f1": 0.75}, PREDICTIONS, [{"context_id": 3}])
+
+    pretrained = SimpleNamespace(prompt=make_prompt(byte_tokenizer()))
+    monkeypatch.setattr(evaluate, "load_trained", lambda *_: (pretrained, ("graph", 1, 2)))
+    monkeypatch.setattr(evaluate, "Evaluator", Evaluator)
+    write_json(tmp_path / "config.json", {"config": ASKED.to_json()})
+    return tmp_path, made
+
+
+def test_a_run_is_scored_on_its_own_split_or_another(measured):
+    run, made = measured
+    data = dataclasses.replace(ASKED.data, validation_examples=7, context_tokens=100)
+    files = run / "predictions", run / "attention"
+    assert evaluate.evaluate_run(run) == {"final_f1": 0.75}
+    evaluate.evaluate_run(run, ASKED.replace(data=data), *files)
+    assert [json.loads(file.read_text()) for file in files] == [PREDICTIONS, [{"context_id": 3}]]
+    for (config, _, rows, examples, graph), n, longest in zip(
+        made, (4, 7), (422, 100), strict=True
+    ):
+        assert len(rows) == len(examples) == config.data.validation_examples == n
+        assert [row.example_index for row in rows] == list(range(n)) and graph == "graph"
+        assert [row.context_id for row in rows] == [example.context_id for example in examples]
+        assert max(len(row.context_ids) for row in rows) == longest
+
+
+def test_no_question_and_another_meaning_are_refused(measured):
+    none = dataclasses.replace(ASKED.data, validation_examples=0)
+    with pytest.raises(ConfigError, match="no question is asked for"):
+        evaluate.evaluate_run(measured[0], ASKED.replace(data=none))
+    with pytest.raises(ConfigError, match="architecture: .* trained with another value"):
+        evaluate.evaluate_run(measured[0], ASKED.replace(architecture="mean_pool"))
