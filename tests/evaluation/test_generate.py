@@ -17,7 +17,7 @@ LENGTHS = [16, 5, 1]  # of contexts: at 4 tokens a slot 4, 2 and 1 slots
 def answering():
     graphdef, *leaves = split_model(tiny_model("mean_pool", ratio=4.0))
     buckets = Buckets((16,), (4,))
-    generator = generate.Generator(graphdef, one_device(), 5, 7, batch_size=2, buckets=buckets)
+    generator = generate.Generator(graphdef, one_device(), 5, (7,), batch_size=2, buckets=buckets)
     rng = np.random.default_rng(0)
     ids = [rng.integers(8, 61, n).astype(np.int32) for n in (*LENGTHS, 3)]
     rows = [TokenizedExample(ids[i], ids[-1] + i, ids[-1][:0], 5 + i, i) for i in range(3)]
