@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +73,7 @@ def loss(
     layers = encoder_and_decoder(base, leaves)
     compressed = compress(frozen, leaves, layers, batch, options, scorer_chooses)
     hidden = read_tails(base, layers[1], leaves.get("bias"), compressed, batch, options)[0]
-    taught = _teacher_hidden(frozen, batch, options) if options.kl else None
+    taught = teacher_hidden(frozen, batch, options) if options.kl else None
     # logits over 49,152 words are computed again going back: they would not fit beside the rest
     losses = jax.checkpoint(_answer_losses, static_argnums=(4,))
     cross_entropy, objective = losses(base, _pick(hidden, at), taught, batch, options.kl)
@@ -91,10 +91,12 @@ def _pick(hidden_BxMxD: jax.Array, at_BxA: jax.Array) -> jax.Array:
     return jnp.take_along_axis(hidden_BxMxD, at_BxA[..., None], 1)
 
 
-def _teacher_hidden(frozen: Frozen, batch: Batch, options: Options) -> jax.Array:
+def teacher_hidden(frozen: Frozen, batch: Batch, options: Options) -> jax.Array:
     """Return the full-context model's hidden states at the answers' tokens, `[B, A, D]`."""
     layers = merge(frozen.base, frozen.teacher)  # type: ignore[arg-type]
-    entries, _ = encode(frozen.base, layers, None, batch, options)
+    # it was trained as a causal model, whatever the student's encoder sees
+    causal = replace(options, bidirectional=False)
+    entries, _ = encode(frozen.base, layers, None, batch, causal)
     everything = Compressed(entries, None, {}, None)
     hidden, _ = read_tails(frozen.base, layers, None, everything, batch, options)
     return jax.lax.stop_gradient(_pick(hidden, batch.targets.at))  # type: ignore[union-attr]

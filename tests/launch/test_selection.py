@@ -1,6 +1,7 @@
 """Selection of key/value entries: budgets, the straight-through gate, what is thrown away."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,13 @@ import pytest
 
 from launch.selection import budget, prepare
 from launch.selection.attention import Part, attend
-from launch.selection.batches import Split, group_questions, question_batch
+from launch.selection.batches import Split, group_questions, question_batch, training_batch
 from launch.selection.leaves import load, new_leaves, save
 from launch.selection.model import encoder_and_decoder, random_base
 from launch.selection.options import RATIOS, Options
 from launch.selection.passes import Entries, Frozen, compress, read_tails, real_tokens
 from launch.selection.run import run
+from launch.selection.train import teacher_hidden
 
 TINY = {"tiny": True, "rank": 2, "batch": 2, "eval_batch": 2, "cudnn": False}
 LEARNED = {"score": "mlp", "temperature": 1.0, "adapters": 2, "bidirectional": True}
@@ -121,6 +123,23 @@ def test_entries_thrown_away_cannot_change_an_answer(data, rng):
     plain = hidden(jnp.zeros_like(gone))
     np.testing.assert_array_equal(hidden(gone), plain)
     assert np.abs(hidden(kept) - plain).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_teacher_reads_as_it_was_trained(data):
+    """The full-context model is causal, also when it teaches a student that is not."""
+    options = Options(data=str(data), kl=1.0, teacher="-", **TINY, **LEARNED)
+    base = random_base(data)
+    adapter = jax.tree.map(lambda x: x + 0.02, new_leaves(base, options)["enc"])
+    split = Split(data, "validation")
+    groups = group_questions(split, options.buckets, np.random.default_rng(0))[0][:2]
+    batch = training_batch(split, groups, 2, 0, options, np.random.default_rng(0))
+
+    def taught(bidirectional):
+        way = replace(options, bidirectional=bidirectional)
+        return teacher_hidden(Frozen(base, adapter, None), batch, way)
+
+    np.testing.assert_array_equal(taught(True), taught(False))
 
 
 def test_int8_leaves_are_close(data, tmp_path):
