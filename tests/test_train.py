@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from gistjax import run_single_ablation
+from gistjax import run_single_ablation, train
 from gistjax.config import (
     CompressionConfig,
     DataConfig,
@@ -20,9 +21,15 @@ from gistjax.config import (
     MeshConfig,
     TextConfig,
 )
+from gistjax.data.dataset import load_dataset
+from gistjax.data.example import hash_rows
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.evaluate import evaluate_run
+from gistjax.evaluation.metrics import squad as score_of
+from gistjax.experiment.inputs import load_inputs
 from gistjax.experiment.run_dir import RunDir
+from gistjax.runtime.files import RunLock
+from gistjax.runtime.sharding import make_mesh
 from gistjax.training.metrics_log import RATES
 from tests.helpers.runs import TRAINED as CONFIG
 from tests.helpers.runs import UNSCORED
@@ -34,39 +41,156 @@ def finished(tmp_path_factory):
     return rundir, run_single_ablation(CONFIG, rundir)
 
 
-def test_a_run_leaves_what_it_should(finished):
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """What the run trains on and answers."""
+    mesh = make_mesh(CONFIG.mesh)
+    run = RunDir(tmp_path_factory.mktemp("none"))
+    return load_inputs(CONFIG, run, mesh, load_dataset(CONFIG.data, CONFIG.seed))
+
+
+def test_a_run_says_of_its_training_what_was_done(finished):
+    rows = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["total_steps"]) for row in rows] == [(n, 6) for n in range(1, 7)]
+    for row in rows:
+        parts = sum(weight * row[name] for name, weight in CONFIG.loss_weights.items() if weight)
+        assert row["loss"] == pytest.approx(parts, abs=3e-6) and row["grad_norm"] > 0
+        assert row["examples_per_s"] > 0 and row["step_s"] > 0
+        assert row["tokens_per_s"] > 100 * row["examples_per_s"]
+    assert len({row["loss"] for row in rows}) == 6
+
+
+def test_a_run_says_of_its_answers_what_they_are(finished, inputs):
     rundir, metrics = finished
     assert metrics == json.loads((rundir / "metrics.json").read_text())
+    rows = json.loads((rundir / "predictions.json").read_text())
+    assert rows == json.loads((rundir / "sample_predictions.json").read_text())
+    for row, example in zip(rows, inputs.examples, strict=True):
+        assert (row["id"], row["question"]) == (example.id, example.question)
+        assert row["answers"] == list(example.answers)
+        assert row["f1"] == score_of(row["prediction"], example.answers).f1
+        assert row["em"] == score_of(row["prediction"], example.answers).em
+    for name in ("f1", "em"):
+        mean = np.mean([row[name] for row in rows])
+        assert metrics[f"final_{name}"] == pytest.approx(mean)
+        low, high = metrics[f"final_{name}_interval"]
+        assert low <= mean <= high
+    assert metrics["wall_time_per_sample_s"].keys() == {"compress", "answer"}
+    lengths = [len(row.context_ids) for row in inputs.validation]
+    slots = [min(length, 8) for length in lengths]
     expected = {
-        "final_f1",
-        "final_em",
-        "final_f1_interval",
-        "final_em_interval",
-        "baseline_f1",
-        "baseline_em",
-        "compression_ratio",
-        "effective_compression_ratio",
-        "compressor_parameters",
-        "trainable_parameters",
-        "wall_time_per_sample_s",
-        "n_examples",
-        "seed",
-        "base_model",
-        "device",
+        "architecture": "pooling",
+        "target_length": 8,
+        "compression_ratio": 64.0,
+        "effective_compression_ratio": sum(lengths) / sum(slots),
+        "n_examples": 9,
+        "steps": 6,
+        "seed": 42,
+        "base_model": "tiny-random",
+        "device": "8 x cpu",
     }
-    assert expected <= set(metrics)
-    assert metrics["n_examples"] == 9 and metrics["steps"] == 6
-    assert metrics["compression_ratio"] == 64.0
-    lengths = metrics["effective_compression_ratio"]
-    assert 40 < lengths < 64, "paragraphs are shorter than the configured context"
-    rows = [json.loads(line) for line in (rundir / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert {"loss", "teacher_forcing", "generation", "contrastive", "grad_norm"} <= set(rows[0])
-    samples = json.loads((rundir / "sample_predictions.json").read_text())
-    assert len(samples) == 9 and {"question", "prediction", "answers", "f1"} <= set(samples[0])
-    stored = json.loads((rundir / "config.json").read_text())
-    assert CompressionConfig.from_dict(stored["config"]) == CONFIG
-    assert len(stored["base_sha256"]) == 64 and "jax" in stored["packages"]
+    assert {key: metrics[key] for key in expected} == expected
+    size = sum(array.size for array in load_file(rundir / "compressor.safetensors").values())
+    assert metrics["trainable_parameters"] == size
+    assert 0 < metrics["compressor_parameters"] < size
+
+
+def test_a_run_says_what_it_was_trained_on(finished, inputs):
+    stored = json.loads((finished[0] / "config.json").read_text())
+    assert CompressionConfig.from_dict(stored.pop("config")) == CONFIG
+    assert stored.pop("packages")["jax"] == jax.__version__
+    pretrained = inputs.pretrained
+    assert stored == {
+        "format": 2,
+        "base_weights": pretrained.source.describe(),
+        "base_sha256": pretrained.base_sha256,
+        "prompt_sha256": pretrained.prompt.sha256,
+        "data_sha256": hash_rows(inputs.train),
+        "device": "8 x cpu",
+        "mesh": {"data": 8, "fsdp": 1, "tensor": 1},
+    }
+
+
+def test_schedule_and_losses_are_those_of_the_whole_training(monkeypatch, inputs, tmp_path):
+    """The rate falls over all epochs; the model's own answers end as the prompt says."""
+    seen = {}
+
+    def record(name, stops=False):
+        real = getattr(train, name)
+
+        def recording(*args, **kwargs):
+            seen[name] = args
+            if stops:
+                raise Stop
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(train, name, recording)
+
+    record("make_optimizer")
+    record("LossSettings")
+    record("make_train_step", stops=True)
+    config = UNSCORED.replace(epochs=2.5, max_steps=-1, spike_factor=7.0)
+    with pytest.raises(Stop):
+        run_single_ablation(config, tmp_path, inputs.pretrained)
+    steps_an_epoch = len(inputs.train) // 16
+    assert seen["make_optimizer"][:2] == (config.optimizer, int(2.5 * steps_an_epoch))
+    longest = max(len(row.answer_ids) for row in inputs.train)
+    end = inputs.pretrained.prompt.end_id
+    assert seen["LossSettings"] == (config.loss_weights, longest, end)
+    assert inputs.train[0].answer_ids[-1] == end
+    assert seen["make_train_step"][-1] == 7.0
+
+
+class Stop(Exception):
+    """Raised where a test has seen enough."""
+
+
+def test_a_run_holds_the_lock_of_its_directory(tmp_path):
+    with RunLock(tmp_path), pytest.raises(CheckpointError, match="in use by process"):
+        run_single_ablation(CONFIG, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+HALF_WRITTEN = {
+    "config.json": ("cut", r"config\.json is damaged .*restore it from a copy, or move"),
+    "config.json gone": ("gone", r"config\.json is missing: restore it"),
+    "checkpoint": ("gone", r"finished run without its .*checkpoint: restore it"),
+}
+
+
+@pytest.mark.parametrize("what", HALF_WRITTEN)
+def test_a_half_written_directory_is_refused_by_name(what, finished, tmp_path):
+    rundir = shutil.copytree(finished[0], tmp_path / "copy")
+    how, told = HALF_WRITTEN[what]
+    path = rundir / what.removesuffix(" gone")
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    with pytest.raises(CheckpointError, match=told):
+        run_single_ablation(CONFIG, rundir)
+
+
+@pytest.mark.slow
+def test_what_a_kill_left_half_written_is_written_again(finished, tmp_path):
+    """Metrics, exports and the log's last line come from the checkpoint, and are whole again."""
+    rundir = shutil.copytree(finished[0], tmp_path / "copy")
+    for name in ("metrics.json", "predictions.json", "compressor.safetensors"):
+        (rundir / name).write_bytes((rundir / name).read_bytes()[:50])
+    log = (rundir / "metrics.jsonl").read_bytes()
+    (rundir / "metrics.jsonl").write_bytes(log + b'{"step": 7, "lo')
+    (rundir / "config.json.tmp").write_text("{")
+    (rundir / "checkpoint" / "unfinished" / "8").mkdir(parents=True)
+    again = run_single_ablation(CONFIG, rundir)
+    assert again["final_f1"] == finished[1]["final_f1"]
+    assert json.loads((rundir / "metrics.json").read_text()) == again
+    assert (rundir / "metrics.jsonl").read_bytes() == log
+    assert (rundir / "predictions.json").read_bytes() == (
+        finished[0] / "predictions.json"
+    ).read_bytes()
+    assert_same_trainables(finished[0], rundir)
 
 
 @pytest.mark.slow
@@ -96,7 +220,7 @@ import os, sys, jax
 jax.config.update("jax_num_cpu_devices", 8)
 sys.path[:0] = {[str(Path(__file__).parents[1])]!r}
 from gistjax.training import loop
-from gistjax import run_single_ablation
+from gistjax import run_single_ablation, train
 from tests.helpers.runs import UNSCORED
 write = loop.MetricsLog.write
 def kill(self, row):

@@ -288,6 +288,17 @@ def test_ratios_come_in_one_after_the_other():
     chex.assert_shape(plan.batch(0).ratio_E, (2, 4))
 
 
+def test_the_drawn_ratios_depend_on_step_and_seed():
+    def drawn(seed, step):
+        settings = PlanSettings(16, seed, epochs=9, ratios=(1.0, 2.0, 4.0, 8.0))
+        return TrainPlan(random_rows(64), BUCKETS, settings).batch(step).ratio_E.ravel().tolist()
+
+    each = [drawn(seed, step) for seed in (0, 1) for step in (0, 1, 2)]
+    assert len(set(map(tuple, each))) == 6
+    assert each[0] == drawn(0, 0)
+    assert set(sum(each, [])) == {1.0, 2.0, 4.0, 8.0}
+
+
 def test_total_steps():
     def total(**how_long):
         return TrainPlan(random_rows(60), BUCKETS, PlanSettings(8, **how_long)).total_steps

@@ -199,6 +199,16 @@ def test_a_run_does_not_go_on_with_anything_else(what, halfway):
 
 
 @pytest.mark.slow
+def test_a_run_whose_checkpoint_cannot_be_restored_stays_as_it_is(halfway):
+    folder, config = halfway
+    before = sha256_of(folder / "run" / "config.json")
+    (folder / "run" / "checkpoint" / "2" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="manifest.json is missing"):
+        run_single_ablation(config.replace(log_every=3), folder / "run")
+    assert sha256_of(folder / "run" / "config.json") == before
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_wherever_its_data_lie_now(halfway, places):
     """In another folder, and on as many rows of devices: the same weights as undisturbed."""
     folder, config = halfway

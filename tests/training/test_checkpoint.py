@@ -22,10 +22,20 @@ from tests.helpers.tiny import tiny_model
 
 
 def state_of(name="gist", mesh=None, seed=1):
+    """A state in the middle of a training: each leaf has its own values, moments and counts too."""
     mesh = mesh or make_mesh(MeshConfig())
     _, trainable, _ = split_model(tiny_model(name, seed=seed))
     trainable = jax.device_put(trainable, shardings_of(trainable, mesh))
-    return init_state(trainable, make_optimizer(OptimizerConfig(), 10, trainable), mesh)
+    state = init_state(trainable, make_optimizer(OptimizerConfig(), 10, trainable), mesh)
+    rng = np.random.default_rng(seed)
+
+    def busy(leaf):
+        new = (
+            rng.integers(1, 9999, leaf.shape) if leaf.dtype == np.int32 else rng.random(leaf.shape)
+        )
+        return jax.device_put(new.astype(leaf.dtype), leaf.sharding)
+
+    return jax.tree.map(busy, state)
 
 
 def assert_equal(one, other):

@@ -1,17 +1,19 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gistjax.config import CompressionConfig, MeshConfig
+from gistjax.data.example import OBJECTIVES
 from gistjax.errors import TrainingError
 from gistjax.runtime.sharding import make_mesh
 from gistjax.runtime.signals import StopSignals
 from gistjax.training.checkpoint import Checkpointer
-from gistjax.training.loop import MAX_BAD_IN_A_ROW, Loop, check_health, train
+from gistjax.training.loop import MAX_BAD_IN_A_ROW, Loop, _fetch, check_health, train
 from gistjax.training.metrics_log import MetricsLog
-from gistjax.training.step import Health
+from gistjax.training.step import Health, no_bad_step
 from tests.helpers.tiny import BAD, make_bad, micro_batches, poison, start
 
 
@@ -44,6 +46,18 @@ def test_training_goes_on(policy, bad, in_a_row):
 def test_training_stops_and_says_what_to_change(policy, bad, in_a_row, told):
     with pytest.raises(TrainingError, match=told):
         check_health(Health(bad, in_a_row, 7, 1.0), CompressionConfig(on_bad_step=policy))
+
+
+def test_a_loss_without_rows_is_not_logged_as_zero():
+    batch = micro_batches(np.random.default_rng(0), K=2, B=4)
+    batch.objective_B[1, 3] = OBJECTIVES.index("cloze")
+    losses = dict.fromkeys(("loss", "teacher_forcing", "contrastive", "cloze"), jnp.ones(()))
+    losses["reconstruction"] = losses["continuation"] = jnp.zeros(())
+    logged = {"loss": 1.0, "teacher_forcing": 1.0, "contrastive": 1.0, "cloze": 1.0}
+    assert _fetch(losses, no_bad_step(), batch) == logged
+    batch.answer_length_B[1, 3] = 0  # it is padding
+    del logged["cloze"]
+    assert _fetch(losses, no_bad_step(), batch) == logged
 
 
 @pytest.fixture(scope="module")

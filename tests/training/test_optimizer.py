@@ -93,6 +93,23 @@ def test_an_update_against_adamw_by_hand():
         np.testing.assert_allclose(moved, expected, rtol=1e-3)
 
 
+def test_moments_decay_between_two_different_gradients():
+    """Adam by hand (Kingma and Ba 2015, algorithm 1): b1 = 0.9, b2 = 0.999, ε = 1e-8."""
+    config = OptimizerConfig(warmup_fraction=0.0, clip_norm=1e9, weight_decay=0.0)
+    trainable = trainable_of()
+    optimizer = make_optimizer(config, 1000, trainable)
+    update, opt_state = jax.jit(optimizer.update), optimizer.init(trainable)
+    first, second = 0.5, -3.0
+    for gradient in (first, second):
+        grads = jax.tree.map(lambda x, g=gradient: jnp.full_like(x, g), trainable)
+        updates, opt_state = update(grads, opt_state, trainable)
+    m = (0.9 * 0.1 * first + 0.1 * second) / (1 - 0.9**2)
+    v = (0.999 * 0.001 * first**2 + 0.001 * second**2) / (1 - 0.999**2)
+    for name, moved in by_name(updates).items():
+        rate = schedules(config, 1000)["lora" if name.startswith("lora/") else "compressor"](1)
+        np.testing.assert_allclose(moved, -rate * m / (v**0.5 + 1e-8), rtol=1e-4, err_msg=name)
+
+
 def test_clipping_scales_the_whole_gradient():
     trainable = trainable_of()
     optimizer = make_optimizer(OptimizerConfig(clip_norm=1.0), 10, trainable)
