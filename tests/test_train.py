@@ -135,9 +135,9 @@ def test_schedule_and_losses_are_those_of_the_whole_training(monkeypatch, inputs
     steps_an_epoch = len(inputs.train) // 16
     assert seen["make_optimizer"][:2] == (config.optimizer, int(2.5 * steps_an_epoch))
     longest = max(len(row.answer_ids) for row in inputs.train)
-    end = inputs.pretrained.prompt.end_id
-    assert seen["LossSettings"] == (config.loss_weights, longest, end)
-    assert inputs.train[0].answer_ids[-1] == end
+    prompt = inputs.pretrained.prompt
+    assert seen["LossSettings"] == (config.loss_weights, longest, prompt.end_ids)
+    assert inputs.train[0].answer_ids[-1] == prompt.end_id
     assert seen["make_train_step"][-1] == 7.0
 
 
