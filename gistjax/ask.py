@@ -29,7 +29,9 @@ from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.runtime import cli
+from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import check_writable, is_file
+from gistjax.runtime.texts import as_typed, read_lines
 
 if TYPE_CHECKING:
     from gistjax.inference.document import Answer, Document
@@ -133,14 +135,15 @@ def save(document: Document, file: Path) -> dict[str, Any]:
 def questions() -> Iterator[str]:
     """Yield the lines of standard input; from a keyboard until an empty one."""
     if not sys.stdin.isatty():
-        yield from (line for line in sys.stdin if line.strip())
+        with read_lines(sys.stdin) as lines:
+            yield from (line for line in lines if line.strip())
         return
     import readline  # noqa: F401  arrow keys and history
 
     print("One question a line; an empty line or CTRL-D ends.")
     try:
         while line := input("? ").strip():
-            yield line
+            yield as_typed(line)
     except EOFError:
         print()
 
@@ -207,13 +210,13 @@ def summary(document: Document, full: Document | None, exchanges: list[Exchange]
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
     about = "The text to ask about, a file; - is standard input, sample a text of gistjax."
-    flags.DEFINE_multi_string("context", [], about, flag_values=values)
+    define_path("context", "", about, values, many=True)
     for name, default, about in (
         ("run", str(SHIPPED), "Directory of the run whose compressor to use."),
         ("save", "", "Keep the compressed text in this file (safetensors)."),
         ("document", "", "Ask about a compressed text that --save kept, instead of a text."),
     ):
-        flags.DEFINE_string(name, default, about, values)
+        define_path(name, default, about, values)
     about = "Tokens a slot; by default what the compressor is set to."
     flags.DEFINE_float("ratio", None, about, flag_values=values)
     about = "Also answer from the whole text, by the untuned base."

@@ -23,6 +23,7 @@ from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.run_dir import RunDir, provenance
 from gistjax.runtime import cli
+from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import make_folder, write_json
 from gistjax.runtime.tensors import load_tensors, save_tensors
 
@@ -98,10 +99,8 @@ def main(args: flags.FlagValues) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
-    flags.DEFINE_multi_string(
-        "run", [], "Directory of a finished run; two or more.", flag_values=values
-    )
-    flags.DEFINE_string("output", "", "Directory to write to.", flag_values=values)
+    define_path("run", "", "Directory of a finished run; two or more.", values, many=True)
+    define_path("output", "", "Directory to write to.", values)
     flags.DEFINE_enum(
         "dtype",
         "float32",

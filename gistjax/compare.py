@@ -25,6 +25,7 @@ from gistjax.errors import ConfigError, DataError
 from gistjax.evaluation.statistics import clustered_bootstrap, paired_difference
 from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
+from gistjax.runtime.arguments import define_path
 
 COLUMNS = ("context_id", "f1", "em")  # all of them numbers
 ASKED = ("question", "answers")
@@ -48,7 +49,7 @@ def read_predictions(rundir: Path) -> dict[str, dict[str, Any]]:
     """
     path = RunDir(rundir).predictions_file
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_bytes())
         by_id = {row["id"]: {key: row[key] + 0 for key in COLUMNS} for row in rows}
         if not rows or len(by_id) < len(rows):
             raise ValueError(f"{len(rows)} rows of {len(by_id)} questions")
@@ -192,10 +193,9 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
-    flags.DEFINE_string("of", "", "Directory of the run to compare.", flag_values=values)
-    flags.DEFINE_multi_string(
-        "with", [], "Directory of a run to compare it with; may be repeated.", flag_values=values
-    )
+    define_path("of", "", "Directory of the run to compare.", values)
+    about = "Directory of a run to compare it with; may be repeated."
+    define_path("with", "", about, values, many=True)
 
 
 if __name__ == "__main__":

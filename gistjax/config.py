@@ -368,7 +368,7 @@ def _cast(default: Any, value: Any, name: str) -> Any:
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ConfigError(f"config key {name!r} takes {_kind(default)}, not {value!r}.")
-    return value
+    return value.strip() if isinstance(value, str) else value
 
 
 def _kind(default: Any) -> str:

@@ -26,6 +26,7 @@ from gistjax.experiment.base import load_trained
 from gistjax.experiment.evaluator import Evaluator
 from gistjax.experiment.run_dir import RunDir, check_meaning
 from gistjax.runtime import cli
+from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import check_writable, write_json
 from gistjax.validation import validate
 
@@ -89,19 +90,11 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
-    flags.DEFINE_string("run", "", "Directory of a finished run.", flag_values=values)
-    flags.DEFINE_string(
-        "output",
-        "",
-        "Also write the predictions of every question to this JSON file.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "slot_attention",
-        "",
-        "Also write what each slot reads to this JSON file.",
-        flag_values=values,
-    )
+    define_path("run", "", "Directory of a finished run.", values)
+    about = "Also write the predictions of every question to this JSON file."
+    define_path("output", "", about, values)
+    about = "Also write what each slot reads to this JSON file."
+    define_path("slot_attention", "", about, values)
 
 
 if __name__ == "__main__":

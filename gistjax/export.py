@@ -28,6 +28,7 @@ from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
+from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import make_folder, write_atomically
 from gistjax.runtime.tensors import load_tensors
 
@@ -148,11 +149,12 @@ def define_flags(values: flags.FlagValues) -> None:
     for name, about in (
         ("run", "Directory of a finished run."),
         ("output", "Folder to write to; made if it is not there."),
-        ("push", "Upload what was written to this hub repository, organisation/name."),
     ):
-        flags.DEFINE_string(name, "", about, values)
+        define_path(name, "", about, values)
+    about = "Upload what was written to this hub repository, organisation/name."
+    flags.DEFINE_string("push", "", about, values)
     about = "--to prompt_embeds: the text, a file; - is standard input."
-    flags.DEFINE_multi_string("context", [], about, flag_values=values)
+    define_path("context", "", about, values, many=True)
     flags.DEFINE_enum("to", "safetensors", list(EXPORTS), "The form.", flag_values=values)
     about = "With --push: tell what would be uploaded, and stop."
     flags.DEFINE_bool("dry_run", False, about, values)

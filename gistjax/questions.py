@@ -41,7 +41,9 @@ from gistjax.data.report import DataReport
 from gistjax.data.text import TARGETS, load_articles
 from gistjax.errors import ConfigError, DataError, did_you_mean
 from gistjax.runtime import cli
+from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import make_folder, write_json
+from gistjax.runtime.texts import user_path
 from gistjax.validation import validate
 
 SHORTEST, LONGEST = 350, 1_900  # characters of a context: SQuAD's paragraphs, and some more
@@ -185,7 +187,7 @@ def read_predictions(files: Iterable[str]) -> Predictions:
     predictions: Predictions = {}
     for file in files:
         try:
-            for row in json.loads(Path(file).read_text(encoding="utf-8")):
+            for row in json.loads(user_path(file).read_bytes()):
                 asked, text = _text(row["question"]), _text(row["prediction"]).strip()
                 f1 = float(row["f1"])
                 if not 0 <= f1 <= 1:
@@ -329,9 +331,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "contexts", 26_000, "places: contexts to take.", lower_bound=1, flag_values=values
     )
     flags.DEFINE_integer("places", 6, "places: in each context.", lower_bound=1, flag_values=values)
-    flags.DEFINE_string(
-        "folder", "", "ask, keep: the folder that was answered.", flag_values=values
-    )
+    define_path("folder", "", "ask, keep: the folder that was answered.", values)
     flags.DEFINE_list(
         "predictions",
         [],
@@ -346,7 +346,7 @@ def define_flags(values: flags.FlagValues) -> None:
         upper_bound=1,
         flag_values=values,
     )
-    flags.DEFINE_string("to", "", "Folder to write.", flag_values=values)
+    define_path("to", "", "Folder to write.", values)
 
 
 if __name__ == "__main__":

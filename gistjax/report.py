@@ -18,6 +18,7 @@ from absl import flags
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.runtime import cli
+from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import write_json
 
 
@@ -64,12 +65,10 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
-    flags.DEFINE_multi_string(
-        "runs", [], "Folder of a sweep, or directory of a run; may be repeated.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "write_to", "", "Folder for the report; by default the first of --runs.", flag_values=values
-    )
+    about = "Folder of a sweep, or directory of a run; may be repeated."
+    define_path("runs", "", about, values, many=True)
+    about = "Folder for the report; by default the first of --runs."
+    define_path("write_to", "", about, values)
     flags.DEFINE_string(
         "title", "", "The report's title; by default the folder's name.", flag_values=values
     )

@@ -38,6 +38,7 @@ from gistjax.config import ARCHITECTURES, CompressionConfig
 from gistjax.errors import ConfigError, GistjaxError, did_you_mean
 from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
+from gistjax.runtime.arguments import define_path
 from gistjax.validation import check_trains, validate
 
 log = logging.getLogger(__name__)
@@ -92,10 +93,10 @@ def read_sweep(path: Path, out: Path, overrides: list[str]) -> list[Run]:
     """
     runs: list[Run] = []
     try:
-        sweep = json.loads(path.read_text(encoding="utf-8"))
+        sweep = json.loads(path.read_bytes())
         for entry in sweep["runs"]:
             for name, settings in _expand(entry):
-                settings = {**sweep.get("set", {}), **settings}
+                settings = {**(sweep.get("set") or {}), **settings}
                 words = (*_words(settings, out), *overrides)
                 after = tuple(_earlier(settings, runs))
                 runs.append(Run(name, _current(entry["config"]), words, out / name, after))
@@ -131,10 +132,10 @@ def _current(name: str) -> str:
 
 def _expand(entry: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name and settings of each run of an entry."""
-    grid, seeds = entry.get("grid", {}), entry.get("seeds", [])
+    grid, seeds = entry.get("grid") or {}, entry.get("seeds") or []
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
-        settings = {key: _fill(value, chosen) for key, value in entry.get("set", {}).items()}
+        settings = {key: _fill(value, chosen) for key, value in (entry.get("set") or {}).items()}
         settings, name = {**settings, **chosen}, _fill(entry["name"], chosen)
         if not seeds:
             yield name, settings
@@ -147,6 +148,8 @@ def _fill(text: Any, chosen: Mapping[str, Any]) -> Any:
     if isinstance(text, str):
         for key, value in chosen.items():
             text = text.replace("{" + key + "}", str(value))
+    if isinstance(text, list):
+        return [_fill(item, chosen) for item in text]
     return text
 
 
@@ -170,13 +173,26 @@ def _earlier(settings: Mapping[str, Any], runs: list[Run]) -> Iterator[str]:
 
 def _words(settings: Mapping[str, Any], out: Path) -> Iterator[str]:
     """Yield each setting as `--config.KEY=VALUE`."""
-    for key, value in settings.items():
+    for key, value in _leaves(settings):
         if key in LINKS and str(value).startswith("@"):
             value = out / value[1:]
         value = OLD_VALUES.get((key, str(value)), value)
-        if isinstance(value, list):
-            value = "(" + "".join(f"{item!r}," for item in value) + ")"
-        yield f"--config.{key}={value}"
+        yield f"--config.{key}={tuple(value) if isinstance(value, list) else value}"
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values, those of groups one by one.
+
+    Raises:
+        ConfigError: if a value is null.
+    """
+    for key, value in settings.items():
+        if value is None:
+            raise ConfigError(f"{prefix}{key} is null: give it a value, or leave the key out.")
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def chosen_runs(args: flags.FlagValues) -> list[Run]:
@@ -310,8 +326,8 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
-    flags.DEFINE_string("sweep", "", "JSON file of the sweep.", flag_values=values)
-    flags.DEFINE_string("out", "runs/sweep", "Folder of the runs' directories.", flag_values=values)
+    define_path("sweep", "", "JSON file of the sweep.", values)
+    define_path("out", "runs/sweep", "Folder of the runs' directories.", values)
     flags.DEFINE_list(
         "only",
         [],

@@ -26,6 +26,7 @@ from gistjax.experiment.evaluator import Evaluator, write_unscored
 from gistjax.experiment.inputs import Inputs, check_sources, load_inputs, plan_training, start_model
 from gistjax.experiment.run_dir import RunDir, default_workdir, provenance
 from gistjax.runtime import cli, distributed
+from gistjax.runtime.arguments import define_path
 from gistjax.runtime.devices import choose_kernels, start_jax
 from gistjax.runtime.files import RunLock
 from gistjax.runtime.sharding import is_primary, make_mesh
@@ -147,7 +148,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
     folder = "Run directory; by default runs/compression_ablations/M<slots>_<architecture>."
-    flags.DEFINE_string("workdir", "", folder, flag_values=values)
+    define_path("workdir", "", folder, values)
     flags.DEFINE_string("distributed", "", distributed.ABOUT, flag_values=values)
     flags.DEFINE_bool("dry_run", False, "Print what the run needs, and stop.", flag_values=values)
 

@@ -14,6 +14,7 @@ from gistjax.data.example import Articles, Dataset, Example
 from gistjax.data.report import DataReport
 from gistjax.data.tasks import Task, load_task
 from gistjax.errors import DataError
+from gistjax.runtime.texts import unix_lines
 
 SPLITS = ("train", "validation")
 
@@ -147,8 +148,7 @@ def usable_examples(
     seen: set[str] = set()
     context_ids: dict[str, int] = {}
     for number, row in enumerate(rows):
-        if isinstance(row, dict):
-            row = {"id": f"{split}-{number}", "title": "", **row}
+        row = _filled_in(row, f"{split}-{number}") if isinstance(row, dict) else row
         row_id: Any = row.get("id") if isinstance(row, dict) else None
         problem = _problem(row, task)
         if not problem:
@@ -170,6 +170,17 @@ def usable_examples(
         context_ids[example.context] = context_id
         examples.append(example)
     return examples if scored else list(_trainable(examples, task, report)), dropped
+
+
+def _filled_in(row: dict[str, Any], own_id: str) -> dict[str, Any]:
+    """Return a row with id and title, and with line feeds alone at the ends of its lines."""
+    row = {"id": own_id, **row, "title": "" if row.get("title") is None else row["title"]}
+    for key in ("context", "question"):
+        if isinstance(row.get(key), str):
+            row[key] = unix_lines(row[key])
+    if isinstance(texts := _texts(row), list):
+        row["answers"] = [unix_lines(text) if isinstance(text, str) else text for text in texts]
+    return row
 
 
 def _numbered(row_id: str, seen: Container[str]) -> str:
@@ -232,7 +243,7 @@ def _problem(row: Any, task: Task) -> str | None:
 
 
 def _texts(row: dict[str, Any]) -> Any:
-    answers = row["answers"]
+    answers = row.get("answers")
     return answers.get("text") if isinstance(answers, dict) else answers
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from gistjax.config import DataConfig
 from gistjax.data.tasks import Source
 from gistjax.errors import DataError
+from gistjax.runtime.texts import text_lines, user_path
 
 
 def read_jsonl(data: DataConfig, split: str) -> Source:
@@ -21,7 +22,7 @@ def read_jsonl(data: DataConfig, split: str) -> Source:
     Raises:
         DataError: if the file is missing; later, while rows are taken, if it cannot be read.
     """
-    file = Path(data.path).expanduser() / f"{split}.jsonl"
+    file = user_path(data.path) / f"{split}.jsonl"
     if not file.is_file():
         raise DataError(
             f"{file} is not there. --config.data.path takes a folder with train.jsonl and "
@@ -33,7 +34,7 @@ def read_jsonl(data: DataConfig, split: str) -> Source:
 def _rows(file: Path) -> Iterator[Any]:
     """Yield the value of each line; one that is no JSON comes out as text, to be counted."""
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open("rb") as stream, text_lines(stream) as lines:
             for line in filter(str.strip, lines):
                 try:
                     yield json.loads(line)

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any, cast
 
 from gistjax.config import DataConfig
@@ -19,6 +18,7 @@ from gistjax.data import facts
 from gistjax.data.jsonl import read_jsonl
 from gistjax.data.tasks import Source, Task
 from gistjax.errors import DataError
+from gistjax.runtime.texts import user_path
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def read(data: DataConfig, split: str) -> Source:
     if data.path == "sample":
         packed = resources.files("gistjax.data") / "sample" / f"{split}.json"
         return Source(str(packed), _json_rows(packed))
-    file = Path(data.path).expanduser() / f"{split}.json"
+    file = user_path(data.path) / f"{split}.json"
     if not file.exists() and file.with_suffix(".jsonl").is_file():
         return read_jsonl(data, split)
     if not file.is_file():
@@ -57,7 +57,7 @@ def _json_rows(file: Traversable) -> Iterator[Any]:
     Anything malformed below the article level comes out as a row to be counted.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_bytes())
     except (ValueError, OSError, RecursionError) as error:
         raise DataError(
             f"{file} cannot be read as JSON ({error}): is it damaged or cut short?"

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from gistjax.data.filling import join
 from gistjax.data.prompts import Prompt
 from gistjax.data.report import DataReport
 from gistjax.errors import DataError
+from gistjax.runtime.texts import text_lines, unix_lines, user_path
 
 REPEAT = "Repeat the text behind:"
 CONTINUE = "Continue the text."
@@ -68,7 +69,7 @@ def find_text(folder: str) -> list[Path]:
     Raises:
         DataError: if there are none.
     """
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
     if not files:
         raise DataError(
@@ -94,9 +95,8 @@ def load_articles(folder: str, report: DataReport, max_dropped: float = 1.0) -> 
     for file in find_text(folder):
         try:
             with (
-                gzip.open(file, "rt", encoding="utf-8", errors="surrogateescape")
-                if file.suffix == ".gz"
-                else file.open(encoding="utf-8", errors="surrogateescape") as lines
+                gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream,
+                text_lines(stream, "surrogateescape") as lines,
             ):
                 yield from _articles(lines, file, report, max_dropped)
         except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -105,13 +105,16 @@ def load_articles(folder: str, report: DataReport, max_dropped: float = 1.0) -> 
             ) from error
 
 
-def _articles(lines: TextIO, file: Path, report: DataReport, max_dropped: float) -> Iterator[str]:
+def _articles(lines: IO[str], file: Path, report: DataReport, max_dropped: float) -> Iterator[str]:
     number = dropped = 0
     while line := lines.readline(LONGEST_LINE):
         if len(line) == LONGEST_LINE:
             raise ValueError(f"line {number + 1} has more than {LONGEST_LINE} characters")
+        number += 1
+        if not line.strip():
+            continue
         text, problem = _article(line)
-        number, dropped = number + 1, dropped + bool(problem)
+        dropped += bool(problem)
         if problem:
             report.count(f"text: skipped, {problem}", f"{file.name}:{number}")
         else:
@@ -130,7 +133,7 @@ def _article(line: str) -> tuple[str, str]:
     paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
     if not isinstance(paragraphs, list) or not all(isinstance(p, str) for p in paragraphs):
         return "", "not an article"
-    text = join([paragraph for paragraph in paragraphs if paragraph.strip()])
+    text = unix_lines(join([paragraph for paragraph in paragraphs if paragraph.strip()]))
     try:
         text.encode()
     except UnicodeEncodeError:  # a lone surrogate, written as such or left by bytes not UTF-8

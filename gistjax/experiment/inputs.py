@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from gistjax.experiment.run_dir import RunDir
 from gistjax.experiment.start import check_start
 from gistjax.runtime.sharding import rows_per_step
 from gistjax.runtime.tensors import hash_tensors, load_tensors
+from gistjax.runtime.texts import user_path
 from gistjax.training import targets
 from gistjax.weights.registry import resolve
 
@@ -264,6 +264,6 @@ def start_model(config: CompressionConfig, pretrained: PretrainedBase) -> tuple[
         def make_seeded() -> Any:
             return split_model(build_model(config, pretrained))[1]
 
-        path = Path(config.init_from)
+        path = user_path(config.init_from)
         trainable = start_from(path, trainable, config.architecture, make_seeded)
     return graphdef, trainable, frozen

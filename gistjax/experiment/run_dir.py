@@ -23,6 +23,7 @@ from gistjax.compress import EXPORTED
 from gistjax.config import DEFAULT_LOSS_WEIGHTS, CompressionConfig, walk
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.runtime.files import read_json, write_json
+from gistjax.runtime.texts import user_path
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class RunDir:
     """The directory of one run, finished or not."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         self.config_file = self.path / "config.json"
         self.checkpoint = self.path / "checkpoint"
         self.exported = self.path / EXPORTED

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 from gistjax.compress.parameters import find_exported
 from gistjax.config import CompressionConfig, LoraConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.runtime.tensors import hash_tensors, load_tensors
+from gistjax.runtime.texts import user_path
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def check_start(config: CompressionConfig) -> str:
         CheckpointError: if there is no compressor, or it is damaged.
         ConfigError: naming the keys that have another value here.
     """
-    file = find_exported(Path(config.init_from))
+    file = find_exported(user_path(config.init_from))
     arrays, metadata = load_tensors(file)
     if "config" not in metadata:
         log.warning("%s does not say how it was trained: its weights are taken as they are", file)

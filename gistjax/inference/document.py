@@ -14,6 +14,7 @@ from gistjax.errors import DataError
 from gistjax.inference import document_file
 from gistjax.inference.recent import Recent
 from gistjax.inference.text import check_text
+from gistjax.runtime.texts import user_path
 
 if TYPE_CHECKING:
     from gistjax.inference.engine import Engine
@@ -78,8 +79,7 @@ class Document:
         """
         if isinstance(question, list | tuple):
             return [self.ask(one) for one in question]
-        check_text(question, "question")
-        ids, n_tokens, seconds = self.answer_ids(question)
+        ids, n_tokens, seconds = self.answer_ids(check_text(question, "question"))
         text = str(self.engine.pretrained.tokenizer.decode(ids, skip_special_tokens=True))
         return Answer(text.strip(), self.slots, seconds, n_tokens)
 
@@ -137,4 +137,4 @@ class Document:
             StorageError: if the disk is full or fails.
         """
         about = document_file.About(self.tokens, self.pieces, **self.engine.origin())
-        return document_file.write(Path(file), self.context, about)
+        return document_file.write(user_path(file), self.context, about)

@@ -33,6 +33,7 @@ from gistjax.inference.document_file import power_of_two
 from gistjax.inference.programs import Programs
 from gistjax.inference.text import check_text, words_that_fit
 from gistjax.runtime.files import sha256_of
+from gistjax.runtime.texts import user_path
 from gistjax.validation import validate
 
 CHARACTERS_PER_TOKEN = 32
@@ -148,7 +149,7 @@ class Engine:
         Raises:
             DataError: if the text is empty or no text, or too long, by how much.
         """
-        check_text(text, "context")
+        text = check_text(text, "context")
         limit, name = self.max_tokens, self.config.model.name
         if len(text) > CHARACTERS_PER_TOKEN * limit:
             raise DataError(
@@ -186,7 +187,7 @@ class Engine:
             CheckpointError: if the file is missing or damaged, of a later version, or of another
                 compressor.
         """
-        file = Path(file)
+        file = user_path(file)
         arrays, numbers = document_file.read(file, self.compressor, self.pretrained.base_sha256)
         base, stacked = self.pretrained.source.config, self.config.model.scan_layers
         try:

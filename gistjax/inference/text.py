@@ -8,6 +8,7 @@ from pathlib import Path
 from gistjax.data.splitting import join_wrapped_lines
 from gistjax.errors import DataError
 from gistjax.runtime.files import is_file, read_text
+from gistjax.runtime.texts import unix_lines
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "article.txt"
 """A text of a page that comes with gistjax, about an invented mill."""
@@ -26,8 +27,8 @@ def read_context(names: Sequence[str]) -> str:
     return "\n\n".join(join_wrapped_lines(read_text(file)) for file in files)
 
 
-def check_text(text: object, what: str) -> None:
-    """Check that a text can be tokenised.
+def check_text(text: object, what: str) -> str:
+    """Return a text as it is tokenised: its lines end with a line feed.
 
     Args:
         what: the text's part, context or question, for the message.
@@ -46,6 +47,7 @@ def check_text(text: object, what: str) -> None:
             f"the {what} is no UTF-8 text ({error.reason} at character {error.start}): "
             "convert it first."
         ) from error
+    return unix_lines(text)
 
 
 def words_that_fit(text: str, tokens: int, limit: int) -> str:

@@ -109,7 +109,7 @@ def _read(path: Path, default: Any) -> Any:
     if not path.exists():
         return default
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}): make that run again.") from error
     if not isinstance(value, type(default)):

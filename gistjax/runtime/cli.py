@@ -26,13 +26,14 @@ from ml_collections import ConfigDict, config_flags
 
 from gistjax.config import ARCHITECTURES, CompressionConfig, walk
 from gistjax.errors import ConfigError, GistjaxError, did_you_mean, first_line
+from gistjax.runtime.arguments import OVERRIDE, plain_overrides, tidy_path
 from gistjax.runtime.files import is_file, to_json
 from gistjax.runtime.signals import Stopped
+from gistjax.runtime.texts import shown, tolerate_terminals, user_path
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 CONFIGS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
 """Folders of the configs that come with gistjax: in the installed package, in a checkout."""
-OVERRIDE = r"--?config\.([^=]*)"
 HELP = {"--help", "-h", "-help", "--helpfull"}
 
 NO_SPACE = os.strerror(errno.ENOSPC)
@@ -99,6 +100,7 @@ def _flags(define_flags: DefineFlags) -> flags.FlagValues:
 
 def guard(command: Callable[[], None]) -> None:
     """Run a command and exit: errors as one line, unless --traceback asks for more."""
+    tolerate_terminals()
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of PyTorch, which is not used
     # force: a library may have set up a log of its own while it was imported
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
@@ -167,26 +169,12 @@ def _parse(
     if HELP & set(argv):
         print_help(values)
     about = "Config file; any key is overridden by --config.KEY=VALUE."
-    argv = _last_of_each(argv)
+    argv = plain_overrides(argv)
     argv, config = _from_file(argv) if defaults is None else (argv, defaults(argv))
     _check_keys(argv)
     config_flags.DEFINE_config_dict("config", config.to_config_dict(), about, values, sys_argv=argv)
     words = _parse_flags(argv, values)
     return CompressionConfig.from_dict(values["config"].value), words  # type: ignore[arg-type]
-
-
-def _last_of_each(argv: list[str]) -> list[str]:
-    """Return `argv` with only the last `--config.KEY=VALUE` of each key.
-
-    ml_collections would join the values of a tuple.
-    """
-    matches = [re.match(f"{OVERRIDE}=", word) for word in argv]
-    last = {match[1]: i for i, match in enumerate(matches) if match}
-    return [
-        word
-        for i, (word, match) in enumerate(zip(argv, matches, strict=True))
-        if match is None or last[match[1]] == i
-    ]
 
 
 def _parse_flags(argv: list[str], values: flags.FlagValues) -> list[str]:
@@ -246,15 +234,16 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
 
 
 def option(argv: list[str], name: str, default: str = "") -> str:
-    """Return the value of a flag, before flags are parsed.
+    """Return the path that a flag names, before flags are parsed.
 
     Raises:
         ConfigError: if it is not given and has no default.
     """
     for word, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         match = re.fullmatch(rf"--?{name}(?:=(.*))?", word)
-        if match:
-            return match[1] if match[1] is not None else following
+        value = match and (match[1] if match[1] is not None else following).strip()
+        if value:
+            return tidy_path(value)
     if default:
         return default
     raise ConfigError(f"--{name} is missing (see --help).")
@@ -300,7 +289,7 @@ def read_config_file(name: str) -> CompressionConfig:
     Raises:
         ConfigError: if it is missing, fails, or returns no config.
     """
-    file, _, argument = name.partition(":")
+    file, _, argument = name.strip().partition(":")
     path = _find_config(file)
     try:
         get_config = runpy.run_path(str(path))["get_config"]
@@ -329,7 +318,7 @@ def _find_config(name: str) -> Path:
     Raises:
         ConfigError: with the nearest name, or what the file of gistjax 0.1 is called now.
     """
-    path = Path(name).expanduser() if name else Path()
+    path = user_path(name)
     if is_file(path):
         return path
     shipped = {file.name: file for folder in CONFIGS for file in sorted(folder.glob("*.py"))}
@@ -374,4 +363,6 @@ def print_result(result: dict[str, Any], for_people: str = "") -> None:
     """Print one JSON object as the last line; on a terminal the text for people, if given."""
     sys.stderr.flush()
     on_terminal = for_people and sys.stdout.isatty()
-    print(for_people if on_terminal else to_json(result), flush=True)
+    text = to_json(result)
+    line = for_people if on_terminal else shown(text, json.dumps(json.loads(text)))
+    print(line, flush=True)

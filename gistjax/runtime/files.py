@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gistjax.errors import CheckpointError, DataError, GistjaxError, StorageError
+from gistjax.runtime.texts import decode, user_path
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,8 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     Raises:
         StorageError: if the disk is full or fails; the old content stays.
     """
-    write_atomically(path, f"{to_json(value, indent)}\n".encode())
+    text = f"{to_json(value, indent)}\n"
+    write_atomically(path, text.encode(errors="backslashreplace"))  # JSON's own escape
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -154,8 +156,8 @@ def read_text(name: str) -> str:
         DataError: if there is no such file, or it is empty or no text.
     """
     try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
-        text = content.decode("utf-8").replace("\r\n", "\n")
+        content = sys.stdin.buffer.read() if name == "-" else user_path(name).read_bytes()
+        text = decode(content)
     except UnicodeDecodeError as error:
         raise DataError(
             f"--context={name} is not UTF-8 text: convert it first (pdftotext for PDF, iconv for "
@@ -188,7 +190,7 @@ class RunLock:
     def __enter__(self) -> RunLock:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+")
+            self._file = self.path.open("a+", encoding="utf-8")
         except OSError as error:
             raise StorageError(
                 f"cannot write {self.path}: {error.strerror}. "

@@ -89,7 +89,7 @@ class MetricsLog:
 
     def _append(self, text: str, sync: bool = False) -> None:
         try:
-            with self._path.open("a") as file:
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write(text)
                 if sync:
                     os.fsync(file.fileno())

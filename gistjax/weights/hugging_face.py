@@ -181,7 +181,7 @@ def _open(path: Path) -> Any:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise WeightsError(f"{path} is missing: is {path.parent} a model folder?") from error
     except (OSError, ValueError, RecursionError) as error:

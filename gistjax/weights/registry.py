@@ -21,6 +21,7 @@ from gistjax.model.attention import choose_kernel
 from gistjax.model.config import LlamaConfig, RopeScaling
 from gistjax.model.llama import Execution, Layer, Llama
 from gistjax.runtime.sharding import path_name, to_host
+from gistjax.runtime.texts import user_path
 from gistjax.weights.gguf_file import open_gguf
 from gistjax.weights.hugging_face import SafetensorsReader, read_config
 from gistjax.weights.loading import READERS, TensorReader, load_llama, random_llama
@@ -108,7 +109,7 @@ def resolve(model: ModelConfig, offline: bool = False) -> Source:
     """
     if model.path == "random" or model.name == "tiny-random":
         return Source("random", model.name, _known(model.name).config)
-    path = Path(model.path).expanduser() if model.path else _installed(model.name)
+    path = user_path(model.path) if model.path else _installed(model.name)
     if path is not None:
         return _resolve_path(path, model.name)
     if offline and model.name in KNOWN:
