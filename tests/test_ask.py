@@ -12,6 +12,7 @@ from absl import flags
 from gistjax import ask
 from gistjax.errors import ConfigError, DataError, StorageError
 from gistjax.experiment.run_dir import RunDir
+from gistjax.inference import engine
 from gistjax.inference.document import Answer
 from gistjax.runtime import cli
 from tests.helpers.runs import ASKED as CONFIG
@@ -25,9 +26,27 @@ def rundir(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("run") / "r8", CONFIG)
 
 
+@pytest.fixture(scope="module")
+def loaded():
+    """Engines that were loaded, by run and configuration: each compiles its programs once."""
+    return {}
+
+
 @pytest.fixture
-def command(rundir, tmp_path, monkeypatch):
+def command(rundir, loaded, tmp_path, monkeypatch):
     """Runs the command with some words, as `python -m gistjax.ask` would."""
+    load, full_context = engine.load, engine.Engine.full_context
+
+    def load_once(run, config):
+        key = repr(config)
+        return loaded.get(key) or loaded.setdefault(key, load(run, config))
+
+    def full_once(of):
+        key = f"full {of.config!r}"
+        return loaded.get(key) or loaded.setdefault(key, full_context(of))
+
+    monkeypatch.setattr(engine, "load", load_once)
+    monkeypatch.setattr(engine.Engine, "full_context", full_once)
     (tmp_path / "text.txt").write_text(TEXT)
     monkeypatch.chdir(tmp_path)
 

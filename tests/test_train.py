@@ -49,6 +49,7 @@ def inputs(tmp_path_factory):
     return load_inputs(CONFIG, run, mesh, load_dataset(CONFIG.data, CONFIG.seed))
 
 
+@pytest.mark.slow
 def test_a_run_says_of_its_training_what_was_done(finished):
     rows = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["total_steps"]) for row in rows] == [(n, 6) for n in range(1, 7)]
@@ -60,6 +61,7 @@ def test_a_run_says_of_its_training_what_was_done(finished):
     assert len({row["loss"] for row in rows}) == 6
 
 
+@pytest.mark.slow
 def test_a_run_says_of_its_answers_what_they_are(finished, inputs):
     rundir, metrics = finished
     assert metrics == json.loads((rundir / "metrics.json").read_text())
@@ -95,6 +97,7 @@ def test_a_run_says_of_its_answers_what_they_are(finished, inputs):
     assert 0 < metrics["compressor_parameters"] < size
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_was_trained_on(finished, inputs):
     stored = json.loads((finished[0] / "config.json").read_text())
     assert CompressionConfig.from_dict(stored.pop("config")) == CONFIG
@@ -158,6 +161,7 @@ HALF_WRITTEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", HALF_WRITTEN)
 def test_a_half_written_directory_is_refused_by_name(what, finished, tmp_path):
     rundir = shutil.copytree(finished[0], tmp_path / "copy")
@@ -250,11 +254,13 @@ def test_a_finished_run_is_not_trained_again(finished, tmp_path):
     assert (rundir / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_another_configuration_in_the_same_directory_is_refused(finished):
     with pytest.raises(CheckpointError, match=r"target_length was 8 and is 4.*--workdir"):
         run_single_ablation(CONFIG.replace(target_length=4), finished[0])
 
 
+@pytest.mark.slow
 def test_other_base_weights_in_the_same_directory_are_refused(finished, tmp_path):
     rundir = shutil.copytree(finished[0], tmp_path / "copy")
     stored = json.loads((rundir / "config.json").read_text())
@@ -300,6 +306,7 @@ def test_too_long_for_the_base_is_refused_before_weights_load(tmp_path):
         run_single_ablation(CONFIG.replace(data=data), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_damaged_export_is_refused(finished, tmp_path):
     rundir = shutil.copytree(finished[0], tmp_path / "copy")
     path = rundir / "compressor.safetensors"

@@ -43,10 +43,10 @@ def test_clusters_count_by_their_size():
 
 def test_the_interval_holds_95_percent():
     values_N = np.linspace(0, 1, 50)
-    draws = [clustered_bootstrap(values_N, np.arange(50), 1, seed)[0] for seed in range(4_000)]
+    draws = [clustered_bootstrap(values_N, np.arange(50), 1, seed)[0] for seed in range(2_000)]
     low, high = clustered_bootstrap(values_N, np.arange(50), 20_000, 0)
-    assert (np.array(draws) < low).mean() == pytest.approx(0.025, abs=0.008)
-    assert (np.array(draws) > high).mean() == pytest.approx(0.025, abs=0.008)
+    assert (np.array(draws) < low).mean() == pytest.approx(0.025, abs=0.01)
+    assert (np.array(draws) > high).mean() == pytest.approx(0.025, abs=0.01)
 
 
 def test_seeded_and_independent_of_labels_and_chunks(rng, monkeypatch):

@@ -48,6 +48,7 @@ def test_a_task_of_the_array_runs_its_command_into_its_log(sweep, tmp_path):
     assert "error: no where/train.json is not there" in log
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone_and_a_number_too_high_is_refused(sweep, tmp_path):
     (tmp_path / "out" / "M8").mkdir(parents=True)
     (tmp_path / "out" / "M8" / "metrics.json").write_text("{}")

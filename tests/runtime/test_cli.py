@@ -130,6 +130,7 @@ def test_traceback_on_request():
     assert done.returncode != 0 and "Traceback" in done.stderr
 
 
+@pytest.mark.slow
 def test_dry_run_of_8b_touches_no_weights_and_prints_one_json_line():
     done, _ = run("--config=configs/gist_m64.py", "--dry_run")
     assert done.returncode == 0, done.stderr

@@ -44,12 +44,18 @@ def assert_equal(one, other):
         assert a.dtype == b.dtype
 
 
-@pytest.fixture
-def saved(tmp_path):
-    state = state_of()
-    with Checkpointer(tmp_path / "checkpoint") as checkpointer:
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    folder, state = tmp_path_factory.mktemp("saved") / "checkpoint", state_of()
+    with Checkpointer(folder) as checkpointer:
         checkpointer.save(3, state)
-    return tmp_path / "checkpoint", state
+    return folder, state
+
+
+@pytest.fixture
+def saved(saved_once, tmp_path):
+    folder, state = saved_once
+    return shutil.copytree(folder, tmp_path / "checkpoint"), state
 
 
 def test_what_was_saved_is_restored(saved):

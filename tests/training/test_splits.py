@@ -123,6 +123,7 @@ def test_micro_batches_of_contexts_with_two_questions_make_no_difference(K, whol
     assert_same(whole(name, 2), outcome(step_rows(ROWS[name], 2), K))
 
 
+@pytest.mark.slow
 def test_rows_of_two_tasks_give_the_same_step_in_one_batch_and_in_four():
     rows, weights = step_rows(ROWS["every task, padding"]), {**ANSWER, **TEXT}
     assert_same(*(outcome(rows, K, weights=weights) for K in (1, 4)))

@@ -157,6 +157,7 @@ def test_moments_lie_like_their_parameters():
     assert len(specs) > 2
 
 
+@pytest.mark.slow
 def test_training_overfits_one_batch(rng):
     """The model learns a batch by heart: losses, slots, gradients and updates work together."""
     mesh = make_mesh(MeshConfig())
