@@ -14,7 +14,7 @@ from gistjax.runtime.files import write_json
 from gistjax.weights.tokenizers import byte_tokenizer
 from tests.helpers.runs import ASKED
 
-PREDICTIONS = [{"id": "a", "f1": 0.5}, {"id": "b", "f1": 1.0}]
+PREDICTIONS = [{"id": f"{i}", "f1": i / 8} for i in range(8)]
 
 
 @pytest.fixture
