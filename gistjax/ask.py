@@ -51,7 +51,7 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     from gistjax.inference.text import read_context
 
     text = read_context(args.context) if args.context else None
-    log.info("loading %s and its compressor …", config.model.name)
+    log.info("loading %s and its compressor …", config.model.known_as)
     engine = load(args.run, config)
     document = engine.open(args.document) if text is None else engine.compress(text, args.ratio)
     full = engine.full_context().compress(text) if args.full and text else None

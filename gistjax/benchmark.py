@@ -63,7 +63,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     cli.print_result(
         {
             "mode": args.mode,
-            "base_model": config.model.name,
+            "base_model": config.model.known_as,
             "architecture": config.architecture,
             **measured,
             "device": device_name(),

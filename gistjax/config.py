@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -57,6 +59,14 @@ def setting(default: Any, about: str, **rules: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def file_name(path: str) -> str:
+    """Return a path's last part, as others may know it; that of a hub's cache as the hub has it."""
+    full = Path(path).expanduser().absolute()
+    if full.parent.name == "snapshots" and full.parent.parent.name.startswith("models--"):
+        return full.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return Path(os.path.normpath(full)).name
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The base model."""
@@ -74,6 +84,13 @@ class ModelConfig:
     scan_layers: bool = setting(False, "scan over stacked layers: compiles fast, runs slower")
     attention: str = setting("auto", "kernel of causal attention", choices=("auto", "cudnn", "xla"))
     remat: bool = setting(False, "recompute each layer's activations in the backward pass")
+
+    @property
+    def known_as(self) -> str:
+        """Name of the base that is used: that of its file where a path alone is given."""
+        if self.path in ("", "random") or self.name != type(self)().name:
+            return self.name
+        return file_name(self.path)
 
 
 @dataclass(frozen=True)

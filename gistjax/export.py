@@ -16,21 +16,29 @@ which weights the run was trained on, and --to peft warns if they were not those
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from absl import flags
+from safetensors.numpy import load_file
 
 from gistjax.compress import EXPORTED
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
-from gistjax.experiment.run_dir import RunDir
+from gistjax.experiment.run_dir import (
+    FORMAT,
+    RunDir,
+    check_meaning,
+    provenance,
+    without_folders,
+)
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
-from gistjax.runtime.files import make_folder, write_atomically
-from gistjax.runtime.tensors import load_tensors
+from gistjax.runtime.files import make_folder, write_atomically, write_json
+from gistjax.runtime.tensors import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +54,7 @@ class Request:
     output: Path
     contexts: list[str]  # of --context
     questions: list[str]
+    push: str = ""
 
 
 def export_safetensors(request: Request) -> list[str]:
@@ -56,17 +65,33 @@ def export_safetensors(request: Request) -> list[str]:
     directory = RunDir(run)
     if not directory.exported.is_file():
         raise CheckpointError(f"{run} has no {EXPORTED}: is the run finished?")
-    load_tensors(directory.exported)  # whole, or an error
+    _, metadata = load_tensors(directory.exported)  # whole, or an error
     scores = directory.metrics() if directory.is_finished else {}
-    card = model_card(request.config, directory.about(), scores)
+    about = directory.about()
+    card = model_card(request.config, about, scores)
     in_place = run.resolve() == output.resolve()
+    if in_place and request.push:
+        raise ConfigError(
+            "--push takes another --output than the run: the files there may name local folders."
+        )
     check_output(output, in_place)
     make_folder(output)
     if not in_place:
-        for name in (EXPORTED, "config.json"):
-            write_atomically(output / name, (run / name).read_bytes())
+        config = without_folders(request.config).to_json()
+        write_json(output / "config.json", {**about, "format": FORMAT, "config": config})
+        copy_without_folders(directory.exported, output / EXPORTED, metadata)
     write_atomically(output / CARD, card.encode())
     return [EXPORTED, "config.json", CARD]
+
+
+def copy_without_folders(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
+    """Copy a compressor: as it is, or, where its metadata names local folders, without them."""
+    config = CompressionConfig.from_dict(json.loads(metadata.get("config", "{}")))
+    if config == without_folders(config):
+        write_atomically(target, source.read_bytes())
+        return
+    log.warning("warning: documents of the run are not opened by this copy, which names no folder")
+    save_tensors(target, load_file(source), provenance(config))
 
 
 def check_output(folder: Path, in_place: bool) -> None:
@@ -134,7 +159,8 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         )
     if args.dry_run and not args.push:
         raise ConfigError("--dry_run is of --push: it tells what would be uploaded.")
-    request = Request(Path(args.run), config, Path(args.output), args.context, words)
+    check_meaning(config, RunDir(args.run).config())
+    request = Request(Path(args.run), config, Path(args.output), args.context, words, args.push)
     names = EXPORTS[args.to](request)
     result = {"output": args.output, "files": sorted(names)}
     if args.push:

@@ -11,17 +11,21 @@ import numpy as np
 import pytest
 from absl import flags
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import gistjax
 from gistjax import export
-from gistjax.config import ModelConfig
-from gistjax.errors import CheckpointError, ConfigError, ExportError, StorageError
+from gistjax.config import DataConfig, ModelConfig
+from gistjax.errors import CheckpointError, ConfigError, ExportError, StorageError, WeightsError
+from gistjax.experiment.evaluator import write_unscored
 from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.runtime import cli
+from gistjax.runtime.tensors import load_tensors, pack_int8, save_tensors
 from gistjax.sharing.base_model import base_model
 from gistjax.sharing.hub import push
 from gistjax.sharing.model_card import model_card
+from gistjax.weights.tokenizers import BYTE_TEMPLATE
+from tests.helpers.folders import write_base
 from tests.helpers.runs import ASKED as CONFIG
 from tests.helpers.runs import write_run
 
@@ -284,3 +288,117 @@ def test_a_push_uploads_what_was_written_and_its_failures_are_told(tmp_path, mon
         ExportError, match=r"did not take me/compressor \(403 Forbidden\).*the files are in"
     ):
         push(tmp_path, ["README.md"], "me/compressor", dry_run=False)
+
+
+@pytest.fixture(scope="module")
+def from_folder(tmp_path_factory):
+    """A run whose base is given by its folder alone, and that names other local folders."""
+    home = tmp_path_factory.mktemp("home")
+    model = ModelConfig(path=str(write_base(home / "mine")), dtype="float32")
+    config = CONFIG.replace(
+        model=model, slot_positions="packed", init_from=str(home / "earlier"), teacher="~/teacher"
+    )
+    (home / "mine" / "chat_template.jinja").write_text(BYTE_TEMPLATE)
+    return write_run(home / "run", config)
+
+
+def contents(folder):
+    return b"".join(path.read_bytes() for path in folder.iterdir()).decode(errors="replace")
+
+
+def test_a_base_given_by_its_folder_is_called_by_it_and_no_folder_is_told(
+    command, from_folder, tmp_path, caplog
+):
+    """In card, configuration, adapter, metadata and metrics; and not by the default's name."""
+    home = from_folder.parent
+    for to in ("safetensors", "peft"):
+        command(f"--output={tmp_path / to}", f"--to={to}", run=from_folder)
+        told = contents(tmp_path / to)
+        assert str(home) not in told and "lama-3.1" not in told and "~" not in told
+    assert "trained on weights of a folder (mine)" in caplog.text
+    card = (tmp_path / "safetensors" / "README.md").read_text()
+    assert "# A context compressor for mine\n" in card and "base_model" not in card
+    assert "First say where the base is." in card and ', base="FOLDER_OR_GGUF' in card
+    assert "(`earlier`)" in card
+    adapter = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "mine"
+    config = RunDir(tmp_path / "safetensors").config()
+    assert (config.model.path, config.model.name, config.teacher) == ("", "mine", "teacher")
+    metrics = write_unscored(RunDir(tmp_path), RunDir(from_folder).config(), 1)
+    assert metrics["base_model"] == "mine"
+    own = (from_folder / "compressor.safetensors").read_bytes()
+    assert own == (tmp_path / "safetensors" / "compressor.safetensors").read_bytes()
+
+
+def test_an_exported_folder_finds_its_base_where_it_is_told(command, from_folder, tmp_path):
+    command(f"--output={tmp_path / 'out'}", run=from_folder)
+    with pytest.raises(WeightsError, match="no model is known as 'mine'.*`base` of gistjax.load"):
+        gistjax.load(tmp_path / "out")
+    engine = gistjax.load(tmp_path / "out", base=from_folder.parent / "mine")
+    assert engine.origin()["base"] == "mine"
+    with pytest.raises(CheckpointError, match=r"other base weights .*\(folder: mine\)"):
+        gistjax.load(tmp_path / "out", base=other_base(from_folder.parent / "mine", tmp_path))
+
+
+def other_base(folder, tmp_path):
+    """The same base but for one number."""
+    shutil.copytree(folder, tmp_path / "other")
+    tensors = load_file(tmp_path / "other" / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, tmp_path / "other" / "model.safetensors")
+    return tmp_path / "other"
+
+
+def test_a_compressor_that_named_folders_is_copied_without_them(
+    command, from_folder, tmp_path, caplog
+):
+    """As runs of gistjax 0.1 do."""
+    run = shutil.copytree(from_folder, tmp_path / "run")
+    arrays, metadata = load_tensors(run / "compressor.safetensors")
+    config = json.dumps(RunDir(run).config().to_json())
+    save_tensors(run / "compressor.safetensors", pack_int8(arrays), {"config": config})
+    command(f"--output={tmp_path / 'out'}", run=run)
+    assert str(from_folder.parent) not in contents(tmp_path / "out")
+    assert "documents of the run are not opened by this copy" in caplog.text
+    copied, theirs = load_tensors(tmp_path / "out" / "compressor.safetensors")
+    assert theirs["config"] == metadata["config"]
+    for name, array in load_tensors(run / "compressor.safetensors")[0].items():
+        np.testing.assert_array_equal(copied[name], array)
+
+
+def test_what_may_name_folders_is_not_pushed(command, from_folder):
+    with pytest.raises(ConfigError, match="another --output than the run"):
+        command(f"--output={from_folder}", "--push=me/x", "--dry_run", run=from_folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"architecture": "none"}, "about a text of up to 512 tokens, which it reads whole."),
+        (
+            {"architecture": "none", "data": DataConfig(select="first")},
+            "of which it reads a part: a control.",
+        ),
+        ({"architecture": "closed_book"}, "answers questions without a text: a control."),
+    ],
+)
+def test_a_run_without_slots_promises_none(changes, says):
+    about = {"base_weights": "random: tiny-random", "base_sha256": ""}
+    card = model_card(CONFIG.replace(**changes), about, METRICS)
+    assert f"With it tiny-random answers questions {says}"[-40:] in card
+    assert "# An adapter for tiny-random" in card and "| this adapter |" in card
+    assert "into" not in card and "tokens a slot" not in card
+
+
+def test_the_card_says_which_module_an_architecture_needs():
+    about = {"base_weights": "random: tiny-random", "base_sha256": ""}
+    card = model_card(CONFIG.replace(architecture="last_token.LastToken"), about, {})
+    assert (
+        "First have `last_token.LastToken`, which gistjax does not, where Python finds it" in card
+    )
+
+
+@pytest.mark.parametrize("to", ["safetensors", "peft"])
+def test_another_meaning_is_not_exported(command, to, tmp_path):
+    with pytest.raises(ConfigError, match="lora: this model was trained with another value"):
+        command(f"--output={tmp_path / 'out'}", f"--to={to}", "--config.lora.alpha=1")

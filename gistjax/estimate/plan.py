@@ -30,7 +30,7 @@ def requirements(config: CompressionConfig, source: Source) -> dict[str, Any]:
     counts = parameter_counts(abstract_model(config, source.config))
     prefix = prefix_tokens(source)
     return {
-        "base_model": config.model.name,
+        "base_model": config.model.known_as,
         "weights": source.describe(),
         "parameters": counts,
         "compressor_parameters": counts["compressor"],

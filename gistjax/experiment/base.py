@@ -84,7 +84,7 @@ def find_prompt(config: CompressionConfig) -> tuple[Source, Prompt]:
     tokenizer = load_tokenizer(source)
     if len(tokenizer) > source.config.vocab_size:
         raise WeightsError(
-            f"the tokenizer has {len(tokenizer)} tokens, but {config.model.name} embeds "
+            f"the tokenizer has {len(tokenizer)} tokens, but {config.model.known_as} embeds "
             f"{source.config.vocab_size}: it belongs to another model. Put the model's own "
             "tokenizer files beside its weights."
         )

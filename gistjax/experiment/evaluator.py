@@ -74,7 +74,7 @@ def write_unscored(run: RunDir, config: CompressionConfig, steps: int) -> dict[s
 def _origin(config: CompressionConfig) -> dict[str, Any]:
     return {
         "seed": config.seed,
-        "base_model": config.model.name,
+        "base_model": config.model.known_as,
         "device": device_name(),
         "packages": versions(),
     }

@@ -15,12 +15,13 @@ import importlib.metadata
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import gistjax
 from gistjax.compress import EXPORTED
-from gistjax.config import DEFAULT_LOSS_WEIGHTS, CompressionConfig, walk
+from gistjax.config import DEFAULT_LOSS_WEIGHTS, CompressionConfig, file_name, walk
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.runtime.files import read_json, write_json
 from gistjax.runtime.texts import user_path
@@ -294,8 +295,25 @@ def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None
 
 
 def provenance(config: CompressionConfig) -> dict[str, str]:
-    """Return the metadata of an exported compressor."""
-    return {"format": "gistjax", "config": json.dumps(config.to_json())}
+    """Return the metadata of an exported compressor, which names no folder of this machine."""
+    return {"format": "gistjax", "config": json.dumps(without_folders(config).to_json())}
+
+
+def without_folders(config: CompressionConfig) -> CompressionConfig:
+    """Return a configuration for others: base, data and runs by their own names."""
+    model, data, text = config.model, config.data, config.text
+    path = model.path if model.path == "random" else ""
+    is_folder = data.name.startswith(("/", "~", "."))
+    data_path = data.path and file_name(data.path)
+    if data_path in ("sample", "facts") and data_path != data.path:
+        data_path = f"./{data_path}"  # not what gistjax has under these names
+    return config.replace(
+        model=replace(model, path=path, name=model.known_as),
+        data=replace(data, path=data_path, name=file_name(data.name) if is_folder else data.name),
+        text=replace(text, path=text.path and file_name(text.path)),
+        init_from=config.init_from and file_name(config.init_from),
+        teacher=config.teacher and file_name(config.teacher),
+    )
 
 
 def versions() -> dict[str, str]:

@@ -111,8 +111,8 @@ class Document:
         left = self.engine.max_tokens + QUESTION_TOKENS[0] - taken
         if tokens > left:
             raise DataError(
-                f"the question has {tokens} tokens, and {self.engine.config.model.name} has room "
-                f"for {left} behind this context: shorten one of them."
+                f"the question has {tokens} tokens, and {self.engine.config.model.known_as} has "
+                f"room for {left} behind this context: shorten one of them."
             )
         return next(size for size in QUESTION_TOKENS if size >= tokens)
 

@@ -11,6 +11,7 @@ document = engine.open("mill.safetensors")  # later, without the text
 
 from __future__ import annotations
 
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,15 @@ CHARACTERS_PER_TOKEN = 32
 """More than any text has on average: a longer text need not be tokenised to be too long."""
 
 
-def load(run: str | Path = SHIPPED, config: CompressionConfig | None = None) -> Engine:
+def load(
+    run: str | Path = SHIPPED, config: CompressionConfig | None = None, base: str | Path = ""
+) -> Engine:
     """Load the compressor of a run directory and its base.
 
     Args:
         run: directory with `config.json` and `compressor.safetensors`.
-        config: the run's configuration with another `model.path`; by default its own.
+        config: the run's configuration with another ratio or other limits; by default its own.
+        base: folder or GGUF file of the base; by default it is found as in the run.
 
     Raises:
         GistjaxError: if there is no such run, it was not trained for `config.ratio`, or its base
@@ -54,6 +58,8 @@ def load(run: str | Path = SHIPPED, config: CompressionConfig | None = None) -> 
     directory = RunDir(run)
     trained = directory.config()
     config = config or trained
+    if base:
+        config = config.replace(model=replace(config.model, path=str(base)))
     validate(config)
     check_meaning(config, trained)
     problem = Budget.of(trained).ratio_problem(config.ratio)
@@ -150,7 +156,7 @@ class Engine:
             DataError: if the text is empty or no text, or too long, by how much.
         """
         text = check_text(text, "context")
-        limit, name = self.max_tokens, self.config.model.name
+        limit, name = self.max_tokens, self.config.model.known_as
         if len(text) > CHARACTERS_PER_TOKEN * limit:
             raise DataError(
                 f"the context has {len(text)} characters, but {name} reads at most {limit} tokens: "
@@ -176,7 +182,7 @@ class Engine:
         """Return what made the documents of this engine, as their files name it."""
         return {
             "compressor": self.compressor,
-            "base": self.config.model.name,
+            "base": self.config.model.known_as,
             "base_sha256": self.pretrained.base_sha256,
         }
 

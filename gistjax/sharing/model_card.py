@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gistjax.config import CompressionConfig
-from gistjax.sharing.base_model import base_model
+from gistjax.config import ARCHITECTURES, UNCOMPRESSED, CompressionConfig, file_name
+from gistjax.sharing.base_model import BaseModel, base_model
 
 MARK = "library_name: gistjax"
 """Line in the header of every card."""
@@ -18,16 +18,15 @@ SECTIONS = """\
 
 # {title}
 
-Compresses a text of up to {context_tokens} tokens into {slots} that {base} reads in its place, to
-answer questions about it. Made with gistjax; architecture `{architecture}`.
+{about} Made with gistjax; architecture `{architecture}`.
 
 ## Use
 
-```python
+{before}```python
 import gistjax
 
-engine = gistjax.load("FOLDER_OF_THIS_PAGE")
-print(engine.compress(text).ask(question).text)
+engine = gistjax.load("FOLDER_OF_THIS_PAGE"{load_base})
+print(engine.compress("Anneke Dursel built the mill.").ask("Who built the mill?").text)
 ```
 
 The base is not included. It has to be the one that the compressor was trained on: {weights}, in
@@ -64,17 +63,41 @@ def model_card(
         header.insert(0, f"base_model: {base.repo}")
     return SECTIONS.format(
         header="\n".join(header),
-        title=f"A context compressor for {base.name}",
-        context_tokens=config.data.context_tokens,
-        slots=_slots(config),
-        base=base.name,
+        title=f"{'A context compressor' if config.compresses else 'An adapter'} for {base.name}",
+        about=_about(config, base.name),
+        before=_before(config, base),
+        load_base=', base="FOLDER_OR_GGUF_FILE_OF_THE_BASE"' if base.is_local else "",
         weights=base.weights,
         architecture=config.architecture,
         dtype=config.model.dtype,
         base_sha256=stored["base_sha256"],
-        scores=_scores(metrics),
+        scores=_scores(metrics, config.compresses),
         data=_data(config, stored),
     )
+
+
+def _about(config: CompressionConfig, base: str) -> str:
+    tokens = f"a text of up to {config.data.context_tokens} tokens"
+    if config.compresses:
+        return (
+            f"Compresses {tokens} into {_slots(config)} that {base} reads in its place, to answer "
+            "questions about it."
+        )
+    if config.architecture == "closed_book":
+        return f"With it {base} answers questions without a text: a control."
+    if config.data.select == "all":
+        return f"With it {base} answers questions about {tokens}, which it reads whole."
+    return f"With it {base} answers questions about {tokens}, of which it reads a part: a control."
+
+
+def _before(config: CompressionConfig, base: BaseModel) -> str:
+    """Return what has to be there before the lines under "Use" run."""
+    needs = []
+    if base.is_local:
+        needs.append("say where the base is")
+    if config.architecture not in (*ARCHITECTURES, *UNCOMPRESSED):
+        needs.append(f"have `{config.architecture}`, which gistjax does not, where Python finds it")
+    return f"First {' and '.join(needs)}.\n\n" if needs else ""
 
 
 def _slots(config: CompressionConfig) -> str:
@@ -87,11 +110,12 @@ def _slots(config: CompressionConfig) -> str:
     return f"{config.target_length} slots"
 
 
-def _scores(metrics: Mapping[str, Any]) -> str:
+def _scores(metrics: Mapping[str, Any], compresses: bool) -> str:
     if "final_f1" not in metrics:
         return "Not measured."
     interval = metrics.get("final_f1_interval")
-    rows = [("this compressor", metrics["final_f1"], interval, metrics["final_em"])]
+    name = "this compressor" if compresses else "this adapter"
+    rows = [(name, metrics["final_f1"], interval, metrics["final_em"])]
     if metrics.get("shuffled_f1") is not None:
         rows.append(("the same, with another text's slots", metrics["shuffled_f1"], None, None))
     if metrics.get("baseline_f1") is not None:
@@ -102,15 +126,15 @@ def _scores(metrics: Mapping[str, Any]) -> str:
         between = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
         lines.append(f"| {name} | {f1:.3f}{between} | {'' if em is None else f'{em:.3f}'} |")
     effective = metrics.get("effective_compression_ratio")
-    ratio = f" at {effective:.2f} tokens a slot" if effective else ""
+    ratio = f" at {effective:.2f} tokens a slot" if effective and compresses else ""
     questions = f"{metrics['n_examples']} validation questions{ratio}"
     lines.append(f"\nOn {questions}; 95 % intervals; seed {metrics['seed']}.")
     return "\n".join(lines)
 
 
 def _data(config: CompressionConfig, stored: Mapping[str, Any]) -> str:
-    name = config.data.path.rstrip("/").rpartition("/")[2] or config.data.name
-    start = f", from an earlier stage (`{config.init_from}`)" if config.init_from else ""
+    name = file_name(config.data.path) if config.data.path else config.data.name
+    start = config.init_from and f", from an earlier stage (`{file_name(config.init_from)}`)"
     weights = config.loss_weights.items()
     losses = ", ".join(f"{name} {weight:g}" for name, weight in weights if weight)
     packages = ", ".join(f"{k} {v}" for k, v in stored.get("packages", {}).items())

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gistjax.config import ModelConfig
+from gistjax.config import ModelConfig, file_name
 from gistjax.errors import WeightsError, did_you_mean, first_line
 from gistjax.model.attention import choose_kernel
 from gistjax.model.config import LlamaConfig, RopeScaling
@@ -93,7 +93,10 @@ class Source:
 
     def describe(self) -> str:
         """Return kind and file name, without the folder: for people and for `config.json`."""
-        return f"{self.kind}: {self.path.name if self.path else self.name}"
+        if self.path is None:
+            return f"{self.kind}: {self.name}"
+        is_local = self.kind in ("folder", "gguf")  # of a hub's model the folder is the revision
+        return f"{self.kind}: {file_name(str(self.path)) if is_local else self.path.name}"
 
 
 def resolve(model: ModelConfig, offline: bool = False) -> Source:
@@ -135,7 +138,8 @@ def _known(name: str) -> KnownModel:
     if name not in KNOWN:
         raise WeightsError(
             f"no model is known as {name!r}{did_you_mean(name, KNOWN)} A hub name has the form "
-            "organisation/model; local weights are given by --config.model.path."
+            "organisation/model; local weights are given by --config.model.path, or by `base` of "
+            "gistjax.load."
         )
     return KNOWN[name]
 

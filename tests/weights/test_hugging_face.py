@@ -17,51 +17,14 @@ from gistjax.config import MeshConfig, ModelConfig
 from gistjax.data.prompts import make_prompt
 from gistjax.errors import WeightsError
 from gistjax.runtime.sharding import make_mesh
-from gistjax.weights.loading import NAMES
-from gistjax.weights.registry import KNOWN, base_hash, load_base, resolve
+from gistjax.weights.registry import base_hash, load_base, resolve
 from gistjax.weights.tokenizers import BYTE_TEMPLATE, byte_tokenizer, load_tokenizer
-from tests.helpers.tiny import projections
-
-TINY = KNOWN["tiny-random"].config
-HF = {
-    "model_type": "llama",
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "max_position_embeddings": 2048,
-}
+from tests.helpers.folders import HF, get, write_base
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The random tiny model as a Hugging Face folder."""
-    path = tmp_path_factory.mktemp("model")
-    base = load(path_or_random="random")
-    tensors = {}
-    parts = projections(base)
-    for leaf, name in NAMES.items():
-        part = leaf.removeprefix("layers/")
-        array = np.asarray(parts[part] if part in parts else get(base, leaf))
-        if "{}" in name:
-            for layer, one in enumerate(array):
-                tensors[name.format(layer)] = np.ascontiguousarray(one.T)
-        else:
-            tensors[name] = array
-    save_file(tensors, path / "model.safetensors")
-    (path / "config.json").write_text(json.dumps(HF))
-    return path
-
-
-def get(base, leaf):
-    for part in leaf.split("/"):
-        base = getattr(base, part)
-    return base[...]
+    return write_base(tmp_path_factory.mktemp("model"))
 
 
 REPLICATED = MeshConfig()
