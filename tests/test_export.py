@@ -314,7 +314,8 @@ def test_a_base_given_by_its_folder_is_called_by_it_and_no_folder_is_told(
     for to in ("safetensors", "peft"):
         command(f"--output={tmp_path / to}", f"--to={to}", run=from_folder)
         told = contents(tmp_path / to)
-        assert str(home) not in told and "lama-3.1" not in told and "~" not in told
+        for secret in (str(home), "lama-3.1", "~/teacher"):
+            assert secret not in told
     assert "trained on weights of a folder (mine)" in caplog.text
     card = (tmp_path / "safetensors" / "README.md").read_text()
     assert "# A context compressor for mine\n" in card and "base_model" not in card
@@ -377,25 +378,23 @@ def test_what_may_name_folders_is_not_pushed(command, from_folder):
         ({"architecture": "none"}, "about a text of up to 512 tokens, which it reads whole."),
         (
             {"architecture": "none", "data": DataConfig(select="first")},
-            "of which it reads a part: a control.",
+            "about a text of up to 512 tokens, of which it reads a part: a control.",
         ),
-        ({"architecture": "closed_book"}, "answers questions without a text: a control."),
+        ({"architecture": "closed_book"}, "without a text: a control."),
     ],
 )
 def test_a_run_without_slots_promises_none(changes, says):
     about = {"base_weights": "random: tiny-random", "base_sha256": ""}
     card = model_card(CONFIG.replace(**changes), about, METRICS)
-    assert f"With it tiny-random answers questions {says}"[-40:] in card
+    assert f"With it tiny-random answers questions {says}" in card
     assert "# An adapter for tiny-random" in card and "| this adapter |" in card
     assert "into" not in card and "tokens a slot" not in card
 
 
 def test_the_card_says_which_module_an_architecture_needs():
     about = {"base_weights": "random: tiny-random", "base_sha256": ""}
-    card = model_card(CONFIG.replace(architecture="last_token.LastToken"), about, {})
-    assert (
-        "First have `last_token.LastToken`, which gistjax does not, where Python finds it" in card
-    )
+    card = model_card(CONFIG.replace(architecture="mine.Mine"), about, {})
+    assert "First have `mine.Mine`, which gistjax does not, where Python finds it." in card
 
 
 @pytest.mark.parametrize("to", ["safetensors", "peft"])

@@ -103,6 +103,8 @@ def read(
             f"{metadata.get('gistjax')}; this is {gistjax.__version__}, which reads 1 and "
             f"{VERSION}: update gistjax, or compress the text again."
         )
+    if not (metadata.get("base_sha256") or metadata.get("compressor")):
+        raise CheckpointError(f"{file} does not say which base made it: compress the text again.")
     for what, theirs, ours in (
         ("compressor", metadata.get("compressor", ""), compressor),
         ("base", metadata.get("base_sha256", base_sha256), base_sha256),

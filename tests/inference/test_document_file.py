@@ -118,6 +118,9 @@ def test_a_document_of_another_compressor_or_base_is_refused(engine, examples, f
     rewrite(file, base_sha256="0" * 64)
     with pytest.raises(CheckpointError, match=r"another base \(SHA-256 000000000000…"):
         engine.open(file)
+    rewrite(file, base_sha256="", compressor="")
+    with pytest.raises(CheckpointError, match="does not say which base made it"):
+        engine.full_context().open(file)
 
 
 def test_a_later_version_is_refused_by_name_and_version(engine, examples, file):

@@ -31,6 +31,12 @@ def test_answers_are_those_of_the_evaluation(rundir, engine, examples, tmp_path)
         assert answer.seconds > 0 and document.seconds > 0
 
 
+def test_a_run_is_not_loaded_in_another_meaning(rundir):
+    """From the configurations alone, before the base is read."""
+    with pytest.raises(ConfigError, match="slot_start: .* trained with another value"):
+        gistjax.load(rundir, CONFIG.replace(slot_start="window_ends"))
+
+
 @pytest.mark.slow
 def test_the_full_context_is_read_token_by_token(engine, examples):
     full = engine.full_context().compress(examples[0].context)

@@ -316,8 +316,6 @@ def test_a_hub_model_has_the_prompt_of_its_folder(copy, tmp_path, monkeypatch):
 
 
 def test_a_folder_without_a_template_says_so(copy, caplog):
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(copy)
+    (copy / "chat_template.jinja").unlink()
     load_tokenizer(resolve(ModelConfig(path=str(copy))))
     assert "copy has no chat template: prompts are plain text" in caplog.text
