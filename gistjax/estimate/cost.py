@@ -104,7 +104,7 @@ def cost_of(config: CompressionConfig, trainable: int, measured: Sequence[Measur
     # Checkpoints of parameters and two moments, in fp32: two are kept and one is being written.
     # Beside them the exported parameters.
     disk_gib = trainable * 4 * (3 * 3 + 1) / GIB
-    own = [m for m in measured if m["base_model"] == config.model.name]
+    own = [m for m in measured if m["base_model"] == config.model.known_as]
     questions = _questions_to_answer(config)
     if not own or steps is None or questions is None:
         return Cost(steps, None, None, disk_gib)

@@ -62,7 +62,7 @@ def plan(config: CompressionConfig, source: Source) -> dict[str, Any]:
     JAX has of this machine's GPU, or else of the one that the hours are stated for: `fits_on`.
     """
     found = requirements(config, source)
-    own = [m for m in measurements() if m["base_model"] == config.model.name]
+    own = [m for m in measurements() if m["base_model"] == config.model.known_as]
     near = nearest(config, own) if own else None
     cost = cost_of(config, found["trainable_parameters"], own)
     hours, limit = cost.hours(1), memory_limit()
