@@ -108,17 +108,6 @@ class TrainPlan:
         """Number of steps by shape (C, S) in the first epoch; each shape is compiled once."""
         return dict(sorted(Counter(shape for shape, _ in self._plan(0)).items()))
 
-    @property
-    def real_token_share(self) -> float:
-        """Share of an epoch's tokens that is not padding."""
-        real = padded = 0
-        for (C, S), units in self._plan(0):
-            padded += len(units) * (C + S * self._settings.questions)
-            for unit in units:
-                rows = [self._rows[i] for i in unit if i >= 0]
-                real += rows[0].context_length + sum(row.tokens_length for row in rows)
-        return real / padded
-
     def real_decoder_share(self, prefix: int, memory: Callable[[int], int]) -> float:
         """Return the share of an epoch's decoder positions that is not padding.
 
