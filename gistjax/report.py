@@ -19,7 +19,7 @@ from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
-from gistjax.runtime.files import write_json
+from gistjax.runtime.files import make_folder, write_atomically, write_json
 
 
 def report(
@@ -31,23 +31,24 @@ def report(
         DataError: if there is no run, or a file of one is damaged.
         ConfigError: if the drawing library is not installed; the other three files are written
             first.
+        StorageError: if the folder cannot be written.
     """
     from gistjax.reporting import page, tables
     from gistjax.reporting.runs import find_runs
 
     results = find_runs(folders)
     out = out or folders[0]
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     columns, rows = tables.table(results)
     summary = {
         "runs": {row["run"]: row for row in rows},
         "unfinished": [result.name for result in results if not result.metrics],
     }
     write_json(out / "results_summary.json", summary)
-    (out / "results.md").write_text(tables.to_markdown(columns, rows), encoding="utf-8")
-    (out / "results.csv").write_text(tables.to_csv(columns, rows), encoding="utf-8")
+    write_atomically(out / "results.md", tables.to_markdown(columns, rows).encode())
+    write_atomically(out / "results.csv", tables.to_csv(columns, rows).encode())
     html = page.render(title or out.resolve().name, results, columns, rows, questions)
-    (out / "report.html").write_text(html, encoding="utf-8")
+    write_atomically(out / "report.html", html.encode())
     return summary
 
 

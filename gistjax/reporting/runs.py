@@ -11,6 +11,7 @@ from typing import Any
 from gistjax.config import UNCOMPRESSED
 from gistjax.errors import DataError
 from gistjax.experiment.run_dir import RunDir
+from gistjax.reporting import checks
 
 TRIVIAL = ("mean_pool", "mark")
 """Architectures that compress and are controls all the same: they show what learning buys."""
@@ -91,16 +92,20 @@ def read_run(path: Path) -> Result:
     stored = _read(run.config_file, {})
     if not isinstance(stored.get("config"), dict):
         raise DataError(f"{run.config_file} is not that of a run: it has no `config`.")
+    metrics, slot_attention = _read(run.metrics_file, {}), _read(run.slot_attention_file, [])
     predictions = _read(run.predictions_file, []) or _read(run.samples_file, [])
+    checks.check_metrics(metrics, run.metrics_file)
+    checks.check_predictions(predictions, run.predictions_file)
+    checks.check_slot_attention(slot_attention, run.slot_attention_file)
     return Result(
         name=path.name,
         path=path,
         settings=dict(_flat(stored["config"])),
         about={key: value for key, value in stored.items() if key != "config"},
-        metrics=_read(run.metrics_file, {}),
+        metrics=metrics,
         curve=_lines(run.log_file),
         predictions=predictions,
-        slot_attention=_read(run.slot_attention_file, []),
+        slot_attention=slot_attention,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gistjax.errors import ConfigError
+from gistjax.errors import ConfigError, StorageError
 from gistjax.report import report
 from gistjax.reporting import colours, plots
 from gistjax.reporting.page import side_by_side, slot_maps
@@ -85,6 +85,11 @@ def test_a_warning_where_questions_differ_and_what_is_not_finished(sweep):
     text = (sweep / "report.html").read_text()
     assert "not scored on the same questions" in text
     assert "<strong>Not finished:</strong> M32_conv." in text
+
+
+def test_a_file_is_no_folder_to_write_to(sweep):
+    with pytest.raises(StorageError, match=r"config\.json"):
+        report([sweep], sweep / "M64_gist" / "config.json")
 
 
 def test_one_run_alone_has_a_page(sweep):

@@ -156,6 +156,33 @@ def test_damaged_runs_are_named(sweep, file, content, says):
         find_runs([sweep])
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("metrics", lambda v: {**v, "final_f1": None}, "damaged final_f1"),
+        ("metrics", lambda v: {**v, "final_f1": float("nan")}, "damaged final_f1"),
+        ("metrics", lambda v: {**v, "final_em": "0.5"}, "damaged final_em"),
+        ("metrics", lambda v: {**v, "n_examples": True}, "damaged n_examples"),
+        ("metrics", lambda v: {**v, "final_f1_interval": [0.1]}, "damaged final_f1_interval"),
+        ("metrics", lambda v: {**v, "wall_time_per_sample_s": 3}, "damaged wall_time_per_sample_s"),
+        ("metrics", lambda v: {**v, "by_type": [1]}, "damaged by_type"),
+        ("metrics", lambda v: {**v, "by_type": {"date": {"n": 1}}}, "damaged by_type"),
+        ("predictions", lambda v: [v[0], 3], "damaged row 1"),
+        ("predictions", lambda v: [{**v[0], "f1": None}], "damaged row 0"),
+        ("predictions", lambda v: [{k: x for k, x in v[0].items() if k != "id"}], "damaged row 0"),
+        ("predictions", lambda v: [{**v[0], "answers": None}], "damaged row 0"),
+        ("slot_attention", lambda v: [{**v[0], "words": ["a"]}], "damaged context 0"),
+        ("slot_attention", lambda v: [{**v[0], "weights": [[1], [1, 2]]}], "damaged context 0"),
+        ("slot_attention", lambda v: [v[0], 3], "damaged context 1"),
+    ],
+)
+def test_a_damaged_field_is_named(sweep, file, change, says):
+    path = sweep / "M32_gist" / f"{file}.json"
+    put(path, change(json.loads(path.read_text())))
+    with pytest.raises(DataError, match=rf"M32_gist/{file}.json has a {says}: make that run again"):
+        find_runs([sweep])
+
+
 def test_no_run_and_two_of_one_name(tmp_path):
     with pytest.raises(DataError, match="no run in .*--runs takes"):
         find_runs([tmp_path])

@@ -1,0 +1,102 @@
+"""What a report needs of the files of a run: said by name before a table is made of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gistjax.errors import DataError
+
+NUMBERS = (
+    "final_em",
+    "baseline_f1",
+    "baseline_em",
+    "compression_ratio",
+    "effective_compression_ratio",
+    "compressor_parameters",
+    "trainable_parameters",
+    "shuffled_f1",
+    "n_examples",
+    "steps",
+)
+"""Fields of `metrics.json` that are numbers where they are there."""
+
+
+def check_metrics(metrics: Mapping[str, Any], file: Path) -> None:
+    """Refuse metrics with a field that is not what its name says.
+
+    Raises:
+        DataError: naming the field.
+    """
+    wrong = [key for key in NUMBERS if not _is_number(metrics.get(key, 0), or_none=True)]
+    wrong += [
+        key for key in metrics if key.endswith("_interval") and not _is_interval(metrics[key])
+    ]
+    wrong += ["final_f1"] * (not _is_number(metrics.get("final_f1", 0)))
+    seconds = metrics.get("wall_time_per_sample_s") or {}
+    if not isinstance(seconds, dict) or not all(map(_is_number, seconds.values())):
+        wrong.append("wall_time_per_sample_s")
+    parts = metrics.get("by_type") or {}
+    if not isinstance(parts, dict) or not all(map(_is_part, parts.values())):
+        wrong.append("by_type")
+    if wrong:
+        raise DataError(f"{file} has a damaged {wrong[0]}: make that run again.")
+
+
+def check_predictions(rows: Sequence[Any], file: Path) -> None:
+    """Refuse predictions that lack a field.
+
+    Raises:
+        DataError: naming the row.
+    """
+    for number, row in enumerate(rows):
+        if not (
+            isinstance(row, dict)
+            and all(isinstance(row.get(key), str) for key in ("id", "question", "prediction"))
+            and isinstance(row.get("answers"), list)
+            and all(_is_number(row.get(key)) for key in ("f1", "em"))
+        ):
+            raise DataError(f"{file} has a damaged row {number}: make that run again.")
+
+
+def check_slot_attention(contexts: Sequence[Any], file: Path) -> None:
+    """Refuse weights that are not a number for each slot and word.
+
+    Raises:
+        DataError: naming the context.
+    """
+    for number, context in enumerate(contexts):
+        words, rows = (
+            context.get(key) if isinstance(context, dict) else None for key in ("words", "weights")
+        )
+        if not (
+            isinstance(words, list)
+            and isinstance(rows, list)
+            and rows
+            and all(isinstance(row, list) and len(row) == len(words) for row in rows)
+            and all(_is_number(weight) for row in rows for weight in row)
+        ):
+            raise DataError(f"{file} has a damaged context {number}: make that run again.")
+
+
+def _is_number(value: Any, or_none: bool = False) -> bool:
+    if value is None:
+        return or_none
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def _is_interval(value: Any) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, dict):
+        return False
+    return all(map(_is_number, (part.get("n"), part.get("f1")))) and _is_interval(
+        part.get("f1_interval")
+    )
