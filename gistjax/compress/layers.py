@@ -45,12 +45,23 @@ def standardize(states: Array) -> Array:
     return rms_norm(states, jnp.ones((), states.dtype), NORM_EPS)
 
 
+def fitting_heads(D: int, n_heads: int) -> int:
+    """Return the most heads, up to `n_heads`, that divide D into even widths, which RoPE turns.
+
+    Raises:
+        ValueError: if D is odd.
+    """
+    if D % 2:
+        raise ValueError(f"rotary attention needs an even width, not {D}")
+    return next(n for n in range(n_heads, 0, -1) if D % n == 0 and D // n % 2 == 0)
+
+
 class Attention(nnx.Module):
     """Multi-head attention with rotary positions: 4·D² parameters."""
 
     def __init__(self, D: int, n_heads: int, key: Array):
         keys = jax.random.split(key, 4)
-        self.head_dim = D // n_heads
+        self.head_dim = D // fitting_heads(D, n_heads)
         self.query, self.key, self.value = (matrix(k, D, D, INTO) for k in keys[:3])
         self.out = matrix(keys[3], D, D, OUT_OF)
 

@@ -102,6 +102,8 @@ class Places:
                 words are split at white space before it is added.
         """
         whole = tokenizer.backend_tokenizer
+        if getattr(whole.model, "dropout", None):
+            whole.model.dropout = None  # drawn tokens are for the training of a base
         added = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()}
         within = whole if keep_space else _copy(whole, _without_space)
         behind = whole if keep_space else _copy(whole, _without_first_space)

@@ -118,6 +118,16 @@ class Prompt:
         """Return answer ids `[A]`, end token included."""
         return self.encode_answers([answer])[0]
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return an answer's ids as text, without special tokens and white space around it.
+
+        Nothing in it is "cleaned up", as some tokenizers ask: that takes spaces out of answers.
+        """
+        text = self.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text).strip()
+
     def encode(self, example: Example, index: int = 0) -> TokenizedExample:
         """Return the row of a whole example with its first gold answer, nothing cut."""
         return TokenizedExample(

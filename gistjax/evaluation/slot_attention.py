@@ -80,5 +80,7 @@ def split_words(
     tokens = tokenizer.convert_ids_to_tokens(ids)
     starts = [i for i, token in enumerate(tokens) if i == 0 or token.startswith(WORD_STARTS)]
     ends = [*starts[1:], len(ids)]
-    words = [str(tokenizer.decode(ids[a:b])).strip() for a, b in zip(starts, ends, strict=True)]
+    as_written = {"clean_up_tokenization_spaces": False}
+    parts = [ids[a:b] for a, b in zip(starts, ends, strict=True)]
+    words = [str(tokenizer.decode(part, **as_written)).strip() for part in parts]
     return words, starts

@@ -162,8 +162,7 @@ class Evaluator:
         return score(self._texts(answers), self._examples, samples, self._config.seed)
 
     def _texts(self, answers: Answers) -> list[str]:
-        decode = self._pretrained.tokenizer.decode
-        return [str(decode(ids, skip_special_tokens=True)).strip() for ids in answers.ids]
+        return [self._pretrained.prompt.decode(ids) for ids in answers.ids]
 
     def _untuned_baseline(self) -> Scores | None:
         """Score the base itself with the whole context, by the same code, unless switched off."""
@@ -229,8 +228,8 @@ class Evaluator:
         return breakdown(scores.f1_N, groups, scores.clusters_N, samples, self._config.seed)
 
     def _predictions(self, answers: Answers, scores: Scores) -> list[dict[str, Any]]:
-        decode = self._pretrained.tokenizer.decode
-        contexts = {row.context_id: str(decode(row.context_ids)) for row in self._rows}
+        decode, as_read = self._pretrained.tokenizer.decode, {"clean_up_tokenization_spaces": False}
+        contexts = {row.context_id: str(decode(row.context_ids, **as_read)) for row in self._rows}
         return [
             {
                 "id": example.id,

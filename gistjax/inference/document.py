@@ -80,8 +80,8 @@ class Document:
         if isinstance(question, list | tuple):
             return [self.ask(one) for one in question]
         ids, n_tokens, seconds = self.answer_ids(check_text(question, "question"))
-        text = str(self.engine.pretrained.tokenizer.decode(ids, skip_special_tokens=True))
-        return Answer(text.strip(), self.slots, seconds, n_tokens)
+        text = self.engine.pretrained.prompt.decode(ids)
+        return Answer(text, self.slots, seconds, n_tokens)
 
     def answer_ids(self, question: str) -> tuple[list[int], int, float]:
         """Return the answer's tokens without the end token, the number generated, and seconds.

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import chex
@@ -10,10 +11,11 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gistjax.compress.architectures import find_architecture, stretched
-from gistjax.compress.layers import Attention
+from gistjax.compress.architectures import check_architecture, find_architecture, stretched
+from gistjax.compress.layers import Attention, fitting_heads
 from gistjax.compress.windows import masked_softmax, window_ends, window_means, windows
-from gistjax.config import ARCHITECTURES
+from gistjax.config import ARCHITECTURES, CompressionConfig
+from gistjax.errors import ConfigError
 from gistjax.model.config import LlamaConfig
 from tests.helpers.tiny import TINY
 
@@ -199,3 +201,19 @@ def test_a_stretched_kernel_weighs_as_much_and_keeps_its_form():
         )
     assert np.argmax(stretched(kernel_WxD, 7)[:, 0]) == 3
     chex.assert_trees_all_equal(stretched(kernel_WxD, 3), kernel_WxD)
+
+
+@pytest.mark.parametrize(
+    ("D", "n_heads", "fits"), [(60, 4, 3), (64, 6, 4), (62, 2, 1), (576, 9, 9), (4096, 32, 32)]
+)
+def test_attention_takes_the_heads_that_divide_its_width_evenly(D, n_heads, fits):
+    assert fitting_heads(D, n_heads) == fits
+
+
+@pytest.mark.parametrize("name", ["gist", "cross_attention"])
+def test_a_base_whose_width_its_heads_do_not_divide(name):
+    config = CompressionConfig(architecture=name, target_length=4)
+    odd = dataclasses.replace(TINY, d_model=60, head_dim=16)
+    check_architecture(config, odd)
+    with pytest.raises(ConfigError, match="even width, not 61"):
+        check_architecture(config, dataclasses.replace(odd, d_model=61))

@@ -132,3 +132,40 @@ def test_words_that_were_added_split_a_users_text_as_they_split_the_whole():
     added = tokenizer.convert_tokens_to_ids("Dursel")
     places = [encoding.token_to_chars(i) for i, token in enumerate(encoding.ids) if token == added]
     assert places == [(2, 8), (11, 17)]
+
+
+def test_a_tokenizer_that_draws_its_merges_draws_no_more():
+    tokenizer = small_tokenizer("prepend", LLAMA_2)
+    expected = make_prompt(tokenizer).encode_context(MILL).tolist()
+    tokenizer.backend_tokenizer.model.dropout = 0.5
+    prompt = make_prompt(tokenizer)
+    assert all(prompt.encode_context(MILL).tolist() == expected for _ in range(5))
+    assert sum(pieces(prompt, MILL, WHO), []) == whole_ids(
+        tokenizer, rendered(tokenizer, MILL, WHO)
+    )
+
+
+@pytest.mark.parametrize("kind", ["byte level", "prepend"])
+def test_tokens_that_swallow_the_white_space_behind_them(kind):
+    template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    tokenizer = small_tokenizer(kind, template)
+    names = ("system", "user", "assistant", "end")
+    tokenizer.backend_tokenizer.add_tokens(
+        [AddedToken(f"<|{name}|>", special=True, rstrip=True, normalized=False) for name in names]
+    )
+    prompt = make_prompt(tokenizer)
+    ids = sum(pieces(prompt, MILL, WHO), []) + prompt.encode_answer("Anneke").tolist()
+    assert ids == whole_ids(tokenizer, rendered(tokenizer, MILL, WHO, "Anneke"))[: len(ids)]
+
+
+@pytest.mark.parametrize("kind", ["byte level", "prepend", "unigram"])
+def test_answers_are_decoded_as_they_were_written(kind):
+    tokenizer = small_tokenizer(kind, LLAMA_2)
+    tokenizer.clean_up_tokenization_spaces = True
+    prompt = make_prompt(tokenizer)
+    ids = prompt.encode_answer("the mill , the river .").tolist()
+    beyond = len(tokenizer) + 5  # an embedding may have more rows than there are tokens
+    assert prompt.decode([*ids, beyond]) == "the mill , the river ."
