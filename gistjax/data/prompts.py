@@ -119,14 +119,8 @@ class Prompt:
         return self.encode_answers([answer])[0]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return an answer's ids as text, without special tokens and white space around it.
-
-        Nothing in it is "cleaned up", as some tokenizers ask: that takes spaces out of answers.
-        """
-        text = self.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return str(text).strip()
+        """Return an answer's ids as text, without special tokens and white space around it."""
+        return decode(self.tokenizer, ids, skip_special_tokens=True).strip()
 
     def encode(self, example: Example, index: int = 0) -> TokenizedExample:
         """Return the row of a whole example with its first gold answer, nothing cut."""
@@ -152,6 +146,22 @@ class Prompt:
                 ids, kept = ids[:limit], (encoding.token_to_chars(limit - 1) or (0, 0))[1]
             result.append((_int32(ids), kept))
         return result
+
+
+def decode(
+    tokenizer: PreTrainedTokenizerFast,
+    ids: Sequence[int] | np.ndarray,
+    skip_special_tokens: bool = False,
+) -> str:
+    """Return ids as the text that they stand for.
+
+    Nothing in it is "cleaned up", as some tokenizers ask: that takes spaces out of answers.
+    """
+    return str(
+        tokenizer.decode(
+            list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+    )
 
 
 def make_prompt(

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.data.batching import evaluation_batches
 from gistjax.data.example import Batch, Buckets, TokenizedExample
+from gistjax.data.prompts import decode
 from gistjax.runtime.sharding import put_batch, rows_per_step, to_host
 
 if TYPE_CHECKING:
@@ -80,7 +81,6 @@ def split_words(
     tokens = tokenizer.convert_ids_to_tokens(ids)
     starts = [i for i, token in enumerate(tokens) if i == 0 or token.startswith(WORD_STARTS)]
     ends = [*starts[1:], len(ids)]
-    as_written = {"clean_up_tokenization_spaces": False}
     parts = [ids[a:b] for a, b in zip(starts, ends, strict=True)]
-    words = [str(tokenizer.decode(part, **as_written)).strip() for part in parts]
+    words = [decode(tokenizer, part).strip() for part in parts]
     return words, starts

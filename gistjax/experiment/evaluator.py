@@ -12,6 +12,7 @@ from gistjax.compress.budget import Budget
 from gistjax.compress.parameters import abstract_model, parameter_counts, split_model
 from gistjax.config import CompressionConfig
 from gistjax.data.example import Buckets, Example, TokenizedExample
+from gistjax.data.prompts import decode
 from gistjax.evaluation.breakdown import answer_place, answer_type, breakdown
 from gistjax.evaluation.controls import shuffle_contexts
 from gistjax.evaluation.diagnostics import answer_diversity, slot_similarity
@@ -162,7 +163,8 @@ class Evaluator:
         return score(self._texts(answers), self._examples, samples, self._config.seed)
 
     def _texts(self, answers: Answers) -> list[str]:
-        return [self._pretrained.prompt.decode(ids) for ids in answers.ids]
+        tokenizer = self._pretrained.tokenizer
+        return [decode(tokenizer, ids, skip_special_tokens=True).strip() for ids in answers.ids]
 
     def _untuned_baseline(self) -> Scores | None:
         """Score the base itself with the whole context, by the same code, unless switched off."""
@@ -228,8 +230,8 @@ class Evaluator:
         return breakdown(scores.f1_N, groups, scores.clusters_N, samples, self._config.seed)
 
     def _predictions(self, answers: Answers, scores: Scores) -> list[dict[str, Any]]:
-        decode, as_read = self._pretrained.tokenizer.decode, {"clean_up_tokenization_spaces": False}
-        contexts = {row.context_id: str(decode(row.context_ids, **as_read)) for row in self._rows}
+        tokenizer = self._pretrained.tokenizer
+        contexts = {row.context_id: decode(tokenizer, row.context_ids) for row in self._rows}
         return [
             {
                 "id": example.id,
