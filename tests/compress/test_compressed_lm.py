@@ -29,6 +29,8 @@ FORMS = [(name, "soft_tokens") for name in (*ARCHITECTURES, "none", "closed_book
     ("gist", "key_values"),
     ("pooling", "key_values"),
 ]
+FAST = ("gist", "pooling", "none")
+"""Architectures whose tests are not slow, where all are tried."""
 SLOTS = [
     {},
     {"slot_start": "window_means", "slot_positions": "spread", "ratio": 3.0},
@@ -81,7 +83,10 @@ def test_padding_tokens_change_nothing(name, form, rng):
     )
 
 
-@pytest.mark.parametrize(("name", "form"), FORMS)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [form if form[0] in FAST else pytest.param(*form, marks=pytest.mark.slow) for form in FORMS],
+)
 def test_wider_padding_changes_nothing(name, form, rng):
     model = Compiled(tiny_model(name, slot_form=form))
     ids, length, tokens, tokens_length = inputs(rng)
@@ -243,6 +248,7 @@ def test_encoder_mask_through_gradients(bidirectional, rng):
             assert (influence[b, t, b, u] > 0) == may_see
 
 
+@pytest.mark.slow
 def test_rms_connector_matches_the_embeddings(rng):
     model = tiny_model("conv")
     model.compressor.connector.embedding_rms[...] = jnp.float32(0.3)
@@ -291,6 +297,7 @@ def test_slots_of_a_ratio_and_their_positions(rng):
     chex.assert_shape(memory.x_BxXxD, (3, 4, 32))
 
 
+@pytest.mark.slow
 def test_each_row_may_have_its_own_ratio(rng):
     ids, length, tokens, tokens_length = inputs(rng)
     model = Compiled(tiny_model("pooling", target_length=16, ratio=4.0, ratios=(2.0, 4.0)))

@@ -113,6 +113,7 @@ def test_long_texts_are_compressed_in_pieces(engine, examples, monkeypatch):
     assert isinstance(document.ask(examples[0].question).text, str)
 
 
+@pytest.mark.slow
 def test_limits_are_named(engine, tmp_path):
     with pytest.raises(DataError, match="context is empty"):
         engine.compress(" \n ")

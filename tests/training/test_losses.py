@@ -45,7 +45,7 @@ def log_probability(model, ids, length, context_tokens, target):
     return logits[target] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
 
 
-@pytest.mark.parametrize("architecture", ["gist", "none"])
+@pytest.mark.parametrize("architecture", ["gist", pytest.param("none", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("weights", [{"teacher_forcing": 1.0}, ALL])
 def test_teacher_forcing_token_by_token(architecture, weights, rng):
     model, batch = tiny_model(architecture), tiny_batch(rng)
@@ -159,6 +159,7 @@ def test_text_tasks_are_means_over_their_own_rows(rng):
     np.testing.assert_allclose([parts[name] for name in names], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_batchs_ratios_decide_the_slots(rng):
     model, batch = tiny_model("pooling", target_length=16, ratios=(2.0, 4.0)), tiny_batch(rng)
     ratio = np.array([2, 4, 4, 2], np.float32)

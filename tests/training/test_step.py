@@ -208,6 +208,7 @@ def test_bad_steps_are_counted_in_all_and_in_a_row(guarded):
     assert (health.bad_steps, health.bad_in_a_row, health.last_bad_step) == (5, 3, 6)
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_no_spike(guarded):
     """There is nothing yet to measure it against."""
     assert guarded("spike").health.bad_steps == 0
