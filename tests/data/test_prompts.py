@@ -181,6 +181,31 @@ def test_what_is_cut_or_too_long_is_counted(prompt):
     }
 
 
+def test_a_row_may_be_as_long_as_its_limits(prompt):
+    """An answer of exactly `answer_tokens`, in a question and answer of exactly the bucket."""
+    squad = squad_of(example("A cat.", question="What is it?"))
+    answer = len(prompt.encode_answer("cat"))
+    both = len(prompt.encode_question("What is it?")) + answer
+    fits = data_config(answer_tokens=answer, question_buckets=(both,))
+    train, _, report = encode_splits(squad, prompt, fits, seed=0)
+    assert len(train) == 1 and not report.counts
+    for change, why in (
+        ({"answer_tokens": answer - 1}, "answers too long"),
+        ({"question_buckets": (both - 1,)}, "questions too long"),
+    ):
+        with pytest.raises(DataError, match=why):
+            encode_splits(squad, prompt, replace(fits, **change), seed=0)
+
+
+def test_a_validation_question_of_exactly_the_bucket_is_not_shortened(prompt):
+    squad = squad_of(example("A cat.", question="What is it?"))
+    whole = prompt.encode_question("What is it?")
+    data = data_config(question_buckets=(len(whole),))
+    _, [row], report = encode_splits(replace(squad, train=[]), prompt, data, seed=0)
+    assert row.question_ids.tolist() == whole.tolist()
+    assert not any("shortened" in count for count in report.counts)
+
+
 def test_a_question_is_written_only_where_its_answer_was_read(prompt):
     squad = squad_of(
         swap(example("dog " * 100 + "cat")), replace(swap(example("A cat.")), context_id=1)

@@ -25,6 +25,21 @@ def test_four_flops_a_decoder_parameter_and_position():
     assert encoder == pytest.approx(4 * (matrices - vocabulary) / 30 * 3 * 512)
 
 
+def test_a_frozen_encoder_takes_half_of_a_trained_one(rng):
+    """Forward alone: its states have no gradient."""
+    trained, frozen, none = (
+        CompressionConfig(encoder=EncoderConfig(kind=kind))
+        for kind in ("lora", "hidden", "embeddings")
+    )
+    each = [flops.step_flops(config, BASE, 512, 128)[1] for config in (trained, frozen, none)]
+    assert each == [4 * 30 * flops.layer_parameters(BASE) * 512, each[0] / 2, 0]
+    batch = jax.tree.map(lambda x: x[None], tiny_batch(rng))
+    read = int(batch.context_length_E.sum())
+    [encoder] = {flops.step_flops(frozen, TINY, read, n)[1] for n in (1, 9)}
+    more = flops.batch_flops(frozen, TINY, batch) - flops.batch_flops(none, TINY, batch)
+    assert more == encoder > 0
+
+
 def _matrices(base):
     """The base's matrices; the tied table counts once, as the output."""
     llama = Llama(base, random_initializer(jax.random.key(0), np.float32))

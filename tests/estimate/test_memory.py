@@ -5,8 +5,16 @@ import dataclasses
 import pytest
 from absl import flags
 
-from gistjax.config import LoraConfig, ModelConfig
-from gistjax.estimate.memory import Pass, memory_estimate, prefix_tokens
+from gistjax.config import CompressionConfig, DataConfig, LoraConfig, ModelConfig
+from gistjax.estimate import memory
+from gistjax.estimate.flops import layer_parameters
+from gistjax.estimate.memory import (
+    Pass,
+    activation_bytes,
+    memory_estimate,
+    passes,
+    prefix_tokens,
+)
 from gistjax.model.config import LlamaConfig
 from gistjax.runtime import cli
 from gistjax.weights.registry import KNOWN, resolve
@@ -102,16 +110,68 @@ def test_what_a_layer_keeps_of_a_position(model, lora, keys, numbers, fixed):
     assert layer == numbers * size + fixed
 
 
-def test_a_scan_keeps_what_jax_saves():
+@pytest.mark.parametrize(("model", "size", "weights"), [(BF16, 2, 2), (FP32, 4, 0)])
+def test_a_scan_keeps_what_jax_saves(model, size, weights):
     # norms' inputs in fp32, five buffers of the gated unit, mask, two fp32 exponentials, weights
-    scan = dataclasses.replace(BF16, scan_layers=True)
+    scan = dataclasses.replace(model, scan_layers=True)
     layer = Pass(1, 1, 1, 3, NONE, 1).layer(BASE, scan)
-    assert layer == 2 * 8 * 4 + (24 + 5 * 32) * 2 + 4 * (1 + 4 + 4 + 2)
+    assert layer == 2 * 8 * 4 + (24 + 5 * 32) * size + 4 * (1 + 4 + 4 + weights)
+
+
+SMALL = CompressionConfig(
+    architecture="none",
+    batch_size=2,
+    accumulation=1,
+    loss_weights={"teacher_forcing": 1.0},
+    model=BF16,
+    data=DataConfig(context_buckets=(16,), question_buckets=(8,), answer_tokens=4),
+)
+
+
+def activations(config=SMALL, trainable=0, base=BASE):
+    return activation_bytes(config, base, 3, trainable)
+
+
+def test_trained_parameters_are_copied_and_have_gradients_where_those_are_more_or_accumulate():
+    assert activations(trainable=1000) - activations() == 2 * 1000
+    assert activations(trainable=10**9) == 4 * 10**9
+    twice = SMALL.replace(accumulation=2)
+    assert activations(twice, 1000) - activations(twice) == (2 + 4) * 1000
+    assert activations(twice, 10**9) == (4 + 4) * 10**9
+
+
+def test_an_architecture_keeps_the_context_states():
+    one_a_token = SMALL.replace(architecture="gist", target_length=16)
+    assert activations(one_a_token) - activations() == 5 * 2 * 16 * 8 * 2
+
+
+def test_a_scan_copies_a_layer_and_remat_computes_one_again(monkeypatch):
+    base = dataclasses.replace(BASE, vocab_size=1)  # else the logits are more than a layer
+    matrices = 2 * layer_parameters(base)
+    for changes, more in (
+        ({"scan_layers": True}, matrices),
+        ({"remat": True}, 0),
+        ({"scan_layers": True, "remat": True}, matrices),
+    ):
+        model = dataclasses.replace(BF16, **changes)
+        config = SMALL.replace(model=model)
+        [only] = passes(config, base, 3)
+        again = only.layer(base, model) if model.remat else 0
+        assert activations(config, base=base) == only.kept(base, model) + more + again
+
+
+def test_merged_layers_decode_the_models_own_answers(monkeypatch):
+    generates = SMALL.replace(loss_weights={"teacher_forcing": 1.0, "generation": 1.0})
+    merged = activations(generates)
+    monkeypatch.setattr(memory, "MERGE_UP_TO", 7)
+    assert merged - activations(generates) == 3 * 2 * layer_parameters(BASE)
 
 
 def test_of_the_last_layer_the_answers_feed_forward_alone_is_kept():
     whole, last = (Pass(2, 10, 0, 3, NONE, n).kept(BASE, BF16) for n in (10, 4))
     assert whole - last == 2 * 6 * (8 + 64) * 2
+    scan = dataclasses.replace(BF16, scan_layers=True)
+    assert len({Pass(2, 10, 0, 3, NONE, n).kept(BASE, scan) for n in (10, 4)}) == 1
 
 
 def test_with_remat_a_layer_keeps_its_input_and_a_scan_its_carry():

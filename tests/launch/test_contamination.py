@@ -6,9 +6,11 @@ import sys
 import unicodedata
 
 import pytest
+from absl import flags
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch import contamination
 from launch.contamination import longest_overlaps, words_of
 
 SHORT = "Ada Byron built the mill at Esker in 1783."
@@ -42,6 +44,13 @@ def test_a_piece_is_found_wherever_it_stands(words, n, data):
     [longest] = longest_overlaps([" ".join(words)], ["z " + piece + " z"], n)
     assert n <= longest <= len(words)
     assert longest_overlaps([" ".join(words)], ["z " + " z ".join(words)], max(n, 2)) == [0]
+
+
+def test_an_overlap_is_of_thirteen_words_unless_said_otherwise():
+    values = flags.FlagValues()
+    contamination.define_flags(values)
+    values.mark_as_parsed()
+    assert values.words == 13
 
 
 def test_words():
