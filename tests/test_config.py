@@ -126,3 +126,19 @@ def test_every_loss_can_be_switched_on_where_a_config_file_names_a_few():
     config = CompressionConfig(loss_weights={"teacher_forcing": 1.0}).to_config_dict()
     assert set(config.loss_weights) == set(DEFAULT_LOSS_WEIGHTS)
     assert sum(config.loss_weights.values()) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ({}, "llama-3.1-8b-instruct"),
+        ({"path": "random"}, "llama-3.1-8b-instruct"),
+        ({"path": "/models/mine/"}, "mine"),
+        ({"path": "models/../mine.gguf"}, "mine.gguf"),
+        ({"path": "/hub/models--me--llama/snapshots/0a1b"}, "me/llama"),
+        ({"path": "/models/mine", "name": "me/llama"}, "me/llama"),
+        ({"name": "me/llama"}, "me/llama"),
+    ],
+)
+def test_a_base_is_known_by_its_name_or_by_its_path_alone(model, name):
+    assert ModelConfig(**model).known_as == name

@@ -12,6 +12,7 @@ from gistjax.errors import WeightsError
 from gistjax.model.config import RopeScaling
 from gistjax.model.rope import rope_frequencies, scale_frequencies
 from gistjax.weights.gguf_file import GgufReader, _uninterleave, open_gguf
+from gistjax.weights.gguf_header import read_header
 from gistjax.weights.loading import expected_shapes
 from gistjax.weights.registry import resolve
 from gistjax.weights.tokenizers import gguf_tokenizer
@@ -123,6 +124,24 @@ def test_the_header_and_the_tensors_are_those_of_the_package(tmp_path):
         array = ours._dequantized(tensor.name)
         expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         np.testing.assert_array_equal(array, expected, strict=True)
+
+
+def test_every_type_of_entry_is_read_as_the_package_does(tmp_path):
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for bits in (8, 16, 32, 64):
+        getattr(writer, f"add_uint{bits}")(f"general.u{bits}", 2**bits - 1)
+        getattr(writer, f"add_int{bits}")(f"general.i{bits}", -(2 ** (bits - 1)))
+    writer.add_float32("general.f32", 1.5)
+    writer.add_float64("general.f64", 1e300)
+    writer.add_bool("general.bool", True)
+    writer.add_string("general.text", "Größe")
+    for name, values in {"numbers": [-1, 2], "texts": ["a", "ß"], "halves": [0.5, -0.5]}.items():
+        writer.add_array(f"general.{name}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert read_header(path)[0] == entries_of(path)
 
 
 @pytest.mark.parametrize(
