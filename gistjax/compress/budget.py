@@ -10,6 +10,10 @@ import numpy as np
 
 from gistjax.config import CompressionConfig
 
+EXACT = 1 - 1e-6
+"""Factor of a quotient before it is rounded up: 21 tokens at 2.1 are 10 slots, although the floats'
+quotient is 10.000001 on one device and 10 on another."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -55,7 +59,7 @@ class Budget:
             ratio = self.ratio or 1
             if ratio == int(ratio):  # exact: XLA divides by a constant inexactly
                 return xp.minimum(-(-length // int(ratio)), self.most)
-        return xp.minimum(xp.ceil(length / ratio).astype(xp.int32), self.most)
+        return xp.minimum(xp.ceil(length / ratio * EXACT).astype(xp.int32), self.most)
 
     def room(self, tokens: int, drawn: bool = False) -> int:
         """Slots M that contexts padded to so many tokens need.
@@ -64,7 +68,7 @@ class Budget:
             drawn: each context draws its ratio, so that there is room for the least.
         """
         ratio = self.least_ratio if drawn else self.ratio
-        return min(math.ceil(tokens / (ratio or 1)), self.most)
+        return min(math.ceil(tokens / (ratio or 1) * EXACT), self.most)
 
     def decoder_positions(self, tokens: int) -> int:
         """Positions between prefix and question that a padded context takes in training."""

@@ -27,6 +27,24 @@ def test_as_many_slots_as_windows_also_where_xla_divides(ratio):
     assert [int(budget.slots(n)) for n in (1, 100, 4096)] == [expected[i] for i in (0, 99, 4095)]
 
 
+@pytest.mark.parametrize("tenths", [*range(11, 60), 73, 99, 128, 311])
+def test_a_fractional_ratio_gives_the_slots_of_exact_numbers_everywhere(tenths):
+    """On host and device, configured or drawn: no row has more slots than there is room for."""
+    lengths = np.arange(1, 600)
+    budget, ratio = Budget(600, tenths / 10), np.float32(tenths / 10)
+    expected = [-(-10 * n // tenths) for n in lengths.tolist()]
+    drawn = np.full(len(lengths), ratio)
+    assert budget.slots(lengths).tolist() == budget.slots(lengths, drawn).tolist() == expected
+    assert jax.jit(budget.slots)(jnp.asarray(lengths)).tolist() == expected
+    assert _slots(jnp.asarray(lengths), jnp.asarray(drawn)).tolist() == expected
+    assert [budget.room(n) for n in lengths.tolist()] == expected
+
+
+@jax.jit
+def _slots(lengths, ratios):
+    return Budget(600).slots(lengths, ratios)
+
+
 def test_each_context_may_have_its_own_ratio():
     lengths, ratios = np.array([16, 9, 3]), np.array([2.0, 4.0, 2.0], np.float32)
     budget = Budget.of(ANY)
