@@ -32,7 +32,7 @@ from gistjax.experiment.base import (
     load_pretrained,
 )
 from gistjax.experiment.run_dir import RunDir
-from gistjax.experiment.start import check_start
+from gistjax.experiment.start import check_start, note_base
 from gistjax.runtime.sharding import rows_per_step
 from gistjax.runtime.tensors import hash_tensors, load_tensors
 from gistjax.runtime.texts import user_path
@@ -114,6 +114,7 @@ def load_inputs(
         encoded = pool.submit(_encode, config, dataset, found[1])
         pretrained = pretrained or load_pretrained(config, mesh, found)
         pretrained.check_run(run)
+        note_base(config, pretrained.base_sha256)
         train, texts, validation, report = encoded.result()
     log.info("%s", report)
     inputs = Inputs(pretrained, train, validation, dataset.validation, report, texts)

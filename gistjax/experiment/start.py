@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from gistjax.compress.parameters import find_exported
 from gistjax.config import CompressionConfig, LoraConfig
 from gistjax.errors import CheckpointError, ConfigError
+from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime.tensors import hash_tensors, load_tensors
 from gistjax.runtime.texts import user_path
 
@@ -41,6 +42,22 @@ def check_start(config: CompressionConfig) -> str:
             "from another compressor."
         )
     return hash_tensors(arrays)
+
+
+def note_base(config: CompressionConfig, base_sha256: str) -> None:
+    """Say so where the earlier stage's run names another base, or this one in another dtype."""
+    if not config.init_from:
+        return
+    about = find_exported(user_path(config.init_from)).with_name("config.json")
+    theirs = RunDir(about.parent).about().get("base_sha256") if about.is_file() else None
+    if theirs not in (None, "", base_sha256):
+        log.warning(
+            "init_from: %s was trained on another base, or on this one in another dtype (SHA-256 "
+            "%s…, here %s…)",
+            about.parent,
+            theirs[:12],
+            base_sha256[:12],
+        )
 
 
 def _changed(ours: CompressionConfig, theirs: CompressionConfig) -> Iterator[str]:

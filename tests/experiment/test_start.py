@@ -1,12 +1,14 @@
 """What a training may start from."""
 
+import json
+
 import numpy as np
 import pytest
 
 from gistjax.config import CompressionConfig, EncoderConfig, LoraConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.run_dir import provenance
-from gistjax.experiment.start import check_start
+from gistjax.experiment.start import check_start, note_base
 from gistjax.runtime.tensors import save_tensors
 
 LORA = LoraConfig(rank=4, alpha=8.0, targets=("q", "v"))
@@ -76,6 +78,20 @@ def test_the_hash_is_that_of_the_weights(tmp_path):
     for other in ({"a": np.arange(1.0, 4.0)}, {"b": np.arange(3.0)}, {"a": np.arange(3)}):
         save_tensors(file, other, provenance(EARLIER))
         assert check_start(EARLIER.replace(init_from=str(tmp_path))) != one
+
+
+def test_another_base_is_told(tmp_path, caplog):
+    start(tmp_path, EARLIER, EARLIER)
+    config = EARLIER.replace(init_from=str(tmp_path))
+    note_base(EARLIER, "b" * 64)
+    note_base(config, "b" * 64)  # the file alone does not say
+    about = {"config": EARLIER.to_json(), "base_sha256": "a" * 64}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    note_base(config, "a" * 64)
+    assert not caplog.messages
+    note_base(config, "b" * 64)
+    note_base(config.replace(init_from=str(tmp_path / "compressor.safetensors")), "b" * 64)
+    assert caplog.text.count("another base, or on this one in another dtype") == 2
 
 
 def test_weights_that_do_not_say_how_they_were_trained(tmp_path, caplog):
