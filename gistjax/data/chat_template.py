@@ -127,7 +127,7 @@ def _apply(
     turns: list[dict[str, str]],
     add_generation_prompt: bool = False,
 ) -> str:
-    template = tokenizer.get_chat_template()
+    template = tokenizer.get_chat_template().removeprefix("\ufeff")  # a file may begin so
     if "strftime_now" in template:
         template = _STRFTIME + template
     text = tokenizer.apply_chat_template(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Container, Iterable, Iterator, Mapping
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -216,10 +217,20 @@ def _example(row: dict[str, Any], context_id: int, task: Task, name: str) -> Exa
         question=row["question"].strip(),
         answers=golds,
         context_id=context_id,
-        evidence=tuple(gold for gold in golds if gold in row["context"]) if task.extractive else (),
+        evidence=tuple(_found(golds, row["context"])) if task.extractive else (),
         task=name,
         metric=task.metric,
     )
+
+
+def _found(golds: Iterable[str], context: str) -> Iterator[str]:
+    """Yield the gold answers that stand in the context, as they are spelt there.
+
+    The same letters may be composed (NFC) in one and decomposed (NFD) in the other.
+    """
+    for gold in golds:
+        spellings = (gold, *(unicodedata.normalize(form, gold) for form in ("NFC", "NFD")))
+        yield from islice((text for text in spellings if text in context), 1)
 
 
 def _problem(row: Any, task: Task) -> str | None:

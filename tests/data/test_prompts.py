@@ -313,6 +313,11 @@ def test_texts_have_the_ids_of_the_tokenizer_whatever_it_cuts_and_pads(tokenizer
     assert prompt.encode_texts([]) == []
 
 
+def test_a_template_file_may_have_a_mark_and_other_line_ends(tokenizer, prompt):
+    marked = "\ufeff" + tokenizer.chat_template.replace("\n", "\r\n")
+    assert make_prompt(with_template(tokenizer, marked)).sha256 == prompt.sha256
+
+
 def test_a_template_that_asks_for_today_gets_the_same_day(tokenizer):
     template = LLAMA_LIKE.replace(
         "{% if date_string is defined %}{{ date_string }}{% else %}", "{% if true %}"

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 from absl import flags
@@ -115,6 +116,18 @@ def test_a_row_whose_value_is_null_is_counted(problem, tmp_path):
     data = DataConfig(path=str(tmp_path), train_examples=-1, validation_examples=0)
     dataset = load_dataset(data, 0)
     assert dataset.report.counts == {f"train: skipped, {problem}": 1}
+
+
+@pytest.mark.parametrize(("of_context", "of_answer"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_an_answer_is_trained_on_in_the_contexts_own_normal_form(of_context, of_answer, tmp_path):
+    name = "Émile Zoë"
+    context = unicodedata.normalize(of_context, f"{name} built it.")
+    row = {**ROW, "context": context, "answers": [unicodedata.normalize(of_answer, name)]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    data = DataConfig(path=str(tmp_path), train_examples=-1, validation_examples=0)
+    [example] = load_dataset(data, 0).train
+    assert example.answers[0] in example.context == context
+    assert unicodedata.normalize("NFC", example.answers[0]) == name
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
