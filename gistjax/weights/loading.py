@@ -78,8 +78,8 @@ def check_stored(
     for name in sorted(stored.keys() | expected.keys()):
         if name not in expected:
             raise WeightsError(
-                f"it has a tensor {name}, for which this model has no place. If it is of a "
-                "quantised model or an adapter, give the merged, unquantised model."
+                f"it has a tensor {name}, for which this model has no place. If the model is "
+                "quantised, adapted or wrapped, save it plain and whole, as transformers does."
             )
         if name not in stored:
             raise WeightsError(f"it lacks the tensor {name}: is this the whole model?")
