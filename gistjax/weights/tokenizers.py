@@ -134,29 +134,50 @@ def _byte_level_tokenizer(file: GgufReader, pre: str) -> PreTrainedTokenizerFast
     backend.decoder = decoders.ByteLevel()
     for token, kind in zip(tokens, file.entry("tokenizer.ggml.token_type"), strict=True):
         if kind in (CONTROL, USER_DEFINED):
-            added = AddedToken(token, special=kind == CONTROL, normalized=False)
             add = backend.add_special_tokens if kind == CONTROL else backend.add_tokens
-            add([added])
-
-    def special(name: str) -> str | None:
-        index = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return None if index is None else tokens[index]
-
-    bos = file.metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe") and special("bos")
-    eos = file.metadata.get("tokenizer.ggml.add_eos_token", False) and special("eos")
+            add([AddedToken(token, special=kind == CONTROL, normalized=False)])
+    bos = _added_token(file, "bos", pre == "llama-bpe")
+    eos = _added_token(file, "eos", False)
     backend.post_processor = processors.TemplateProcessing(
         single=[part for part in (bos, "$A", eos) if part],
         special_tokens=[(token, vocab[token]) for token in (bos, eos) if token],
     )
+    template = file.metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str | None):
+        raise WeightsError(f"{file.path} has a chat template that is no text.")
     return _fast(
         backend,
-        file.metadata.get("tokenizer.chat_template"),
-        bos_token=special("bos"),
-        eos_token=special("eos"),
-        unk_token=special("unknown"),
-        pad_token=special("padding") or special("eos"),
+        template,
+        bos_token=_special_token(file, "bos"),
+        eos_token=_special_token(file, "eos"),
+        unk_token=_special_token(file, "unknown"),
+        pad_token=_special_token(file, "padding") or _special_token(file, "eos"),
         clean_up_tokenization_spaces=False,
     )
+
+
+def _special_token(file: GgufReader, name: str) -> str | None:
+    tokens: list[str] = file.entry("tokenizer.ggml.tokens")
+    index = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+    if index is None:
+        return None
+    if type(index) is not int or not 0 <= index < len(tokens):
+        raise WeightsError(f"{file.path} names {index!r} as {name} of {len(tokens)} tokens.")
+    return tokens[index]
+
+
+def _added_token(file: GgufReader, name: str, default: bool) -> str | None:
+    """Return the token that stands at an end of each text; None if there is none.
+
+    Args:
+        default: whether there is one where the file does not say; llama.cpp decides so too.
+    """
+    is_added, token = file.metadata.get(f"tokenizer.ggml.add_{name}_token"), None
+    if default if is_added is None else is_added:
+        token = _special_token(file, name)
+    if is_added and token is None:
+        raise WeightsError(f"{file.path} has add_{name}_token and no {name}_token_id.")
+    return token
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

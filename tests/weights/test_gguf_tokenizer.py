@@ -68,6 +68,21 @@ def test_a_token_that_a_user_defined_is_kept_and_found_in_texts(tmp_path):
     assert tokenizer.decode([1, 9, 0], skip_special_tokens=True) == "a<think>"
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("tokenizer.ggml.bos_token_id", 9, "names 9 as bos of 9 tokens"),
+        ("tokenizer.ggml.padding_token_id", "0", "names '0' as padding"),
+        ("tokenizer.ggml.add_bos_token", True, "has add_bos_token and no bos_token_id"),
+        ("tokenizer.chat_template", [1, 2], "a chat template that is no text"),
+    ],
+)
+def test_tokens_and_templates_that_cannot_be_are_refused(key, value, says, tmp_path):
+    write(tmp_path / "m.gguf", extra={key: value})
+    with pytest.raises(WeightsError, match=says):
+        gguf_tokenizer(GgufReader(tmp_path / "m.gguf"))
+
+
 def test_a_token_twice_is_refused(tmp_path):
     write(tmp_path / "m.gguf", vocabulary={"tokens": ["ab"]})
     with pytest.raises(WeightsError, match="two tokens of one name"):
