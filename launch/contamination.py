@@ -61,9 +61,13 @@ def _word() -> re.Pattern[str]:
 
 
 @functools.cache
-def _invisible() -> dict[int, None]:
-    """Characters that change how others look, or nothing: marks, soft hyphens, joiners."""
-    return dict.fromkeys(map(ord, _characters("Mn", "Me", "Cf")))
+def _invisible() -> dict[int, str]:
+    """Characters that change how others look, or nothing: marks, soft hyphens, joiners.
+
+    Apostrophes that count as letters part words as others do.
+    """
+    apostrophes = dict.fromkeys(range(0x2B9, 0x2C0), "'")
+    return dict.fromkeys(map(ord, _characters("Mn", "Me", "Cf")), "") | apostrophes
 
 
 def _characters(*categories: str) -> list[str]:

@@ -13,7 +13,7 @@ from gistjax.config import ModelConfig
 from gistjax.data import facts
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.evaluate import evaluate_run
-from gistjax.experiment import base
+from gistjax.experiment import base, evaluator
 from gistjax.runtime import cli
 from tests.helpers.runs import ASKED as CONFIG
 from tests.helpers.runs import write_run
@@ -42,6 +42,19 @@ def test_the_full_context_is_read_token_by_token(engine, examples):
     full = engine.full_context().compress(examples[0].context)
     assert full.slots == full.tokens == engine.compress(examples[0].context).tokens
     assert full.ask(examples[0].question).positions == full.tokens
+
+
+@pytest.mark.slow
+def test_the_full_context_answers_as_the_baseline_of_the_evaluation(
+    rundir, engine, examples, monkeypatch
+):
+    scored, score = [], evaluator.score
+    monkeypatch.setattr(evaluator, "score", lambda *given: scored.append(given[0]) or score(*given))
+    both = dataclasses.replace(CONFIG.evaluation, baseline=True, shuffled=False)
+    evaluate_run(rundir, CONFIG.replace(evaluation=both))
+    full = engine.full_context()
+    answers = [full.compress(example.context).ask(example.question).text for example in examples]
+    assert answers == scored[1] != scored[0]
 
 
 @pytest.mark.slow

@@ -72,6 +72,7 @@ def test_words():
         (SHORT, f"Before. {SHORT} After."),
         (SHORT, "before ada BYRON built the mill — at\u00a0Esker, in “1783”"),
         ("Yes.", "oh yes"),
+        ("It's the miller's.", "it\u2019s the miller\u02bcs"),
         (GERMAN, unicodedata.normalize("NFD", GERMAN)),
         (unicodedata.normalize("NFD", GERMAN), f"x {unicodedata.normalize('NFC', GERMAN)} y"),
         (GERMAN, GERMAN.upper()),
