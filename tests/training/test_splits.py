@@ -1,8 +1,10 @@
 """A step is the same however its rows are split into micro-batches, devices and tasks."""
 
 import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -64,8 +66,15 @@ def split(batch, K):
 def outcome(batch, K, mesh=None, weights=EVERY):
     """What a step of these rows logs, and its gradients."""
     mesh = mesh or one_device()
-    state, frozen, step = start(mesh, weights=weights)
+    state, frozen, step = started(mesh, tuple(weights.items()))
+    state = jax.tree.map(jnp.copy, state)  # a step takes its state over
     return logged(*step(state, frozen, put_batch(split(batch, K), mesh, leading=1)))
+
+
+@functools.cache
+def started(mesh, weights):
+    """The start of a training, whose step is compiled once for each shape of batch."""
+    return start(mesh, weights=dict(weights))
 
 
 def logged(state, metrics):
