@@ -84,6 +84,9 @@ def _render_chat(tokenizer: PreTrainedTokenizerFast, instruction: str, user: str
     lead = ""
     if answered.startswith(text):
         lead = answered[len(text) :].partition(ANSWER)[0]
+    if lead.strip():  # words before each answer, as of thoughts left out: the prompt says them
+        said, lead = lead.rstrip(" "), lead[len(lead.rstrip(" ")) :]
+        text += said
     return Rendered(text, lead, answered.partition(ANSWER)[2])
 
 

@@ -365,3 +365,39 @@ def test_the_end_of_a_turn_is_found_where_a_generation_prompt_says_more(tokenize
     prompt = make_prompt(with_template(tokenizer, thinks))
     assert tokenizer.decode(prompt.question_close_ids).endswith("assistant\n<think>\n")
     assert prompt.end_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}"
+    "{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+THINKING = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
+    "{%- if message.role == 'assistant' %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+    "{{- message.content + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "close", "end"),
+    [
+        (MISTRAL, " [/INST]", "<|endoftext|>"),
+        (THINKING, "assistant\n<think>\n\n</think>\n\n", "<|im_end|>"),
+        ({"default": MISTRAL, "tool_use": "no"}, " [/INST]", "<|endoftext|>"),
+    ],
+)
+def test_published_kinds_of_templates(tokenizer, template, close, end):
+    prompt = make_prompt(with_template(tokenizer, template))
+    assert "Answer the question" in tokenizer.decode(prompt.prefix_ids)
+    assert tokenizer.decode(prompt.encode_question("Who?")).endswith(close)
+    assert tokenizer.decode(prompt.encode_answer("cat")) == f"cat{end}"
+
+
+def test_a_template_for_lists_of_parts_is_refused(tokenizer):
+    parts = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+    with pytest.raises(WeightsError, match="drops the user's message"):
+        make_prompt(with_template(tokenizer, parts))
