@@ -96,14 +96,14 @@ def tolerate_terminals() -> None:
 def as_typed(line: str) -> str:
     """Return a line from the keyboard, also where the terminal says that it is ASCII."""
     with contextlib.suppress(UnicodeError):
-        return line.encode(sys.stdin.encoding, "surrogateescape").decode("utf-8")
+        return line.encode(sys.stdin.encoding or "utf-8", "surrogateescape").decode("utf-8")
     return line
 
 
 def shown(text: str, ascii_text: str) -> str:
     """Return a text, or the other one where standard output cannot show it."""
     try:
-        text.encode(sys.stdout.encoding or "utf-8")
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         return ascii_text
     return text
