@@ -38,6 +38,11 @@ TASKS = {
     "answer": "gistjax.data.squad",
     "question": "gistjax.data.question_writing",
 }
+_OWN_MODULES = (
+    *("squad", "squad_v2", "hotpotqa", "hotpotqa_supporting", "gsm8k", "gsm8k_examples"),
+    *("gsm8k_numbers", "fairytaleqa", "fairytaleqa_sections", "nq", "jsonl"),
+)
+TASKS |= {name: f"gistjax.data.{name}" for name in _OWN_MODULES}
 """Modules of the tasks, each of which defines its `TASK` (`gistjax.data.tasks`)."""
 DEFAULT_LOSS_WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
 DEFAULT_LOSS_WEIGHTS |= dict.fromkeys(("distillation", *TEXT_LOSSES), 0.0)
@@ -127,7 +132,7 @@ class DataConfig:
     train_examples: int = setting(10_000, "training questions, drawn by seed; -1 is all", least=-1)
     validation_examples: int = setting(1_000, "validation questions; -1 is all", least=-1)
     task: str = setting(
-        "answer", "the text to learn: answers, or questions to answers", choices=TASKS
+        "answer", "what is asked and learned (docs/data.md has a table)", choices=TASKS
     )
     context: str = setting(
         "filled", "a paragraph alone, or filled up with others", choices=("paragraph", "filled")
@@ -142,7 +147,7 @@ class DataConfig:
     question_buckets: tuple[int, ...] = setting(
         (30, 42, 64), "lengths of question and answer together to pad to", ascending=True
     )
-    answer_tokens: int = setting(32, "longest answer to train on, end token included", least=2)
+    answer_tokens: int = setting(32, "longest answer to train on, unless the task says", least=2)
     questions_per_context: int = setting(
         1, "questions that share one compression in training", least=1
     )
@@ -196,7 +201,7 @@ class EvaluationConfig:
     """Greedy answering and scoring."""
 
     batch_size: int = setting(32, "rows a device", least=1)
-    max_answer_tokens: int = setting(32, "longest answer, in tokens", least=1)
+    max_answer_tokens: int = setting(32, "longest answer, if its task has no longer ones", least=1)
     sample_predictions: int = setting(50, "rows of sample_predictions.json", least=0)
     bootstrap_samples: int = setting(2_000, "draws of contexts for the intervals", least=1)
     baseline: bool = setting(True, "also score the untuned base with the full context")

@@ -28,11 +28,13 @@ def load_dataset(data: DataConfig, seed: int) -> Dataset:
     split that can be trained on.
 
     Raises:
-        ConfigError: if there is no such task.
+        ConfigError: if there is no such task, or it cannot be trained on so.
         DataError: if a split cannot be read, or has no usable row or too many others.
     """
     report, task = DataReport(), load_task(data.task)
     wanted = {"train": data.train_examples, "validation": data.validation_examples}
+    if data.train_examples or data.holdout:
+        task.check_trains(data.task, data)
     read = _read_held_out if data.holdout and any(wanted.values()) else _read_splits
     train, validation = read(task, data, wanted, report)
     drawn = {}
@@ -195,17 +197,20 @@ def _trainable(examples: Iterable[Example], task: Task, report: DataReport) -> I
         if reason := _untrainable(example, task):
             report.count(f"train: skipped, {reason}", example.id)
             continue
-        golds = example.evidence if task.extractive else example.answers
+        golds = example.answers
+        if task.extractive:
+            golds = (*example.evidence, *(gold for gold in golds if gold in task.other_answers))
         if len(golds) < len(example.answers):
             report.count("train: gold answers that are not in the context left out", example.id)
-        yield dataclasses.replace(example, answers=golds)
+        yield dataclasses.replace(example, answers=golds or (task.abstention,))
 
 
 def _untrainable(example: Example, task: Task) -> str | None:
     """Return why an example cannot be trained on, None if it can."""
     if not example.answers:
-        return "no answers"
-    return "no answer is in the context" if task.extractive and not example.evidence else None
+        return None if task.abstention else "no answers"
+    found = not task.extractive or example.evidence or set(example.answers) & {*task.other_answers}
+    return None if found else "no answer is in the context"
 
 
 def _example(row: dict[str, Any], context_id: int, task: Task, name: str) -> Example:
@@ -217,20 +222,26 @@ def _example(row: dict[str, Any], context_id: int, task: Task, name: str) -> Exa
         question=row["question"].strip(),
         answers=golds,
         context_id=context_id,
-        evidence=tuple(_found(golds, row["context"])) if task.extractive else (),
+        evidence=tuple(_found(golds, row["context"], task.other_answers))
+        if task.extractive
+        else (),
         task=name,
         metric=task.metric,
     )
 
 
-def _found(golds: Iterable[str], context: str) -> Iterator[str]:
+def _found(golds: Iterable[str], context: str, others: Container[str]) -> Iterator[str]:
     """Yield the gold answers that stand in the context, as they are spelt there.
 
     The same letters may be composed (NFC) in one and decomposed (NFD) in the other.
+
+    Args:
+        others: answers that need not be copied, and are left out.
     """
     for gold in golds:
         spellings = (gold, *(unicodedata.normalize(form, gold) for form in ("NFC", "NFD")))
-        yield from islice((text for text in spellings if text in context), 1)
+        if gold not in others:
+            yield from islice((text for text in spellings if text in context), 1)
 
 
 def _problem(row: Any, task: Task) -> str | None:

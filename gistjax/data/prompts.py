@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 INSTRUCTION = "Answer the question with a short phrase copied from the context."
+NOT_IN_TEXT = "not in the text"
+"""What a model says to a question that the context does not answer, if its task trains that."""
 USER = f"Context:\n{CONTEXT}\n\nQuestion: {QUESTION}"
 
 

@@ -6,21 +6,27 @@ or generated ones (`facts`).
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Any, cast
+from typing import Any
 
 from gistjax.config import DataConfig
 from gistjax.data import facts
-from gistjax.data.jsonl import read_jsonl
-from gistjax.data.tasks import Source, Task
+from gistjax.data.sources import (
+    SQUAD,
+    Hub,
+    Source,
+    find_file,
+    items,
+    line_files,
+    read_file,
+    read_json_file,
+)
+from gistjax.data.tasks import Task
 from gistjax.errors import DataError
-from gistjax.runtime.texts import user_path
 
-log = logging.getLogger(__name__)
+OFFICIAL = {"train": "train-v1.1.json", "validation": "dev-v1.1.json"}
 
 
 def read(data: DataConfig, split: str) -> Source:
@@ -29,23 +35,32 @@ def read(data: DataConfig, split: str) -> Source:
     Raises:
         DataError: if they cannot be read.
     """
+    return read_squad(data, split, OFFICIAL[split], Hub(SQUAD))
+
+
+def read_squad(data: DataConfig, split: str, official: str, hub: Hub) -> Source:
+    """Return the rows of a split in SQuAD's form, v1.1 or v2.0.
+
+    Args:
+        official: the name of its file in the official distribution.
+        hub: the data set without a path.
+
+    Raises:
+        DataError: if they cannot be read.
+    """
     if not data.path:
-        return Source(f"{data.name} ({split})", _hub_rows(data.name, split))
+        return hub.rows(data, split)
     if data.path == "facts":
         return Source(f"facts ({split})", facts.rows(split))
     if data.path == "sample":
         packed = resources.files("gistjax.data") / "sample" / f"{split}.json"
         return Source(str(packed), _json_rows(packed))
-    file = user_path(data.path) / f"{split}.json"
-    if not file.exists() and file.with_suffix(".jsonl").is_file():
-        return read_jsonl(data, split)
-    if not file.is_file():
-        raise DataError(
-            f"{file} is not there. --config.data.path takes a folder with train.json and "
-            "validation.json in SQuAD v1.1 format (or with train.jsonl and validation.jsonl), or "
-            "`sample`, or `facts`."
-        )
-    return Source(str(file), _json_rows(file))
+    about = (
+        "train.json and validation.json in SQuAD v1.1 format (or with train.jsonl and "
+        f"validation.jsonl, or {official}), or `sample`, or `facts`"
+    )
+    file = find_file(data, (f"{split}.json", *line_files(split), official), about)
+    return Source(str(file), _json_rows(file)) if file.suffix == ".json" else read_file(file)
 
 
 TASK = Task(read, extractive=True, unanswerable=True)
@@ -56,12 +71,7 @@ def _json_rows(file: Traversable) -> Iterator[Any]:
 
     Anything malformed below the article level comes out as a row to be counted.
     """
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, OSError, RecursionError) as error:
-        raise DataError(
-            f"{file} cannot be read as JSON ({error}): is it damaged or cut short?"
-        ) from error
+    content = read_json_file(file)
     articles = content.get("data") if isinstance(content, dict) else None
     if not isinstance(articles, list):
         raise DataError(
@@ -70,16 +80,10 @@ def _json_rows(file: Traversable) -> Iterator[Any]:
         )
     for number, article in enumerate(articles):
         title = article.get("title") if isinstance(article, dict) else None
-        for paragraph in _items(article, "paragraphs"):
+        for paragraph in items(article, "paragraphs"):
             context = paragraph.get("context") if isinstance(paragraph, dict) else None
-            for question in _items(paragraph, "qas"):
+            for question in items(paragraph, "qas"):
                 yield _flat_row(question, context, title or f"article {number}")
-
-
-def _items(parent: Any, key: str) -> list[Any]:
-    """Return the list under a key; without one, a stand-in that is counted as malformed."""
-    items = parent.get(key) if isinstance(parent, dict) else None
-    return items if isinstance(items, list) else [None]
 
 
 def _flat_row(question: Any, context: Any, title: Any) -> Any:
@@ -90,19 +94,3 @@ def _flat_row(question: Any, context: Any, title: Any) -> Any:
         answers = [answer.get("text") if isinstance(answer, dict) else None for answer in answers]
     row = {"title": title, "context": context, "answers": answers}
     return {**row, "id": question.get("id"), "question": question.get("question")}
-
-
-def _hub_rows(name: str, split: str) -> Iterable[Any]:
-    """Return the rows of a data set of the hub, by the `datasets` library and its cache."""
-    import datasets  # slow to import, and only the hub needs it
-
-    log.info("asking the hub for %s (%s) …", name, split)  # it tries for half a minute
-    try:
-        return cast(Iterable[Any], datasets.load_dataset(name, split=split))
-    except Exception as error:  # many kinds: offline, gated, unknown, no such split
-        cause = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise DataError(
-            f"the hub's data set {name} ({split}) cannot be had: {cause[0]}. Without the hub, "
-            "give a folder with train.json and validation.json (--config.data.path=FOLDER), or "
-            "--config.data.path=sample."
-        ) from error

@@ -13,25 +13,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from gistjax.config import TASKS, DataConfig
+from gistjax.config import TASKS, CompressionConfig, DataConfig
 from gistjax.data.chat_template import CONTEXT, QUESTION
 from gistjax.data.example import Example
 from gistjax.data.prompts import INSTRUCTION, USER, Prompt, make_prompt
+from gistjax.data.sources import Source
 from gistjax.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-
-class Source(NamedTuple):
-    """The rows of a split, as they were found, and the name that messages call them by."""
-
-    name: str
-    rows: Iterable[Any]
 
 
 def _unchanged(example: Example) -> Example:
@@ -42,8 +36,9 @@ def _unchanged(example: Example) -> Example:
 class Task:
     """One kind of questions: its rows, its prompt, its limits, its metric.
 
-    Answers of an extractive task are copied from the context. Others are not trained on, nor is a
-    row whose answer is cut off with the end of a long context; all are scored against.
+    Answers of an extractive task are copied from the context, but for `other_answers`. What is
+    neither is not trained on, nor is a row whose answer is cut off with the end of a long context;
+    all are scored against.
     """
 
     read: Callable[[DataConfig, str], Source]  # returns a split, `train` or `validation`
@@ -51,9 +46,12 @@ class Task:
     user: str = USER  # the user's turn, with @CONTEXT@ and then @QUESTION@ in it
     metric: str = "squad"  # a name in `gistjax.evaluation.metrics.METRICS`
     extractive: bool = False
+    other_answers: tuple[str, ...] = ()  # of an extractive task, such as yes and no
     unanswerable: bool = False  # a question without a gold answer is scored: right is an empty one
+    abstention: str = ""  # what is trained to be written then; empty: they are not trained on
+    trains: bool = True  # else it is for evaluation only
     context_tokens: int | None = None  # longest context, if less than `data.context_tokens`
-    answer_tokens: int | None = None  # longest answer, if less than `data.answer_tokens`
+    answer_tokens: int | None = None  # longest answer; None: `data.answer_tokens`
     transform: Callable[[Example], Example] = _unchanged  # applied to examples that are drawn
 
     def __post_init__(self) -> None:
@@ -69,12 +67,36 @@ class Task:
         return make_prompt(tokenizer, self.instruction, self.user)
 
     def limit(self, data: DataConfig) -> DataConfig:
-        """Return the configuration with lengths lowered to this task's."""
+        """Return the configuration with the lengths of this task."""
         return dataclasses.replace(
             data,
             context_tokens=min(data.context_tokens, self.context_tokens or data.context_tokens),
-            answer_tokens=min(data.answer_tokens, self.answer_tokens or data.answer_tokens),
+            answer_tokens=self.answer_tokens or data.answer_tokens,
         )
+
+    def check_trains(self, name: str, data: DataConfig) -> None:
+        """Refuse training that the task does not allow, or for which its answers are too long.
+
+        Raises:
+            ConfigError: naming the task and what to change.
+        """
+        if not self.trains and data.holdout:
+            raise ConfigError(
+                f"the task {name!r} is for evaluation only, so none of it can be held out from "
+                "training: leave --config.data.holdout at 0."
+            )
+        if not self.trains:
+            raise ConfigError(
+                f"the task {name!r} is for evaluation only: train on another --config.data.task, "
+                "or set --config.data.train_examples=0."
+            )
+        longest, bucket = self.answer_tokens or 0, max(data.question_buckets)
+        if longest >= bucket:
+            raise ConfigError(
+                f"answers of the task {name!r} have up to {longest} tokens, and the largest of "
+                f"--config.data.question_buckets, {bucket}, holds question and answer: add a "
+                f"larger one, such as {longest + 128}."
+            )
 
 
 def load_task(name: str) -> Task:
@@ -89,3 +111,9 @@ def load_task(name: str) -> Task:
     if not isinstance(task, Task):
         raise ConfigError(f"{TASKS[name]}, the module of task {name!r}, defines no TASK = Task(…).")
     return task
+
+
+def written_tokens(config: CompressionConfig) -> int:
+    """Return how many tokens an answer may have when it is written: as many as its task's."""
+    own = load_task(config.data.task).answer_tokens or 0
+    return max(config.evaluation.max_answer_tokens, own)

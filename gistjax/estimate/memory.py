@@ -24,6 +24,7 @@ from gistjax.compress.budget import Budget
 from gistjax.compress.parameters import abstract_model, parameter_counts
 from gistjax.config import TEXT_LOSSES, CompressionConfig, LoraConfig, ModelConfig
 from gistjax.data.prompts import make_prompt
+from gistjax.data.tasks import load_task
 from gistjax.estimate.flops import layer_parameters
 from gistjax.model.attention import choose_kernel
 from gistjax.model.config import LlamaConfig
@@ -55,7 +56,11 @@ def compute_dtype(model: ModelConfig) -> jnp.dtype:
 
 def answer_tokens(config: CompressionConfig) -> int:
     """Answer tokens of the longest row, the end token of questions included."""
-    longest = [config.data.answer_tokens if config.data.train_examples else 0]
+    longest = [
+        load_task(config.data.task).limit(config.data).answer_tokens
+        if config.data.train_examples
+        else 0
+    ]
     longest += [config.text.target_tokens for task in TEXT_LOSSES if config.loss_weights.get(task)]
     return min(max(longest), max(config.data.question_buckets))
 

@@ -12,15 +12,20 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
 
 from gistjax.data.example import Example
+from gistjax.data.prompts import NOT_IN_TEXT
 from gistjax.errors import ConfigError, did_you_mean
 from gistjax.evaluation.statistics import clustered_bootstrap
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_NUMBER = re.compile(
+    r"(?:(?<![\d\w)])(-))?(?:[$£€]\s?)?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+)
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
@@ -71,7 +76,57 @@ def _f1(predicted: list[str], gold: list[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-METRICS: dict[str, Callable[[str, Sequence[str]], Score]] = {"squad": squad}
+def squad_v2(prediction: str, golds: Sequence[str]) -> Score:
+    """Return the SQuAD scores of a prediction; one that says `NOT_IN_TEXT` is no answer."""
+    abstains = normalize_answer(prediction) == normalize_answer(NOT_IN_TEXT)
+    return squad("" if abstains else prediction, golds)
+
+
+def hotpotqa(prediction: str, golds: Sequence[str]) -> Score:
+    """Return the scores of HotpotQA's official script: yes and no are right whole or not at all.
+
+    With several gold answers it is the best score, word for word as with one.
+    """
+    return Score(
+        *map(max, zip(*(_hotpotqa(prediction, gold) for gold in golds or ("",)), strict=True))
+    )
+
+
+def _hotpotqa(prediction: str, gold: str) -> Score:
+    predicted, wanted = normalize_answer(prediction), normalize_answer(gold)
+    whole = {predicted, wanted} & {"yes", "no", "noanswer"}
+    overlap = 0.0
+    if predicted and wanted and (predicted == wanted or not whole):
+        overlap = _f1(predicted.split(), wanted.split())
+    return Score(overlap, float(predicted == wanted))
+
+
+def last_number(text: str) -> Decimal | None:
+    """Return the last number of a text, as a value: that of "1,234.00" is 1234; None without one.
+
+    Currency signs, units and the full stop of a sentence do not count. A minus sign counts where no
+    number, word or bracket stands before it: "10-3" ends with 3.
+    """
+    found = list(_NUMBER.finditer(text))
+    if not found:
+        return None
+    sign, digits = found[-1].groups()
+    return Decimal((sign or "") + digits.replace(",", ""))
+
+
+def number(prediction: str, golds: Sequence[str]) -> Score:
+    """Return 1.0 if the last number of a prediction is the last one of a gold answer, else 0.0."""
+    values = {value for gold in golds if (value := last_number(gold)) is not None}
+    right = float(last_number(prediction) in values)
+    return Score(right, right)
+
+
+METRICS: dict[str, Callable[[str, Sequence[str]], Score]] = {
+    "squad": squad,
+    "squad_v2": squad_v2,
+    "hotpotqa": hotpotqa,
+    "number": number,
+}
 """Functions of a prediction and its gold answers, by name."""
 
 
@@ -129,6 +184,8 @@ def score(
     f1_N = np.array([one.f1 for one in scores])
     em_N = np.array([one.em for one in scores])
     clusters_N = np.array([example.context_id for example in examples])
+    if len(set(clusters_N.tolist())) == 1:  # no other context could have been drawn
+        clusters_N = np.arange(len(examples))
     return Scores(
         f1=float(f1_N.mean()),
         f1_interval=clustered_bootstrap(f1_N, clusters_N, samples, seed),

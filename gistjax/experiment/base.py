@@ -18,7 +18,7 @@ from gistjax.compress.parameters import import_trainable, split_model
 from gistjax.config import CompressionConfig
 from gistjax.data.encoding import check_buckets
 from gistjax.data.prompts import Prompt
-from gistjax.data.tasks import load_task
+from gistjax.data.tasks import load_task, written_tokens
 from gistjax.errors import ConfigError, WeightsError
 from gistjax.experiment.run_dir import RunDir
 from gistjax.model.llama import Llama
@@ -70,7 +70,10 @@ class PretrainedBase:
             CheckpointError: as `RunDir.check_base` does.
         """
         known = KNOWN.get(self.source.name)
-        run.check_base(self.prompt.sha256, self.base_sha256, known.install if known else "")
+        prompt = self.prompt
+        if run.config_file.exists():  # it may be asked what another task asks
+            prompt = load_task(run.config().data.task).prompt(self.tokenizer)
+        run.check_base(prompt.sha256, self.base_sha256, known.install if known else "")
 
 
 def find_prompt(config: CompressionConfig) -> tuple[Source, Prompt]:
@@ -108,7 +111,7 @@ def check_fit(config: CompressionConfig, source: Source, prompt: Prompt) -> None
             f"encoder.layers={config.encoder.layers}, but the base has {base.n_layers} layers: "
             "lower it, or set it to -1 for all."
         )
-    tokens = max(config.data.question_buckets) + config.evaluation.max_answer_tokens
+    tokens = max(config.data.question_buckets) + written_tokens(config)
     longest = len(prompt.prefix_ids) + config.data.context_tokens + tokens
     if longest > base.max_positions:
         raise ConfigError(

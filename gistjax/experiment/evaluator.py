@@ -13,6 +13,7 @@ from gistjax.compress.parameters import abstract_model, parameter_counts, split_
 from gistjax.config import CompressionConfig
 from gistjax.data.example import Buckets, Example, TokenizedExample
 from gistjax.data.prompts import decode
+from gistjax.data.tasks import written_tokens
 from gistjax.evaluation.breakdown import answer_place, answer_type, breakdown
 from gistjax.evaluation.controls import shuffle_contexts
 from gistjax.evaluation.diagnostics import answer_diversity, slot_similarity
@@ -88,7 +89,7 @@ def make_generator(
     return Generator(
         graphdef,
         pretrained.mesh,
-        max_tokens=config.evaluation.max_answer_tokens,
+        max_tokens=written_tokens(config),
         end_ids=pretrained.prompt.end_ids,
         batch_size=config.evaluation.batch_size * rows_per_step(pretrained.mesh),
         buckets=Buckets.of(config.data),

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gistjax.compress.parameters import import_trainable, split_model, start_from
-from gistjax.config import DEFAULT_LOSS_WEIGHTS, TEXT_LOSSES, CompressionConfig
+from gistjax.config import DEFAULT_LOSS_WEIGHTS, TASKS, TEXT_LOSSES, CompressionConfig
 from gistjax.data.batching import PlanSettings, TrainPlan, longest_answer
 from gistjax.data.encoding import encode_splits
 from gistjax.data.example import Buckets, Dataset, Example, Targets, TokenizedExample, hash_rows
@@ -233,7 +233,7 @@ def _teacher_targets(
             f"the teacher {run} was trained on {theirs.model.name}, not on {config.model.name}: "
             "take one of the same base."
         )
-    if theirs.data.task != config.data.task:
+    if TASKS.get(theirs.data.task) != TASKS[config.data.task]:
         raise ConfigError(
             f"the teacher {run} was trained with data.task={theirs.data.task}, not "
             f"{config.data.task}."

@@ -10,6 +10,7 @@ import numpy as np
 
 from gistjax.compress.context import CompressedContext, DecodeState
 from gistjax.compress.decoding import before_end
+from gistjax.data.tasks import written_tokens
 from gistjax.errors import DataError
 from gistjax.inference import document_file
 from gistjax.inference.recent import Recent
@@ -120,7 +121,7 @@ class Document:
         """Return prompt and slots as read, with room for a question of a length and its answer."""
 
         def read() -> DecodeState:
-            room = size + self.engine.config.evaluation.max_answer_tokens
+            room = size + written_tokens(self.engine.config)
             state, seconds = self.engine.programs.prefill(self.context, room)
             self.seconds += seconds
             return state

@@ -24,7 +24,7 @@ from gistjax.compress.context import join
 from gistjax.compress.parameters import split_model
 from gistjax.config import CompressionConfig
 from gistjax.data.splitting import cut_text
-from gistjax.data.tasks import load_task
+from gistjax.data.tasks import load_task, written_tokens
 from gistjax.errors import ConfigError, DataError
 from gistjax.experiment.base import PretrainedBase, build_model, load_trained, untuned_full_context
 from gistjax.experiment.run_dir import SHIPPED, RunDir, check_meaning
@@ -87,7 +87,7 @@ class Engine:
         compressor: str,
     ):
         self.config, self.pretrained, self.compressor = config, pretrained, compressor
-        max_tokens, prompt = config.evaluation.max_answer_tokens, pretrained.prompt
+        max_tokens, prompt = written_tokens(config), pretrained.prompt
         self.programs = Programs(weights, prompt.prefix_ids, max_tokens, prompt.end_ids)
 
     def model(self) -> CompressedLM:
@@ -108,7 +108,7 @@ class Engine:
     @property
     def max_tokens(self) -> int:
         """Longest text that fits the base's positions with a question and its answer."""
-        around = len(self.pretrained.prompt.prefix_ids) + self.config.evaluation.max_answer_tokens
+        around = len(self.pretrained.prompt.prefix_ids) + written_tokens(self.config)
         return self.pretrained.source.config.max_positions - around - QUESTION_TOKENS[0]
 
     def compress(self, text: str, ratio: float | None = None) -> Document:

@@ -2,6 +2,9 @@
 written anew, and against torchmetrics.
 """
 
+import re
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,8 +17,12 @@ from gistjax.evaluation.metrics import (
     check_metrics,
     exact_match,
     f1,
+    hotpotqa,
+    last_number,
     normalize_answer,
+    number,
     score,
+    squad_v2,
 )
 from tests.helpers.official import official
 
@@ -121,7 +128,8 @@ def test_torchmetrics_agrees(prediction, golds):
 
 def test_each_example_is_scored_by_its_own_metric(monkeypatch):
     monkeypatch.setitem(METRICS, "length", lambda text, golds: Score(len(text) / 10, 0.0))
-    examples = [Example("a", "", "A cat.", "Who?", ("cat",), 0, metric=name) for name in METRICS]
+    metrics = ("squad", "length")
+    examples = [Example("a", "", "A cat.", "Who?", ("cat",), 0, metric=name) for name in metrics]
     found = score(["the cat", "the cat"], examples, samples=10, seed=0)
     assert found.f1_N.tolist() == [1.0, 0.7] and found.em_N.tolist() == [1.0, 0.0]
     assert (found.f1, found.em, found.n) == (0.85, 0.5, 2)
@@ -155,3 +163,111 @@ def test_an_unknown_metric_is_refused_with_the_task_that_names_it():
     example = Example("a", "", "A cat.", "Who?", ("cat",), 0, task="notes", metric="sqad")
     with pytest.raises(ConfigError, match=r"'notes' is scored by 'sqad'.*did you mean 'squad'"):
         check_metrics([example])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "golds", "right"),
+    [
+        ("not in the text", [], 1),
+        ("Not in the text.", [], 1),
+        ("", [], 1),
+        ("the cat", [], 0),
+        ("not in the text", ["cat"], 0),
+        ("not in the text of cats", [], 0),
+        ("The cat", ["cat"], 1),
+    ],
+)
+def test_saying_that_the_text_does_not_say_is_no_answer(prediction, golds, right):
+    assert squad_v2(prediction, golds) == Score(right, right)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "f1", "em"),
+    [
+        ("Yes.", "yes", 1, 1),
+        ("no", "yes", 0, 0),
+        ("yes, it is", "yes", 0, 0),  # SQuAD's F1 would be 0.5
+        ("yes", "yes it is", 0, 0),
+        ("noanswer", "no answer", 0, 0),
+        ("black cat", "the cat", 2 / 3, 0),
+        ("", "the", 0, 1),  # as the script has it: no common word
+    ],
+)
+def test_yes_and_no_are_right_whole_or_not_at_all(prediction, gold, f1, em):
+    assert hotpotqa(prediction, [gold]) == Score(pytest.approx(f1), em)
+
+
+def official_hotpotqa(prediction, gold):
+    """The rules of `hotpot_evaluate_v1.py`, written anew."""
+    ours, theirs = normalize_answer(prediction), normalize_answer(gold)
+    em = float(ours == theirs)
+    for text in (ours, theirs):
+        if text in ("yes", "no", "noanswer") and ours != theirs:
+            return 0.0, em
+    common = sum((Counter(ours.split()) & Counter(theirs.split())).values())
+    if not common:
+        return 0.0, em
+    precision, recall = common / len(ours.split()), common / len(theirs.split())
+    return 2 * precision * recall / (precision + recall), em
+
+
+WORDS = st.lists(st.sampled_from(["yes", "no", "noanswer", "the", "cat", "dog."]), max_size=4)
+
+
+@given(prediction=WORDS.map(" ".join), gold=WORDS.map(" ".join))
+@settings(max_examples=100)
+def test_hotpotqa_is_scored_by_the_official_rules(prediction, gold):
+    assert hotpotqa(prediction, [gold]) == pytest.approx(official_hotpotqa(prediction, gold))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1,234.00", 1234),
+        ("It is $1,234.", 1234),
+        ("2 + 3 = 5\n#### 5", 5),
+        ("10-3", 3),
+        ("10 - 3", 3),
+        ("x=-3", -3),
+        ("-$5", -5),
+        ("(2)-1", 1),
+        ("3, 4, 5,", 5),
+        ("7.50%", 7.5),
+        (".5 cups", 0.5),
+        ("1,234,567 or 12", 12),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_the_last_number(text, value):
+    assert last_number(text) == value
+
+
+@pytest.mark.parametrize(
+    ("prediction", "golds", "right"),
+    [
+        ("so 1,234.00 dollars", ["a\n#### 1234"], 1),
+        ("1234 of 5", ["#### 1234"], 0),
+        ("seven", ["7"], 0),
+        ("7", ["seven"], 0),
+        ("7.0", ["8", "7"], 1),
+        ("7", [], 0),
+    ],
+)
+def test_numbers_are_compared_by_value(prediction, golds, right):
+    assert number(prediction, golds) == Score(right, right)
+
+
+@given(value=st.integers(-(10**9), 10**9), style=st.sampled_from(["{}", "{:,}", "{}.00", "${}."]))
+@settings(max_examples=100)
+def test_numbers_are_read_as_the_usual_extraction_reads_them(value, style):
+    """`#### (-?[0-9.,]+)` with `$`, commas and what is behind the point left out."""
+    text = f"It takes 3 days.\n#### {style.format(value)}"
+    usual = re.search(r"#### (-?[0-9.,]+)", text.replace("$", ""))[1].replace(",", "")
+    assert last_number(text) == float(usual)
+
+
+def test_questions_on_one_context_alone_are_drawn_themselves():
+    examples = [Example(str(n), "", "A.", "B?", ("a b",), context_id=0) for n in range(8)]
+    found = score(["a b", "c"] * 4, examples, samples=200, seed=0)
+    assert found.em == 0.5 and found.em_interval[0] < 0.5 < found.em_interval[1]
