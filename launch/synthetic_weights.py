@@ -15,31 +15,14 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from gistjax.weights.loading import NAMES
+from gistjax.weights.loading import expected_shapes
 from gistjax.weights.registry import KNOWN
 
 
 def write_folder(name: str, folder: Path) -> None:
     """Write one shard a layer, so that no more than a layer is in memory."""
     c = KNOWN[name].config
-    D, F = c.d_model, c.d_ff
-    NH, KH = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    shapes = {
-        "embedding": (c.vocab_size, D),
-        "output": (c.vocab_size, D),
-        "final_norm": (D,),
-        "layers/attention_norm": (D,),
-        "layers/ffn_norm": (D,),
-        "q": (NH, D),
-        "k": (KH, D),
-        "v": (KH, D),
-        "layers/o": (D, NH),
-        "gate": (F, D),
-        "up": (F, D),
-        "layers/down": (D, F),
-    }
-    if c.tie_embeddings:
-        del shapes["output"]
+    shapes = expected_shapes(c)
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     index: dict[str, str] = {}
@@ -52,16 +35,17 @@ def write_folder(name: str, folder: Path) -> None:
         save_file(tensors, folder / file)
         index.update(dict.fromkeys(tensors, file))
 
-    save("model-top.safetensors", {NAMES[k]: s for k, s in shapes.items() if "{}" not in NAMES[k]})
+    of_layer = "model.layers."
+    save("model-top.safetensors", {k: s for k, s in shapes.items() if not k.startswith(of_layer)})
     for layer in range(c.n_layers):
-        leaves = {NAMES[k].format(layer): s for k, s in shapes.items() if "{}" in NAMES[k]}
+        leaves = {k: s for k, s in shapes.items() if k.startswith(f"{of_layer}{layer}.")}
         save(f"model-{layer:05d}.safetensors", leaves)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     config = {
-        "model_type": "llama",
+        "model_type": "qwen2" if c.qkv_biases else "qwen3" if c.qk_norms else "llama",
         "vocab_size": c.vocab_size,
-        "hidden_size": D,
-        "intermediate_size": F,
+        "hidden_size": c.d_model,
+        "intermediate_size": c.d_ff,
         "num_hidden_layers": c.n_layers,
         "num_attention_heads": c.n_heads,
         "num_key_value_heads": c.n_kv_heads,

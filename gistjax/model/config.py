@@ -36,6 +36,8 @@ class LlamaConfig:
     rms_eps: float = 1e-5
     tie_embeddings: bool = False
     max_positions: int = 2048
+    qkv_biases: bool = False  # on queries, keys and values, as in Qwen2
+    qk_norms: bool = False  # RMS norms of each head's query and key, as in Qwen3
 
     @classmethod
     def from_hugging_face(cls, hf: Mapping[str, Any]) -> LlamaConfig:
@@ -105,6 +107,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "residual_scale": (1.0,),
     "rope_interleaved": (False,),
     "sliding_window": (),
+    "use_mrope": (False,),
     "use_qk_norm": (False,),
     "use_sliding_window": (False,),
 }
@@ -134,7 +137,8 @@ ROPE_KEYS = {*ROPE_NUMBERS, "rope_theta", "partial_rotary_factor", "rope_type", 
 LARGEST = {"num_hidden_layers": 1024, "num_attention_heads": 4096, "num_key_value_heads": 4096}
 """Beyond these, and 2^24 for other sizes, a file is damaged or hostile: no model is larger."""
 
-RUNS = "gistjax runs Llama 2, Llama 3.x and SmolLM2 (silu, no biases, RoPE 'default' or 'llama3')."
+MODELS = "Llama 2 and 3.x, SmolLM2, Mistral, Qwen2, Qwen2.5 and Qwen3"
+RUNS = f"gistjax runs {MODELS} (silu, no biases but Qwen2's, RoPE 'default' or 'llama3')."
 
 
 def _refuse_other_models(hf: Mapping[str, Any]) -> None:

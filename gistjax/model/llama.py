@@ -1,4 +1,4 @@
-"""Llama (2, 3.x, SmolLM2) in Flax NNX: explicit masks and positions, adapters beside the weights.
+"""Llama, Mistral and Qwen in Flax NNX: explicit masks and positions, adapters beside the weights.
 
 The layers are unrolled, or stacked and scanned over. Shapes are suffixes of names, one letter an
 axis:
@@ -71,6 +71,12 @@ class Layer(nnx.Module):
         self.attention_norm = Frozen(make((*lead, D), 0.0))
         q, k, v = (make((*lead, D, width), std) for width in (NH, KH, KH))
         self.qkv = Frozen(fuse_qkv(q, k, v, K))  # [D, K, G + 2, H]
+        self.qkv_bias = None
+        if config.qkv_biases:
+            q, k, v = (make((*lead, width), std) for width in (NH, KH, KH))
+            self.qkv_bias = Frozen(fuse_qkv(q, k, v, K))  # [K, G + 2, H]
+        self.q_norm = Frozen(make((*lead, H), 0.0)) if config.qk_norms else None
+        self.k_norm = Frozen(make((*lead, H), 0.0)) if config.qk_norms else None
         self.o = Frozen(make((*lead, NH, D), out_std))
         self.ffn_norm = Frozen(make((*lead, D), 0.0))
         gate, up = (make((*lead, D, F), std) for _ in range(2))
@@ -132,11 +138,16 @@ def run_layer(
     x_BxTxD = shard_rows(x_BxTxD, inputs.mesh)
     h_BxTxD = rms_norm(x_BxTxD, layer.attention_norm[...], config.rms_eps)
     qkv_BxTxKxJxH = project("qkv", h_BxTxD)
+    if layer.qkv_bias is not None:
+        qkv_BxTxKxJxH += layer.qkv_bias[...].astype(qkv_BxTxKxJxH.dtype)
     cos, sin = inputs.rope
     rope_KxG = (cos[..., None, :], sin[..., None, :])
     # Splitting, unlike slicing, has a gradient that is put together in one pass.
     G = qkv_BxTxKxJxH.shape[3] - 2
     q_BxTxKxGxH, k_BxTxKx1xH, v_BxTxKx1xH = jnp.split(qkv_BxTxKxJxH, [G, G + 1], axis=3)
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q_BxTxKxGxH = rms_norm(q_BxTxKxGxH, layer.q_norm[...], config.rms_eps)
+        k_BxTxKx1xH = rms_norm(k_BxTxKx1xH, layer.k_norm[...], config.rms_eps)
     q_BxTxKxGxH = apply_rope(q_BxTxKxGxH, rope_KxG)
     k_BxTxKxH, v_BxTxKxH = apply_rope(k_BxTxKx1xH, rope_KxG)[:, :, :, 0], v_BxTxKx1xH[:, :, :, 0]
     q_BxTxNxH = q_BxTxKxGxH.reshape(*x_BxTxD.shape[:2], -1, config.head_dim)

@@ -29,6 +29,7 @@ RULES: tuple[tuple[str, P], ...] = (
     # The base. Of the fused matrices, key/value heads and feed-forward width are split.
     (r"(encoder_)?base/(embedding|output)", P("tensor", "fsdp")),
     (r"(encoder_)?base/layers/(\d+/)?qkv", P("fsdp", "tensor", None, None)),
+    (r"(encoder_)?base/layers/(\d+/)?qkv_bias", P("tensor", None, None)),
     (r"(encoder_)?base/layers/(\d+/)?gate_up", P("fsdp", None, "tensor")),
     (r"(encoder_)?base/layers/(\d+/)?(o|down)", P("tensor", "fsdp")),
     (r"(encoder_)?base/.*norm", P()),

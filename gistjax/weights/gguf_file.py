@@ -1,7 +1,7 @@
-"""Weights and config of a Llama in a GGUF file.
+"""Weights and config of a base in a GGUF file.
 
-GGUF interleaves the two halves of each query and key head, for another form of RoPE;
-`GgufReader.tensor` undoes it.
+Of a Llama, GGUF interleaves the two halves of each query and key head, for another form of RoPE;
+`GgufReader.tensor` undoes it. Qwen's heads are as in Hugging Face files.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy as np
 from gistjax.errors import WeightsError
 from gistjax.model.config import LlamaConfig, RopeScaling
 from gistjax.model.rope import rope_frequencies, scale_frequencies
+from gistjax.weights.families import FAMILIES
 from gistjax.weights.gguf_header import read_header
-from gistjax.weights.gguf_metadata import check_metadata, check_sizes, read_sizes
+from gistjax.weights.gguf_metadata import ARCHITECTURE, check_metadata, check_sizes, read_sizes
 from gistjax.weights.loading import check_stored, expected_shapes
 
 NAMES = {
@@ -30,6 +31,8 @@ NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
@@ -65,7 +68,7 @@ class GgufReader:
     """Weights and config of one GGUF file, and its `metadata` by name.
 
     Raises:
-        WeightsError: if the file is missing, damaged, or holds no Llama; if it has metadata or a
+        WeightsError: if the file is missing, damaged, or of another family; if it has metadata or a
             tensor that gistjax does not know, or lacks a tensor.
     """
 
@@ -100,15 +103,19 @@ class GgufReader:
             raise WeightsError(f"{self.path}: it lacks the entry {key!r}.")
         return self.metadata[key]
 
+    @property
+    def _is_llama(self) -> bool:
+        return bool(self.metadata[ARCHITECTURE] == "llama")
+
     def _read_config(self) -> LlamaConfig:
         hf = read_sizes(self.metadata)
         hf["tie_word_embeddings"] = "output.weight" not in self._tensors
-        config = LlamaConfig.from_hugging_face(hf)
+        config = FAMILIES[hf["model_type"]](hf)
         return dataclasses.replace(config, rope_scaling=self._rope_scaling(config))
 
     def _rope_scaling(self, config: LlamaConfig) -> RopeScaling | None:
         """Return the scaling whose divisors a Llama 3.1 or 3.2 file carries as a tensor."""
-        if ROPE_DIVISORS not in self._tensors:
+        if not self._is_llama or ROPE_DIVISORS not in self._tensors:
             return None
         divisors = self._dequantized(ROPE_DIVISORS)
         freq = rope_frequencies(config.head_dim, config.rope_theta)
@@ -125,7 +132,8 @@ class GgufReader:
             WeightsError: naming the tensor.
         """
         stored = {name: tensor.shape for name, tensor in self._tensors.items()}
-        stored.pop(ROPE_DIVISORS, None)
+        if self._is_llama:
+            stored.pop(ROPE_DIVISORS, None)
         expected = expected_shapes(self.config)
         check_stored(stored, {_gguf_name(name): shape for name, shape in expected.items()})
         for name, tensor in self._tensors.items():
@@ -135,6 +143,8 @@ class GgufReader:
     def tensor(self, name: str) -> np.ndarray:
         """Return one tensor in fp32, in Hugging Face layout."""
         array = self._dequantized(_gguf_name(name))
+        if not self._is_llama:
+            return array
         if name.endswith("q_proj.weight"):
             return _uninterleave(array, self.config.n_heads)
         if name.endswith("k_proj.weight"):
@@ -164,7 +174,8 @@ def _gguf_name(name: str) -> str:
     if name in NAMES:
         return NAMES[name]
     _, _, layer, rest = name.split(".", 3)  # model.layers.3.mlp.up_proj.weight
-    return f"blk.{layer}.{NAMES[rest.removesuffix('.weight')]}.weight"
+    module, _, kind = rest.rpartition(".")
+    return f"blk.{layer}.{NAMES[module]}.{kind}"
 
 
 def _uninterleave(weight_OxI: np.ndarray, n_heads: int) -> np.ndarray:

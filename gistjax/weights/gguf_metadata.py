@@ -1,7 +1,7 @@
-"""Metadata of a GGUF file that holds a Llama: each entry is read, changes no number, or is refused.
+"""Metadata of a GGUF file: each entry is read, changes no number, or is refused.
 
 The names are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and of llama.cpp's
-converters.
+converters. `[llm]` stands for the name of the architecture, as there.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from gistjax.errors import WeightsError
-from gistjax.model.config import LlamaConfig
+from gistjax.model.config import MODELS, LlamaConfig
 
 ARCHITECTURE, TOKENS = "general.architecture", "tokenizer.ggml.tokens"
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""As they are named in the metadata. Mistral is there a Llama."""
 
 SIZES = {
     "embedding_length": "hidden_size",
@@ -25,7 +27,7 @@ SIZES = {
     "attention.key_length": "head_dim",
     "context_length": "max_position_embeddings",
 }
-"""Sizes, under `llama.`, with their names in a Hugging Face config."""
+"""Sizes, under `[llm].`, with their names in a Hugging Face config."""
 NUMBERS = {
     "rope.freq_base": "rope_theta",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
@@ -41,21 +43,21 @@ REQUIRED = (
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "general.type": ("model",),
-    "llama.attention.causal": (True,),
-    "llama.attention.clamp_kqv": (0.0,),
-    "llama.attention.max_alibi_bias": (0.0,),
-    "llama.attention.sliding_window": (0,),
-    "llama.embedding_scale": (1.0,),
-    "llama.expert_count": (0,),
-    "llama.expert_used_count": (0,),
-    "llama.logit_scale": (1.0,),
-    "llama.residual_scale": (1.0,),
-    "llama.rope.scale_linear": (1.0,),
-    "llama.rope.scaling.attn_factor": (1.0,),
-    "llama.rope.scaling.factor": (1.0,),
-    "llama.rope.scaling.type": ("none",),
-    "llama.tensor_data_layout": ("reference",),
-    "llama.use_parallel_residual": (False,),
+    "[llm].attention.causal": (True,),
+    "[llm].attention.clamp_kqv": (0.0,),
+    "[llm].attention.max_alibi_bias": (0.0,),
+    "[llm].attention.sliding_window": (0,),
+    "[llm].embedding_scale": (1.0,),
+    "[llm].expert_count": (0,),
+    "[llm].expert_used_count": (0,),
+    "[llm].logit_scale": (1.0,),
+    "[llm].residual_scale": (1.0,),
+    "[llm].rope.scale_linear": (1.0,),
+    "[llm].rope.scaling.attn_factor": (1.0,),
+    "[llm].rope.scaling.factor": (1.0,),
+    "[llm].rope.scaling.type": ("none",),
+    "[llm].tensor_data_layout": ("reference",),
+    "[llm].use_parallel_residual": (False,),
     "split.count": (0, 1),
     "tokenizer.ggml.add_sep_token": (False,),
     "tokenizer.ggml.add_space_prefix": (False,),
@@ -67,10 +69,10 @@ READ = frozenset(
     (
         ARCHITECTURE,
         TOKENS,
-        *(f"llama.{key}" for key in (*SIZES, *NUMBERS)),
-        "llama.attention.value_length",
-        "llama.rope.dimension_count",
-        "llama.vocab_size",
+        *(f"[llm].{key}" for key in (*SIZES, *NUMBERS)),
+        "[llm].attention.value_length",
+        "[llm].rope.dimension_count",
+        "[llm].vocab_size",
         "tokenizer.chat_template",
         "tokenizer.ggml.add_bos_token",
         "tokenizer.ggml.add_eos_token",
@@ -88,7 +90,7 @@ READ = frozenset(
 
 HARMLESS = re.compile(
     r"general\..+|quantize\.imatrix\..+|split\.(no|tensors\.count)"
-    r"|llama\.rope\.scaling\.(original_context_length|finetuned)"
+    r"|\[llm\]\.rope\.scaling\.(original_context_length|finetuned)"
     r"|tokenizer\.chat_template\..+|tokenizer\.chat_templates"
     r"|tokenizer\.ggml\.(scores|(?!merges)[a-z_]+_token_id)"
 )
@@ -96,24 +98,23 @@ HARMLESS = re.compile(
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Refuse what is no Llama, and entries that ask for something that gistjax does not do.
+    """Refuse models of other families, and entries that ask for something that gistjax does not do.
 
     Raises:
         WeightsError: naming the entry.
     """
-    if (kind := metadata.get(ARCHITECTURE)) != "llama":
-        raise WeightsError(
-            f"it holds a {kind!r} model; gistjax runs Llama 2, Llama 3.x and SmolLM2."
-        )
+    if (kind := metadata.get(ARCHITECTURE)) not in ARCHITECTURES:
+        raise WeightsError(f"it holds a {kind!r} model; gistjax runs {MODELS}.")
     if metadata.get("split.count", 0) not in NEUTRAL["split.count"]:
         raise WeightsError(
             f"it is one of {metadata['split.count']} files that the model was split into: join "
             "them with llama.cpp's `llama-gguf-split --merge`."
         )
     for key, value in metadata.items():
-        if key in NEUTRAL and value not in NEUTRAL[key]:
+        name = f"[llm].{key[len(kind) + 1 :]}" if key.startswith(f"{kind}.") else key
+        if name in NEUTRAL and value not in NEUTRAL[name]:
             raise WeightsError(f"it has {key}={value!r}, which gistjax does not run.")
-        if key not in READ | NEUTRAL.keys() and not HARMLESS.fullmatch(key):
+        if name not in READ | NEUTRAL.keys() and not HARMLESS.fullmatch(name):
             raise WeightsError(
                 f"it has the entry {key}={str(value)[:80]}, which gistjax does not know, and which "
                 "may change numbers. Use the model's Hugging Face folder instead."
@@ -126,16 +127,17 @@ def read_sizes(metadata: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         WeightsError: naming the entry that is missing, of a wrong type, or contradicts another.
     """
-    for key in (*(f"llama.{key}" for key in REQUIRED), TOKENS):
+    kind = metadata[ARCHITECTURE]
+    for key in (*(f"{kind}.{key}" for key in REQUIRED), TOKENS):
         if key not in metadata:
             raise WeightsError(f"it lacks the entry {key!r}.")
-    hf: dict[str, Any] = {"vocab_size": len(metadata[TOKENS])}
+    hf: dict[str, Any] = {"model_type": kind, "vocab_size": len(metadata[TOKENS])}
     for key, name in (SIZES | NUMBERS).items():
-        value = metadata.get(f"llama.{key}")
+        value = metadata.get(f"{kind}.{key}")
         kinds = (int,) if key in SIZES else (float, int)
         if value is not None:
             if type(value) not in kinds or not 0 < value < math.inf:
-                raise WeightsError(f"it gives {value!r} as llama.{key}: fetch the file again.")
+                raise WeightsError(f"it gives {value!r} as {kind}.{key}: fetch the file again.")
             hf[name] = value
     return hf
 
@@ -146,10 +148,11 @@ def check_sizes(metadata: Mapping[str, Any], config: LlamaConfig) -> None:
     Raises:
         WeightsError: naming the entry.
     """
+    kind = metadata[ARCHITECTURE]
     for key, size in (
-        ("llama.vocab_size", config.vocab_size),
-        ("llama.rope.dimension_count", config.head_dim),
-        ("llama.attention.value_length", config.head_dim),
+        (f"{kind}.vocab_size", config.vocab_size),
+        (f"{kind}.rope.dimension_count", config.head_dim),
+        (f"{kind}.attention.value_length", config.head_dim),
     ):
         if metadata.get(key, size) != size:
             raise WeightsError(

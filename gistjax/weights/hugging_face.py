@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from gistjax.errors import WeightsError
 from gistjax.model.config import LlamaConfig
+from gistjax.weights.families import FAMILIES
 from gistjax.weights.loading import check_stored, expected_shapes
 
 log = logging.getLogger(__name__)
-
-FAMILIES: dict[str, Callable[[Mapping[str, Any]], LlamaConfig]] = {
-    "llama": LlamaConfig.from_hugging_face,
-}
-"""The `model_type` of a `config.json`, and what reads it. A family that is not here is refused."""
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"

@@ -32,6 +32,11 @@ NAMES = {
     "q": "model.layers.{}.self_attn.q_proj.weight",
     "k": "model.layers.{}.self_attn.k_proj.weight",
     "v": "model.layers.{}.self_attn.v_proj.weight",
+    "q_bias": "model.layers.{}.self_attn.q_proj.bias",
+    "k_bias": "model.layers.{}.self_attn.k_proj.bias",
+    "v_bias": "model.layers.{}.self_attn.v_proj.bias",
+    "layers/q_norm": "model.layers.{}.self_attn.q_norm.weight",
+    "layers/k_norm": "model.layers.{}.self_attn.k_norm.weight",
     "layers/o": "model.layers.{}.self_attn.o_proj.weight",
     "layers/ffn_norm": "model.layers.{}.post_attention_layernorm.weight",
     "gate": "model.layers.{}.mlp.gate_proj.weight",
@@ -43,23 +48,32 @@ NAMES = {
 READERS = 4
 """Leaves read at the same time; of the stacked ones, which are large, one and as many layers."""
 
-FUSED = {"layers/qkv": ("q", "k", "v"), "layers/gate_up": ("gate", "up")}
+FUSED = {
+    "layers/qkv": ("q", "k", "v"),
+    "layers/qkv_bias": ("q_bias", "k_bias", "v_bias"),
+    "layers/gate_up": ("gate", "up"),
+}
 """Leaves that hold several tensors."""
 
 
 def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Return the shapes `[out, in]` of all tensors of a model, by Hugging Face name."""
-    sizes = projection_sizes(config)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for leaf, name in NAMES.items():
-        if leaf == "output" and config.tie_embeddings:
-            continue
-        if leaf in ("embedding", "output"):
-            shape: tuple[int, ...] = (config.vocab_size, config.d_model)
-        else:
-            shape = sizes.get(leaf.removeprefix("layers/"), (config.d_model,))[::-1]
-        shapes |= {name.format(layer): shape for layer in range(config.n_layers)}
-    return shapes
+    D, H, table = config.d_model, config.head_dim, (config.vocab_size, config.d_model)
+    leaves: dict[str, tuple[int, ...]] = {"embedding": table, "final_norm": (D,)}
+    leaves |= {"layers/attention_norm": (D,), "layers/ffn_norm": (D,)}
+    for name, (d_in, d_out) in projection_sizes(config).items():
+        leaves[f"layers/{name}" if name in ("o", "down") else name] = (d_out, d_in)
+        if config.qkv_biases and name in ("q", "k", "v"):
+            leaves[f"{name}_bias"] = (d_out,)
+    if config.qk_norms:
+        leaves |= {"layers/q_norm": (H,), "layers/k_norm": (H,)}
+    if not config.tie_embeddings:
+        leaves["output"] = table
+    return {
+        NAMES[leaf].format(layer): shape
+        for leaf, shape in leaves.items()
+        for layer in range(config.n_layers)
+    }
 
 
 def check_stored(
@@ -174,14 +188,14 @@ def _leaf(
 def _layer(
     reader: TensorReader, name: str, layer: int, config: LlamaConfig, dtype: Any
 ) -> np.ndarray:
-    """Return one layer's part of a leaf: a matrix as `[in, out]`, or several fused ones."""
+    """Return one layer's part of a leaf: a matrix as `[in, out]`, a vector, or several fused."""
 
     def matrix(part: str) -> np.ndarray:
         read = _read(reader, NAMES[part].format(layer), dtype)
         return read.T  # transposing fp32 takes three times as long
 
     parts = [matrix(part) for part in FUSED.get(name, (name,))]
-    if name == "layers/qkv":
+    if name in ("layers/qkv", "layers/qkv_bias"):
         q, k, v = parts
         fused: np.ndarray = fuse_qkv(q, k, v, config.n_kv_heads)
         return fused

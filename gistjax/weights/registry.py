@@ -59,6 +59,15 @@ _SMOL: dict[str, Any] = {"rope_theta": 100_000.0, "tie_embeddings": True, "max_p
 _SMOL_135M = _llama(49_152, 576, 1536, 30, 9, 3, 64, **_SMOL)
 _SMOL_360M = _llama(49_152, 960, 2560, 32, 15, 5, 64, **_SMOL)
 _SMOL_17B = _llama(49_152, 2048, 8192, 24, 32, 32, 64, **_SMOL | {"rope_theta": 130_000.0})
+_MISTRAL = _llama(32_768, 4096, 14_336, 32, 32, 8, 128, rope_theta=1e6, max_positions=32_768)
+_QWEN: dict[str, Any] = {"rope_theta": 1e6, "rms_eps": 1e-6}
+_QWEN_2: dict[str, Any] = {**_QWEN, "qkv_biases": True, "max_positions": 32_768}
+_QWEN_25_05B = _llama(151_936, 896, 4864, 24, 14, 2, 64, **_QWEN_2, tie_embeddings=True)
+_QWEN_25_15B = _llama(151_936, 1536, 8960, 28, 12, 2, 128, **_QWEN_2, tie_embeddings=True)
+_QWEN_25_7B = _llama(152_064, 3584, 18_944, 28, 28, 4, 128, **_QWEN_2)
+_QWEN_3: dict[str, Any] = {**_QWEN, "qk_norms": True, "max_positions": 40_960}
+_QWEN_3_06B = _llama(151_936, 1024, 3072, 28, 16, 8, 128, **_QWEN_3, tie_embeddings=True)
+_QWEN_3_8B = _llama(151_936, 4096, 12_288, 36, 32, 8, 128, **_QWEN_3)
 _TINY = _llama(512, 64, 128, 2, 4, 2, 16, rope_theta=500_000.0, max_positions=2048)
 _TINY_FACTS = _llama(1344, 96, 288, 2, 4, 4, 32, tie_embeddings=True, max_positions=1024)
 
@@ -69,6 +78,12 @@ KNOWN: dict[str, KnownModel] = {
     "llama-3.2-1b-instruct": KnownModel("meta-llama/Llama-3.2-1B-Instruct", _LLAMA_1B),
     "llama-2-7b-chat": KnownModel("meta-llama/Llama-2-7b-chat-hf", _LLAMA_2),
     "llama-2-7b": KnownModel("meta-llama/Llama-2-7b-hf", _LLAMA_2),
+    "mistral-7b-instruct-v0.3": KnownModel("mistralai/Mistral-7B-Instruct-v0.3", _MISTRAL),
+    "qwen2.5-0.5b-instruct": KnownModel("Qwen/Qwen2.5-0.5B-Instruct", _QWEN_25_05B),
+    "qwen2.5-1.5b-instruct": KnownModel("Qwen/Qwen2.5-1.5B-Instruct", _QWEN_25_15B),
+    "qwen2.5-7b-instruct": KnownModel("Qwen/Qwen2.5-7B-Instruct", _QWEN_25_7B),
+    "qwen3-0.6b": KnownModel("Qwen/Qwen3-0.6B", _QWEN_3_06B),
+    "qwen3-8b": KnownModel("Qwen/Qwen3-8B", _QWEN_3_8B),
     "smollm2-135m-instruct": KnownModel(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         _SMOL_135M,

@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from gistjax.errors import WeightsError
 from gistjax.weights.gguf_file import GgufReader, open_gguf
@@ -41,7 +50,20 @@ def _llama_3() -> list[Any]:
     ]
 
 
-PRE_TOKENIZERS: dict[str, Callable[[], list[Any]]] = {"smollm": _smollm, "llama-bpe": _llama_3}
+def _qwen_2() -> list[Any]:
+    """Llama 3's, but each digit stands alone."""
+    pattern = LLAMA_3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+    return [
+        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+
+
+PRE_TOKENIZERS: dict[str, Callable[[], list[Any]]] = {
+    "smollm": _smollm,
+    "llama-bpe": _llama_3,
+    "qwen2": _qwen_2,
+}
 """By their names in GGUF files."""
 
 CONTROL, USER_DEFINED = 3, 4
@@ -130,6 +152,8 @@ def _byte_level_tokenizer(file: GgufReader, pre: str) -> PreTrainedTokenizerFast
     if len(vocab) < len(tokens):
         raise WeightsError(f"{file.path} has two tokens of one name: fetch it again.")
     backend = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe"))
+    if pre == "qwen2":
+        backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre]())
     backend.decoder = decoders.ByteLevel()
     for token, kind in zip(tokens, file.entry("tokenizer.ggml.token_type"), strict=True):

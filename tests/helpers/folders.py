@@ -33,6 +33,8 @@ def write_base(path):
     base = load_base(resolve(model), model, make_mesh(MeshConfig()))
     tensors, parts = {}, projections(base)
     for leaf, name in NAMES.items():
+        if "_bias" in leaf or leaf in ("layers/q_norm", "layers/k_norm"):
+            continue
         part = leaf.removeprefix("layers/")
         array = np.asarray(parts[part] if part in parts else get(base, leaf))
         if "{}" in name:

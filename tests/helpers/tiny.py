@@ -41,6 +41,12 @@ TINY = LlamaConfig(
     max_positions=256,
 )
 
+FAMILIES = {
+    "llama": TINY,
+    "qwen2": dataclasses.replace(TINY, qkv_biases=True),
+    "qwen3": dataclasses.replace(TINY, qk_norms=True, head_dim=12),
+}
+"""What a layer may have, each way once."""
 
 PREFIX = np.array([1, 2, 3], np.int32)
 """The prompt before every context."""
@@ -54,6 +60,11 @@ def tiny_base(
     base = Llama(config, initializer, execution=Execution(**execution))
     for leaf in (base.embedding, base.layers.qkv, base.layers.o):
         leaf[...] = leaf[...] * 10
+    if base.layers.qkv_bias is not None:
+        base.layers.qkv_bias[...] = base.layers.qkv_bias[...] * 30
+    for turn, norm in enumerate((base.layers.q_norm, base.layers.k_norm)):
+        if norm is not None:
+            norm[...] = 1 + jnp.sin(jnp.arange(norm[...].size) + turn).reshape(norm[...].shape) / 2
     if base.output is not None:
         base.output[...] = base.output[...] * 30
     if not scan:

@@ -1,0 +1,78 @@
+"""Each family's logits and greedy continuations against transformers, in PyTorch and fp32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from transformers import AutoModelForCausalLM
+
+from gistjax.compress.compressed_lm import CompressedLM
+from gistjax.config import CompressionConfig, LoraConfig, ModelConfig
+from gistjax.model.masks import causal_mask, lengths_to_valid
+from gistjax.runtime.sharding import one_device
+from gistjax.weights.registry import load_base, resolve
+from tests.helpers.families import OWN, V, torch_model, write_gguf
+from tests.helpers.tiny import Compiled, positions_of
+
+pytestmark = pytest.mark.slow
+ROWS, LENGTH, NEW = 20, 40, 12
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", OWN)
+def test_folder_and_gguf_are_the_model_of_transformers(family, tied, tmp_path, rng):
+    model = torch_model(family, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    write_gguf(model, tmp_path / "m.gguf")
+    ids = rng.integers(2, V, (ROWS, LENGTH))
+    expected, continued = logits_of(model, ids), continuations(model, ids)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype="float32")
+    assert_close(logits_of(theirs, ids), expected)
+    for path in (tmp_path, tmp_path / "m.gguf"):
+        config = ModelConfig(name="local", path=str(path), dtype="float32", scan_layers=True)
+        base = load_base(resolve(config), config, one_device())
+        assert (base.output is None) == tied
+        assert_close(ours(base, ids), expected)
+        assert our_continuations(base, ids) == continued
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor(ids)).logits.numpy()
+
+
+def continuations(model, ids):
+    """Greedy ones, each up to its end token."""
+    found = model.generate(torch.tensor(ids), max_new_tokens=NEW, do_sample=False)
+    return [upto_end(row) for row in found[:, LENGTH:].tolist()]
+
+
+def upto_end(row):
+    return row[: row.index(0)] if 0 in row else row
+
+
+def ours(base, ids):
+    valid = lengths_to_valid(jnp.full(ROWS, LENGTH), LENGTH)
+    graphdef, state = nnx.split(base)
+
+    @jax.jit
+    def logits(state, ids):
+        base = nnx.merge(graphdef, state)
+        return base.logits(base(base.embed(ids), positions_of(valid), causal_mask(valid))[0])
+
+    return np.asarray(logits(state, jnp.array(ids)))
+
+
+def our_continuations(base, ids):
+    config = CompressionConfig(architecture="closed_book", lora=LoraConfig(rank=0))
+    compiled = Compiled(CompressedLM(base, config, jax.random.key(0)))
+    no_context = jnp.zeros((ROWS, 1), jnp.int32), jnp.ones(ROWS, jnp.int32)
+    memory = compiled.in_sequence(jnp.zeros(0, jnp.int32), *no_context)
+    found = compiled.greedy(memory, jnp.array(ids), jnp.full(ROWS, LENGTH), NEW, 0)
+    return [upto_end(row) for row in np.asarray(found).tolist()]
+
+
+def assert_close(found, expected):
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
