@@ -17,7 +17,7 @@ from gistjax.model.config import LlamaConfig
 from gistjax.model.llama import Frozen
 from gistjax.model.lora import Trainable
 from gistjax.model.masks import lengths_to_valid
-from tests.helpers.tiny import PREFIX, TINY, Compiled, tiny_base, tiny_model
+from tests.helpers.tiny import FAMILIES, PREFIX, TINY, Compiled, tiny_base, tiny_model
 
 ENCODERS = {
     "embeddings": EncoderConfig(kind="embeddings"),
@@ -52,10 +52,14 @@ def inputs(rng, B=3, C=16, S=7):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    ("encoder", "family"),
+    [*((encoder, "llama") for encoder in ENCODERS), ("lora", "qwen2"), ("lora", "qwen3")],
+)
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_head_with_every_encoder(name, encoder, rng):
-    model = Compiled(tiny_model(name, encoder=ENCODERS[encoder]))
+def test_every_head_with_every_encoder(name, encoder, family, rng):
+    base = tiny_base(FAMILIES[family])
+    model = Compiled(tiny_model(name, encoder=ENCODERS[encoder], base=base))
     ids, length, tokens, tokens_length = inputs(rng)
     memory = model.in_sequence(PREFIX, ids, length)
     chex.assert_shape(memory.x_BxXxD, (3, 4, 32))
@@ -343,11 +347,14 @@ def test_slots_inside_the_context_are_its_windows_last_tokens(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", PLACES)
-def test_slots_as_keys_and_values_are_those_under_the_gist_mask(slots, rng):
-    model = Compiled(
-        tiny_model("gist", slot_form="key_values", base=tiny_base(scan=False), **slots)
-    )
+@pytest.mark.parametrize(
+    ("family", "slots"),
+    [*(pytest.param("llama", *each.values, id=each.id) for each in PLACES),
+     *((family, SLOTS[1]) for family in ("qwen2", "qwen3"))],
+)  # fmt: skip
+def test_slots_as_keys_and_values_are_those_under_the_gist_mask(family, slots, rng):
+    base = tiny_base(FAMILIES[family], scan=False)
+    model = Compiled(tiny_model("gist", slot_form="key_values", base=base, **slots))
     ids, length, tokens, tokens_length = inputs(rng)
     kept, plain = model.compress(PREFIX, ids, length), model.in_sequence(PREFIX, ids, length)
     real = lengths_to_valid(tokens_length, tokens.shape[1])

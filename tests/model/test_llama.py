@@ -11,7 +11,14 @@ from gistjax.config import PROJECTIONS, LoraConfig
 from gistjax.model.llama import Frozen
 from gistjax.model.lora import LoRA, Trainable, projection_sizes
 from gistjax.model.masks import causal_mask, lengths_to_valid
-from tests.helpers.tiny import TINY, positions_of, projections, put_projections, tiny_base
+from tests.helpers.tiny import (
+    FAMILIES,
+    TINY,
+    positions_of,
+    projections,
+    put_projections,
+    tiny_base,
+)
 
 
 def run(base, x, valid, **kwargs):
@@ -40,10 +47,11 @@ def test_shapes_and_dtypes(rng):
     chex.assert_type(logits, jnp.float32)
 
 
-def test_every_base_weight_is_frozen():
-    base = tiny_base()
+@pytest.mark.parametrize(("family", "count"), [("llama", 9), ("qwen2", 10), ("qwen3", 11)])
+def test_every_base_weight_is_frozen(family, count):
+    base = tiny_base(FAMILIES[family])
     leaves = jax.tree.leaves(nnx.state(base), is_leaf=lambda x: isinstance(x, nnx.Variable))
-    assert len(leaves) == 9
+    assert len(leaves) == count
     assert all(isinstance(leaf, Frozen) for leaf in leaves)
 
 
@@ -102,9 +110,10 @@ def test_gradients_prove_causality_and_padding(rng):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scan", [True, False])
-def test_cache_in_pieces_equals_one_pass(rng, scan):
-    base = tiny_base(scan=scan)
+def test_cache_in_pieces_equals_one_pass(rng, scan, family):
+    base = tiny_base(FAMILIES[family], scan=scan)
     x = jnp.array(rng.normal(size=(2, 7, 32)), jnp.float32)
     valid = jnp.ones((2, 7), bool)
     whole = run(base, x, valid)
@@ -123,6 +132,14 @@ def test_cache_in_pieces_equals_one_pass(rng, scan):
         )
         pieces.append(h)
     chex.assert_trees_all_close(jnp.concatenate(pieces, 1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "norms"), [("llama", 2), ("qwen2", 2), ("qwen3", 4)])
+def test_a_family_adds_no_product_and_others_have_nothing_of_it(family, norms):
+    base = tiny_base(FAMILIES[family], scan=False)
+    layer = str(jax.make_jaxpr(lambda b: b(jnp.ones((1, 4, 32)), jnp.arange(4)[None])[0])(base))
+    assert layer.count(" rsqrt ") == norms + 1  # the layers are one program; and the final norm
+    assert layer.count(" dot_general[") == 6
 
 
 def test_fewer_layers_are_the_first_ones(rng):
@@ -148,10 +165,11 @@ def test_fresh_lora_changes_nothing_and_a_trained_one_does(rng, target):
     assert not np.allclose(run(base, x, valid, lora=lora), run(base, x, valid))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scan", [True, False])
-def test_lora_equals_merged_weights(rng, scan):
-    base = tiny_base(scan=scan)
-    lora = LoRA(TINY, LoraConfig(rank=2, alpha=6.0), jax.random.key(0))
+def test_lora_equals_merged_weights(rng, scan, family):
+    base = tiny_base(FAMILIES[family], scan=scan)
+    lora = LoRA(base.config, LoraConfig(rank=2, alpha=6.0), jax.random.key(0))
     for name, adapter in lora.adapters.items():
         adapter.b[...] = jax.random.normal(jax.random.key(len(name)), adapter.b[...].shape) * 0.1
     x = jnp.array(rng.normal(size=(1, 5, 32)), jnp.float32)

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,15 @@ from jax.sharding import PartitionSpec as P
 
 from gistjax.config import ARCHITECTURES, EncoderConfig, LoraConfig, MeshConfig
 from gistjax.errors import ConfigError
-from gistjax.runtime.sharding import make_mesh, path_name, put_batch, shardings_of, spec_of
-from tests.helpers.tiny import tiny_batch, tiny_model
+from gistjax.runtime.sharding import (
+    RULES,
+    make_mesh,
+    path_name,
+    put_batch,
+    shardings_of,
+    spec_of,
+)
+from tests.helpers.tiny import FAMILIES, tiny_base, tiny_batch, tiny_model
 
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)
 
@@ -22,6 +31,13 @@ def test_mesh_fills_the_axis_left_over():
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(config):
     with pytest.raises(ConfigError, match="there are 8"):
         make_mesh(config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_leaf_of_a_base_matches_one_rule(family):
+    paths = jax.tree_util.tree_leaves_with_path(nnx.state(tiny_base(FAMILIES[family])))
+    for path in (f"base/{path_name(path)}" for path, _ in paths):
+        assert sum(bool(re.fullmatch(pattern, path)) for pattern, _ in RULES) == 1, path
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "none"])
@@ -42,6 +58,7 @@ def test_rules_follow_the_projections():
         spec = spec_of(path, (*lead, 32, 2, 4, 8), mesh)
         assert spec == P(*(None for _ in lead), "fsdp", "tensor", None, None)
     assert spec_of("base/layers/0/gate_up", (32, 2, 48), mesh) == P("fsdp", None, "tensor")
+    assert spec_of("base/layers/0/qkv_bias", (2, 4, 8), mesh) == P("tensor", None, None)
     assert spec_of("base/layers/down", (3, 48, 32), mesh) == P(None, "tensor", "fsdp")
     assert spec_of("compressor/encoder/lora/adapters/o/a", (3, 32, 2), mesh) == P(
         None, "tensor", None

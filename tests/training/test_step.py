@@ -8,9 +8,19 @@ import numpy as np
 import pytest
 
 from gistjax.config import EncoderConfig, LoraConfig, MeshConfig
+from gistjax.runtime import sharding
 from gistjax.runtime.sharding import make_mesh, put_batch
 from gistjax.training.step import _is_bad, no_bad_step
-from tests.helpers.tiny import BAD, make_bad, micro_batches, poison, start, tiny_base, tiny_model
+from tests.helpers.tiny import (
+    BAD,
+    FAMILIES,
+    make_bad,
+    micro_batches,
+    poison,
+    start,
+    tiny_base,
+    tiny_model,
+)
 
 LAYOUTS = {
     "replicated": MeshConfig(),
@@ -31,13 +41,7 @@ def run(mesh, batches, steps=3, **kwargs):
 
 @pytest.fixture(scope="module")
 def one_device():
-    mesh = jax.make_mesh(
-        (1, 1, 1),
-        ("data", "fsdp", "tensor"),
-        devices=jax.devices()[:1],
-        axis_types=(jax.sharding.AxisType.Auto,) * 3,
-    )
-    return run(mesh, micro_batches(np.random.default_rng(0)))
+    return run(sharding.one_device(), micro_batches(np.random.default_rng(0)))
 
 
 @pytest.mark.slow
@@ -63,6 +67,20 @@ def test_unrolled_layers_give_the_loss_of_one_device(one_device, monkeypatch):
     batches = micro_batches(np.random.default_rng(0))
     losses, _ = run(mesh, batches, model=model)
     np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("slot_form", ["soft_tokens", "key_values"])
+def test_every_family_has_the_loss_of_one_device_on_a_mesh(family, slot_form):
+    losses = []
+    for mesh in (sharding.one_device(), make_mesh(LAYOUTS["all three"])):
+        base = tiny_base(FAMILIES[family], scan=False, mesh=mesh)
+        model = tiny_model("gist", base=base, slot_form=slot_form)
+        batches = micro_batches(np.random.default_rng(0))
+        losses.append(run(mesh, batches, model=model)[0])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    assert losses[0][-1] < losses[0][0]
 
 
 @pytest.mark.slow
