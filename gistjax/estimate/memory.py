@@ -197,7 +197,7 @@ class Pass:
         size, scan = compute_dtype(model).itemsize, model.scan_layers
         queries, keys = self.rows * self.queries, self.rows * (self.keys or self.queries)
         by_query = self._attention(base, size, scan) + self._feed_forward(base, size, scan)
-        by_key = 2 * base.n_kv_heads * base.head_dim * size
+        by_key = (2 + base.qk_norms) * base.n_kv_heads * base.head_dim * size
         by_score = 1 + 4 + 4 + (size if size < 4 else 0) if scan else 4
         by_head = self.keys * by_score or 4  # fused: the fp32 sum of each query's exponentials
         # Where x has many rows, the adapter's b is copied with w into one matrix (`model.lora`).
@@ -206,10 +206,13 @@ class Pass:
         return queries * (by_query + base.n_heads * by_head) + keys * by_key + copied
 
     def _attention(self, base: LlamaConfig, size: int, scan: bool) -> int:
-        """Bytes of a position: the norm's input, in fp32 for a scan, its output, query, output."""
+        """Bytes of a position: the norm's input, in fp32 for a scan, its output, query, output.
+
+        Where queries and keys have norms, they are kept before and after (calculated).
+        """
         D, NH = base.d_model, base.n_heads * base.head_dim
         read = D * self._adapted("q", "k", "v") + self._rank("q", "k", "v", "o")
-        return D * (4 if scan else size) + (read + 2 * NH) * size
+        return D * (4 if scan else size) + (read + (2 + base.qk_norms) * NH) * size
 
     def _feed_forward(self, base: LlamaConfig, size: int, scan: bool) -> int:
         """Bytes of a position: the norm's input, its output, gate and up, and their product.

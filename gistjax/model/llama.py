@@ -71,9 +71,9 @@ class Layer(nnx.Module):
         self.attention_norm = Frozen(make((*lead, D), 0.0))
         q, k, v = (make((*lead, D, width), std) for width in (NH, KH, KH))
         self.qkv = Frozen(fuse_qkv(q, k, v, K))  # [D, K, G + 2, H]
-        has_biases = config.qkv_biases
-        q, k, v = (make((*lead, width), std) if has_biases else None for width in (NH, KH, KH))
-        self.qkv_bias = Frozen(fuse_qkv(q, k, v, K)) if has_biases else None  # [K, G + 2, H]
+        biased = config.qkv_biases
+        bq, bk, bv = (make((*lead, width), std) if biased else None for width in (NH, KH, KH))
+        self.qkv_bias = Frozen(fuse_qkv(bq, bk, bv, K)) if biased else None  # [K, G + 2, H]
         self.q_norm = Frozen(make((*lead, H), 0.0)) if config.qk_norms else None
         self.k_norm = Frozen(make((*lead, H), 0.0)) if config.qk_norms else None
         self.o = Frozen(make((*lead, NH, D), out_std))

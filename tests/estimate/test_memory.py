@@ -1,6 +1,7 @@
 """The memory formula against what XLA assigned and what was measured, and counts by hand."""
 
 import dataclasses
+import math
 
 import pytest
 from absl import flags
@@ -17,6 +18,7 @@ from gistjax.estimate.memory import (
 )
 from gistjax.model.config import LlamaConfig
 from gistjax.runtime import cli
+from gistjax.weights.loading import expected_shapes
 from gistjax.weights.registry import KNOWN, resolve
 from tests.stress.memory_estimate import ANSWERS_ALONE, BAR, LLAMA, OTHERS
 
@@ -108,6 +110,20 @@ def test_what_a_layer_keeps_of_a_position(model, lora, keys, numbers, fixed):
     size = 4 if model.dtype == "float32" else 2
     layer = Pass(1, 1, keys, 3, lora, 1).layer(BASE, model)
     assert layer == numbers * size + fixed
+
+
+def test_norms_of_queries_and_keys_keep_both_as_they_come():
+    base, each = dataclasses.replace(BASE, qk_norms=True), Pass(1, 1, 0, 3, NONE, 1)
+    heads = (BASE.n_heads + BASE.n_kv_heads) * BASE.head_dim
+    assert each.layer(base, BF16) - each.layer(BASE, BF16) == 2 * heads
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b-instruct", "qwen3-8b", "mistral-7b-instruct-v0.3"])
+def test_the_weights_of_every_family_are_counted(name):
+    config = CompressionConfig(architecture="none")
+    estimate = memory_estimate(config, KNOWN[name].config)
+    tensors = expected_shapes(KNOWN[name].config).values()
+    assert estimate["base"] == pytest.approx(2 * sum(map(math.prod, tensors)) / 2**30, abs=1e-3)
 
 
 @pytest.mark.parametrize(("model", "size", "weights"), [(BF16, 2, 2), (FP32, 4, 0)])

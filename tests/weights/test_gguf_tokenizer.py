@@ -87,3 +87,17 @@ def test_a_token_twice_is_refused(tmp_path):
     write(tmp_path / "m.gguf", vocabulary={"tokens": ["ab"]})
     with pytest.raises(WeightsError, match="two tokens of one name"):
         gguf_tokenizer(GgufReader(tmp_path / "m.gguf"))
+
+
+def test_qwens_pieces_are_those_of_transformers(tmp_path):
+    """Each digit alone, letters joined to a mark before them, and composed characters."""
+    from transformers import Qwen2Tokenizer
+
+    write(tmp_path / "m.gguf", vocabulary={"pre": "qwen2"})
+    ours = gguf_tokenizer(GgufReader(tmp_path / "m.gguf")).backend_tokenizer
+    theirs = Qwen2Tokenizer().backend_tokenizer
+    for text in ("In 1987, don't (a) b\n\n  c", "Cafe\u0301 12ab  \u00df", "x\r\n\ty 3.14 "):
+        plain = ours.normalizer.normalize_str(text)
+        assert plain == theirs.normalizer.normalize_str(text)
+        pieces = [t.pre_tokenizer.pre_tokenize_str(plain) for t in (ours, theirs)]
+        assert pieces[0] == pieces[1]
