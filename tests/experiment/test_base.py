@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,9 +9,11 @@ import pytest
 
 from gistjax.compress.parameters import split_model
 from gistjax.config import CompressionConfig, EncoderConfig
-from gistjax.errors import ConfigError
+from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment import base
+from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime.devices import DETERMINISTIC, start_jax
+from gistjax.runtime.files import write_json
 from gistjax.train import run_single_ablation
 from tests.helpers.runs import ASKED as CONFIG
 
@@ -70,3 +73,17 @@ def test_a_base_that_runs_share_is_checked_against_each_of_them(tmp_path):
     deeper = CONFIG.replace(encoder=EncoderConfig(kind="hidden", layers=99))
     with pytest.raises(ConfigError, match="encoder.layers=99, but the base has"):
         run_single_ablation(deeper, tmp_path / "run", pretrained)
+
+
+def test_a_run_may_be_asked_another_tasks_questions_but_not_with_another_prompt(tmp_path):
+    run = RunDir(tmp_path)
+    trained = base.load_pretrained(CONFIG)
+    run.write_about(CONFIG, trained)
+    other = CONFIG.replace(data=dataclasses.replace(CONFIG.data, task="hotpotqa"))
+    asked = base.load_pretrained(other)
+    assert asked.prompt.sha256 != trained.prompt.sha256
+    asked.check_run(run)
+    about = run.about()
+    write_json(run.config_file, {**about, "prompt_sha256": asked.prompt.sha256})
+    with pytest.raises(CheckpointError, match="another tokenizer or chat template"):
+        asked.check_run(run)
