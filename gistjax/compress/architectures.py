@@ -3,8 +3,8 @@
 An architecture is called as `architecture(states_BxCxD, length_B, slots_B, M)`: how many context
 tokens are real in each row, how many slots the row is to use, and how many there is room for, at
 most as many as it was built for. It returns `[B, M, D]` in the states' dtype. Slots past `slots_B`
-hold values without meaning, which the decoder does not see. What is in a padded state changes no
-slot. Parameters are fp32, compute follows the states.
+have empty windows: the decoder does not see them, but they and their gradients must be finite. What
+is in a padded state changes no slot. Parameters are fp32, compute follows the states.
 
 To add one, write a class with what `Architecture` lists, and name it: by a line in
 `config.ARCHITECTURES`, or in a module of your own by its path,

@@ -103,11 +103,17 @@ def load_task(name: str) -> Task:
     """Return a task of the registry.
 
     Raises:
-        ConfigError: if there is none of that name, or its module does not define it.
+        ConfigError: if there is none of that name, or its module is missing or does not define it.
     """
     if name not in TASKS:
         raise ConfigError(f"data.task cannot be {name!r}{did_you_mean(name, TASKS)}")
-    task = getattr(importlib.import_module(TASKS[name]), "TASK", None)
+    try:
+        task = getattr(importlib.import_module(TASKS[name]), "TASK", None)
+    except ImportError as error:
+        raise ConfigError(
+            f"task {name!r} cannot be imported ({error}): {TASKS[name]} must be a module that "
+            "Python finds, here and wherever the run is evaluated or asked."
+        ) from error
     if not isinstance(task, Task):
         raise ConfigError(f"{TASKS[name]}, the module of task {name!r}, defines no TASK = Task(…).")
     return task

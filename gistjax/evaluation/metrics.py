@@ -131,15 +131,21 @@ METRICS: dict[str, Callable[[str, Sequence[str]], Score]] = {
 
 
 def check_metrics(examples: Iterable[Example]) -> None:
-    """Refuse examples that ask for an unknown metric, before anything is trained for them.
+    """Refuse examples whose metric is unknown or gives no score, before anything is trained.
 
     Raises:
         ConfigError: naming the task and its metric.
     """
-    for task, metric in sorted({(example.task, example.metric) for example in examples}):
+    for (task, metric), example in {(e.task, e.metric): e for e in examples}.items():
         if metric not in METRICS:
             hint = did_you_mean(metric, METRICS)
             raise ConfigError(f"the task {task!r} is scored by {metric!r}, which is unknown{hint}")
+        tried = METRICS[metric](example.looked_up, example.answers)
+        if not isinstance(tried, Score):
+            raise ConfigError(
+                f"the metric {metric!r} of the task {task!r} returned {tried!r}: return a "
+                "Score(f1, em); a metric of one number gives it as both."
+            )
 
 
 @dataclass(frozen=True)

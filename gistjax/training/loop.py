@@ -150,6 +150,12 @@ def check_health(health: Health, config: CompressionConfig) -> None:
     if bad >= 1 if stops else in_a_row >= MAX_BAD_IN_A_ROW:
         count = f"{bad} so far" if stops else f"{in_a_row} in a row"
         skip = ", or leave such steps out with --config.on_bad_step=skip" if stops else ""
+        if last == 1:
+            raise TrainingError(
+                "the loss or its gradient is not finite: bad step 1, before anything was learned. "
+                f"Does architecture={config.architecture!r} give finite slots and gradients, also "
+                "past the slots that a row uses? Else train with --config.model.dtype=float32."
+            )
         raise TrainingError(
             f"the loss or its gradient is not finite, or a spike: bad step {last}, {count}. The "
             "last checkpoint is from before. Lower --config.optimizer.lora_lr and "

@@ -36,9 +36,9 @@ def make(name, slots=M):
     return find_architecture(name)(TINY, slots, C // slots, jax.random.key(0))
 
 
-def slots_of(head, states, length, used, n=M):
-    """What the head makes, as one program."""
-    graphdef, state = nnx.split(head)
+def slots_of(architecture, states, length, used, n=M):
+    """What the architecture makes, as one program."""
+    graphdef, state = nnx.split(architecture)
     return _slots_of(graphdef, n, state, states, length, used)
 
 
@@ -47,18 +47,18 @@ def _slots_of(graphdef, n, state, states, length, used):
     return nnx.merge(graphdef, state)(states, length, used, n)
 
 
-def parameters(head):
-    return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(head)))
+def parameters(architecture):
+    return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(architecture)))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("slots", [32, 64, 128])
 def test_parameter_budget_at_8b(name, slots):
-    head = nnx.eval_shape(
+    architecture = nnx.eval_shape(
         lambda: find_architecture(name)(LLAMA_8B, slots, 512 // slots, jax.random.key(0))
     )
     budget = BUDGET[name] * 4096**2
-    assert abs(parameters(head) - budget) <= 0.05 * budget
+    assert abs(parameters(architecture) - budget) <= 0.05 * budget
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -72,35 +72,37 @@ def test_shapes_and_dtypes(name, rng):
 
 @pytest.mark.parametrize("name", READING)
 def test_padding_changes_no_slot_and_receives_no_gradient(name, rng):
-    head = make(name)
+    architecture = make(name)
     states = jnp.array(rng.normal(size=(3, C, 32)), jnp.float32)
     length, used = jnp.array([16, 7, 2]), jnp.array([4, 4, 2])
     padded = np.arange(C) >= np.asarray(length)[:, None]
     poisoned = jnp.where(padded[:, :, None], 1e9, states)
     real = np.arange(M) < np.asarray(used)[:, None]
-    before, after = (slots_of(head, x, length, used) for x in (states, poisoned))
+    before, after = (slots_of(architecture, x, length, used) for x in (states, poisoned))
     np.testing.assert_array_equal(np.asarray(before)[real], np.asarray(after)[real])
     weigh = jnp.array(rng.normal(size=(3, M, 32))) * real[:, :, None]
-    grad = jax.jit(jax.grad(lambda x: jnp.sum(weigh * head(x, length, used, M))))(states)
+    grad = jax.jit(jax.grad(lambda x: jnp.sum(weigh * architecture(x, length, used, M))))(states)
     influence = np.abs(np.asarray(grad)).sum(-1)
     assert (influence[padded] == 0).all()
     assert (influence[~padded] > 0).all(), "every real token reaches some slot"
 
 
 def test_a_mark_reads_nothing(rng):
-    head, args = make("mark"), (jnp.array([16, 7]), jnp.array([4, 4]), M)
+    architecture, args = make("mark"), (jnp.array([16, 7]), jnp.array([4, 4]), M)
     states = jnp.array(rng.normal(size=(2, C, 32)), jnp.float32)
-    slots, gradient = jax.value_and_grad(lambda x: jnp.sum(head(x, *args)))(states)
-    assert not np.asarray(gradient).any() and not np.asarray(head.weights(states, *args)).any()
-    chex.assert_trees_all_close(slots, 2 * M * head.vector[...].sum(), rtol=1e-5)
+    slots, gradient = jax.value_and_grad(lambda x: jnp.sum(architecture(x, *args)))(states)
+    assert (
+        not np.asarray(gradient).any() and not np.asarray(architecture.weights(states, *args)).any()
+    )
+    chex.assert_trees_all_close(slots, 2 * M * architecture.vector[...].sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["conv", "pooling", "mean_pool"])
-def test_local_heads_keep_the_order(name, rng):
-    head = make(name)
+def test_local_architectures_keep_the_order(name, rng):
+    architecture = make(name)
     states = jnp.array(rng.normal(size=(1, C, 32)), jnp.float32)
     used = jnp.array([C]), jnp.array([M]), M
-    jacobian = jax.jit(jax.jacobian(lambda x: head(x, *used)[0].sum(-1)))(states)
+    jacobian = jax.jit(jax.jacobian(lambda x: architecture(x, *used)[0].sum(-1)))(states)
     influence = np.abs(np.asarray(jacobian))[:, 0].sum(-1)  # [M, C]
     centre = (influence * np.arange(C)).sum(1) / influence.sum(1)
     assert (np.diff(centre) > 2).all()
@@ -123,9 +125,9 @@ def test_windows_are_those_of_adaptive_pooling(n, slots):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_fewer_slots_are_those_of_a_row_that_uses_fewer(name, rng):
-    head, states = make(name), jnp.array(rng.normal(size=(2, C, 32)), jnp.float32)
+    architecture, states = make(name), jnp.array(rng.normal(size=(2, C, 32)), jnp.float32)
     length, used = jnp.array([16, 9]), jnp.array([3, 2])
-    few, many = (slots_of(head, states, length, used, n) for n in (3, M))
+    few, many = (slots_of(architecture, states, length, used, n) for n in (3, M))
     for b in range(2):
         np.testing.assert_allclose(few[b, : used[b]], many[b, : used[b]], atol=1e-5)
 
@@ -138,10 +140,10 @@ def test_pooling_starts_as_mean_pool(rng):
 
 
 def test_pooling_prefers_what_its_score_prefers(rng):
-    head = make("pooling")
-    head.score[...] = jnp.zeros(32).at[0].set(50.0)
+    architecture = make("pooling")
+    architecture.score[...] = jnp.zeros(32).at[0].set(50.0)
     states = jnp.array(rng.normal(size=(1, C, 32)), jnp.float32)
-    weights = np.asarray(head.weights(states, jnp.array([C]), jnp.array([M]), M))[0]
+    weights = np.asarray(architecture.weights(states, jnp.array([C]), jnp.array([M]), M))[0]
     np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-5)
     x = np.asarray(states)[0]
     score = x[:, 0] / np.sqrt((x * x).mean(-1))
@@ -150,18 +152,18 @@ def test_pooling_prefers_what_its_score_prefers(rng):
 
 
 def test_convolution_against_torch(rng):
-    head = make("conv")
-    width = head.kernel[...].shape[0]
-    head.kernel[...] = jnp.array(rng.normal(size=(width, 32)), jnp.float32)
+    architecture = make("conv")
+    width = architecture.kernel[...].shape[0]
+    architecture.kernel[...] = jnp.array(rng.normal(size=(width, 32)), jnp.float32)
     x = rng.normal(size=(2, C, 32)).astype(np.float32)
     expected = torch.nn.functional.conv1d(
         torch.tensor(x).mT,
-        torch.tensor(np.asarray(head.kernel[...])).T[:, None],
-        stride=head.stride,
+        torch.tensor(np.asarray(architecture.kernel[...])).T[:, None],
+        stride=architecture.stride,
         padding=width // 2,
         groups=32,
     ).mT
-    np.testing.assert_allclose(head.convolve(jnp.array(x)), expected, atol=1e-5)
+    np.testing.assert_allclose(architecture.convolve(jnp.array(x)), expected, atol=1e-5)
 
 
 def test_attention_against_torch_where_all_stand_at_one_place(rng):

@@ -76,6 +76,12 @@ def test_prompt_and_lengths_are_the_tasks(notes):
     assert len(validation_rows) == 4, "every question is scored"
 
 
+def test_a_task_whose_module_is_missing_is_refused(monkeypatch):
+    monkeypatch.setitem(configuration.TASKS, "notes", "not_there")
+    with pytest.raises(ConfigError, match="task 'notes' cannot be imported.*Python finds"):
+        load_task("notes")
+
+
 @pytest.mark.slow
 def test_a_run_trains_on_it_and_is_evaluated(notes, tmp_path):
     config = TRAINED.replace(max_steps=3, checkpoint_every=3, data=data_of(notes))

@@ -271,3 +271,10 @@ def test_questions_on_one_context_alone_are_drawn_themselves():
     examples = [Example(str(n), "", "A.", "B?", ("a b",), context_id=0) for n in range(8)]
     found = score(["a b", "c"] * 4, examples, samples=200, seed=0)
     assert found.em == 0.5 and found.em_interval[0] < 0.5 < found.em_interval[1]
+
+
+def test_a_metric_that_returns_no_score_is_refused(monkeypatch):
+    monkeypatch.setitem(METRICS, "hit", lambda prediction, golds: 1.0)
+    example = Example("a", "", "A cat.", "Who?", ("cat",), 0, task="notes", metric="hit")
+    with pytest.raises(ConfigError, match=r"'hit' of the task 'notes' returned 1.0.*as both"):
+        check_metrics([example])

@@ -26,10 +26,10 @@ def tokenizer():
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "mark"])
 def test_weights_of_a_slot_sum_to_one_over_real_tokens(name, rng):
-    head = find_architecture(name)(TINY, M, C // M, jax.random.key(0))
+    architecture = find_architecture(name)(TINY, M, C // M, jax.random.key(0))
     states = jnp.array(rng.normal(size=(3, C, 32)), jnp.float32)
     length, used = jnp.array([16, 7, 2]), jnp.array([4, 4, 2])
-    weights = np.asarray(head.weights(states, length, used, M))
+    weights = np.asarray(architecture.weights(states, length, used, M))
     assert weights.shape == (3, M, C) and weights.dtype == np.float32
     for row, n, slots in zip(weights, [16, 7, 2], [4, 4, 2], strict=True):
         np.testing.assert_allclose(row[:slots].sum(axis=1), 1, rtol=1e-5)
@@ -38,14 +38,16 @@ def test_weights_of_a_slot_sum_to_one_over_real_tokens(name, rng):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pooling", "mean_pool", "conv"])
-def test_local_heads_read_what_moves_their_slots(name, rng):
+def test_local_architectures_read_what_moves_their_slots(name, rng):
     """A token has a part in a slot exactly where the slot's gradient says so."""
-    head = find_architecture(name)(TINY, M, C // M, jax.random.key(0))
+    architecture = find_architecture(name)(TINY, M, C // M, jax.random.key(0))
     states = jnp.array(rng.normal(size=(1, C, 32)), jnp.float32)
     arguments = jnp.array([13]), jnp.array([M]), M
-    jacobian = jax.jacobian(lambda x: head(x, *arguments)[0].sum(-1))(states)
+    jacobian = jax.jacobian(lambda x: architecture(x, *arguments)[0].sum(-1))(states)
     moved = np.abs(np.asarray(jacobian))[:, 0].sum(-1) > 1e-7
-    np.testing.assert_array_equal(np.asarray(head.weights(states, *arguments))[0] > 0, moved)
+    np.testing.assert_array_equal(
+        np.asarray(architecture.weights(states, *arguments))[0] > 0, moved
+    )
 
 
 @pytest.mark.slow
@@ -53,15 +55,15 @@ def test_attention_weights_are_those_that_attention_uses(rng):
     """With one head and values that are the states themselves, what is read is the weights' mean of
     the states.
     """
-    head = find_architecture("cross_attention")(
+    architecture = find_architecture("cross_attention")(
         dataclasses.replace(TINY, n_heads=1), M, C // M, jax.random.key(0)
     )
-    head.attention.value[...] = head.attention.out[...] = jnp.eye(32)
+    architecture.attention.value[...] = architecture.attention.out[...] = jnp.eye(32)
     states = jnp.array(rng.normal(size=(1, C, 32)), jnp.float32)
     arguments = jnp.array([13]), jnp.array([M]), M
-    weights_MxC = np.asarray(head.weights(states, *arguments))[0]
+    weights_MxC = np.asarray(architecture.weights(states, *arguments))[0]
     assert weights_MxC.max() > 2 / 13, "not all alike"
-    read_MxD = head.read(states, *arguments)[0] - head.queries[...]
+    read_MxD = architecture.read(states, *arguments)[0] - architecture.queries[...]
     np.testing.assert_allclose(read_MxD, weights_MxC @ standardize(states[0]), atol=1e-5)
 
 
@@ -101,4 +103,4 @@ def test_of_some_contexts_each_word_has_its_part_in_each_slot(tokenizer):
         assert weights.shape == (slots, len(context["words"]))
         np.testing.assert_allclose(weights.sum(axis=1), 1, atol=0.01)
         assert "".join(context["words"]).replace(" ", "").endswith(text.replace(" ", ""))
-    assert not read_by("mark"), "a head that reads nothing has no part to show"
+    assert not read_by("mark"), "an architecture that reads nothing has no part to show"

@@ -48,6 +48,11 @@ def test_training_stops_and_says_what_to_change(policy, bad, in_a_row, told):
         check_health(Health(bad, in_a_row, 7, 1.0), CompressionConfig(on_bad_step=policy))
 
 
+def test_a_first_step_that_is_bad_does_not_blame_the_learning_rate():
+    with pytest.raises(TrainingError, match="bad step 1.*architecture='gist'(?!.*_lr)"):
+        check_health(Health(1, 1, 1, 1.0), CompressionConfig())
+
+
 def test_a_loss_without_rows_is_not_logged_as_zero():
     batch = micro_batches(np.random.default_rng(0), K=2, B=4)
     batch.objective_B[1, 3] = OBJECTIVES.index("cloze")
