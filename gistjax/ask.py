@@ -1,7 +1,7 @@
 """Ask questions about a text, which is compressed once.
 
     python -m gistjax.ask --context FILE "question" "question" … [--ratio 8] [--full] [--run DIR]
-    python -m gistjax.ask --context sample "Who built the mill?"    # a text that comes along
+    python -m gistjax.ask --context sample "Who built the mill?"    # the package's own text
 
 FILE is a text; `-` reads standard input. Several texts, each with a --context of its own, are asked
 as one. Without a question, questions are read line by line, from the keyboard or from what is piped
@@ -47,15 +47,17 @@ UNTUNED = (
 def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) -> None:
     """Answer every question, and print answers or one JSON object."""
     check_flags(args, words)
+    check_ratio(config, args.ratio)
+    trained = "compressor" if config.compresses else "adapter, which compresses nothing"
     from gistjax.inference.engine import load  # slow: flags are checked first
     from gistjax.inference.text import read_context
 
     text = read_context(args.context) if args.context else None
-    log.info("loading %s and its compressor …", config.model.known_as)
+    log.info("loading %s and its %s …", config.model.known_as, trained)
     engine = load(args.run, config)
     document = engine.open(args.document) if text is None else engine.compress(text, args.ratio)
     full = engine.full_context().compress(text) if args.full and text else None
-    if document.pieces > 1:
+    if document.pieces > 1 and config.compresses:
         log.warning(
             "warning: compressed in %d pieces, since the compressor was trained on at most %d "
             "tokens: answers get worse with each.",
@@ -84,6 +86,8 @@ def check_flags(args: flags.FlagValues, words: list[str]) -> None:
         StorageError: as `check_writable` says.
     """
     file = next((word for word in words if is_file(word)), "")
+    if not all(word.strip() for word in words):
+        raise ConfigError("a question is empty: give one that asks something, or none to be asked.")
     if args.context and args.document:
         raise ConfigError("--context and --document: give one of them, a text or a saved one.")
     if not args.context and not args.document:
@@ -100,10 +104,24 @@ def check_flags(args: flags.FlagValues, words: list[str]) -> None:
         raise ConfigError("--ratio is for compressing: the slots in --document have theirs.")
     if args.document and args.full:
         raise ConfigError("--full reads the text itself: give --context instead of --document.")
+    if args.document and not is_file(args.document):
+        raise ConfigError(f"--document={args.document} is no file: give one that --save wrote.")
     if "-" in args.context and not words:
         raise ConfigError("standard input is the text, so give the questions as arguments.")
     if args.save:
         check_save(Path(args.save), args.context)
+
+
+def check_ratio(config: CompressionConfig, ratio: float | None) -> None:
+    """Refuse a --ratio that the compressor was not trained with.
+
+    Raises:
+        ConfigError: saying which it was trained with.
+    """
+    from gistjax.compress.budget import Budget
+
+    if ratio is not None and (problem := Budget.of(config).ratio_problem(ratio)):
+        raise ConfigError(problem)
 
 
 def check_save(file: Path, contexts: list[str]) -> None:
@@ -149,7 +167,13 @@ def questions() -> Iterator[str]:
 
 
 def about(document: Document) -> str:
-    """Return what was compressed, into how much."""
+    """Return what was compressed, into how much; of a control, what it reads instead."""
+    config = document.engine.config
+    if config.architecture == "closed_book":
+        return "this run (closed_book) reads no text: it answers from the question alone"
+    if not config.compresses:
+        read = f"{document.slots} of {document.tokens} tokens are read"
+        return f"this run ({config.architecture}) compresses nothing: {read} as they are"
     spent = f", compressed in {1e3 * document.seconds:.0f} ms" if document.seconds else ""
     slots = f"{document.tokens} tokens in {document.slots} slots"
     return f"{slots} ({megabytes(document.nbytes)}){spent}"
@@ -167,17 +191,20 @@ class Exchange:
     question: str
     slots: Answer
     full_context: Answer | None
+    compresses: bool = True  # else these are no slots, but tokens that a control reads
 
     @classmethod
     def of(cls, question: str, document: Document, full: Document | None) -> Exchange:
         """Ask a question of the slots and, if it is there, of the full context."""
-        return cls(question, document.ask(question), full.ask(question) if full else None)
+        answer, compared = document.ask(question), full.ask(question) if full else None
+        return cls(question, answer, compared, document.engine.config.compresses)
 
     def __str__(self) -> str:
         lines = [cli.coloured(self.question, "bold")]
-        titles = ("from slots:   ", "full context: ") if self.full_context else ("", "")
+        own, unit = ("from slots:   ", "slots") if self.compresses else ("this run:     ", "tokens")
+        titles = (own, "full context: ") if self.full_context else ("", "")
         for title, answer, unit in zip(
-            titles, (self.slots, self.full_context), ("slots", "tokens"), strict=True
+            titles, (self.slots, self.full_context), (unit, "tokens"), strict=True
         ):
             if answer:
                 cost = f"{answer.positions} {unit}, {1e3 * answer.seconds:.0f} ms"
@@ -188,7 +215,8 @@ class Exchange:
     def to_json(self) -> dict[str, Any]:
         """Return what --json prints of it; without a full context that key is left out."""
         found = dataclasses.asdict(self)
-        return found if self.full_context else {k: found[k] for k in ("question", "slots")}
+        keys = ("question", "slots", *(("full_context",) if self.full_context else ()))
+        return {key: found[key] for key in keys}
 
 
 def summary(document: Document, full: Document | None, exchanges: list[Exchange]) -> dict[str, Any]:
@@ -209,7 +237,7 @@ def summary(document: Document, full: Document | None, exchanges: list[Exchange]
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
-    about = "The text to ask about, a file; - is standard input, sample a text of gistjax."
+    about = "The text to ask about, a file; - is standard input, sample the package's own text"
     define_path("context", "", about, values, many=True)
     for name, default, about in (
         ("run", str(SHIPPED), "Directory of the run whose compressor to use."),

@@ -99,7 +99,7 @@ def main(args: flags.FlagValues) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
-    define_path("run", "", "Directory of a finished run; two or more.", values, many=True)
+    define_path("run", "", "Directory of a finished run; two or more", values, many=True)
     define_path("output", "", "Directory to write to.", values)
     flags.DEFINE_enum(
         "dtype",

@@ -194,7 +194,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
     define_path("of", "", "Directory of the run to compare.", values)
-    about = "Directory of a run to compare it with; may be repeated."
+    about = "Directory of a run to compare it with"
     define_path("with", "", about, values, many=True)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class GistjaxError(Exception):
-    """Base of every error that is a user's to mend."""
+    """Base of every error that a user can fix."""
 
 
 class ConfigError(GistjaxError):

@@ -49,7 +49,7 @@ def evaluate_run(
         slot_attention: a JSON file for what each slot reads.
 
     Raises:
-        GistjaxError: for anything that is the user's to mend.
+        GistjaxError: for anything that a user can fix.
     """
     run = RunDir(rundir)
     for file in (output, slot_attention):

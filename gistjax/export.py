@@ -179,7 +179,7 @@ def define_flags(values: flags.FlagValues) -> None:
         define_path(name, "", about, values)
     about = "Upload what was written to this hub repository, organisation/name."
     flags.DEFINE_string("push", "", about, values)
-    about = "--to prompt_embeds: the text, a file; - is standard input."
+    about = "--to prompt_embeds: the text, a file; - is standard input"
     define_path("context", "", about, values, many=True)
     flags.DEFINE_enum("to", "safetensors", list(EXPORTS), "The form.", flag_values=values)
     about = "With --push: tell what would be uploaded, and stop."

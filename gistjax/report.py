@@ -66,7 +66,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
-    about = "Folder of a sweep, or directory of a run; may be repeated."
+    about = "Folder of a sweep, or directory of a run"
     define_path("runs", "", about, values, many=True)
     about = "Folder for the report; by default the first of --runs."
     define_path("write_to", "", about, values)

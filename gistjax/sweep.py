@@ -12,13 +12,13 @@ gistjax.average` makes. Finished runs are skipped and interrupted ones resume. A
 stop the others, but the exit code is 1.
 
 An entry with `"grid": {KEY: [VALUE, …]}` is one run for each combination of the values; `{KEY}` in
-its name and its settings
-becomes the value: `"name": "M{target_length}_{architecture}"`. `python -m launch.ray_sweep` makes
-the same runs side by side.
+its name and its settings becomes the value: `"name": "M{target_length}_{architecture}"`. In a clone
+of the repository, `python -m launch.ray_sweep` makes the same runs side by side.
 """
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import itertools
 import json
@@ -100,11 +100,8 @@ def read_sweep(path: Path, out: Path, overrides: list[str]) -> list[Run]:
                 words = (*_words(settings, out), *overrides)
                 after = tuple(_earlier(settings, runs))
                 runs.append(Run(name, _current(entry["config"]), words, out / name, after))
-    except FileNotFoundError as error:
-        folder = path.parent if path.parent.is_dir() else Path("launch/sweeps")
-        others = [file.name for file in folder.glob("*.json")]
-        near = did_you_mean(path.name, others) if others else "."
-        raise ConfigError(f"there is no {path}{near}") from error
+    except FileNotFoundError:
+        raise ConfigError(_no_sweep(path)) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not a sweep ({type(error).__name__}: {error}): it needs "
@@ -117,6 +114,18 @@ def read_sweep(path: Path, out: Path, overrides: list[str]) -> list[Run]:
             'of its keys, as in "M{target_length}_{architecture}".'
         )
     return runs
+
+
+def _no_sweep(path: Path) -> str:
+    """Return the message on a sweep file that is not there: those that are, beside it or ours."""
+    folders = dict.fromkeys([path.parent, Path("launch/sweeps")])
+    there = [str(file) for folder in folders for file in sorted(folder.glob("*.json"))]
+    near = difflib.get_close_matches(path.name, [Path(name).name for name in there], 1, 0.75)
+    if near:
+        found = next(name for name in there if Path(name).name == near[0])
+        return f"there is no {path}; did you mean {found!r}?"
+    listed = f"there are {', '.join(there)}" if there else "a clone has some in launch/sweeps"
+    return f"there is no {path}; {listed}."
 
 
 def _current(name: str) -> str:
@@ -263,6 +272,8 @@ def run_sweep(runs: list[Run]) -> dict[str, dict[str, Any]]:
     from gistjax.experiment.base import load_pretrained
 
     configs = check(runs)
+    if finished := sum(RunDir(run.workdir).is_finished for run in runs):
+        log.info("%d of %d runs are finished, and skipped", finished, len(runs))
     found: dict[str, dict[str, Any]] = {}
     pretrained_bases: dict[Any, Any] = {}
     for run in runs:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,7 @@ from gistjax.runtime import cli, distributed
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.devices import choose_kernels, start_jax
 from gistjax.runtime.files import RunLock
+from gistjax.runtime.logs import show_progress
 from gistjax.runtime.sharding import is_primary, make_mesh
 from gistjax.runtime.signals import StopSignals
 from gistjax.training.checkpoint import Checkpointer
@@ -39,6 +41,8 @@ from gistjax.training.optimizer import make_optimizer
 from gistjax.training.step import init_state, make_train_step, state_shardings
 from gistjax.validation import check_trains, validate
 
+log = logging.getLogger(__name__)
+
 
 def run_single_ablation(
     config: CompressionConfig,
@@ -46,6 +50,8 @@ def run_single_ablation(
     pretrained: PretrainedBase | None = None,
 ) -> dict[str, Any]:
     """Train one configuration, evaluate it, write its results; resume an interrupted run.
+
+    Log lines are shown on standard error, unless the program has set up logging itself.
 
     Args:
         workdir: the run directory, by default named after architecture and slots.
@@ -58,6 +64,7 @@ def run_single_ablation(
         GistjaxError: for anything that a user can fix.
         Stopped: if SIGTERM or CTRL-C asked to stop during training; the state is saved.
     """
+    show_progress()
     validate(config)
     check_trains(config)
     run = RunDir(workdir or default_workdir(config))
@@ -73,6 +80,8 @@ def run_single_ablation(
     lock = RunLock(run.path) if is_primary() else contextlib.nullcontext()
     with lock, explained(config, "training"):
         run.claim(config)
+        if run.is_finished:
+            log.info("%s is trained to its end: it is only evaluated again", run)
         run.check_trained({**sources, "mesh": dict(mesh.shape)})
         inputs = load_inputs(config, run, mesh, dataset, pretrained)
         with explained(config, "a forward pass"):

@@ -55,6 +55,8 @@ def _check_bounds(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
         if value != metadata["special"] and value < metadata["least"]:
             raise ConfigError(f"{name}={value} must be {metadata['special']} or at least 1.")
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}={value} must be finite.")
     if "least" in metadata and not metadata["least"] <= value < math.inf:
         raise ConfigError(f"{name}={value} must be at least {metadata['least']}.")
     if "above" in metadata and not metadata["above"] < value < math.inf:

@@ -18,6 +18,7 @@ from gistjax.runtime import cli
 from tests.helpers.runs import ASKED as CONFIG
 from tests.helpers.runs import write_run
 
+ENGINE = SimpleNamespace(config=CONFIG)
 TEXT = "Ada wrote the first program. She lived in London."
 
 
@@ -89,7 +90,8 @@ def test_the_full_context_is_said_to_be_of_the_untuned_base(command, capsys):
 
 def test_each_answer_stands_under_its_own_title_with_its_own_cost():
     slots, full = Answer("by slots", 7, 0.5, 2), Answer("by the text", 49, 3.0, 4)
-    document = SimpleNamespace(ask=lambda question: slots if question == "Who?" else None)
+    document = SimpleNamespace(engine=ENGINE)
+    document.ask = lambda question: slots if question == "Who?" else None
     text = SimpleNamespace(ask=lambda question: full if question == "Who?" else None)
     both = ask.Exchange.of("Who?", document, text)
     assert str(both).splitlines() == [
@@ -106,10 +108,36 @@ def test_each_answer_stands_under_its_own_title_with_its_own_cost():
     assert alone.to_json().keys() == {"question", "slots"}
 
 
+@pytest.mark.parametrize(
+    ("architecture", "slots", "says"),
+    [
+        ("closed_book", 0, "reads no text"),
+        ("none", 49, "compresses nothing: 49 of 49 tokens are read as they are"),
+    ],
+)
+def test_a_control_is_said_to_compress_nothing(architecture, slots, says):
+    answer = Answer("by the run", slots, 0.5, 2)
+    control = SimpleNamespace(config=CONFIG.replace(architecture=architecture))
+    document = SimpleNamespace(engine=control, tokens=49, slots=slots, nbytes=0, seconds=0.25)
+    document.ask = lambda question: answer
+    assert says in ask.about(document) and "compressed in" not in ask.about(document)
+    assert f"  {slots} tokens, 500 ms" in str(ask.Exchange.of("Who?", document, None))
+
+
+def test_mistakes_are_told_before_anything_is_loaded(command, monkeypatch):
+    monkeypatch.setattr(engine, "load", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(ConfigError, match="question is empty"):
+        command("--context=text.txt", " ")
+    with pytest.raises(ConfigError, match=r"no.safetensors is no file: give one that --save"):
+        command("--document=no.safetensors", "Who?")
+    with pytest.raises(ConfigError, match="ratio=1: this compressor was trained with 8"):
+        command("--context=text.txt", "--ratio=1", "Who?")
+
+
 def test_what_was_compressed_is_said_in_units_for_people():
-    document = SimpleNamespace(tokens=49, slots=7, nbytes=2_000, seconds=0.25)
+    document = SimpleNamespace(engine=ENGINE, tokens=49, slots=7, nbytes=2_000, seconds=0.25)
     assert ask.about(document) == "49 tokens in 7 slots (2 kB), compressed in 250 ms"
-    opened = SimpleNamespace(tokens=49, slots=7, nbytes=400_000, seconds=0.0)
+    opened = SimpleNamespace(engine=ENGINE, tokens=49, slots=7, nbytes=400_000, seconds=0.0)
     assert ask.about(opened) == "49 tokens in 7 slots (0.4 MB)"
     assert [ask.megabytes(size) for size in (99_000, 100_000)] == ["99 kB", "0.1 MB"]
     full = SimpleNamespace(seconds=1.5)

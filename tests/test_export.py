@@ -75,7 +75,7 @@ def test_an_exported_folder_is_loaded_like_a_run_and_has_a_card(command, rundir,
     assert theirs.text == gistjax.load(rundir).compress(TEXT).ask("Who?").text
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| this compressor | 0.500 [0.400, 0.600] | 0.250 |" in card
-    assert "a slot for each 8 tokens" in card and "On 9 validation questions" in card
+    assert "one slot for each 8 tokens which " in card and "On 9 validation questions" in card
 
 
 def test_the_card_of_the_compressor_that_comes_with_the_repository():
@@ -86,7 +86,7 @@ def test_the_card_of_the_compressor_that_comes_with_the_repository():
         "---\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlibrary_name: gistjax\n"
     )
     assert "0.700 [0.689, 0.712] | 0.581" in card and "another text's slots | 0.029" in card
-    assert "a slot for each 2 to 16 tokens, as asked (4 by default)" in card
+    assert "one slot for each 2 to 16 tokens (as many as asked for, 4 by default)" in card
     assert "the mean of 6 runs' parameters, from an earlier stage" in card
     assert stored["base_sha256"] in card and "None" not in card
     assert "a GGUF file, model.gguf, such as that of `pip install" in card

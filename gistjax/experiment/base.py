@@ -81,7 +81,7 @@ def find_prompt(config: CompressionConfig) -> tuple[Source, Prompt]:
 
     Raises:
         ConfigError: if they cannot take what the config asks for (`check_fit`).
-        WeightsError: if base or tokenizer cannot be had, or do not belong together.
+        WeightsError: if base or tokenizer cannot be found or fetched, or do not belong together.
     """
     source = resolve(config.model)
     tokenizer = load_tokenizer(source)
@@ -133,7 +133,7 @@ def load_pretrained(
 
     Raises:
         ConfigError: if mesh and devices do not fit, or as `find_prompt` says.
-        WeightsError: if the weights cannot be had, or as `find_prompt` says.
+        WeightsError: if the weights cannot be found or fetched, or as `find_prompt` says.
     """
     if mesh is None:
         start_jax(config)
@@ -194,7 +194,8 @@ def load_trained(
         config: the run's own, or one that means the same (`check_meaning`).
 
     Raises:
-        GistjaxError: if the base cannot be had or is another one, or the compressor does not fit.
+        GistjaxError: if the base cannot be found or fetched or is another one, or the compressor
+            does not fit.
     """
     pretrained = load_pretrained(config)
     pretrained.check_run(run)

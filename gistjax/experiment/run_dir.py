@@ -104,7 +104,7 @@ class RunDir:
             CheckpointError: if the directory holds no run.
             ConfigError: if gistjax 0.1 trained it with a setting that is gone.
         """
-        error = f"--run takes the directory of a run, such as {SHIPPED}"
+        error = f"give the directory of a run, such as {SHIPPED}"
         values = read_json(self.config_file, CheckpointError, error, _has_config)["config"]
         return CompressionConfig.from_dict(values)
 
@@ -167,7 +167,7 @@ class RunDir:
         if changed:
             raise CheckpointError(
                 f"{self} holds a run of another configuration ({'; '.join(changed)}). "
-                "Choose another --workdir, or move that folder away."
+                "Choose another --workdir (of a sweep, another --out), or move that folder away."
             )
 
     def check_base(self, prompt_sha256: str, base_sha256: str, package: str = "") -> None:

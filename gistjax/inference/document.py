@@ -80,6 +80,9 @@ class Document:
         """
         if isinstance(question, list | tuple):
             return [self.ask(one) for one in question]
+        if not isinstance(question, str):
+            kind = type(question).__name__
+            raise DataError(f"the question must be a text (str) or a list of texts, not {kind}.")
         ids, n_tokens, seconds = self.answer_ids(check_text(question, "question"))
         text = self.engine.pretrained.prompt.decode(ids)
         return Answer(text, self.slots, seconds, n_tokens)

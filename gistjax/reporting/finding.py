@@ -28,9 +28,9 @@ def _best(rows: Sequence[Row]) -> str:
     if not groups:
         return ""
     lowest = sorted(groups)[:MOST_RATIOS]
-    each = [f"at {ratio:g} tokens a slot {_winner(groups[ratio])}" for ratio in lowest]
+    each = [f"at {ratio:g} tokens a slot, run {_winner(groups[ratio])}" for ratio in lowest]
     text = "; ".join(each)
-    return f"Best compressors: {text}."
+    return f"Best compressor{'s' if len(each) > 1 else ''}: {text}."
 
 
 def _winner(group: Sequence[Row]) -> str:

@@ -145,7 +145,7 @@ def _row(result: Result, settings: Sequence[str], full: Result | None) -> dict[s
         "shuffled_f1": m.get("shuffled_f1"),
         "compressor_parameters": m.get("compressor_parameters"),
         "trainable_parameters": m.get("trainable_parameters"),
-        "compress_ms": _ms(times.get("compress")),
+        "compress_ms": _ms(times.get("compress")) if result.compresses else None,
         "answer_ms": _ms(times.get("answer")),
         "questions": m.get("n_examples"),
         "steps": m.get("steps"),

@@ -1,7 +1,7 @@
 """Shared by all commands: typed overrides, errors without tracebacks, JSON as the last line.
 
 A command defines its own absl flags, writes `main(config, args)`, and ends in `cli.run(main)`. Exit
-codes: 0 done, 1 some runs of a sweep failed, 2 a mistake that is the user's to mend, 75 stopped by
+codes: 0 done, 1 some runs of a sweep failed, 2 a mistake that the user can fix, 75 stopped by
 SIGTERM or CTRL-C with the training saved (run the same command again to go on), 130 interrupted at
 once.
 """
@@ -28,12 +28,14 @@ from gistjax.config import ARCHITECTURES, CompressionConfig, walk
 from gistjax.errors import ConfigError, GistjaxError, did_you_mean, first_line
 from gistjax.runtime.arguments import OVERRIDE, plain_overrides, tidy_path
 from gistjax.runtime.files import is_file, to_json
+from gistjax.runtime.logs import HUB
 from gistjax.runtime.signals import Stopped
 from gistjax.runtime.texts import shown, tolerate_terminals, user_path
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 CONFIGS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
 """Folders of the configs that come with gistjax: in the installed package, in a checkout."""
+KEYS_OF_A_RUN = "the defaults of training (of a run given, its own values hold)"
 HELP = {"--help", "-h", "-help", "--helpfull"}
 
 NO_SPACE = os.strerror(errno.ENOSPC)
@@ -105,7 +107,7 @@ def guard(command: Callable[[], None]) -> None:
     # force: a library may have set up a log of its own while it was imported
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it sets its own level when imported
-    for chatty in ("jax", "httpx", "huggingface_hub", "datasets"):
+    for chatty in ("jax", *HUB):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     for raises in ("absl", "orbax"):  # they log tracebacks of what they raise
         logging.getLogger(raises).setLevel(logging.CRITICAL)
@@ -167,7 +169,7 @@ def _parse(
 ) -> tuple[CompressionConfig, list[str]]:
     """Return the config, and the arguments without a flag."""
     if HELP & set(argv):
-        print_help(values)
+        print_help(values, "their defaults" if defaults is None else KEYS_OF_A_RUN)
     about = "Config file; any key is overridden by --config.KEY=VALUE."
     argv = plain_overrides(argv)
     argv, config = _from_file(argv) if defaults is None else (argv, defaults(argv))
@@ -192,8 +194,12 @@ def _no_words(words: list[str]) -> None:
         )
 
 
-def print_help(values: flags.FlagValues) -> NoReturn:
-    """Print the command's page and flags, with --helpfull every configuration key too; exit."""
+def print_help(values: flags.FlagValues, of_keys: str = "their defaults") -> NoReturn:
+    """Print the command's page and flags, with --helpfull every configuration key too; exit.
+
+    Args:
+        of_keys: what the values shown of the keys are.
+    """
     about = (sys.modules["__main__"].__doc__ or "").strip()
     own = [values[name] for name in values]
     print(f"{about}\n\nflags:")
@@ -201,7 +207,7 @@ def print_help(values: flags.FlagValues) -> NoReturn:
         print(_flag_help(flag))
     if "--config." in about:
         if "--helpfull" in sys.argv:
-            print("\nkeys, with their defaults:")
+            print(f"\nkeys, with {of_keys}:")
             print("\n".join(_key_help(*key) for key in walk(CompressionConfig())))
         else:
             print("\n--helpfull also lists every key that --config.KEY=VALUE sets.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -192,9 +193,9 @@ class RunLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+", encoding="utf-8")
         except OSError as error:
+            room = "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
             raise StorageError(
-                f"cannot write {self.path}: {error.strerror}. "
-                "Make room, or choose another --workdir."
+                f"cannot write {self.path} ({error.strerror}): {room}choose another --workdir."
             ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

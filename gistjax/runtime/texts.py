@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gistjax.errors import DataError
+from gistjax.errors import ConfigError, DataError
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -29,7 +29,14 @@ MARKS = (
 
 
 def user_path(name: str | Path) -> Path:
-    """Return the path that a person gave: without blanks around it, `~` as the home directory."""
+    """Return the path that a person gave: without blanks around it, `~` as the home directory.
+
+    Raises:
+        ConfigError: if it is no path.
+    """
+    if not isinstance(name, str | os.PathLike):
+        kind = type(name).__name__
+        raise ConfigError(f"a file or folder must be given as text or a path, not {kind}.")
     return Path(os.path.expanduser(str(name).strip()))
 
 

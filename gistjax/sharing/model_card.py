@@ -80,8 +80,8 @@ def _about(config: CompressionConfig, base: str) -> str:
     tokens = f"a text of up to {config.data.context_tokens} tokens"
     if config.compresses:
         return (
-            f"Compresses {tokens} into {_slots(config)} that {base} reads in its place, to answer "
-            "questions about it."
+            f"Compresses {tokens} into {_slots(config)} which {base} reads in place of the text to "
+            "answer questions about it."
         )
     if config.architecture == "closed_book":
         return f"With it {base} answers questions without a text: a control."
@@ -103,10 +103,10 @@ def _before(config: CompressionConfig, base: BaseModel) -> str:
 def _slots(config: CompressionConfig) -> str:
     if config.ratios:
         least, most = config.ratios[0], config.ratios[-1]
-        asked = f"as asked ({config.ratio:g} by default)"
-        return f"a slot for each {least:g} to {most:g} tokens, {asked}"
+        asked = f"as many as asked for, {config.ratio:g} by default"
+        return f"one slot for each {least:g} to {most:g} tokens ({asked})"
     if config.ratio:
-        return f"a slot for each {config.ratio:g} tokens"
+        return f"one slot for each {config.ratio:g} tokens"
     return f"{config.target_length} slots"
 
 

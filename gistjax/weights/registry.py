@@ -20,6 +20,7 @@ from gistjax.errors import WeightsError, did_you_mean, first_line
 from gistjax.model.attention import choose_kernel
 from gistjax.model.config import LlamaConfig, RopeScaling
 from gistjax.model.llama import Execution, Layer, Llama
+from gistjax.runtime.logs import quiet_hub
 from gistjax.runtime.sharding import path_name, to_host
 from gistjax.runtime.texts import user_path
 from gistjax.weights.gguf_file import open_gguf
@@ -183,32 +184,34 @@ def _download(repo: str, install: str, offline: bool) -> Path:
     """
     from huggingface_hub import errors, snapshot_download
 
-    package = f"or `{install}`, " if install else ""
+    package = f"`{install}`, or " if install else ""
     elsewhere = (
-        f"{package}or fetch the model elsewhere and give its folder as "
+        "or fetch the model elsewhere and give its folder as "
         "--config.model.path=FOLDER; without any weights, --config.model.path=random."
     )
     try:
-        folder = snapshot_download(repo, allow_patterns=HUB_FILES, local_files_only=offline)
+        with quiet_hub():
+            folder = snapshot_download(repo, allow_patterns=HUB_FILES, local_files_only=offline)
     except errors.GatedRepoError as error:
         raise WeightsError(
-            f"{repo} is gated: accept its licence on its hub page and log in (`hf auth login`), "
-            f"{elsewhere}"
+            f"{repo} is gated: {package}accept its licence on its hub page and log in "
+            f"(`hf auth login`), {elsewhere}"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise WeightsError(
-            f"the hub has no model {repo}, or it is private: check the name, log in "
+            f"the hub has no model {repo}, or it is private: {package}check the name, log in "
             f"(`hf auth login`), {elsewhere}"
         ) from error
     except Exception as error:  # offline, proxies, timeouts: many kinds, one cure
         if offline:
             raise WeightsError(
                 f"{repo} is not in the hub's cache, and a dry run fetches nothing: "
-                f"`hf download {repo}`, {elsewhere}"
-            ) from error
+                f"{package}`hf download {repo}`, {elsewhere}"
+            ) from None
         raise WeightsError(
-            f"the hub cannot be reached for {repo} ({first_line(error)}): connect, {elsewhere}"
-        ) from error
+            f"the hub cannot be reached for {repo} ({first_line(error)}): {package}connect, "
+            f"{elsewhere}"
+        ) from None
     return Path(folder)
 
 

@@ -20,7 +20,7 @@ def test_a_list_of_questions_gets_a_list_of_answers(engine, examples):
     assert [answer.text for answer in answers] == [document.ask(one).text for one in asked]
     assert all(isinstance(answer, gistjax.Answer) for answer in document.ask(tuple(asked[:1])))
     assert document.ask([]) == []
-    with pytest.raises(DataError, match="question must be one text .* not int"):
+    with pytest.raises(DataError, match="question must be a text .* or a list of texts, not int"):
         document.ask(["Who?", 1])
 
 

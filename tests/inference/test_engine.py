@@ -81,8 +81,13 @@ def test_what_is_no_text_is_refused_and_a_document_is_shown_in_short(engine, exa
     assert repr(document) == f"Document({document.tokens} tokens in {document.slots} slots)"
     with pytest.raises(DataError, match="context must be one text .* not NoneType"):
         engine.compress(None)
-    with pytest.raises(DataError, match="question must be one text .* not dict"):
+    with pytest.raises(DataError, match="question must be a text .* not dict"):
         document.ask({"Who?": 1})
+    for no_path in (document, 3, None):
+        with pytest.raises(ConfigError, match="must be given as text or a path"):
+            engine.open(no_path)
+        with pytest.raises(ConfigError, match="must be given as text or a path"):
+            gistjax.load(no_path)
 
 
 def test_a_ratio_needs_a_compressor_that_has_one(engine, examples, tmp_path):

@@ -27,10 +27,15 @@ def test_the_best_of_the_lowest_ratios_and_those_its_interval_holds():
         row("kept", 0.3, None, effective_ratio=4.0, retained=0.5),
     ]
     assert sentences(rows) == (
-        "Best compressors: at 2 tokens a slot r2 (F1 0.500; within its interval: 1 more); "
-        "at 4 tokens a slot kept (F1 0.300, 50 % of the full context's; within its interval: "
-        "1 more); at 8 tokens a slot r8 (F1 0.125); at 16 tokens a slot r16 (F1 0.062)."
+        "Best compressors: at 2 tokens a slot, run r2 (F1 0.500; within its interval: 1 more); "
+        "at 4 tokens a slot, run kept (F1 0.300, 50 % of the full context's; within its interval: "
+        "1 more); at 8 tokens a slot, run r8 (F1 0.125); at 16 tokens a slot, run r16 "
+        "(F1 0.062)."
     )
+
+
+def test_a_single_compressor_is_told_in_the_singular():
+    assert sentences([row("r4", 0.25, 4.0)]).startswith("Best compressor: at 4 tokens a slot, run ")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,12 @@ def test_a_second_holder_is_refused_and_told_of_the_first(tmp_path):
         pass
 
 
+def test_room_is_asked_for_only_where_it_is_lacking(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"Not a directory\): choose another --workdir"):
+        RunLock(tmp_path / "file" / "x").__enter__()
+
+
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
