@@ -201,10 +201,10 @@ class Exchange:
 
     def __str__(self) -> str:
         lines = [cli.coloured(self.question, "bold")]
-        own, unit = ("from slots:   ", "slots") if self.compresses else ("this run:     ", "tokens")
+        own, of = ("from slots:   ", "slots") if self.compresses else ("this run:     ", "tokens")
         titles = (own, "full context: ") if self.full_context else ("", "")
         for title, answer, unit in zip(
-            titles, (self.slots, self.full_context), (unit, "tokens"), strict=True
+            titles, (self.slots, self.full_context), (of, "tokens"), strict=True
         ):
             if answer:
                 cost = f"{answer.positions} {unit}, {1e3 * answer.seconds:.0f} ms"

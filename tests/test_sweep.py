@@ -211,7 +211,7 @@ def test_the_mean_of_an_earlier_runs_seeds_as_a_start(tmp_path):
 
 
 @pytest.mark.slow
-def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_none(tmp_path):
+def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_none(tmp_path, caplog):
     runs = [
         {"name": "first", "config": "configs/ablation.py:pooling,64"},
         {
@@ -228,7 +228,9 @@ def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_non
     times = {
         name: (tmp_path / name / "metrics.json").stat().st_mtime_ns for name in ("first", "second")
     }
-    again = run_sweep(read_sweep(path, tmp_path, []))
+    with caplog.at_level("INFO"):
+        again = run_sweep(read_sweep(path, tmp_path, []))
+    assert "2 of 3 runs are finished, and skipped" in caplog.text
     assert again["first"] == found["first"]
     (tmp_path / "second/metrics.json").write_text('{"final_f1": 0.')
     assert "metrics.json is damaged" in run_sweep(read_sweep(path, tmp_path, []))["second"]["error"]
@@ -302,9 +304,17 @@ def test_a_directory_with_another_configuration_is_refused_before_the_first_run(
         assert not (tmp_path / "a").exists()
 
 
+def test_a_missing_file_far_from_all_lists_what_is_there(tmp_path):
+    (tmp_path / "s.json").touch()
+    with pytest.raises(ConfigError, match=r"no \S+quick.json; there are \S+/s.json"):
+        sweep.read_sweep(tmp_path / "quick.json", tmp_path, [])
+
+
 def test_a_mistyped_file(tmp_path):
     write(tmp_path, {"runs": []})
-    with pytest.raises(ConfigError, match=r"there is no \S+swep.json; did you mean 'sweep.json'"):
+    with pytest.raises(
+        ConfigError, match=r"there is no \S+swep.json; did you mean '\S+/sweep.json'"
+    ):
         read_sweep(tmp_path / "swep.json", tmp_path, [])
 
 

@@ -178,7 +178,7 @@ def test_a_half_written_directory_is_refused_by_name(what, finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_a_kill_left_half_written_is_written_again(finished, tmp_path):
+def test_what_a_kill_left_half_written_is_written_again(finished, tmp_path, caplog):
     """Metrics, exports and the log's last line come from the checkpoint, and are whole again."""
     rundir = shutil.copytree(finished[0], tmp_path / "copy")
     for name in ("metrics.json", "predictions.json", "compressor.safetensors"):
@@ -187,7 +187,9 @@ def test_what_a_kill_left_half_written_is_written_again(finished, tmp_path):
     (rundir / "metrics.jsonl").write_bytes(log + b'{"step": 7, "lo')
     (rundir / "config.json.tmp").write_text("{")
     (rundir / "checkpoint" / "unfinished" / "8").mkdir(parents=True)
-    again = run_single_ablation(CONFIG, rundir)
+    with caplog.at_level("INFO"):
+        again = run_single_ablation(CONFIG, rundir)
+    assert "is trained to its end: it is only evaluated again" in caplog.text
     assert again["final_f1"] == finished[1]["final_f1"]
     assert json.loads((rundir / "metrics.json").read_text()) == again
     assert (rundir / "metrics.jsonl").read_bytes() == log

@@ -254,7 +254,9 @@ def test_a_run_has_one_colour_in_all_plots(page):
 def test_the_page_begins_with_what_was_found(page):
     text = page.read_text()
     first = text[text.index("<p class") :]
-    assert first.startswith('<p class="finding">Best compressor: at 8 tokens a slot, run M64_gist ')
+    assert first.startswith(
+        '<p class="finding">Best compressors: at 8 tokens a slot, run M64_gist '
+    )
     assert (
         "The whole context, with the decoder tuned to it, gives 1.000, no context at all 0.000."
         in first

@@ -24,6 +24,7 @@ def test_compressors_stand_before_controls_and_the_untuned_base_is_last(sweep):
     assert by_run["M64_mean_pool"]["retained"] == pytest.approx(2 / 3)
     assert by_run["M64_gist"]["slots"] == 64 and by_run["full_context"]["slots"] is None
     assert by_run["M64_gist"]["compress_ms"] == 1.0
+    assert rows[-3]["compress_ms"] is rows[-2]["compress_ms"] is None
     keys = [column.key for column in columns]
     assert "shuffled_f1" not in keys, "empty columns are left out"
 

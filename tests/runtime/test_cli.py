@@ -149,6 +149,7 @@ def test_help_names_the_flags_and_on_request_the_keys():
     )
     assert "--config.seed" not in done.stdout and "absl" not in done.stdout
     done, _ = run("--helpfull")
+    assert "keys, with their defaults:" in done.stdout
     assert "--config.seed=42" in done.stdout and "--config.data.context_tokens=512" in done.stdout
 
 
