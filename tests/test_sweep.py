@@ -306,8 +306,8 @@ def test_a_directory_with_another_configuration_is_refused_before_the_first_run(
 
 def test_a_missing_file_far_from_all_lists_what_is_there(tmp_path):
     (tmp_path / "s.json").touch()
-    with pytest.raises(ConfigError, match=r"no \S+quick.json; there are \S+/s.json"):
-        sweep.read_sweep(tmp_path / "quick.json", tmp_path, [])
+    with pytest.raises(ConfigError, match=r"no \S+unlike_any.json; there are \S+/s.json"):
+        sweep.read_sweep(tmp_path / "unlike_any.json", tmp_path, [])
 
 
 def test_a_mistyped_file(tmp_path):
