@@ -10,7 +10,8 @@ the run's configuration is overridden by --config.KEY=VALUE.
 
 The compressor that comes with gistjax takes texts of up to 512 tokens (about 300 words) at 2 to 16
 tokens a slot. It was trained on paragraphs, and on questions that a few words of them answer. It
-always answers, also where the text does not say.
+always answers, also where the text does not say. Times leave out compiling, but a program's first
+run is slower than later ones.
 """
 
 from __future__ import annotations

@@ -124,6 +124,14 @@ def test_a_control_is_said_to_compress_nothing(architecture, slots, says):
     assert f"  {slots} tokens, 500 ms" in str(ask.Exchange.of("Who?", document, None))
 
 
+def test_the_help_says_whose_values_hold(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", ask.__doc__)
+    with pytest.raises(SystemExit):
+        command("--helpfull")
+    shown = capsys.readouterr().out
+    assert "keys, with the defaults of training (of a run given, its own values hold):" in shown
+
+
 def test_mistakes_are_told_before_anything_is_loaded(command, monkeypatch):
     monkeypatch.setattr(engine, "load", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ConfigError, match="question is empty"):
