@@ -75,7 +75,7 @@ def test_an_exported_folder_is_loaded_like_a_run_and_has_a_card(command, rundir,
     assert theirs.text == gistjax.load(rundir).compress(TEXT).ask("Who?").text
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| this compressor | 0.500 [0.400, 0.600] | 0.250 |" in card
-    assert "one slot for each 8 tokens which " in card and "On 9 validation questions" in card
+    assert "one slot for each 8 tokens, which " in card and "On 9 validation questions" in card
 
 
 def test_the_card_of_the_compressor_that_comes_with_the_repository():

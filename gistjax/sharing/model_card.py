@@ -80,8 +80,8 @@ def _about(config: CompressionConfig, base: str) -> str:
     tokens = f"a text of up to {config.data.context_tokens} tokens"
     if config.compresses:
         return (
-            f"Compresses {tokens} into {_slots(config)} which {base} reads in place of the text to "
-            "answer questions about it."
+            f"Compresses {tokens} into {_slots(config)}, which {base} reads in place of the text "
+            "to answer questions about it."
         )
     if config.architecture == "closed_book":
         return f"With it {base} answers questions without a text: a control."
