@@ -320,8 +320,9 @@ def test_in_a_browser_predictions_are_filtered_by_text_kind_and_run(browser, pag
     window.get_by_label("kind of answer").select_option("date")
     assert rows.count() == 1 and "1904" in rows.first.inner_text()
     window.get_by_label("kind of answer").select_option("")
-    window.get_by_label("right or wrong").select_option(label="wrong: M32_gist")
-    assert rows.count() == 2
+    window.get_by_label("right or wrong").select_option(label="wrong: full_context")
+    assert rows.count() == 1, "F1 1 and EM 0 is not right"
+    window.get_by_label("right or wrong").select_option("")
     window.get_by_label("filter questions").fill("how long")
     assert rows.count() == 1
     cells = rows.first.locator("td:visible").count()
