@@ -48,6 +48,8 @@ def read_predictions(rundir: Path) -> dict[str, dict[str, Any]]:
         DataError: if the file is missing or damaged, or does not have one row for each question.
     """
     path = RunDir(rundir).predictions_file
+    if not path.is_file():
+        raise DataError(f"there is no {path}: is the run finished?")
     try:
         rows = json.loads(path.read_bytes())
         by_id = {row["id"]: {key: row[key] + 0 for key in COLUMNS} for row in rows}

@@ -98,7 +98,10 @@ def _turns(tokenizer: PreTrainedTokenizerFast, instruction: str, user: str) -> l
     """
     turns = [_turn("system", instruction), _turn("user", user)]
     try:
-        if instruction.strip() in _apply(tokenizer, turns, add_generation_prompt=True):
+        asked = _apply(tokenizer, turns, add_generation_prompt=True)
+        # Mistral's writes the instruction into the last turn alone: gone once that is answered
+        answered = _apply(tokenizer, [*turns, _turn("assistant", ANSWER)])
+        if instruction.strip() in asked and instruction.strip() in answered:
             return turns
     except Exception:  # raised on purpose, or for want of a user's turn in the first place
         pass

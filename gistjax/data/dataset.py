@@ -122,9 +122,10 @@ def _read_split(
     examples, dropped = usable_examples(rows, split, report, task, data.task, scored)
     if not any(example.answers for example in examples):
         purpose = "evaluate on" if split == "validation" else "train on"
+        why = report if examples or dropped else "It has no rows at all."
         raise DataError(
             f"{source} has no usable question, so there is nothing to {purpose}: "
-            f"give another --config.data.path. {report}"
+            f"give another --config.data.path.\n{why}"
         )
     report.check_dropped(source, dropped, len(examples) + dropped, data.max_dropped)
     return examples

@@ -23,7 +23,7 @@ class DataReport:
         """Add one row to a reason."""
         self.counts[reason] += 1
         shown = self.ids.setdefault(reason, [])
-        if len(shown) < SHOWN_IDS:
+        if len(shown) < SHOWN_IDS and example_id not in shown:
             shown.append(example_id)
 
     def check_dropped(self, source: str, dropped: int, rows: int, most: float) -> None:
@@ -36,10 +36,11 @@ class DataReport:
             DataError: with the reasons, and what to change.
         """
         if dropped > most * rows:
+            enough = math.ceil(100 * dropped / rows) / 100
+            allow = f", or allow more by --config.data.max_dropped={enough:g}" if enough < 1 else ""
             raise DataError(
                 f"{dropped} of {rows} rows of {source} cannot be used, which is more than a share "
-                f"of {most:g}: correct them, or allow more by --config.data.max_dropped="
-                f"{math.ceil(100 * dropped / rows) / 100:g}.\n{self}"
+                f"of {most:g}: correct them{allow}.\n{self}"
             )
 
     def note(self, text: str) -> None:

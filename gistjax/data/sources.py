@@ -59,8 +59,8 @@ class Hub:
             cause = str(error).strip().splitlines()[:1] or [type(error).__name__]
             raise DataError(
                 f"the hub's data set {name} ({found}) cannot be fetched: {cause[0]}. Without the "
-                "hub, give a folder with train.json and validation.json "
-                "(--config.data.path=FOLDER), or --config.data.path=sample."
+                "hub, give a folder with the task's files (--config.data.path=FOLDER; docs/data.md "
+                "names them); of SQuAD, sample is enough (--config.data.path=sample)."
             ) from None
         return Source(f"{name} ({found})", cast(Iterable[Any], rows))
 
@@ -78,7 +78,9 @@ def find_file(data: DataConfig, names: Sequence[str], about: str) -> Path:
     for file in files:
         if file.is_file():
             return file
-    raise DataError(f"{files[0]} is not there. --config.data.path takes a folder with {about}.")
+    folder = user_path(data.path)
+    missing = f"{folder} is a file" if folder.is_file() else f"{files[0]} is not there"
+    raise DataError(f"{missing}. --config.data.path takes a folder with {about}.")
 
 
 def read_file(file: Path) -> Source:
@@ -125,7 +127,12 @@ def json_lines(file: Path) -> Iterator[Any]:
                     yield json.loads(line)
                 except (ValueError, RecursionError):
                     yield line
-    except (OSError, EOFError, UnicodeError, zlib.error) as error:
+    except UnicodeError as error:
+        raise DataError(
+            f"{file} cannot be read ({error}): it must be UTF-8, or UTF-16 or 32 with a mark. "
+            "Convert it, as by iconv -f latin1 -t utf-8."
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} cannot be read ({error}): is it damaged or cut short?") from error
 
 

@@ -106,12 +106,13 @@ def load_articles(folder: str, report: DataReport, max_dropped: float = 1.0) -> 
 
 
 def _articles(lines: IO[str], file: Path, report: DataReport, max_dropped: float) -> Iterator[str]:
-    number = dropped = 0
+    number = dropped = empty = 0
     while line := lines.readline(LONGEST_LINE):
         if len(line) == LONGEST_LINE:
             raise ValueError(f"line {number + 1} has more than {LONGEST_LINE} characters")
         number += 1
         if not line.strip():
+            empty += 1
             continue
         text, problem = _article(line)
         dropped += bool(problem)
@@ -121,6 +122,8 @@ def _articles(lines: IO[str], file: Path, report: DataReport, max_dropped: float
             yield text
         if number % CHECK_EVERY == 0:
             report.check_dropped(str(file), dropped, number, max_dropped)
+    if empty == number > 0:
+        raise ValueError("all of its lines are empty")
     report.check_dropped(str(file), dropped, number, max_dropped)
 
 

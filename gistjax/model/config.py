@@ -228,6 +228,11 @@ def _rope(hf: Mapping[str, Any]) -> dict[str, Any]:
             "file."
         )
     rope = older | newer
+    if (theta := hf.get("rope_theta")) is not None and rope.get("rope_theta", theta) != theta:
+        raise WeightsError(
+            f"rope_theta is {theta} and that of rope_parameters {rope['rope_theta']}: take one of "
+            "them out of the file."
+        )
     for key, value in rope.items():
         if key not in ROPE_KEYS:
             raise WeightsError(

@@ -59,7 +59,7 @@ def to_svg(spec: Spec) -> str:
         import vl_convert
     except ImportError as error:
         raise ConfigError(
-            "the report's plots need vl-convert: pip install -e '.[report]'."
+            "the report's plots need vl-convert: pip install vl-convert-python."
         ) from error
     svg = str(vl_convert.vegalite_to_svg({**spec, "config": CONFIG}))
     width, height = re.findall(r'viewBox="0 0 (\S+) (\S+)"', svg)[0]

@@ -13,7 +13,10 @@ from gistjax.runtime.files import read_json
 from gistjax.weights.gguf_file import GgufReader, open_gguf
 from gistjax.weights.registry import Source
 
-GGUF_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+GGUF_KEYS = (
+    *(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")),
+    "tokenizer.ggml.eos_token_ids",
+)
 LLAMA_3 = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
 
 

@@ -44,6 +44,7 @@ NAMES = {
 LLAMA_3_SCALINGS = (RopeScaling(8.0, 1.0, 4.0, 8192), RopeScaling(32.0, 1.0, 4.0, 8192))
 
 ROPE_DIVISORS = "rope_freqs.weight"
+LLAMA_3 = {"vocab_size": 128_256, "rope_theta": 500_000.0}
 
 JOINED_ROWS = 8
 """Rows dequantised as one: the package takes 16 at a time, too little work for a call of numpy."""
@@ -115,7 +116,15 @@ class GgufReader:
 
     def _rope_scaling(self, config: LlamaConfig) -> RopeScaling | None:
         """Return the scaling whose divisors a Llama 3.1 or 3.2 file carries as a tensor."""
-        if not self._is_llama or ROPE_DIVISORS not in self._tensors:
+        if not self._is_llama:
+            return None
+        if ROPE_DIVISORS not in self._tensors:
+            is_llama_3 = all(getattr(config, key) == value for key, value in LLAMA_3.items())
+            if is_llama_3 and config.max_positions > 8192:
+                raise WeightsError(
+                    f"it is a Llama 3.1 or later without {ROPE_DIVISORS}, which older converters "
+                    "left out: take a newer conversion."
+                )
             return None
         divisors = self._dequantized(ROPE_DIVISORS)
         freq = rope_frequencies(config.head_dim, config.rope_theta)

@@ -78,6 +78,7 @@ READ = frozenset(
         "tokenizer.ggml.add_eos_token",
         "tokenizer.ggml.bos_token_id",
         "tokenizer.ggml.eos_token_id",
+        "tokenizer.ggml.eos_token_ids",
         "tokenizer.ggml.merges",
         "tokenizer.ggml.model",
         "tokenizer.ggml.padding_token_id",
@@ -89,10 +90,10 @@ READ = frozenset(
 """Entries that are read, or checked against what is read."""
 
 HARMLESS = re.compile(
-    r"general\..+|quantize\.imatrix\..+|split\.(no|tensors\.count)"
+    r"general\..+|mradermacher\..+|quantize\.imatrix\..+|split\.(no|tensors\.count)"
     r"|\[llm\]\.rope\.scaling\.(original_context_length|finetuned)"
     r"|tokenizer\.chat_template\..+|tokenizer\.chat_templates"
-    r"|tokenizer\.ggml\.(scores|(?!merges)[a-z_]+_token_id)"
+    r"|tokenizer\.ggml\.(scores|add_(padding|mask|unknown)_token|(?!merges)[a-z_]+_token_id)"
 )
 """Entries that change no number: names, how the file was made, and tokens that no prompt has."""
 

@@ -62,8 +62,7 @@ def prompt(tokenizer: PreTrainedTokenizerFast) -> Prompt:
 @pytest.fixture(scope="session")
 def squad_folder() -> Path:
     """The real question set, which is not part of the repository."""
-    default = Path(__file__).parents[2] / "../shared/data/squad"
-    folder = Path(os.environ.get("GISTJAX_SQUAD", default))
+    folder = Path(os.environ.get("GISTJAX_SQUAD", "data/squad"))
     if not (folder / "train.json").is_file():
         pytest.skip(f"no SQuAD files in {folder}; set GISTJAX_SQUAD")
     return folder

@@ -397,6 +397,20 @@ def test_published_kinds_of_templates(tokenizer, template, close, end):
     assert tokenizer.decode(prompt.encode_answer("cat")) == f"cat{end}"
 
 
+def test_an_instruction_that_only_the_last_turn_has_goes_to_the_users(tokenizer):
+    """As in Mistral v0.3, which writes a space before each answer."""
+    template = (
+        "{% if messages[0].role == 'system' %}{% set system = messages[0].content + '\\n\\n' %}"
+        "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}"
+        "{% if m.role == 'user' %}{{ '[INST] ' }}{% if loop.last %}{{ system }}{% endif %}"
+        "{{ m.content + '[/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}"
+        "{% endfor %}"
+    )
+    prompt = make_prompt(with_template(tokenizer, template))
+    assert "[INST] Answer the question" in tokenizer.decode(prompt.prefix_ids)
+    assert tokenizer.decode(prompt.encode_answer("cat")) == " cat<|endoftext|>"
+
+
 def test_a_template_for_lists_of_parts_is_refused(tokenizer):
     parts = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
     with pytest.raises(WeightsError, match="drops the user's message"):

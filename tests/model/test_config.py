@@ -64,6 +64,7 @@ def test_config_from_hugging_face():
         ({"rope_scaling": {**ROPE, "partial_rotary_factor": 0.5}}, "only a part of each head"),
         ({"rope_scaling": {"full_attention": ROPE}}, "does not know full_attention"),
         ({"rope_parameters": {**ROPE, "factor": 32.0}}, "rope_scaling is .* and rope_parameters"),
+        ({"rope_scaling": None, "rope_parameters": {"rope_theta": 1e4}}, "rope_theta is 500000"),
         ({"hidden_size": None}, "hidden_size"),
     ],
 )

@@ -256,7 +256,7 @@ def command_lines() -> Iterator[Case]:
         ("config.seed", (*GIST, "--config.seed=1e3")),
         ("did you mean 'generation'", (*GIST, "--config.loss_weights.generaton=1")),
         ("data.context_buckets", (*GIST, "--config.data.context_buckets=1.5")),
-        ("config.data.context_buckets", (*GIST, "--config.data.context_buckets=(1,")),
+        ("data.context_buckets", (*GIST, "--config.data.context_buckets=(1,")),
         ("data.context_buckets", (*GIST, "--config.data.context_buckets=__import__('os')")),
         ("twice", (*GIST, "--config", "configs/qa.py")),
     ):  # fmt: skip

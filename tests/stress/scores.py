@@ -59,7 +59,7 @@ def questions() -> list[Example]:
     """Every validation question of the real set where it is at hand (GISTJAX_SQUAD), else of the
     package.
     """
-    folder = os.environ.get("GISTJAX_SQUAD", str(ROOT / "../shared/data/squad"))
+    folder = os.environ.get("GISTJAX_SQUAD", "data/squad")
     path = folder if (Path(folder) / "train.json").is_file() else "sample"
     return load_dataset(DataConfig(path=path, validation_examples=-1), 0).validation
 

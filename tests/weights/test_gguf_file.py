@@ -58,6 +58,16 @@ def test_llama_3_rope_scaling_is_recognised(scaling, tmp_path):
     assert GgufReader(tmp_path / "m.gguf").config.rope_scaling == scaling
 
 
+def test_a_llama_31_without_its_rope_scaling_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("gistjax.weights.gguf_file.LLAMA_3", {"rope_theta": 500_000.0})
+    sizes = {"rope.freq_base": 500_000.0, "context_length": 131_072}
+    write(tmp_path / "m.gguf", **sizes)
+    with pytest.raises(WeightsError, match="without rope_freqs.weight.*newer conversion"):
+        GgufReader(tmp_path / "m.gguf")
+    write(tmp_path / "n.gguf", **{**sizes, "context_length": 8192})
+    assert GgufReader(tmp_path / "n.gguf").config.rope_scaling is None
+
+
 def test_other_rope_scalings_and_models_are_refused(tmp_path):
     write(tmp_path / "m.gguf", tensors={"rope_freqs.weight": np.full(8, 3.0)})
     with pytest.raises(WeightsError, match="RoPE"):

@@ -74,7 +74,8 @@ def test_entries_that_say_what_is_so_anyway_are_passed_over(tmp_path):
         "llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 1.0,
         "llama.rope.scaling.original_context_length": 64, "llama.attention.causal": True,
         "tokenizer.ggml.eot_token_id": 0, "tokenizer.ggml.add_space_prefix": False,
-        "tokenizer.chat_template.tool_use": "z",
+        "tokenizer.chat_template.tool_use": "z", "mradermacher.quantize_version": 2,
+        "tokenizer.ggml.add_padding_token": False,
     }  # fmt: skip
     write(tmp_path / "n.gguf", extra=extra, **{"attention.key_length": 16})
     assert GgufReader(tmp_path / "n.gguf").config == plain

@@ -114,6 +114,7 @@ def test_an_end_that_is_no_token_is_refused(tmp_path, named):
     [
         ({}, (0,)),
         ({"eot_token_id": 3, "eom_token_id": 2}, (0, 3, 2)),
+        ({"eos_token_ids": [0, 2]}, (0, 2)),
         (
             {"tokens": ["<|eot_id|>", *TOKENS[1:3], "<|end_of_text|>", "<|eom_id|>", *TOKENS[5:]]},
             (0, 3, 4),
