@@ -147,7 +147,7 @@ def test_a_file_that_cannot_be_used_is_named(content, tmp_path):
     if content is not None:
         data = content if isinstance(content, bytes) else content.encode()
         (tmp_path / "predictions.json").write_bytes(data)
-    with pytest.raises(DataError, match=r"predictions\.json cannot be read .*finished run"):
+    with pytest.raises(DataError, match=r"predictions\.json.*(is the run finished|finished run)"):
         read_predictions(tmp_path)
 
 

@@ -102,7 +102,7 @@ def test_without_the_drawing_library_the_tables_are_written_and_the_fix_is_named
     sweep, monkeypatch
 ):
     monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
-    with pytest.raises(ConfigError, match=r"pip install -e '\.\[report\]'"):
+    with pytest.raises(ConfigError, match=r"pip install vl-convert-python"):
         report([sweep])
     assert (sweep / "results.csv").exists() and not (sweep / "report.html").exists()
 
