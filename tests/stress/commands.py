@@ -280,7 +280,7 @@ def sources(folder: Path) -> Iterator[Case]:
     (made / "only_train" / "train.json").write_text(json.dumps(ONE_QUESTION))
     for says, key, value in (
         ("absent/train.json is not there", "data.path", "absent"),
-        ("file/train.json is not there", "data.path", "file"),
+        ("file is a file", "data.path", "file"),
         ("cannot be read as JSON", "data.path", "no_json"),
         ("not in SQuAD v1.1 format", "data.path", "no_squad"),
         ("not in SQuAD v1.1 format", "data.path", "no_articles"),
