@@ -9,27 +9,35 @@
     $R --name=R --init=out/A.q8.npz --evaluate=asked:0
     $Q --stage=keep --answers=out/R.asked0.kvzip-global.json    # mixed.npz, to --train on
 
-Kept are the questions whose answer is the place that they were written about (Alberti et al. 2019,
-arXiv:1906.05416), as `gistjax.questions` does, which finds the places.
+The stages are those of `gistjax.questions`, which keeps questions whose answer is the place that
+they were written about (Alberti et al. 2019, arXiv:1906.05416).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 from tokenizers import Tokenizer
 
-from gistjax.data.question_writing import ASK
+from gistjax import questions
+from gistjax.data.example import Example
+from gistjax.data.question_writing import ASK, swap
 from gistjax.data.report import DataReport
 from gistjax.data.text import load_articles
 from gistjax.errors import DataError
 from gistjax.evaluation.metrics import squad
-from gistjax.questions import find_places
+from gistjax.questions import (
+    Prediction,
+    Predictions,
+    find_places,
+    read_examples,
+    write_folder,
+)
 from gistjax.runtime import cli
 from gistjax.runtime.files import read_json, write_json
 from launch.selection.prepare import Encode, Texts, held_out, read_squad, write_split
@@ -56,64 +64,24 @@ def writer(data: Path, encode: Encode, args: flags.FlagValues) -> int:
 def places(data: Path, encode: Encode, args: flags.FlagValues) -> int:
     """Write names, numbers and words of texts that a question could be asked about."""
     articles = load_articles(args.text, DataReport(), MAX_DROPPED)
-    texts, last = Texts(), None
-    for place in find_places(articles, args.contexts, args.places, SEED):
-        if place.context_id != last:
-            texts.add(0, place.context)
-            last = place.context_id
-        texts.ask(place.id, ASK.format(answer=place.answers[0]), list(place.answers))
-    _write(texts, "places", encode, data)
-    (data / "places.json").write_text(json.dumps(dataclasses.asdict(texts)))
-    return len(texts.ids)
+    found = find_places(articles, args.contexts, args.places, SEED)
+    return _write([*found], "places", encode, data, asked=swap)
 
 
 def ask(data: Path, encode: Encode, args: flags.FlagValues) -> int:
     """Write the places with the questions that the writer wrote; repeated ones are left out."""
-    written, asked = _answers(Path(args.answers)), set[tuple[int, str]]()
-
-    def question(i: int, texts: Texts) -> tuple[str, str] | None:
-        text, key = written.get(texts.ids[i], ""), texts.context_of[i]
-        if not text or (key, text) in asked:
-            return None
-        asked.add((key, text))
-        return text, texts.answers[i][0]
-
-    texts = _chosen(data / "places.json", question)
-    _write(texts, "asked", encode, data)
-    (data / "asked.json").write_text(json.dumps(dataclasses.asdict(texts)))
-    return len(texts.ids)
+    found = read_examples(data / "places")
+    written = _predictions(Path(args.answers), found)
+    return _write(questions.ask(found, written), "asked", encode, data)
 
 
 def keep(data: Path, encode: Encode, args: flags.FlagValues) -> int:
     """Write SQuAD's training questions and those that the reader answered with their place."""
-    answered = _answers(Path(args.answers))
-
-    def question(i: int, texts: Texts) -> tuple[str, str] | None:
-        answer, place = answered.get(texts.ids[i], ""), texts.answers[i]
-        context = texts.contexts[texts.context_of[i]]
-        if squad(answer, place)[0] < AGREEMENT:
-            return None
-        return texts.questions[i], answer if answer and answer in context else place[0]
-
-    texts = _chosen(data / "asked.json", question)
-    _write(texts, "written", encode, data)
+    found = read_examples(data / "asked")
+    answered = _predictions(Path(args.answers), found)
+    kept = _write(questions.keep(found, answered, AGREEMENT), "written", encode, data)
     join(data, ("train", "written"), "mixed")
-    return len(texts.ids)
-
-
-def _chosen(path: Path, question: Callable[[int, Texts], tuple[str, str] | None]) -> Texts:
-    """Return the texts of a file with new questions and answers, or without those for None."""
-    old, new, contexts = Texts(**read_json(path, DataError, "make it first")), Texts(), {}
-    for i, (id, context) in enumerate(zip(old.ids, old.context_of, strict=True)):
-        found = question(i, old)
-        if found is None:
-            continue
-        if context not in contexts:
-            contexts[context] = len(new.contexts)
-            new.add(0, old.contexts[context])
-        new.ask(id, found[0], [found[1]])
-        new.context_of[-1] = contexts[context]
-    return new
+    return kept
 
 
 def join(data: Path, names: tuple[str, ...], name: str) -> None:
@@ -137,19 +105,43 @@ def join(data: Path, names: tuple[str, ...], name: str) -> None:
     write_json(data / f"{name}_ids.json", ids, indent=None)
 
 
-def _write(texts: Texts, name: str, encode: Encode, data: Path) -> None:
-    """Write a split of which nothing is held out, and its answers."""
-    write_split(texts, np.zeros(len(texts.contexts), bool), name, encode, data)
+def _write(
+    examples: Iterable[Example],
+    name: str,
+    encode: Encode,
+    data: Path,
+    asked: Callable[[Example], Example] = lambda example: example,
+) -> int:
+    """Write a split of which nothing is held out, and a folder that the next stage reads.
+
+    Args:
+        asked: what the model is asked of an example.
+    """
+    examples = list(examples)
+    write_folder(data / name, "validation", examples)
+    texts, contexts = Texts(), dict[int, int]()
+    for example in examples:
+        if example.context_id not in contexts:
+            contexts[example.context_id] = len(contexts)
+            texts.add(0, example.context)
+        texts.ask(example.id, asked(example).question, list(example.answers))
+        texts.context_of[-1] = contexts[example.context_id]
+    write_split(texts, np.zeros(len(contexts), bool), name, encode, data)
     golds = json.loads((data / "golds.json").read_text())
     golds |= dict(zip(texts.ids, texts.answers, strict=True))
     write_json(data / "golds.json", golds, indent=None)
+    return len(examples)
 
 
-def _answers(path: Path) -> dict[str, str]:
-    """Return the answers from the full context that `launch.selection.run` wrote, by id."""
+def _predictions(path: Path, examples: Iterable[Example]) -> Predictions:
+    """Return the answers from the full context that `launch.selection.run` wrote, and their F1."""
     fix = "give a file of answers that launch.selection.run --full wrote"
     found: dict[str, str] = read_json(path, DataError, fix, lambda answers: answers["1"])["1"]
-    return found
+    return {
+        example.id: Prediction(example.question, text, squad(text, example.answers).f1)
+        for example in examples
+        if (text := found.get(example.id)) is not None
+    }
 
 
 STAGES = {"writer": writer, "places": places, "ask": ask, "keep": keep}
@@ -167,8 +159,8 @@ def main(values: flags.FlagValues) -> None:
     def encode(texts: list[str]) -> list[list[int]]:
         return [row.ids for row in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
-    questions = STAGES[values.stage](data, encode, values)
-    cli.print_result({"stage": values.stage, "questions": questions})
+    n = STAGES[values.stage](data, encode, values)
+    cli.print_result({"stage": values.stage, "questions": n})
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -22,6 +22,7 @@ from gistjax.data.example import Batch
 from gistjax.model.config import LlamaConfig, RopeScaling
 from gistjax.model.llama import Execution, Llama, fuse_qkv, random_initializer, unstack
 from gistjax.model.lora import Trainable
+from gistjax.model.masks import causal_mask, lengths_to_valid
 from gistjax.runtime.sharding import shardings_of
 from gistjax.training import step as steps
 from gistjax.training.losses import LossSettings
@@ -169,6 +170,26 @@ def _tiny_views():
 def positions_of(valid_BxT: jax.Array) -> jax.Array:
     """Rotary positions: each real token counts the real ones before it; padding repeats."""
     return jnp.maximum(jnp.cumsum(valid_BxT, axis=1) - 1, 0)
+
+
+def tiny_inputs(rng, B=3, C=16, S=7):
+    """Contexts and questions of different lengths, as ids and lengths."""
+    ids = jnp.array(rng.integers(0, 61, (B, C)))
+    tokens = jnp.array(rng.integers(0, 61, (B, S)))
+    return ids, jnp.array([16, 9, 3][:B]), tokens, jnp.array([7, 4, 5][:B])
+
+
+def all_logits(base, ids, lengths):
+    """The logits of every position of right padded rows, read causally."""
+    valid = lengths_to_valid(jnp.array(lengths), ids.shape[1])
+    graphdef, state = nnx.split(base)
+
+    @jax.jit
+    def logits(state, ids):
+        base = nnx.merge(graphdef, state)
+        return base.logits(base(base.embed(ids), positions_of(valid), causal_mask(valid))[0])
+
+    return np.asarray(logits(state, jnp.array(ids)))
 
 
 WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}

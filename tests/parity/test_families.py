@@ -5,16 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from transformers import AutoModelForCausalLM
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.config import CompressionConfig, LoraConfig, ModelConfig
-from gistjax.model.masks import causal_mask, lengths_to_valid
 from gistjax.runtime.sharding import one_device
 from gistjax.weights.registry import load_base, resolve
 from tests.helpers.families import OWN, V, torch_model, write_gguf
-from tests.helpers.tiny import Compiled, positions_of
+from tests.helpers.tiny import Compiled, all_logits
 
 pytestmark = pytest.mark.slow
 ROWS, LENGTH, NEW = 20, 40, 12
@@ -37,7 +35,7 @@ def test_folder_and_gguf_are_the_model_of_transformers(family, tied, tmp_path, r
         config = ModelConfig(name="local", path=str(path), dtype="float32", scan_layers=True)
         base = load_base(resolve(config), config, one_device())
         assert (base.output is None) == tied
-        assert_close(ours(base, ids), expected)
+        assert_close(all_logits(base, ids, [LENGTH] * ROWS), expected)
         assert our_continuations(base, ids) == continued
 
 
@@ -54,18 +52,6 @@ def continuations(model, ids):
 
 def upto_end(row):
     return row[: row.index(0)] if 0 in row else row
-
-
-def ours(base, ids):
-    valid = lengths_to_valid(jnp.full(ROWS, LENGTH), LENGTH)
-    graphdef, state = nnx.split(base)
-
-    @jax.jit
-    def logits(state, ids):
-        base = nnx.merge(graphdef, state)
-        return base.logits(base(base.embed(ids), positions_of(valid), causal_mask(valid))[0])
-
-    return np.asarray(logits(state, jnp.array(ids)))
 
 
 def our_continuations(base, ids):

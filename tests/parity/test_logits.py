@@ -10,16 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from transformers import LlamaConfig as TorchConfig
 from transformers import LlamaForCausalLM
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.config import CompressionConfig, LoraConfig, MeshConfig, ModelConfig
-from gistjax.model.masks import causal_mask, lengths_to_valid
 from gistjax.runtime.sharding import make_mesh
 from gistjax.weights.registry import load_base, resolve
-from tests.helpers.tiny import Compiled, positions_of
+from tests.helpers.tiny import Compiled, all_logits
 
 pytestmark = pytest.mark.slow
 
@@ -52,21 +50,9 @@ def torch_llama(**changes):
     return model
 
 
-def ours(base, ids, lengths):
-    valid = lengths_to_valid(jnp.array(lengths), ids.shape[1])
-    graphdef, state = nnx.split(base)
-
-    @jax.jit
-    def logits(state, ids):
-        base = nnx.merge(graphdef, state)
-        return base.logits(base(base.embed(ids), positions_of(valid), causal_mask(valid))[0])
-
-    return np.asarray(logits(state, jnp.array(ids)))
-
-
 def assert_same_logits(base, model, ids, lengths):
     """Every row against torch run on that row alone, without padding."""
-    logits = ours(base, ids, lengths)
+    logits = all_logits(base, ids, lengths)
     for row, length, found in zip(ids, lengths, logits, strict=True):
         with torch.no_grad():
             expected = model(torch.tensor(row[None, :length])).logits[0].numpy()
