@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from gistjax.errors import ConfigError, did_you_mean
+from gistjax.settings import from_0_1, from_dict, setting
 
 _BUILT_IN = "gistjax.compress.architectures."
 ARCHITECTURES: dict[str, str] = {
@@ -34,34 +34,25 @@ UNCOMPRESSED = ("none", "closed_book")
 SELECTIONS = ("all", "first", "last", "random", "surprisal")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 TEXT_LOSSES = ("reconstruction", "continuation", "cloze")
-TASKS = {
-    "answer": "gistjax.data.squad",
-    "question": "gistjax.data.question_writing",
+_DATA = "gistjax.data."
+TASKS: dict[str, str] = {
+    "answer": _DATA + "squad",
+    "question": _DATA + "question_writing",
+    "squad": _DATA + "squad",
+    "squad_v2": _DATA + "squad_v2",
+    "hotpotqa": _DATA + "hotpotqa",
+    "hotpotqa_supporting": _DATA + "hotpotqa_supporting",
+    "gsm8k": _DATA + "gsm8k",
+    "gsm8k_examples": _DATA + "gsm8k_examples",
+    "gsm8k_numbers": _DATA + "gsm8k_numbers",
+    "fairytaleqa": _DATA + "fairytaleqa",
+    "fairytaleqa_sections": _DATA + "fairytaleqa_sections",
+    "nq": _DATA + "nq",
+    "jsonl": _DATA + "jsonl",
 }
-_OWN_MODULES = (
-    *("squad", "squad_v2", "hotpotqa", "hotpotqa_supporting", "gsm8k", "gsm8k_examples"),
-    *("gsm8k_numbers", "fairytaleqa", "fairytaleqa_sections", "nq", "jsonl"),
-)
-TASKS |= {name: f"gistjax.data.{name}" for name in _OWN_MODULES}
 """Modules of the tasks, each of which defines its `TASK` (`gistjax.data.tasks`)."""
 DEFAULT_LOSS_WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
 DEFAULT_LOSS_WEIGHTS |= dict.fromkeys(("distillation", *TEXT_LOSSES), 0.0)
-
-
-def setting(default: Any, about: str, **rules: Any) -> Any:
-    """Return a dataclass field with its help text and the rules that `gistjax.validation` checks.
-
-    Args:
-        default: the value, or a function that makes it.
-        about: one line of help.
-        rules: `choices`, `or_path` (a dotted one, beside the choices), `least` (≤ value), `above`
-            (< value), `below` (> value), `most` (≥ value), `special` (one value that is allowed
-            besides), `ascending` (of a tuple of positives).
-    """
-    metadata = {"about": about, **rules}
-    if callable(default):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 def file_name(path: str) -> str:
@@ -311,7 +302,7 @@ class CompressionConfig:
         Raises:
             ConfigError: naming an unknown key and the nearest known one, or a wrong type.
         """
-        config: CompressionConfig = _from_dict(cls, _from_0_1(values), "")
+        config: CompressionConfig = from_dict(cls, from_0_1(values))
         return config
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
@@ -319,81 +310,3 @@ class CompressionConfig:
         values = dataclasses.asdict(self)
         values["loss_weights"] = dict.fromkeys(DEFAULT_LOSS_WEIGHTS, 0.0) | self.loss_weights
         return ml_collections.ConfigDict(values).lock()
-
-
-def walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """Yield (dotted key, value, metadata of `setting`) of every key, those of groups last."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from walk(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, value, field.metadata
-
-
-_DROPPED = {
-    "teacher_tokens": 16,
-    "optimizer.b1": 0.9,
-    "optimizer.b2": 0.999,
-    "evaluation.slot_contexts": 2,
-}
-"""Keys of 0.1 that are gone, with the value that is now built in."""
-
-
-def _from_0_1(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the values of a file of 0.1 as they are called now, without the keys that are gone.
-
-    Raises:
-        ConfigError: if one of them had another value than what is built in now.
-    """
-    if values.get("slot_start") == "head":  # in a file, a sweep or on the command line
-        values = {**dict(values.items()), "slot_start": "architecture"}
-    if not isinstance(values, dict):
-        return values
-    values = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
-    for name, built_in in _DROPPED.items():
-        group, _, leaf = name.rpartition(".")
-        holder = values.get(group, {}) if group else values
-        if isinstance(holder, dict) and holder.pop(leaf, built_in) != built_in:
-            raise ConfigError(
-                f"{name} is a key of gistjax 0.1; since 0.2 it is always {built_in}: "
-                "go on with `pip install gistjax==0.1.0`, or leave the key out."
-            )
-    return values
-
-
-PARAMETERS_OF_0_1 = "compressor/head/", "compressor/architecture/"
-"""Beginning of the parameters that have another name since 0.1, and what it is now."""
-
-
-def _from_dict(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
-    defaults = cls()
-    known = {f.name for f in dataclasses.fields(cls)}
-    arguments = {}
-    for name in values:
-        if name not in known:
-            raise ConfigError(f"config has no key {prefix + name!r}{did_you_mean(name, known)}")
-        arguments[name] = _cast(getattr(defaults, name), values[name], prefix + name)
-    return cls(**arguments)
-
-
-def _cast(default: Any, value: Any, name: str) -> Any:
-    """Return the value in its default's type: lists become tuples, whole numbers floats."""
-    kind = type(default)
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping | ml_collections.ConfigDict):
-        return _from_dict(kind, value, name + ".")
-    if kind is dict and isinstance(value, Mapping | ml_collections.ConfigDict):
-        return {inner: _cast(0.0, value[inner], f"{name}.{inner}") for inner in value}
-    if kind is tuple and isinstance(value, list | tuple):
-        return tuple(_cast(default[0] if default else 0.0, item, name) for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"config key {name!r} takes {_kind(default)}, not {value!r}.")
-    return value.strip() if isinstance(value, str) else value
-
-
-def _kind(default: Any) -> str:
-    if isinstance(default, tuple):
-        return f"a tuple of {type((*default, 0.0)[0]).__name__}, such as {default or (2.0, 4.0)!r}"
-    return f"a {type(default).__name__}, such as {default!r}"

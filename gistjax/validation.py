@@ -11,8 +11,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gistjax.config import DEFAULT_LOSS_WEIGHTS, TEXT_LOSSES, CompressionConfig, walk
+from gistjax.config import DEFAULT_LOSS_WEIGHTS, TEXT_LOSSES, CompressionConfig
 from gistjax.errors import ConfigError, did_you_mean
+from gistjax.settings import walk
 
 Rules = tuple[tuple[bool, str], ...]
 """Conditions that must hold, each with the message where it does not."""

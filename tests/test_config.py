@@ -13,10 +13,10 @@ from gistjax.config import (
     DataConfig,
     LoraConfig,
     ModelConfig,
-    walk,
 )
 from gistjax.errors import ConfigError
 from gistjax.runtime.cli import read_config_file
+from gistjax.settings import walk
 from gistjax.validation import validate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))

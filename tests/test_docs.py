@@ -9,9 +9,10 @@ import pytest
 
 from gistjax import config as configuration
 from gistjax.__main__ import COMMANDS
-from gistjax.config import DataConfig, walk
+from gistjax.config import DataConfig
 from gistjax.data.tasks import load_task
 from gistjax.reporting import config_page
+from gistjax.settings import walk
 from gistjax.train import run_single_ablation
 from tests.helpers import last_token
 from tests.helpers.pages import PAGES, ROOT, python_blocks

@@ -18,13 +18,14 @@ from flax import nnx
 from gistjax.compress import EXPORTED
 from gistjax.compress.architectures import find_architecture
 from gistjax.compress.compressed_lm import CompressedLM
-from gistjax.config import PARAMETERS_OF_0_1, UNCOMPRESSED, CompressionConfig
+from gistjax.config import UNCOMPRESSED, CompressionConfig
 from gistjax.errors import CheckpointError
 from gistjax.model.config import LlamaConfig
 from gistjax.model.llama import Execution, Llama, random_initializer
 from gistjax.model.lora import Trainable
 from gistjax.runtime.sharding import is_primary, path_name, put, to_host
 from gistjax.runtime.tensors import load_tensors, save_tensors
+from gistjax.settings import PARAMETERS_OF_0_1
 
 log = logging.getLogger(__name__)
 

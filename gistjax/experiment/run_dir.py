@@ -21,10 +21,11 @@ from typing import Any, Protocol
 
 import gistjax
 from gistjax.compress import EXPORTED
-from gistjax.config import DEFAULT_LOSS_WEIGHTS, CompressionConfig, file_name, walk
+from gistjax.config import DEFAULT_LOSS_WEIGHTS, CompressionConfig, file_name
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.runtime.files import read_json, write_json
 from gistjax.runtime.texts import user_path
+from gistjax.settings import walk
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
-from gistjax.config import CompressionConfig, walk
+from gistjax.config import CompressionConfig
+from gistjax.settings import walk
 
 COMMAND = "python -m gistjax.reporting.config_page > docs/config.md"
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from absl import flags
 
-from gistjax.config import CompressionConfig, walk
+from gistjax.config import CompressionConfig
 from gistjax.runtime.texts import user_path
+from gistjax.settings import walk
 
 OVERRIDE = r"--?config\.([^=]*)"
 

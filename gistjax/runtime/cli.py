@@ -24,13 +24,14 @@ from typing import Any, NoReturn, TextIO
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from gistjax.config import ARCHITECTURES, CompressionConfig, walk
+from gistjax.config import ARCHITECTURES, CompressionConfig
 from gistjax.errors import ConfigError, GistjaxError, did_you_mean, first_line
 from gistjax.runtime.arguments import OVERRIDE, plain_overrides, tidy_path
 from gistjax.runtime.files import is_file, to_json
 from gistjax.runtime.logs import HUB
 from gistjax.runtime.signals import Stopped
 from gistjax.runtime.texts import shown, tolerate_terminals, user_path
+from gistjax.settings import walk
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 CONFIGS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")

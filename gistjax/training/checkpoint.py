@@ -18,10 +18,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from gistjax.config import PARAMETERS_OF_0_1
 from gistjax.errors import CheckpointError, StorageError, first_line
 from gistjax.runtime.files import sync_folder
 from gistjax.runtime.sharding import barrier, is_primary, path_name
+from gistjax.settings import PARAMETERS_OF_0_1
 from gistjax.training.manifest import check_manifest, write_manifest
 from gistjax.training.step import TrainState
 

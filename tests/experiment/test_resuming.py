@@ -12,11 +12,12 @@ from safetensors.numpy import load_file
 
 import gistjax
 from gistjax import run_single_ablation
-from gistjax.config import CompressionConfig, MeshConfig, TextConfig, walk
+from gistjax.config import CompressionConfig, MeshConfig, TextConfig
 from gistjax.errors import CheckpointError
 from gistjax.experiment.run_dir import RESUMABLE, RunDir
 from gistjax.runtime.files import sha256_of
 from gistjax.runtime.tensors import load_tensors, save_tensors
+from gistjax.settings import walk
 from tests.helpers.runs import UNSCORED, write_run
 
 SAMPLE = Path(gistjax.__file__).parent / "data" / "sample"
