@@ -29,8 +29,7 @@ def report(
 
     Raises:
         DataError: if there is no run, or a file of one is damaged.
-        ConfigError: if the drawing library is not installed; the other three files are written
-            first.
+        ConfigError: if the drawing library is not installed; nothing is written then.
         StorageError: if the folder cannot be written.
     """
     from gistjax.reporting import page, tables
@@ -38,8 +37,9 @@ def report(
 
     results = find_runs(folders)
     out = out or folders[0]
-    make_folder(out)
     columns, rows = tables.table(results)
+    html = page.render(title or out.resolve().name, results, columns, rows, questions)
+    make_folder(out)
     summary = {
         "runs": {row["run"]: row for row in rows},
         "unfinished": [result.name for result in results if not result.metrics],
@@ -47,7 +47,6 @@ def report(
     write_json(out / "results_summary.json", summary)
     write_atomically(out / "results.md", tables.to_markdown(columns, rows).encode())
     write_atomically(out / "results.csv", tables.to_csv(columns, rows).encode())
-    html = page.render(title or out.resolve().name, results, columns, rows, questions)
     write_atomically(out / "report.html", html.encode())
     return summary
 
