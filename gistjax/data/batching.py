@@ -55,6 +55,20 @@ class PlanSettings:
             ratio_growth=config.ratio_growth,
         )
 
+    def check_enough(self, units: float) -> None:
+        """Refuse training units that are fewer than one step takes.
+
+        Raises:
+            DataError: saying what to lower.
+        """
+        E, K, Q = self.batch_size, self.accumulation, self.questions
+        if units < E * K:
+            kind = "rows" if Q == 1 else f"units of up to {Q} rows on a context"
+            raise DataError(
+                f"{units:g} training {kind} are fewer than the {E * K} of one step ({K} x {E} over "
+                "all devices): lower --config.batch_size or --config.accumulation."
+            )
+
 
 class TrainPlan:
     """The rows of every training step: a pure function of (rows, seed, step).
@@ -93,14 +107,7 @@ class TrainPlan:
         self._epoch, self._groups = -1, list[tuple[Shape, np.ndarray]]()
         self.answer_tokens = longest_answer(rows)
         self.steps_per_epoch = len(self._shapes) // (batch_size * accumulation)
-        if not self.steps_per_epoch:
-            Q = settings.questions
-            kind = "rows" if Q == 1 else f"units of up to {Q} rows on a context"
-            raise DataError(
-                f"{len(self._shapes)} training {kind} are fewer than the "
-                f"{batch_size * accumulation} of one step ({accumulation} x {batch_size} over all "
-                "devices): lower --config.batch_size or --config.accumulation."
-            )
+        settings.check_enough(len(self._shapes))
         self.total_steps = total_steps(settings.epochs, self.steps_per_epoch, settings.max_steps)
 
     @property

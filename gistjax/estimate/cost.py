@@ -19,7 +19,7 @@ from typing import Any
 
 from gistjax.compress.budget import Budget
 from gistjax.config import TEXT_LOSSES, CompressionConfig
-from gistjax.data.batching import total_steps
+from gistjax.data.batching import PlanSettings, total_steps
 from gistjax.data.dataset import load_dataset
 from gistjax.estimate.memory import GIB
 
@@ -77,17 +77,18 @@ def steps_of(config: CompressionConfig) -> int | None:
     Local questions are counted. Of those on the hub, as many share a context as in SQuAD.
 
     Raises:
-        DataError: if a local data set cannot be read.
+        DataError: if a local data set cannot be read, or there are fewer rows than one step takes.
     """
     tasks = [task for task in TEXT_LOSSES if config.loss_weights.get(task)]
     contexts = _contexts(config)
     if contexts is None or (tasks and config.text.chunks < 0):
         return config.max_steps if config.max_steps >= 0 else None
+    most: float = contexts if config.data.path else config.data.train_examples  # none shares one
     if tasks:
         rows_of_a_chunk = sum(getattr(config.text, task) for task in tasks)
-        contexts += config.text.chunks * math.ceil(
-            rows_of_a_chunk / config.data.questions_per_context
-        )
+        units = config.text.chunks * math.ceil(rows_of_a_chunk / config.data.questions_per_context)
+        contexts, most = contexts + units, most + units
+    PlanSettings.of(config).check_enough(most)
     per_step = config.batch_size * config.accumulation
     an_epoch = contexts // per_step if config.data.path else contexts / per_step
     return total_steps(config.epochs, an_epoch, config.max_steps)

@@ -17,7 +17,9 @@ from gistjax.config import CompressionConfig
 from gistjax.estimate.cost import Measurement, cost_of, measurements, nearest
 from gistjax.estimate.memory import GIB, memory_estimate, prefix_tokens
 from gistjax.estimate.ways_out import steps_that_fit
+from gistjax.experiment.inputs import check_sources
 from gistjax.runtime.devices import memory_limit
+from gistjax.runtime.sharding import mesh_problem
 from gistjax.validation import check_trains, validate
 from gistjax.weights.registry import Source, resolve
 
@@ -46,10 +48,13 @@ def dry_run(config: CompressionConfig) -> tuple[dict[str, Any], str]:
 
     Raises:
         ConfigError: if the config cannot run.
+        DataError: if there is no text or no data where they are said to be, or too little.
+        CheckpointError: if there is no compressor at `init_from`, or no run at `teacher`.
         WeightsError: if there is no such model.
     """
     validate(config)
     check_trains(config)
+    check_sources(config)
     found = plan(config, resolve(config.model, offline=True))
     return {"config": config.to_json(), **found}, for_people(found)
 
@@ -59,7 +64,9 @@ def plan(config: CompressionConfig, source: Source) -> dict[str, Any]:
 
     `hours` are on one of the GPUs `hours_on`, where steps were measured. They are None where the
     base was never measured, or the number of rows is not known. `fits` is about the memory that
-    JAX has of this machine's GPU, or else of the one that the hours are stated for: `fits_on`.
+    JAX has of this machine's GPU, or else of the one that the hours are stated for: `fits_on`. All
+    is of one device that holds the whole model, whatever the mesh; `mesh_problem` says why the mesh
+    does not fit the devices here.
     """
     found = requirements(config, source)
     own = [m for m in measurements() if m["base_model"] == config.model.known_as]
@@ -69,6 +76,7 @@ def plan(config: CompressionConfig, source: Source) -> dict[str, Any]:
     return {
         **found,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "mesh_problem": mesh_problem(config.mesh, jax.device_count()) or None,
         "device_memory_gib": limit and round(limit / GIB, 3),
         **_verdict(config, source, found["memory_estimate_gib"]["total"], near),
         "steps": cost.steps,
@@ -114,10 +122,17 @@ def for_people(found: Mapping[str, Any]) -> str:
         ("memory", f"{parts} = {total:,.2f} GiB, {_fit(found)}"),
         *(() if found["fits"] is not False else (("way out", _way_out(found)),)),
         ("device", f"{found['device']}, {there}"),
+        ("mesh", _mesh(found)),
         ("time", time),
         ("disk", f"{found['disk_gib']:,.2f} GiB of checkpoints and export"),
     )
     return "\n".join(f"{name:11} {text}" for name, text in lines)
+
+
+def _mesh(found: Mapping[str, Any]) -> str:
+    planned = "planned for one device with the whole model, whatever the mesh"
+    problem = found["mesh_problem"]
+    return f"{planned}; here the run would stop: {problem}" if problem else planned
 
 
 def _fit(found: Mapping[str, Any]) -> str:

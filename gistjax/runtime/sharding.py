@@ -49,16 +49,31 @@ def make_mesh(config: MeshConfig) -> Mesh:
         ConfigError: if the axes do not multiply to the number of devices.
     """
     n = jax.device_count()
+    if problem := mesh_problem(config, n):
+        raise ConfigError(problem)
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
     given = math.prod(size for size in sizes.values() if size != -1)
-    filled = {axis: n // max(given, 1) if size == -1 else size for axis, size in sizes.items()}
-    if math.prod(filled.values()) != n:
-        raise ConfigError(
-            f"a mesh of {filled} needs {math.prod(filled.values())} devices, but there are {n}: "
-            "set --config.mesh.data=-1 and let the other axes divide the number of devices."
-        )
+    filled = {axis: n // given if size == -1 else size for axis, size in sizes.items()}
     return jax.make_mesh(
         tuple(filled.values()), tuple(filled), axis_types=(AxisType.Auto,) * len(filled)
+    )
+
+
+def mesh_problem(config: MeshConfig, devices: int) -> str:
+    """Return why a mesh does not fit so many devices, and what does; nothing if it fits."""
+    axes = {axis: getattr(config, axis) for axis in ("data", "fsdp", "tensor")}
+    given = {axis: size for axis, size in axes.items() if size != -1}
+    takes, grows = math.prod(given.values()), len(given) < len(axes)
+    if devices == takes or (grows and devices % takes == 0):
+        return ""
+    named = ", ".join(f"mesh.{axis}={size}" for axis, size in given.items() if size > 1)
+    number = f"{'a multiple of ' if grows and takes > 1 else ''}{takes}"
+    fits = [size for size in range(1, devices + 1) if devices % size == 0]
+    there = "there is 1" if devices == 1 else f"there are {devices}"
+    return (
+        f"{named or 'a mesh of 1 x 1 x 1'} takes {number} device{'s' * (number != '1')}, but "
+        f"{there}: set --config.mesh.data=-1 (what is left), and the other axes so that their "
+        f"product is {' or '.join(map(str, fits))}."
     )
 
 

@@ -2,8 +2,16 @@
 
 import pytest
 
-from gistjax.config import CompressionConfig, DataConfig, LoraConfig, ModelConfig
-from gistjax.estimate.plan import for_people, plan
+from gistjax.config import (
+    CompressionConfig,
+    DataConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    TextConfig,
+)
+from gistjax.errors import CheckpointError, DataError
+from gistjax.estimate.plan import dry_run, for_people, plan
 from gistjax.estimate.ways_out import steps_that_fit
 from gistjax.weights.registry import KNOWN, resolve
 
@@ -68,3 +76,34 @@ def test_a_base_that_was_never_measured_is_compared_with_no_gpu():
     found = planned(config)
     assert found["fits"] is None and found["fits_on"] is None and found["hours"] is None
     assert "as on a GPU" in for_people(found)
+
+
+TINY = CompressionConfig(model=ModelConfig("tiny-random"), data=DataConfig(path="sample"))
+TEXT = {"teacher_forcing": 1.0, "continuation": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"loss_weights": TEXT, "text": TextConfig(path="no")}, DataError, "no is no folder with"),
+        ({"init_from": "no/run"}, CheckpointError, "there is no no/run"),
+        ({"loss_weights": {"distillation": 1.0}, "teacher": "no/run"}, CheckpointError, "no/run"),
+        ({"batch_size": 64_000}, DataError, r"training rows are fewer than the 256000 of one step"),
+        (
+            {"batch_size": 64_000, "data": DataConfig()},
+            DataError,
+            r"10000 training rows are fewer than the 256000",
+        ),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_refuses(changes, error, says):
+    with pytest.raises(error, match=says):
+        dry_run(TINY.replace(**changes))
+
+
+def test_a_plan_says_what_mesh_it_is_for():
+    found, text = dry_run(TINY)
+    assert found["mesh_problem"] is None and "planned for one device" in text
+    found, text = dry_run(TINY.replace(mesh=MeshConfig(tensor=3)))
+    assert "mesh.tensor=3 takes a multiple of 3 devices" in found["mesh_problem"]
+    assert "here the run would stop: mesh.tensor=3" in text

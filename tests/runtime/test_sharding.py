@@ -12,6 +12,7 @@ from gistjax.errors import ConfigError
 from gistjax.runtime.sharding import (
     RULES,
     make_mesh,
+    mesh_problem,
     path_name,
     put_batch,
     shardings_of,
@@ -27,10 +28,29 @@ def test_mesh_fills_the_axis_left_over():
     assert dict(make_mesh(MeshConfig(fsdp=4)).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
 
 
-@pytest.mark.parametrize("config", [MeshConfig(fsdp=3), MeshConfig(data=4), MeshConfig(data=16)])
-def test_a_mesh_that_does_not_fit_the_devices_is_refused(config):
-    with pytest.raises(ConfigError, match="there are 8"):
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (
+            MeshConfig(fsdp=3),
+            r"mesh\.fsdp=3 takes a multiple of 3 devices, but there are 8: .* 1 or",
+        ),
+        (MeshConfig(data=4), r"mesh\.data=4 takes 4 devices, but there are 8"),
+        (MeshConfig(data=16), r"mesh\.data=16 takes 16 devices, but there are 8"),
+        (MeshConfig(data=1), r"a mesh of 1 x 1 x 1 takes 1 device, but there are 8"),
+        (MeshConfig(2, 2, 4), r"data=2, mesh\.fsdp=2, mesh\.tensor=4 takes 16 devices"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(config, says):
+    with pytest.raises(ConfigError, match=says):
         make_mesh(config)
+
+
+def test_a_mesh_on_one_device():
+    assert mesh_problem(MeshConfig(), 1) == mesh_problem(MeshConfig(data=1), 1) == ""
+    says = mesh_problem(MeshConfig(tensor=3), 1)
+    assert says.startswith("mesh.tensor=3 takes a multiple of 3 devices, but there is 1: ")
+    assert says.endswith("product is 1.")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
