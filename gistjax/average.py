@@ -44,7 +44,8 @@ def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
     configs = [RunDir(run).config() for run in runs]
     check_alike(runs, configs)
     abouts = [RunDir(run).about() for run in runs]
-    tensors = [load_tensors(RunDir(run).exported)[0] for run in runs]
+    directories = [RunDir(run) for run in runs]
+    tensors = [load_tensors(run.finished(run.exported))[0] for run in directories]
     for run, about, arrays in zip(runs, abouts, tensors, strict=True):
         if "mean_of" in about or not RunDir(run).is_finished:
             raise CheckpointError(f"{run} is a mean already, or a run that is not finished.")

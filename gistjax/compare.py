@@ -45,11 +45,11 @@ def read_predictions(rundir: Path) -> dict[str, dict[str, Any]]:
     """Return the scores, contexts, questions and answers of a run's `predictions.json` by id.
 
     Raises:
-        DataError: if the file is missing or damaged, or does not have one row for each question.
+        CheckpointError: if the file is missing.
+        DataError: if it is damaged, or does not have one row for each question.
     """
-    path = RunDir(rundir).predictions_file
-    if not path.is_file():
-        raise DataError(f"there is no {path}: is the run finished?")
+    run = RunDir(rundir)
+    path = run.finished(run.predictions_file)
     try:
         rows = json.loads(path.read_bytes())
         by_id = {row["id"]: {key: row[key] + 0 for key in COLUMNS} for row in rows}
@@ -85,7 +85,7 @@ def compare(of: Path, others: list[Path], samples: int, seed: int) -> dict[str, 
 
     Raises:
         DataError: if predictions cannot be read, or the runs did not answer the same questions.
-        CheckpointError: if the configuration of a run is damaged.
+        CheckpointError: if a run is not finished, or its configuration is damaged.
     """
     ours = read_predictions(of)
     ours_N = {key: np.array([row[key] for row in ours.values()]) for key in SCORES}

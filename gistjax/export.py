@@ -27,7 +27,7 @@ from safetensors.numpy import load_file
 
 from gistjax.compress import EXPORTED
 from gistjax.config import CompressionConfig
-from gistjax.errors import CheckpointError, ConfigError
+from gistjax.errors import ConfigError
 from gistjax.experiment.run_dir import (
     FORMAT,
     RunDir,
@@ -63,9 +63,7 @@ def export_safetensors(request: Request) -> list[str]:
 
     run, output = request.run, request.output
     directory = RunDir(run)
-    if not directory.exported.is_file():
-        raise CheckpointError(f"{run} has no {EXPORTED}: is the run finished?")
-    _, metadata = load_tensors(directory.exported)  # whole, or an error
+    _, metadata = load_tensors(directory.finished(directory.exported))  # whole, or an error
     scores = directory.metrics() if directory.is_finished else {}
     about = directory.about()
     card = model_card(request.config, about, scores)
@@ -136,7 +134,9 @@ def export_peft(request: Request) -> list[str]:
     from gistjax.sharing import peft
     from gistjax.sharing.base_model import base_model
 
-    base = base_model(request.config, RunDir(request.run).about())
+    run = RunDir(request.run)
+    run.finished(run.exported)
+    base = base_model(request.config, run.about())
     if base.caveat:
         log.warning("warning: %s.", base.caveat)
     return peft.export_peft(request.run, request.config, request.output, base.repo or base.name)

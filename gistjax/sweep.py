@@ -104,7 +104,7 @@ def read_sweep(path: Path, out: Path, overrides: list[str]) -> list[Run]:
         raise ConfigError(_no_sweep(path)) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
-            f"{path} is not a sweep ({type(error).__name__}: {error}): it needs "
+            f"{path} is not a sweep ({_problem(error)}): it needs "
             '{"runs": [{"name", "config", "set": {…}}]}.'
         ) from error
     names = [run.name for run in runs]
@@ -114,6 +114,15 @@ def read_sweep(path: Path, out: Path, overrides: list[str]) -> list[Run]:
             'of its keys, as in "M{target_length}_{architecture}".'
         )
     return runs
+
+
+def _problem(error: Exception) -> str:
+    """Return what is wrong with a sweep file, from what reading it raised."""
+    if isinstance(error, KeyError):
+        return f"there is no {error.args[0]!r}"
+    if isinstance(error, TypeError | AttributeError):
+        return "a value is of another kind"
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 def _no_sweep(path: Path) -> str:

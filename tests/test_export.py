@@ -245,8 +245,9 @@ def test_a_folder_that_cannot_be_made_is_named(command, tmp_path):
 
 def test_an_unfinished_run_is_refused(command, rundir, tmp_path):
     (tmp_path / "config.json").write_bytes((rundir / "config.json").read_bytes())
-    with pytest.raises(CheckpointError, match="is the run finished"):
-        command("--output", str(tmp_path / "out"), run=tmp_path)
+    for to in ("safetensors", "peft"):
+        with pytest.raises(CheckpointError, match="is the run finished"):
+            command("--output", str(tmp_path / "out"), f"--to={to}", run=tmp_path)
 
 
 def test_a_dry_run_of_a_push_asks_nothing_of_the_hub(command, tmp_path, monkeypatch):

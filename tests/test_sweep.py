@@ -131,9 +131,10 @@ def test_a_setting_of_0_1_is_spelt_as_now(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ([], "is not a sweep"),
-        ({}, "is not a sweep"),
-        ({"runs": [{"config": "configs/gist_m64.py"}]}, "KeyError: 'name'"),
+        ([], r"is not a sweep \(a value is of another kind\)"),
+        ({}, r"is not a sweep \(there is no 'runs'\)"),
+        ({"runs": [{"config": "configs/gist_m64.py"}]}, r"\(there is no 'name'\): it needs"),
+        ({"runs": [{"name": "a"}]}, r"\(there is no 'config'\): it needs"),
         ({"runs": [{"name": "a", "config": "x", "set": 3}]}, "is not a sweep"),
         ({"runs": [{"name": "a", "config": "x"}] * 2}, "two runs of one name: a"),
         (

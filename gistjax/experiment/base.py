@@ -194,13 +194,14 @@ def load_trained(
         config: the run's own, or one that means the same (`check_meaning`).
 
     Raises:
-        GistjaxError: if the base cannot be found or fetched or is another one, or the compressor
-            does not fit.
+        GistjaxError: if the run is not finished, the base cannot be found or fetched or is another
+            one, or the compressor does not fit.
     """
+    exported = run.finished(run.exported)
     pretrained = load_pretrained(config)
     pretrained.check_run(run)
     graphdef, shapes, frozen = split_model(build_model(config, pretrained, seeded=False))
-    return pretrained, (graphdef, import_trainable(run.exported, shapes), frozen)
+    return pretrained, (graphdef, import_trainable(exported, shapes), frozen)
 
 
 def untuned_full_context(config: CompressionConfig) -> CompressionConfig:

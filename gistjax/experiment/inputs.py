@@ -65,7 +65,7 @@ def check_sources(config: CompressionConfig) -> dict[str, str]:
     if config.loss_weights.get("distillation"):
         teacher = RunDir(config.teacher)
         teacher.config()
-        found["teacher_sha256"] = hash_tensors(load_tensors(teacher.exported)[0])
+        found["teacher_sha256"] = hash_tensors(load_tensors(teacher.finished(teacher.exported))[0])
     return found
 
 

@@ -98,6 +98,18 @@ class RunDir:
         """Whether the run has its metrics, which are written last."""
         return self.metrics_file.is_file()
 
+    def finished(self, file: Path) -> Path:
+        """Return one of the files that a run writes at its end.
+
+        Raises:
+            CheckpointError: if it is not there.
+        """
+        if not file.is_file():
+            raise CheckpointError(
+                f"there is no {file}: is the run finished? The command that began it goes on."
+            )
+        return file
+
     def config(self) -> CompressionConfig:
         """Return the configuration that the run was trained with.
 
