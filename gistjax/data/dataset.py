@@ -12,12 +12,16 @@ import numpy as np
 
 from gistjax.config import DataConfig
 from gistjax.data.example import Articles, Dataset, Example
-from gistjax.data.report import DataReport
+from gistjax.data.report import DataReport, missing_keys
+from gistjax.data.sources import BrokenLine
 from gistjax.data.tasks import Task, load_task
 from gistjax.errors import DataError
 from gistjax.runtime.texts import unix_lines
 
 SPLITS = ("train", "validation")
+ASKED = ("context", "question", "answers")
+"""Keys that every row must have."""
+NOT_COPIED = "no answer is in the context"
 
 
 def load_dataset(data: DataConfig, seed: int) -> Dataset:
@@ -110,6 +114,7 @@ def _read_held_out(
     whole = _read_split(task, data, "train", report, scored=True)
     rest, validation = hold_out(whole, data.holdout)
     train = list(_trainable(rest, task, report))
+    _note_extractive(report, data.task, "train", len(rest))
     name = f"{data.path or data.name} (train)"
     report.check_dropped(name, len(rest) - len(train), len(rest), data.max_dropped)
     return train, validation
@@ -151,7 +156,9 @@ def usable_examples(
     dropped = 0
     seen: set[str] = set()
     context_ids: dict[str, int] = {}
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows):  # ids count from 0, messages from 1
+        has_id = isinstance(row, dict) and "id" in row
+        missing = _missing(row)
         row = _filled_in(row, f"{split}-{number}") if isinstance(row, dict) else row
         row_id: Any = row.get("id") if isinstance(row, dict) else None
         problem = _problem(row, task)
@@ -161,7 +168,11 @@ def usable_examples(
             if not scored:
                 problem = "duplicate id" if row_id in seen else _untrainable(example, task)
         if problem:
-            label = row_id if _is_text(row_id) else f"row {number}"
+            label = row_id if has_id and _is_text(row_id) else f"row {number + 1}"
+            if isinstance(row, BrokenLine):
+                label = f"line {row.number}"
+            if missing and f"{split}: skipped, {problem}" not in report.counts:
+                report.note(f"{split}, {label}: {missing}")
             report.count(f"{split}: skipped, {problem}", label)
             dropped += 1
             continue
@@ -173,6 +184,7 @@ def usable_examples(
         seen.add(example.id)
         context_ids[example.context] = context_id
         examples.append(example)
+    _note_extractive(report, name, split, len(examples) + dropped)
     return examples if scored else list(_trainable(examples, task, report)), dropped
 
 
@@ -206,12 +218,22 @@ def _trainable(examples: Iterable[Example], task: Task, report: DataReport) -> I
         yield dataclasses.replace(example, answers=golds or (task.abstention,))
 
 
+def _note_extractive(report: DataReport, task: str, split: str, rows: int) -> None:
+    """Say what an extractive task takes, if that is why half of its rows cannot be trained on."""
+    if 2 * report.counts[f"{split}: skipped, {NOT_COPIED}"] > rows:
+        report.note(
+            f"the task {task!r} takes answers word for word from the context, as most here are "
+            "not: for answers of any words set --config.data.task=jsonl, which reads "
+            f'{split}.jsonl, or add a task (CONTRIBUTING.md, "Adding a task")'
+        )
+
+
 def _untrainable(example: Example, task: Task) -> str | None:
     """Return why an example cannot be trained on, None if it can."""
     if not example.answers:
         return None if task.abstention else "no answers"
     found = not task.extractive or example.evidence or set(example.answers) & {*task.other_answers}
-    return None if found else "no answer is in the context"
+    return None if found else NOT_COPIED
 
 
 def _example(row: dict[str, Any], context_id: int, task: Task, name: str) -> Example:
@@ -247,6 +269,8 @@ def _found(golds: Iterable[str], context: str, others: Container[str]) -> Iterat
 
 def _problem(row: Any, task: Task) -> str | None:
     """Return why a row is no question of a task, None if it is one."""
+    if isinstance(row, BrokenLine):
+        return "not JSON"
     if not isinstance(row, dict):
         return "not an object"
     for key in ("id", "title", "context", "question", "answers"):
@@ -263,6 +287,12 @@ def _problem(row: Any, task: Task) -> str | None:
     if not any(text.strip() for text in texts):
         return None if task.unanswerable else "no answers"
     return None if any(map(_is_text, texts)) else "no answer is valid Unicode"
+
+
+def _missing(row: Any) -> str:
+    """Return which keys a row lacks and which it has; nothing if it lacks none."""
+    lacks = [key for key in ASKED if isinstance(row, dict) and key not in row]
+    return missing_keys(lacks, row) if lacks else ""
 
 
 def _texts(row: dict[str, Any]) -> Any:

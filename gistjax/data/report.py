@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 from gistjax.errors import DataError
 
 SHOWN_IDS = 3
+SHOWN_KEYS = 8
+SHOWN_CHARACTERS = 30
 
 
 @dataclass
@@ -59,3 +64,10 @@ class DataReport:
         for reason, n in self.counts.items():
             lines.append(f"{reason}: {n} (e.g. {', '.join(self.ids[reason])})")
         return "\n".join(lines) or "all rows are usable"
+
+
+def missing_keys(lacks: Iterable[str], row: Mapping[str, Any]) -> str:
+    """Return which keys a row lacks and which it has, the first few of them."""
+    has = [repr(str(key)[:SHOWN_CHARACTERS]) for key in islice(row, SHOWN_KEYS)]
+    more = ", …" if len(row) > SHOWN_KEYS else ""
+    return f"no {' and no '.join(map(repr, lacks))}, but {', '.join(has) or 'nothing'}{more}"

@@ -14,12 +14,18 @@ from typing import Any, NamedTuple, cast
 from gistjax.config import DataConfig
 from gistjax.errors import DataError
 from gistjax.runtime.logs import quiet_hub
-from gistjax.runtime.texts import text_lines, user_path
+from gistjax.runtime.texts import not_text, text_lines, user_path
 
 log = logging.getLogger(__name__)
 
 SQUAD = DataConfig().name
 """The hub's data set that a configuration has if it says nothing else."""
+
+
+class BrokenLine(NamedTuple):
+    """A line of JSON Lines that is no JSON. Tasks hand it on as it is, to be counted."""
+
+    number: int  # from 1
 
 
 class Source(NamedTuple):
@@ -79,8 +85,12 @@ def find_file(data: DataConfig, names: Sequence[str], about: str) -> Path:
         if file.is_file():
             return file
     folder = user_path(data.path)
-    missing = f"{folder} is a file" if folder.is_file() else f"{files[0]} is not there"
-    raise DataError(f"{missing}. --config.data.path takes a folder with {about}.")
+    if folder.is_dir():
+        *others, last = names
+        missing = f"{folder} has no {', no '.join(others)} and no {last}"
+    else:
+        missing = f"{folder} is a file" if folder.is_file() else f"there is no folder {folder}"
+    raise DataError(f"{missing}: --config.data.path takes a folder with {about}.")
 
 
 def read_file(file: Path) -> Source:
@@ -105,6 +115,8 @@ def read_json_file(file: Any) -> Any:
     """
     try:
         return json.loads(file.read_bytes())
+    except UnicodeDecodeError as error:
+        raise DataError(not_text(file, error)) from error
     except (ValueError, OSError, RecursionError) as error:
         raise DataError(
             f"{file} cannot be read as JSON ({error}): is it damaged or cut short?"
@@ -112,7 +124,7 @@ def read_json_file(file: Any) -> Any:
 
 
 def json_lines(file: Path) -> Iterator[Any]:
-    """Yield the value of each line; one that is no JSON comes out as text, to be counted.
+    """Yield the value of each line that is not blank; of one that is no JSON, its number.
 
     Raises:
         DataError: if the file cannot be read.
@@ -122,16 +134,15 @@ def json_lines(file: Path) -> Iterator[Any]:
             gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream,
             text_lines(stream) as lines,
         ):
-            for line in filter(str.strip, lines):
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
                 try:
                     yield json.loads(line)
                 except (ValueError, RecursionError):
-                    yield line
+                    yield BrokenLine(number)
     except UnicodeError as error:
-        raise DataError(
-            f"{file} cannot be read ({error}): it must be UTF-8, or UTF-16 or 32 with a mark. "
-            "Convert it, as by iconv -f latin1 -t utf-8."
-        ) from error
+        raise DataError(not_text(file, error)) from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} cannot be read ({error}): is it damaged or cut short?") from error
 

@@ -28,7 +28,7 @@ from gistjax.config import TextConfig
 from gistjax.data.example import TokenizedExample
 from gistjax.data.filling import join
 from gistjax.data.prompts import Prompt
-from gistjax.data.report import DataReport
+from gistjax.data.report import DataReport, missing_keys
 from gistjax.errors import DataError
 from gistjax.runtime.texts import text_lines, unix_lines, user_path
 
@@ -114,9 +114,11 @@ def _articles(lines: IO[str], file: Path, report: DataReport, max_dropped: float
         if not line.strip():
             empty += 1
             continue
-        text, problem = _article(line)
+        text, problem, missing = _article(line)
         dropped += bool(problem)
         if problem:
+            if missing and f"text: skipped, {problem}" not in report.counts:
+                report.note(f"text, {file.name}:{number}: {missing}")
             report.count(f"text: skipped, {problem}", f"{file.name}:{number}")
         else:
             yield text
@@ -127,21 +129,23 @@ def _articles(lines: IO[str], file: Path, report: DataReport, max_dropped: float
     report.check_dropped(str(file), dropped, number, max_dropped)
 
 
-def _article(line: str) -> tuple[str, str]:
-    """Return the text of a line and "", or "" and why it has none."""
+def _article(line: str) -> tuple[str, str, str]:
+    """Return the text of a line and twice "", or "", why it has none, and which key it lacks."""
     try:
         article = json.loads(line)
     except (ValueError, RecursionError):
-        return "", "not JSON"
+        return "", "not JSON", ""
+    if isinstance(article, dict) and "paragraphs" not in article:
+        return "", "not an article", missing_keys(["paragraphs"], article)
     paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
     if not isinstance(paragraphs, list) or not all(isinstance(p, str) for p in paragraphs):
-        return "", "not an article"
+        return "", "not an article", ""
     text = unix_lines(join([paragraph for paragraph in paragraphs if paragraph.strip()]))
     try:
         text.encode()
     except UnicodeEncodeError:  # a lone surrogate, written as such or left by bytes not UTF-8
-        return "", "not valid Unicode"
-    return text, "" if text else "no text"
+        return "", "not valid Unicode", ""
+    return text, "" if text else "no text", ""
 
 
 def text_rows(

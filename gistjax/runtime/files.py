@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gistjax.errors import CheckpointError, DataError, GistjaxError, StorageError
-from gistjax.runtime.texts import decode, user_path
+from gistjax.runtime.texts import decode, not_text, user_path
 
 log = logging.getLogger(__name__)
 
@@ -160,10 +160,7 @@ def read_text(name: str) -> str:
         content = sys.stdin.buffer.read() if name == "-" else user_path(name).read_bytes()
         text = decode(content)
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"--context={name} is not UTF-8 text: convert it first (pdftotext for PDF, iconv for "
-            "other encodings)."
-        ) from error
+        raise DataError(not_text(f"--context={name}", error)) from error
     except OSError as error:
         hint = " (for a text on the command line, pipe it into --context -)" if " " in name else ""
         raise DataError(f"--context={name} cannot be read: {error.strerror}{hint}.") from error

@@ -58,6 +58,14 @@ def _encoding(beginning: bytes) -> str:
     return next((name for mark, name in MARKS if beginning.startswith(mark)), "utf-8")
 
 
+def not_text(name: Any, error: UnicodeError) -> str:
+    """Return the message on bytes that are no text."""
+    return (
+        f"{name} is not UTF-8 text ({error}), nor UTF-16 or UTF-32 with a mark: convert it first "
+        "(iconv -f latin1 -t utf-8 for Latin-1, pdftotext for PDF)."
+    )
+
+
 @contextlib.contextmanager
 def text_lines(stream: Any, errors: str = "strict") -> Iterator[IO[str]]:
     """Read a binary stream as text, line by line; it is left open.
@@ -88,7 +96,7 @@ def read_lines(stream: IO[str]) -> Iterator[IO[str]]:
         else:  # a stand-in
             yield stream
     except UnicodeDecodeError as error:
-        raise DataError(f"standard input is no UTF-8 text ({error}): convert it first.") from error
+        raise DataError(not_text("standard input", error)) from error
 
 
 def tolerate_terminals() -> None:

@@ -101,14 +101,15 @@ def test_lines_that_are_no_rows_are_counted(notes, tmp_path):
         )
     report = load_dataset(notes, seed=0).report
     assert report.counts == {
-        "train: skipped, not an object": 2,
+        "train: skipped, not JSON": 1,
+        "train: skipped, not an object": 1,
         "train: skipped, answers are not a list of texts": 1,
     }
     (tmp_path / "train.jsonl").write_bytes(b'{"context": "\xff"}\n')
-    with pytest.raises(DataError, match=r"train\.jsonl cannot be read"):
+    with pytest.raises(DataError, match=r"train\.jsonl is not UTF-8 text .*iconv"):
         load_dataset(notes, seed=0)
     (tmp_path / "train.jsonl").unlink()
-    with pytest.raises(DataError, match=r"train\.jsonl is not there"):
+    with pytest.raises(DataError, match=r"has no train\.jsonl and no train\.jsonl\.gz"):
         load_dataset(notes, seed=0)
 
 

@@ -269,13 +269,14 @@ def test_any_row_is_counted_or_usable(rows):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is not there"),
+        (None, r"has no train\.json, no train\.jsonl, .* and no train-v1\.1\.json"),
         ('{"data": [', "cannot be read as JSON"),
         ("[1, 2]", "not in SQuAD v1.1 format"),
         ('{"rows": []}', "not in SQuAD v1.1 format"),
         ('{"data": []}', "no usable question.*(?s:.)It has no rows at all"),
         ('{"data": [{"title": "T"}]}', "no usable question"),
-        (b"\xff\xfe\x00", "cannot be read as JSON"),
+        (b"\xff\xfe\x00", r"train\.json is not UTF-8 text .*convert it first \(iconv"),
+        (b'{"data": "\xe9"}', r"train\.json is not UTF-8 text .*convert it first \(iconv"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, content, message):
@@ -384,7 +385,7 @@ def test_where_no_question_is_asked_for_no_file_is_opened():
 def test_a_split_of_no_rows_is_not_read(tmp_path):
     (tmp_path / "validation.json").write_text(json.dumps(squad_json(GOOD)))
     assert len(load(tmp_path, train=0).validation) == 2
-    with pytest.raises(DataError, match="train.json is not there"):
+    with pytest.raises(DataError, match="has no train.json, no train.jsonl, "):
         load(tmp_path, train=1)
 
 

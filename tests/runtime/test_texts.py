@@ -73,7 +73,7 @@ def test_what_is_no_text_is_refused_by_name(content, tmp_path):
     with pytest.raises(DataError, match=r"t is not UTF-8 text"):
         read_context([str(tmp_path / "t")])
     with (
-        pytest.raises(DataError, match="standard input is no UTF-8"),
+        pytest.raises(DataError, match="standard input is not UTF-8"),
         read_lines(Stdin(content)) as lines,
     ):
         list(lines)

@@ -279,14 +279,14 @@ def sources(folder: Path) -> Iterator[Case]:
     (made / "only_train").mkdir()
     (made / "only_train" / "train.json").write_text(json.dumps(ONE_QUESTION))
     for says, key, value in (
-        ("absent/train.json is not there", "data.path", "absent"),
-        ("file is a file", "data.path", "file"),
+        ("there is no folder .*absent:", "data.path", "absent"),
+        ("sources/file is a file:", "data.path", "file"),
         ("cannot be read as JSON", "data.path", "no_json"),
         ("not in SQuAD v1.1 format", "data.path", "no_squad"),
         ("not in SQuAD v1.1 format", "data.path", "no_articles"),
         ("no usable question", "data.path", "no_rows"),
         ("no usable question", "data.path", "no_answers"),
-        ("only_train/validation.json is not there", "data.path", "only_train"),
+        ("only_train has no validation.json, no ", "data.path", "only_train"),
         ("absent.*init_from", "init_from", "absent"),
         ("no_json/compressor.safetensors.*init_from", "init_from", "no_json"),
         ("neither a folder nor a .gguf file", "model.path", "file"),
