@@ -65,8 +65,8 @@ class PlanSettings:
         if units < E * K:
             kind = "rows" if Q == 1 else f"units of up to {Q} rows on a context"
             raise DataError(
-                f"{units:g} training {kind} are fewer than the {E * K} of one step ({K} x {E} over "
-                "all devices): lower --config.batch_size or --config.accumulation."
+                f"{int(units)} training {kind} are fewer than the {E * K} of one step ({K} x {E} "
+                "over all devices): lower --config.batch_size or --config.accumulation."
             )
 
 
