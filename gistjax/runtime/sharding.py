@@ -68,12 +68,12 @@ def mesh_problem(config: MeshConfig, devices: int) -> str:
         return ""
     named = ", ".join(f"mesh.{axis}={size}" for axis, size in given.items() if size > 1)
     number = f"{'a multiple of ' if grows and takes > 1 else ''}{takes}"
-    fits = [size for size in range(1, devices + 1) if devices % size == 0]
+    *fits, last = [str(size) for size in range(1, devices + 1) if devices % size == 0]
     there = "there is 1" if devices == 1 else f"there are {devices}"
     return (
         f"{named or 'a mesh of 1 x 1 x 1'} takes {number} device{'s' * (number != '1')}, but "
         f"{there}: set --config.mesh.data=-1 (what is left), and the other axes so that their "
-        f"product is {' or '.join(map(str, fits))}."
+        f"product is {', '.join(fits)}{' or ' if fits else ''}{last}."
     )
 
 

@@ -179,7 +179,7 @@ def contradictions() -> Iterator[Case]:
         yield Case(says, (*GIST, *(f"--config.{setting}" for setting in settings)))
     for says, *settings in (
         ("encoder.layers=5.* 2 layers", "encoder.layers=5", "encoder.kind=hidden"),
-        ("mesh of .*devices", "mesh.tensor=3"),
+        ("mesh.tensor=3 takes a multiple of 3 devices", "mesh.tensor=3"),
         ("the base reads 2048 tokens", "data.context_tokens=2048", "data.context_buckets=(2048,)"),
         ("the prompt around a question takes", "data.question_buckets=(4,)", "data.answer_tokens=4"),
     ):  # fmt: skip
