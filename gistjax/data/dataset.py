@@ -224,7 +224,7 @@ def _note_extractive(report: DataReport, task: str, split: str, rows: int) -> No
         report.note(
             f"the task {task!r} takes answers word for word from the context, as most here are "
             "not: for answers of any words set --config.data.task=jsonl, which reads "
-            f'{split}.jsonl, or add a task (CONTRIBUTING.md, "Adding a task")'
+            f'{split}.jsonl, or add a task (CONTRIBUTING.md, "Add a task")'
         )
 
 

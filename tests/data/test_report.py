@@ -57,7 +57,7 @@ def test_answers_that_are_not_copied_are_told_with_the_tasks_that_take_them(tmp_
     rows = [{**GOOD, "context": f"The cat {n} sat.", "answers": ["yes"]} for n in range(8)]
     rows += [GOOD] if "max_dropped" in changes else []
     lines = list(map(json.dumps, rows))
-    with pytest.raises(DataError, match=r"word for word .*data\.task=jsonl.*Adding a task"):
+    with pytest.raises(DataError, match=r"word for word .*data\.task=jsonl.*Add a task"):
         read(tmp_path, lines, "squad", **({"max_dropped": 0.1} | changes))
     assert len(read(tmp_path, lines).train) == len(rows)
 
