@@ -12,7 +12,10 @@ from gistjax.errors import WeightsError
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """The llama3 frequency scaling (arXiv:2407.21783; `rope_type: llama3` of Hugging Face)."""
+    """The llama3 frequency scaling (arXiv:2407.21783; `rope_type: llama3` of Hugging Face).
+
+    With 0 original positions no rotation counts as fast, and all are slowed: `linear`.
+    """
 
     factor: float
     low_freq_factor: float
@@ -38,6 +41,12 @@ class LlamaConfig:
     max_positions: int = 2048
     qkv_biases: bool = False  # on queries, keys and values, as in Qwen2
     qk_norms: bool = False  # RMS norms of each head's query and key, as in Qwen3
+    unrotated_layers: tuple[int, ...] = ()  # whose queries and keys know no position: SmolLM3
+
+    @property
+    def rotates(self) -> tuple[bool, ...]:
+        """Whether each layer's queries and keys have rotary positions, `[L]`."""
+        return tuple(layer not in self.unrotated_layers for layer in range(self.n_layers))
 
     @classmethod
     def from_hugging_face(cls, hf: Mapping[str, Any]) -> LlamaConfig:
@@ -137,8 +146,9 @@ ROPE_KEYS = {*ROPE_NUMBERS, "rope_theta", "partial_rotary_factor", "rope_type", 
 LARGEST = {"num_hidden_layers": 1024, "num_attention_heads": 4096, "num_key_value_heads": 4096}
 """Beyond these, and 2^24 for other sizes, a file is damaged or hostile: no model is larger."""
 
-MODELS = "Llama 2 and 3.x, SmolLM2, Mistral, Qwen2, Qwen2.5 and Qwen3"
-RUNS = f"gistjax runs {MODELS} (silu, no biases but Qwen2's, RoPE 'default' or 'llama3')."
+MODELS = "Llama 2 and 3.x, SmolLM2 and 3, Mistral, Qwen2, Qwen2.5 and Qwen3"
+KINDS_OF_ROPE = ("default", "linear", "llama3")
+RUNS = f"gistjax runs {MODELS} (silu, no biases but Qwen2's, RoPE of {', '.join(KINDS_OF_ROPE)})."
 
 
 def _refuse_other_models(hf: Mapping[str, Any]) -> None:
@@ -240,13 +250,14 @@ def _rope(hf: Mapping[str, Any]) -> dict[str, Any]:
             )
         if key not in ("rope_type", "type") and not _is_number(value):
             raise WeightsError(f"{key} of RoPE is {value!r}: fetch the file again.")
-    kind, missing = _rope_type(rope), [key for key in ROPE_NUMBERS if key not in rope]
-    if kind not in ("default", "llama3") or (kind == "default" and rope.get("factor", 1) != 1):
+    kind = _rope_type(rope)
+    if kind not in KINDS_OF_ROPE or (kind == "default" and rope.get("factor", 1) != 1):
         raise WeightsError(
             f"cannot load this base: its RoPE type is {kind!r}, its factor {rope.get('factor')}. "
             f"{RUNS}"
         )
-    if kind == "llama3" and missing:
+    required = {"default": (), "linear": ("factor",), "llama3": ROPE_NUMBERS}[kind]
+    if missing := [key for key in required if key not in rope]:
         raise WeightsError(f"its RoPE lacks {', '.join(missing)}: fetch the file again.")
     if kind == "llama3" and not rope["low_freq_factor"] < rope["high_freq_factor"]:
         raise WeightsError("low_freq_factor of RoPE is not below its high_freq_factor.")
@@ -260,6 +271,8 @@ def _rope_type(rope: Mapping[str, Any]) -> Any:
 
 
 def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    if _rope_type(rope) == "linear":
+        return RopeScaling(float(rope["factor"]), 0.0, 1.0, 0)
     if _rope_type(rope) != "llama3":
         return None
     factor, low, high, positions = (rope[key] for key in ROPE_NUMBERS)

@@ -114,7 +114,15 @@ class Cache:
     def turned(self, by: Array | float, config: LlamaConfig) -> Cache:
         """The same entries `by` positions further on.
 
-        A rotary position is a rotation and rotations add up: keys are turned by the difference.
+        A rotary position is a rotation and rotations add up: keys are turned by the difference,
+        in layers whose keys are rotated at all.
         """
         angles = rope_angles(config, jnp.reshape(jnp.asarray(by, jnp.float32), (1, 1)))
-        return replace(self, k=jax.tree.map(lambda k: apply_rope(k, angles), self.k))
+        turned = jax.tree.map(lambda k: apply_rope(k, angles), self.k)
+        if isinstance(self.k, tuple):
+            each = zip(config.rotates, turned, self.k, strict=True)
+            turned = tuple(new if rotates else old for rotates, new, old in each)
+        elif config.unrotated_layers:
+            rotates_Lx1 = jnp.reshape(jnp.asarray(config.rotates), (-1, 1, 1, 1, 1))
+            turned = jnp.where(rotates_Lx1, turned, self.k)
+        return replace(self, k=turned)

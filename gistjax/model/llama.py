@@ -1,4 +1,4 @@
-"""Llama, Mistral and Qwen in Flax NNX: explicit masks and positions, adapters beside the weights.
+"""Llama, Mistral, Qwen and SmolLM in Flax NNX: explicit masks and positions, adapters beside them.
 
 The layers are unrolled, or stacked and scanned over. Shapes are suffixes of names, one letter an
 axis:
@@ -100,6 +100,13 @@ class Inputs:
     kernel: str
     mesh: Mesh | None
 
+    def rope_of(self, layer: Array | int) -> tuple[Array, Array]:
+        """Cosine and sine of a layer's rotation; of one without it 1 and 0, which turn nothing."""
+        if not self.config.unrotated_layers:
+            return self.rope
+        rotates = jnp.asarray(self.config.rotates)[layer]
+        return jnp.where(rotates, self.rope[0], 1.0), jnp.where(rotates, self.rope[1], 0.0)
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -119,6 +126,7 @@ def run_layer(
     adapters: Adapters,
     x_BxTxD: Array,
     inputs: Inputs,
+    rope: tuple[Array, Array],
     cache: CacheLayer | None,
     logit_positions_BxW: Array | None = None,
 ) -> tuple[Array, CacheLayer | None]:
@@ -139,7 +147,7 @@ def run_layer(
     qkv_BxTxKxJxH = project("qkv", h_BxTxD)
     if layer.qkv_bias is not None:
         qkv_BxTxKxJxH += layer.qkv_bias[...].astype(qkv_BxTxKxJxH.dtype)
-    cos, sin = inputs.rope
+    cos, sin = rope
     rope_KxG = (cos[..., None, :], sin[..., None, :])
     # Splitting, unlike slicing, has a gradient that is put together in one pass.
     G = qkv_BxTxKxJxH.shape[3] - 2
@@ -297,11 +305,12 @@ class Llama(nnx.Module):
             weights: Any,
             adapters: Adapters,
             x: Array,
+            rope: tuple[Array, Array],
             part: CacheLayer | None,
             logit_positions: Array | None,
         ) -> Any:
             layer = nnx.merge(graphdef, weights)
-            return run_layer(layer, adapters, x, inputs, part, logit_positions)
+            return run_layer(layer, adapters, x, inputs, rope, part, logit_positions)
 
         body = jax.jit(
             jax.checkpoint(body) if self.execution.remat else body
@@ -312,7 +321,7 @@ class Llama(nnx.Module):
             own = {name: LoRAWeights(a[i], b[i]) for name, (a, b) in parts.items()}
             part = None if cache is None else cache.layer(i, start)
             logit_positions = logit_positions_BxW if i == depth - 1 else None
-            x_BxTxD, part = body(weights, own, x_BxTxD, part, logit_positions)
+            x_BxTxD, part = body(weights, own, x_BxTxD, inputs.rope_of(i), part, logit_positions)
             cache = cache if cache is None else cache.put(i, part)
         return x_BxTxD, cache
 
@@ -334,7 +343,7 @@ class Llama(nnx.Module):
             index, (layer, adapters) = xs
             part = None if cache is None else cache.layer(index, start)
             merged: Any = nnx.merge(graphdef, layer)
-            x, part = run_layer(merged, adapters, x, inputs, part)
+            x, part = run_layer(merged, adapters, x, inputs, inputs.rope_of(index), part)
             return (x, cache if part is None or cache is None else cache.put(index, part)), None
 
         if self.execution.remat:

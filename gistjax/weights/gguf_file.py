@@ -1,7 +1,7 @@
 """Weights and config of a base in a GGUF file.
 
-Of a Llama, GGUF interleaves the two halves of each query and key head, for another form of RoPE;
-`GgufReader.tensor` undoes it. Qwen's heads are as in Hugging Face files.
+Of a Llama or SmolLM3, GGUF interleaves the two halves of each query and key head, for another form
+of RoPE; `GgufReader.tensor` undoes it. Qwen's heads are as in Hugging Face files.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 """Hugging Face name to GGUF name."""
+
+INTERLEAVED = ("llama", "smollm3")
+"""Architectures whose heads are."""
 
 LLAMA_3_SCALINGS = (RopeScaling(8.0, 1.0, 4.0, 8192), RopeScaling(32.0, 1.0, 4.0, 8192))
 
@@ -152,7 +155,7 @@ class GgufReader:
     def tensor(self, name: str) -> np.ndarray:
         """Return one tensor in fp32, in Hugging Face layout."""
         array = self._dequantized(_gguf_name(name))
-        if not self._is_llama:
+        if self.metadata[ARCHITECTURE] not in INTERLEAVED:
             return array
         if name.endswith("q_proj.weight"):
             return _uninterleave(array, self.config.n_heads)

@@ -15,7 +15,7 @@ from gistjax.errors import WeightsError
 from gistjax.model.config import MODELS, LlamaConfig
 
 ARCHITECTURE, TOKENS = "general.architecture", "tokenizer.ggml.tokens"
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
 """As they are named in the metadata. Mistral is there a Llama."""
 
 SIZES = {

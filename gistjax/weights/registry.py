@@ -69,6 +69,11 @@ _QWEN_25_7B = _llama(152_064, 3584, 18_944, 28, 28, 4, 128, **_QWEN_2)
 _QWEN_3: dict[str, Any] = {**_QWEN, "qk_norms": True, "max_positions": 40_960}
 _QWEN_3_06B = _llama(151_936, 1024, 3072, 28, 16, 8, 128, **_QWEN_3, tie_embeddings=True)
 _QWEN_3_8B = _llama(151_936, 4096, 12_288, 36, 32, 8, 128, **_QWEN_3)
+_SMOL_3: dict[str, Any] = {"rope_theta": 5e6, "rms_eps": 1e-6, "tie_embeddings": True}
+_SMOL_3B = _llama(
+    128_256, 2048, 11_008, 36, 16, 4, 128, **_SMOL_3, max_positions=65_536,
+    unrotated_layers=tuple(range(3, 36, 4)),
+)  # fmt: skip
 _TINY = _llama(512, 64, 128, 2, 4, 2, 16, rope_theta=500_000.0, max_positions=2048)
 _TINY_FACTS = _llama(1344, 96, 288, 2, 4, 4, 32, tie_embeddings=True, max_positions=1024)
 
@@ -93,6 +98,7 @@ KNOWN: dict[str, KnownModel] = {
     ),
     "smollm2-360m-instruct": KnownModel("HuggingFaceTB/SmolLM2-360M-Instruct", _SMOL_360M),
     "smollm2-1.7b-instruct": KnownModel("HuggingFaceTB/SmolLM2-1.7B-Instruct", _SMOL_17B),
+    "smollm3-3b": KnownModel("HuggingFaceTB/SmolLM3-3B", _SMOL_3B),
     "tiny-facts": KnownModel("", _TINY_FACTS, folder="tiny_facts"),
     "tiny-random": KnownModel("", _TINY),
 }

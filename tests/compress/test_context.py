@@ -10,7 +10,7 @@ import pytest
 
 from gistjax.compress.context import join
 from gistjax.compress.sequence import make_sequence
-from tests.helpers.tiny import PREFIX, TINY, Compiled, tiny_base, tiny_model
+from tests.helpers.tiny import FAMILIES, PREFIX, TINY, Compiled, tiny_base, tiny_model
 
 FORMS = {
     "soft tokens": {},
@@ -70,12 +70,21 @@ def test_joined_pieces_stand_one_behind_another(form, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["behind", "inside"])
-def test_turned_keys_are_those_of_the_same_pass_at_later_positions(form, rng):
+@pytest.mark.parametrize(
+    ("form", "family", "scan"),
+    [
+        ("behind", "llama", True),
+        ("inside", "llama", True),
+        ("inside", "smollm3", True),
+        ("inside", "smollm3", False),
+    ],
+)
+def test_turned_keys_are_those_of_the_same_pass_at_later_positions(form, family, scan, rng):
     """Attention knows positions by their difference alone, so moving a whole pass changes its keys'
     rotation only.
     """
-    plain = tiny_model("gist", **FORMS[form])
+    config = FAMILIES[family]
+    plain = tiny_model("gist", base=tiny_base(config, scan=scan), **FORMS[form])
     model, offset = Compiled(plain), 21
     (piece, _), (ids, _) = pieces_of(model, rng)
     placed = model.in_sequence(PREFIX, jnp.asarray(ids), jnp.array([16]))
@@ -88,12 +97,14 @@ def test_turned_keys_are_those_of_the_same_pass_at_later_positions(form, rng):
         lora=plain.compressor.encoder.lora or plain.lora,
         cache=plain.base.empty_cache(1, T),
     )
-    turned = piece.kv.turned(offset, TINY)
+    turned = piece.kv.turned(offset, config)
     n = int(piece.slots_B[0])
     slots = np.flatnonzero(np.asarray(sequence.valid_BxT & ~sequence.cut_BxT)[0])[3:]  # no prefix
-    chex.assert_trees_all_close(turned.k[..., :n, :], cache.k[..., slots, :], atol=1e-4)
-    chex.assert_trees_all_close(turned.v[..., :n, :], cache.v[..., slots, :], atol=1e-4)
-    assert np.abs(np.asarray(turned.k) - np.asarray(piece.kv.k)).max() > 0.1
+    layers = zip(turned.k, turned.v, cache.k, cache.v, piece.kv.k, config.rotates, strict=True)
+    for k, v, their_k, their_v, before, rotates in layers:
+        chex.assert_trees_all_close(k[..., :n, :], their_k[..., slots, :], atol=1e-4)
+        chex.assert_trees_all_close(v[..., :n, :], their_v[..., slots, :], atol=1e-4)
+        assert (np.abs(np.asarray(k) - np.asarray(before)).max() > 0.1) == rotates
 
 
 def test_joined_keys_are_those_of_the_pieces_turned(rng):

@@ -118,7 +118,9 @@ def test_norms_of_queries_and_keys_keep_both_as_they_come():
     assert each.layer(base, BF16) - each.layer(BASE, BF16) == 2 * heads
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-0.5b-instruct", "qwen3-8b", "mistral-7b-instruct-v0.3"])
+@pytest.mark.parametrize(
+    "name", ["qwen2.5-0.5b-instruct", "qwen3-8b", "mistral-7b-instruct-v0.3", "smollm3-3b"]
+)
 def test_the_weights_of_every_family_are_counted(name):
     config = CompressionConfig(architecture="none")
     estimate = memory_estimate(config, KNOWN[name].config)

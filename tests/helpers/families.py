@@ -4,6 +4,7 @@ import gguf
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from gistjax.weights.gguf_file import INTERLEAVED
 from tests.helpers.gguf_files import add, interleave
 
 V = 97
@@ -18,6 +19,7 @@ OWN = {
     "mistral": {"sliding_window": None, "head_dim": 24},
     "qwen2": {"sliding_window": 32, "use_sliding_window": False},
     "qwen3": {"sliding_window": 32, "use_sliding_window": False, "head_dim": 24},
+    "smollm3": {"num_hidden_layers": 4},
 }
 """What is special about a family's config."""
 
@@ -67,9 +69,9 @@ def write_gguf(model, path, **extra):
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         array = weight.numpy()
-        if kind == "llama" and "q_proj" in name:
+        if kind in INTERLEAVED and "q_proj" in name:
             array = interleave(array, config.num_attention_heads)
-        elif kind == "llama" and "k_proj" in name:
+        elif kind in INTERLEAVED and "k_proj" in name:
             array = interleave(array, config.num_key_value_heads)
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), array)
     writer.write_header_to_file()

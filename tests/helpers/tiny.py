@@ -46,6 +46,7 @@ FAMILIES = {
     "llama": TINY,
     "qwen2": dataclasses.replace(TINY, qkv_biases=True),
     "qwen3": dataclasses.replace(TINY, qk_norms=True, head_dim=12),
+    "smollm3": dataclasses.replace(TINY, unrotated_layers=(1,)),
 }
 """What a layer may have, each way once."""
 

@@ -47,7 +47,9 @@ def test_shapes_and_dtypes(rng):
     chex.assert_type(logits, jnp.float32)
 
 
-@pytest.mark.parametrize(("family", "count"), [("llama", 9), ("qwen2", 10), ("qwen3", 11)])
+@pytest.mark.parametrize(
+    ("family", "count"), [("llama", 9), ("qwen2", 10), ("qwen3", 11), ("smollm3", 9)]
+)
 def test_every_base_weight_is_frozen(family, count):
     base = tiny_base(FAMILIES[family])
     leaves = jax.tree.leaves(nnx.state(base), is_leaf=lambda x: isinstance(x, nnx.Variable))
@@ -134,12 +136,16 @@ def test_cache_in_pieces_equals_one_pass(rng, scan, family):
     chex.assert_trees_all_close(jnp.concatenate(pieces, 1), whole, atol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "norms"), [("llama", 2), ("qwen2", 2), ("qwen3", 4)])
-def test_a_family_adds_no_product_and_others_have_nothing_of_it(family, norms):
+@pytest.mark.parametrize(
+    ("family", "norms", "choices"),
+    [("llama", 2, 1), ("qwen2", 2, 1), ("qwen3", 4, 1), ("smollm3", 2, 7)],
+)
+def test_a_family_adds_no_product_and_others_have_nothing_of_it(family, norms, choices):
     base = tiny_base(FAMILIES[family], scan=False)
     layer = str(jax.make_jaxpr(lambda b: b(jnp.ones((1, 4, 32)), jnp.arange(4)[None])[0])(base))
     assert layer.count(" rsqrt ") == norms + 1  # the layers are one program; and the final norm
     assert layer.count(" dot_general[") == 6
+    assert layer.count("name=_where") == choices  # the mask; cosine and sine of three layers
 
 
 def test_fewer_layers_are_the_first_ones(rng):

@@ -70,7 +70,7 @@ def test_unrolled_layers_give_the_loss_of_one_device(one_device, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "smollm3"])
 @pytest.mark.parametrize("slot_form", ["soft_tokens", "key_values"])
 def test_every_family_has_the_loss_of_one_device_on_a_mesh(family, slot_form):
     losses = []

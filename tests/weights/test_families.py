@@ -34,10 +34,20 @@ QWEN3 = {
     "max_position_embeddings": 40960, "sliding_window": None, "max_window_layers": 28,
     "attention_bias": False, "rope_scaling": None,
 }  # fmt: skip
+SMOLLM3 = {
+    "model_type": "smollm3", "vocab_size": 128256, "hidden_size": 2048,
+    "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
+    "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 5000000.0, "rope_scaling": None,
+    "max_position_embeddings": 65536, "no_rope_layers": [1, 1, 1, 0] * 9,
+    "no_rope_layer_interval": 4, "use_sliding_window": False, "sliding_window": None,
+    "layer_types": ["full_attention"] * 36, "max_window_layers": 28, "attention_bias": False,
+    "mlp_bias": False, "hidden_act": "silu",
+}  # fmt: skip
 PUBLISHED = {
     "mistral-7b-instruct-v0.3": MISTRAL,
     "qwen2.5-0.5b-instruct": QWEN2,
     "qwen3-0.6b": QWEN3,
+    "smollm3-3b": SMOLLM3,
 }
 
 
@@ -69,6 +79,16 @@ def test_every_key_that_transformers_writes_is_known(family):
         (QWEN3, {"attention_bias": True}, "attention_bias=True"),
         (QWEN3, {"num_experts": 128}, "num_experts=128"),
         (QWEN3, {"mystery": 1}, "does not know its mystery=1"),
+        (SMOLLM3, {"num_key_value_heads": ...}, "lacks num_key_value_heads"),
+        (SMOLLM3, {"rope_theta": ...}, "lacks rope_theta"),
+        (SMOLLM3, {"rope_theta": ..., "rope_parameters": {"rope_type": "default"}}, "rope_theta"),
+        (SMOLLM3, {"no_rope_layers": [1, 1, 1, 0]}, "no list of 36 layers"),
+        (SMOLLM3, {"no_rope_layers": "1110"}, "no list of 36 layers"),
+        (SMOLLM3, {"no_rope_layers": [1, 2, 1, 0] * 9}, "other numbers than 0 and 1"),
+        (SMOLLM3, {"no_rope_layers": None, "no_rope_layer_interval": 2}, "no_rope_layer_interval"),
+        (SMOLLM3, {"use_sliding_window": True, "sliding_window": 128}, "sliding_window="),
+        (SMOLLM3, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn'"),
+        (QWEN3, {"no_rope_layers": [1, 1, 1, 0] * 7}, "does not know its no_rope_layers"),
     ],
 )
 def test_what_a_family_does_not_compute_is_refused(hf, change, says):
@@ -77,14 +97,21 @@ def test_what_a_family_does_not_compute_is_refused(hf, change, says):
         FAMILIES[hf["model_type"]](changed)
 
 
-@pytest.mark.parametrize("kind", ["smollm3", "gemma2", "gemma3_text", "qwen2_moe", "qwen3_moe"])
+def test_layers_without_positions_are_every_fourth_where_the_file_does_not_say():
+    without = {k: v for k, v in SMOLLM3.items() if not k.startswith("no_rope")}
+    assert FAMILIES["smollm3"](without) == FAMILIES["smollm3"](SMOLLM3)
+    untied = FAMILIES["smollm3"]({**SMOLLM3, "tie_word_embeddings": False})
+    assert not untied.tie_embeddings and FAMILIES["smollm3"](SMOLLM3).tie_embeddings
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "qwen2_moe", "qwen3_moe"])
 def test_other_families_are_refused_by_name(kind, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**QWEN3, "model_type": kind}))
     with pytest.raises(WeightsError, match=f"the model type is '{kind}'"):
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["smollm3", "gemma2", "qwen2moe", "mistral3"])
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3", "qwen2moe", "mistral3"])
 def test_other_architectures_of_gguf_are_refused_by_name(kind, tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", kind)
     writer.write_header_to_file()

@@ -28,6 +28,7 @@ COUNTS = {
     "smollm2-135m-instruct": 134_515_008,
     "smollm2-360m-instruct": 361_821_120,
     "smollm2-1.7b-instruct": 1_711_376_384,
+    "smollm3-3b": 3_075_098_624,
 }
 """Parameters as published, tied embeddings counted once."""
 
