@@ -51,7 +51,8 @@ def test_finished_runs_are_skipped_and_a_failed_one_is_reported_and_stops_none(t
     (tmp_path / "finished").mkdir()
     stored = json.dumps({"config": config, "base_sha256": "0" * 64})
     (tmp_path / "finished" / "config.json").write_text(stored)
-    metrics = json.dumps({"final_f1": 0.5, "final_f1_interval": [0.4, 0.6]})
+    scores = {"final_f1": 0.5, "final_f1_interval": [0.4, 0.6]}
+    metrics = json.dumps({**scores, "device": "1 x cpu", "steps": 1, "n_examples": 1, "seed": 0})
     (tmp_path / "finished" / "metrics.json").write_text(metrics)
     done = sweep(f"--sweep={path}", f"--out={tmp_path}")
     assert done.returncode == 1
@@ -59,8 +60,9 @@ def test_finished_runs_are_skipped_and_a_failed_one_is_reported_and_stops_none(t
     assert found["finished"] == {"state": "finished", "attempts": 0, "final_f1": 0.5}
     assert found["broken"]["state"] == "failed" and found["broken"]["attempts"] == 1
     assert found["behind"]["state"] == "blocked"
-    assert "nowhere/train.json is not there" in done.stderr, "the end of its log"
+    assert "there is no folder nowhere: " in done.stderr, "the end of its log"
     assert "python -m gistjax.train --config configs/gist_m64.py" in done.stderr
+    assert "Traceback" not in done.stderr
     assert "\x1b" not in done.stderr, "quiet where there is no terminal"
 
 

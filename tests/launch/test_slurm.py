@@ -45,7 +45,7 @@ def test_a_task_of_the_array_runs_its_command_into_its_log(sweep, tmp_path):
     assert done.returncode == 2, "the data is not there"
     log = (tmp_path / "out" / "M16" / "log.txt").read_text()
     assert "--config.target_length=16" in log and "--config.seed=1" in log
-    assert "error: no where/train.json is not there" in log
+    assert "error: there is no folder no where: " in log
 
 
 @pytest.mark.slow
