@@ -142,6 +142,7 @@ def _apply(
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
         date_string=TODAY.strftime("%d %b %Y"),
+        enable_thinking=False,  # else SmolLM3's asks for thoughts, and Qwen3's may
     )
     return cast(str, text)
 

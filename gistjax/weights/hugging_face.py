@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,9 @@ class SafetensorsReader:
                     raise WeightsError(f"{name} stands in both {path_of[name]} and {path}.")
                 path_of[name], self._file_of[name] = path, file
         _check_index(folder, path_of)
-        self._embedding = EMBEDDING
-        if config.tie_embeddings and EMBEDDING not in self._file_of:
-            self._embedding = OUTPUT  # which is the same matrix
+        self._stored_as = _roles(self._file_of)
+        if config.tie_embeddings and EMBEDDING not in self._stored_as and OUTPUT in self._file_of:
+            self._stored_as[EMBEDDING] = self._stored_as.pop(OUTPUT)  # which is the same matrix
         try:
             self._check_tensors(config)
             self._check_tied(config)
@@ -92,27 +92,23 @@ class SafetensorsReader:
     def tensor(self, name: str) -> np.ndarray:
         """Return one tensor, in the dtype of the file."""
         try:
-            stored = self._stored(name)
+            stored = self._stored_as[name]
             array: np.ndarray = self._file_of[stored].get_tensor(stored)
         except (SafetensorError, TypeError, ValueError, OSError) as error:
             raise WeightsError(f"cannot read {name} ({error}).") from error
         return array
 
-    def _stored(self, name: str) -> str:
-        return self._embedding if name == EMBEDDING else name
-
     def _check_tensors(self, config: LlamaConfig) -> None:
         """Refuse tensors that are missing, of another model, or of a dtype that is not read."""
         stored = {}
-        for name, file in self._file_of.items():
-            tensor = file.get_slice(name)
+        for role, name in self._stored_as.items():
+            tensor = self._file_of[name].get_slice(name)
             if tensor.get_dtype() not in DTYPES:
                 raise WeightsError(
                     f"{name} has the dtype {tensor.get_dtype()}, and config.json names no "
                     f"quantisation that would say what it means; {UNQUANTIZED}"
                 )
-            if not UNUSED.fullmatch(name):
-                role = EMBEDDING if name == self._embedding else name
+            if not UNUSED.fullmatch(role):
                 stored[role] = tuple(tensor.get_shape())
         if config.tie_embeddings:
             stored.pop(OUTPUT, None)
@@ -120,13 +116,24 @@ class SafetensorsReader:
 
     def _check_tied(self, config: LlamaConfig) -> None:
         """Refuse an output matrix that should be the embedding, and is another."""
-        both = config.tie_embeddings and OUTPUT in self._file_of
+        both = config.tie_embeddings and OUTPUT in self._stored_as
         if both and not np.array_equal(self.tensor(OUTPUT), self.tensor(EMBEDDING)):
             raise WeightsError(
                 f"config.json says that {OUTPUT} is {EMBEDDING} "
                 "(tie_word_embeddings), but they differ. If both are right, set "
                 "tie_word_embeddings to false; else take the wrong one out of the file."
             )
+
+
+def _roles(names: Iterable[str]) -> dict[str, str]:
+    """Return the stored name of each tensor by its name in a whole model.
+
+    A model that was saved without its head has no `model.` before its names.
+    """
+    stored = {name: name for name in names}
+    if "norm.weight" not in stored or "model.norm.weight" in stored:
+        return stored
+    return {name if name == OUTPUT else f"model.{name}": name for name in stored}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -381,11 +381,25 @@ THINKING = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 
+THINKS_UNLESS_TOLD = (
+    "{%- if enable_thinking is not defined %}{%- set enable_thinking = true %}{%- endif %}"
+    "{%- set lead = '' if enable_thinking else '<think>\\n\\n</think>\\n' %}"
+    "{{- '<|im_start|>system\\n## Metadata\\nToday: ' + strftime_now('%d %B %Y') + '\\n' }}"
+    "{{- 'Reasoning Mode: ' + ('/think' if enable_thinking else '/no_think') + '\\n\\n' }}"
+    "{%- for message in messages %}{%- if message.role == 'system' %}{{- message.content }}"
+    "{%- else %}{{- '<|im_end|>\\n<|im_start|>' + message.role + '\\n' }}"
+    "{{- (lead if message.role == 'assistant' else '') + message.content }}{%- endif %}"
+    "{%- endfor %}{{- '<|im_end|>\\n' }}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' + lead }}{%- endif %}"
+)
+"""As SmolLM3's."""
+
 
 @pytest.mark.parametrize(
     ("template", "close", "end"),
     [
         (MISTRAL, " [/INST]", "<|endoftext|>"),
+        (THINKS_UNLESS_TOLD, "assistant\n<think>\n\n</think>\n", "<|im_end|>"),
         (THINKING, "assistant\n<think>\n\n</think>\n\n", "<|im_end|>"),
         ({"default": MISTRAL, "tool_use": "no"}, " [/INST]", "<|endoftext|>"),
     ],

@@ -98,6 +98,32 @@ def test_tensors_that_nobody_asked_for_are_ignored(copy):
     assert base_hash(load(copy)) == base_hash(load("random"))
 
 
+def without_prefix(tensors):
+    """As `AutoModel.save_pretrained` names them."""
+    for name in [name for name in tensors if name.startswith("model.")]:
+        tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+
+def test_names_without_their_prefix_are_the_same_model(copy):
+    rewrite(copy, without_prefix)
+    assert base_hash(load(copy)) == base_hash(load("random"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.pop("lm_head.weight"), r"lacks the tensor lm_head\.weight"),
+        (lambda t: t.update({"model.norm.weight": t["norm.weight"]}), "for which .* no place"),
+        (lambda t: t.pop("layers.1.mlp.up_proj.weight"), r"lacks .*1\.mlp\.up_proj\.weight"),
+    ],
+)
+def test_names_without_their_prefix_have_to_be_a_whole_model(copy, change, says):
+    rewrite(copy, without_prefix)
+    rewrite(copy, change)
+    with pytest.raises(WeightsError, match=says):
+        load(copy)
+
+
 INDEX = "model.safetensors.index.json"
 
 
