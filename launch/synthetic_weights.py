@@ -41,8 +41,9 @@ def write_folder(name: str, folder: Path) -> None:
         leaves = {k: s for k, s in shapes.items() if k.startswith(f"{of_layer}{layer}.")}
         save(f"model-{layer:05d}.safetensors", leaves)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    own = {"qwen2": c.qkv_biases, "qwen3": c.qk_norms, "smollm3": c.unrotated_layers}
     config = {
-        "model_type": "qwen2" if c.qkv_biases else "qwen3" if c.qk_norms else "llama",
+        "model_type": next((name for name, differs in own.items() if differs), "llama"),
         "vocab_size": c.vocab_size,
         "hidden_size": c.d_model,
         "intermediate_size": c.d_ff,

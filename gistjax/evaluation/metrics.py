@@ -101,13 +101,17 @@ def _hotpotqa(prediction: str, gold: str) -> Score:
     return Score(overlap, float(predicted == wanted))
 
 
-def last_number(text: str) -> Decimal | None:
-    """Return the last number of a text, as a value: that of "1,234.00" is 1234; None without one.
+def final_number(text: str) -> Decimal | None:
+    """Return the value of the number that a text ends with: of "1,234.00" 1234; None without one.
 
-    Currency signs, units and the full stop of a sentence do not count. A minus sign counts where no
-    number, word or bracket stands before it: "10-3" ends with 3.
+    That is the first number behind `####`, where there is one, else the last. Currency signs, units
+    and the full stop of a sentence do not count. A minus sign, also the typographic one, counts
+    where no number, word or bracket stands before it: "10-3" ends with 3. LaTeX's comma `{,}` is
+    one.
     """
-    found = list(_NUMBER.finditer(text))
+    plain = text.replace("{,}", ",").replace("\u2212", "-")
+    marked = _NUMBER.search(plain.partition("####")[2])
+    found = [marked] if marked else list(_NUMBER.finditer(plain))
     if not found:
         return None
     sign, digits = found[-1].groups()
@@ -115,9 +119,9 @@ def last_number(text: str) -> Decimal | None:
 
 
 def number(prediction: str, golds: Sequence[str]) -> Score:
-    """Return 1.0 if the last number of a prediction is the last one of a gold answer, else 0.0."""
-    values = {value for gold in golds if (value := last_number(gold)) is not None}
-    right = float(last_number(prediction) in values)
+    """Return 1.0 if the final number of a prediction is that of a gold answer, else 0.0."""
+    values = {value for gold in golds if (value := final_number(gold)) is not None}
+    right = float(final_number(prediction) in values)
     return Score(right, right)
 
 

@@ -17,8 +17,8 @@ from gistjax.evaluation.metrics import (
     check_metrics,
     exact_match,
     f1,
+    final_number,
     hotpotqa,
-    last_number,
     normalize_answer,
     number,
     score,
@@ -235,12 +235,19 @@ def test_hotpotqa_is_scored_by_the_official_rules(prediction, gold):
         ("7.50%", 7.5),
         (".5 cups", 0.5),
         ("1,234,567 or 12", 12),
+        ("$9{,}500 in all", 9500),
+        ("it falls by \u22125", -5),
+        ("\u2212$5", -5),
+        ("8\u22125", 5),
+        ("#### 72 clips in 2 months", 72),
+        ("#### 72\n\nAnother problem of 3 parts\n#### 5", 72),
+        ("4 cats\n#### none", 4),
         ("none", None),
         ("", None),
     ],
 )
-def test_the_last_number(text, value):
-    assert last_number(text) == value
+def test_the_final_number(text, value):
+    assert final_number(text) == value
 
 
 @pytest.mark.parametrize(
@@ -264,7 +271,7 @@ def test_numbers_are_read_as_the_usual_extraction_reads_them(value, style):
     """`#### (-?[0-9.,]+)` with `$`, commas and what is behind the point left out."""
     text = f"It takes 3 days.\n#### {style.format(value)}"
     usual = re.search(r"#### (-?[0-9.,]+)", text.replace("$", ""))[1].replace(",", "")
-    assert last_number(text) == float(usual)
+    assert final_number(text) == float(usual)
 
 
 def test_questions_on_one_context_alone_are_drawn_themselves():
