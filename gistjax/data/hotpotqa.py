@@ -52,7 +52,7 @@ def _rows(found: Iterable[Any], supporting: bool) -> Iterator[Any]:
             continue
         paragraphs = _paragraphs(row)
         if supporting and paragraphs is not None:
-            paragraphs = [pair for pair in paragraphs if pair[0] in _supporting(row)]
+            paragraphs = _needed(paragraphs, _supporting(row))
         yield {
             "id": row.get("id", row.get("_id")),
             "question": row.get("question"),
@@ -80,6 +80,12 @@ def _paragraphs(row: dict[str, Any]) -> list[tuple[str, str]] | None:
         return [(title.strip(), text.strip()) for title, text in pairs]
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def _needed(paragraphs: list[tuple[str, str]], titles: set[Any]) -> list[tuple[str, str]] | None:
+    """Return the paragraphs of these titles; None if one is missing, as in the fullwiki setting."""
+    found = [pair for pair in paragraphs if pair[0] in titles]
+    return found if {title for title, _ in found} == titles else None
 
 
 def _supporting(row: dict[str, Any]) -> set[Any]:

@@ -11,7 +11,7 @@ from gistjax.config import DataConfig
 from gistjax.data.encoding import encode_splits
 from gistjax.data.example import Dataset, Example
 from gistjax.data.filling import Filler
-from gistjax.data.prompts import make_prompt
+from gistjax.data.prompts import decode, make_prompt
 from gistjax.data.question_writing import swap
 from gistjax.data.report import DataReport
 from gistjax.errors import ConfigError, DataError, WeightsError
@@ -101,6 +101,11 @@ def test_a_template_without_a_system_turn_and_with_a_space_before_answers(tokeni
     assert tokenizer.decode(prompt.prefix_ids).startswith("[INST] Answer the question")
     assert tokenizer.decode(prompt.encode_question("Who?")).endswith("Question: Who? [/INST]")
     assert tokenizer.decode(prompt.encode_answer("cat")) == " cat<|endoftext|>"
+
+
+def test_a_token_of_a_padded_vocabulary_is_no_text(tokenizer):
+    cat = tokenizer("cat").input_ids
+    assert decode(tokenizer, [len(tokenizer), *cat, 10**6], skip_special_tokens=True) == "cat"
 
 
 def test_a_tokenizer_without_a_template(tokenizer):

@@ -110,6 +110,11 @@ def test_yes_and_no_are_trained_on_though_they_do_not_stand_in_the_text(tmp_path
         ("hotpotqa", {**OFFICIAL, "answer": None}, "no answers"),
         ("hotpotqa", {**OFFICIAL, "answer": 3}, "answers are not a list of texts"),
         ("hotpotqa_supporting", {**OFFICIAL, "supporting_facts": [7]}, "context is empty or not"),
+        (
+            "hotpotqa_supporting",
+            {**OFFICIAL, "supporting_facts": [["A", 0], ["Z", 0]]},
+            "no context",
+        ),
         ("gsm8k", {"question": 7, "answer": "#### 1"}, "no context"),
         ("gsm8k", {"question": PROBLEM}, "no answers"),
         ("gsm8k", [PROBLEM], "not an object"),

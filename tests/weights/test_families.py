@@ -67,6 +67,7 @@ def test_every_key_that_transformers_writes_is_known(family):
     ("hf", "change", "says"),
     [
         (MISTRAL, {"sliding_window": 4096}, "sliding_window=4096"),
+        (MISTRAL, {"sliding_window": 0}, "sliding_window=0"),
         (MISTRAL, {"sliding_window": ...}, "lacks sliding_window"),
         (MISTRAL, {"num_key_value_heads": ...}, "lacks num_key_value_heads"),
         (MISTRAL, {"attention_bias": True}, "attention_bias=True"),
@@ -79,6 +80,7 @@ def test_every_key_that_transformers_writes_is_known(family):
         (QWEN3, {"attention_bias": True}, "attention_bias=True"),
         (QWEN3, {"num_experts": 128}, "num_experts=128"),
         (QWEN3, {"mystery": 1}, "does not know its mystery=1"),
+        (QWEN3, {"rope_parameters": {"full_attention": {}}}, "does not know full_attention="),
         (SMOLLM3, {"num_key_value_heads": ...}, "lacks num_key_value_heads"),
         (SMOLLM3, {"rope_theta": ...}, "lacks rope_theta"),
         (SMOLLM3, {"rope_theta": ..., "rope_parameters": {"rope_type": "default"}}, "rope_theta"),

@@ -235,6 +235,7 @@ def test_an_output_matrix_that_is_missing_is_not_made_up(copy):
         "model.layers.0.mlp.experts.0.up_proj.weight",
         "model.layers.2.input_layernorm.weight",
         "model.layers.0.self_attn.q_proj.lora_A.default.weight",
+        "model.layers.0._orig_module.mlp.up_proj.weight",
         "lm_head.bias",
         "score.weight",
     ],
