@@ -1,7 +1,8 @@
 """Prompts by published chat templates and vocabularies, against transformers' rendering of them.
 
 Templates and vocabularies come with packages that are not imported:
-`pip install --no-deps trl==1.16.0 axolotl==0.19.0 dashscope==2.0.2 llama-models mistral-common`.
+`pip install --no-deps trl==1.16.0 axolotl==0.19.0 dashscope==2.0.2 llama-models`, and
+mistral-common in an environment of its own, since transformers would read Mistral's folders by it.
 """
 
 import importlib.util
