@@ -62,9 +62,10 @@ def _qwen_2() -> list[Any]:
 PRE_TOKENIZERS: dict[str, Callable[[], list[Any]]] = {
     "smollm": _smollm,
     "llama-bpe": _llama_3,
+    "smaug-bpe": _llama_3,
     "qwen2": _qwen_2,
 }
-"""By their names in GGUF files."""
+"""By their names in GGUF files. `smaug-bpe` is Llama 3's without a begin token, as of SmolLM3."""
 
 CONTROL, USER_DEFINED = 3, 4
 """GGUF's types of tokens that are never split. Only the first are special: no text has them."""
@@ -151,7 +152,7 @@ def _byte_level_tokenizer(file: GgufReader, pre: str) -> PreTrainedTokenizerFast
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) < len(tokens):
         raise WeightsError(f"{file.path} has two tokens of one name: fetch it again.")
-    backend = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe"))
+    backend = Tokenizer(models.BPE(vocab, merges, ignore_merges=PRE_TOKENIZERS[pre] is _llama_3))
     if pre == "qwen2":
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre]())

@@ -25,6 +25,7 @@ def test_tokenizer(tmp_path):
     [
         ("smollm", {}, [4]),
         ("llama-bpe", {}, [0, 4]),
+        ("smaug-bpe", {}, [4]),
         ("smollm", {"tokenizer.ggml.add_bos_token": True}, [0, 4]),
         ("llama-bpe", {"tokenizer.ggml.add_bos_token": False}, [4]),
         ("smollm", {"tokenizer.ggml.add_eos_token": True}, [4, 0]),
@@ -52,7 +53,7 @@ def test_a_base_model_without_a_template_has_its_begin_token_in_the_prompt(tmp_p
 
 def test_llama_3_takes_a_word_of_the_vocabulary_before_any_merge(tmp_path):
     """`ignore_merges`: "abc" is a token to which no merges lead."""
-    for pre, ids in (("llama-bpe", [9]), ("smollm", [4, 3])):
+    for pre, ids in (("llama-bpe", [9]), ("smaug-bpe", [9]), ("smollm", [4, 3])):
         extra = {"tokenizer.ggml.add_bos_token": False}
         vocabulary = {"pre": pre, "tokens": ["abc"]}
         write(tmp_path / "m.gguf", vocabulary=vocabulary, extra=extra)
