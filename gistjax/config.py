@@ -125,6 +125,9 @@ class DataConfig:
     task: str = setting(
         "answer", "what is asked and learned (docs/data.md has a table)", choices=TASKS
     )
+    tasks: dict[str, float] = setting(
+        dict, "instead of data.task: several, each with its weight in answer tokens"
+    )
     context: str = setting(
         "filled", "a paragraph alone, or filled up with others", choices=("paragraph", "filled")
     )
@@ -148,6 +151,26 @@ class DataConfig:
     holdout: float = setting(
         0.0, "validate on this share of the training paragraphs instead", least=0, below=1
     )
+
+    def __post_init__(self) -> None:
+        """Leave out known tasks of weight 0: they are not in the mixture."""
+        tasks = {name: w for name, w in self.tasks.items() if w or name not in TASKS}
+        object.__setattr__(self, "tasks", tasks)
+
+    @property
+    def mixture(self) -> dict[str, float]:
+        """The weight of each task of a mixture, in the order of `TASKS`; empty for one task."""
+        return {name: self.tasks[name] for name in TASKS if name in self.tasks}
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks that are asked: those of the mixture, or the one."""
+        return tuple(self.mixture) or (self.task,)
+
+    @property
+    def main_task(self) -> str:
+        """The task whose prompt a finished model is asked with: the first of most weight."""
+        return max(self.task_names, key=lambda name: self.mixture.get(name, 0.0))
 
 
 @dataclass(frozen=True)
@@ -306,7 +329,8 @@ class CompressionConfig:
         return config
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
-        """Return a locked, typed ConfigDict for config files, with every loss in `loss_weights`."""
+        """Return a locked, typed ConfigDict for config files, with every loss and every task."""
         values = dataclasses.asdict(self)
         values["loss_weights"] = dict.fromkeys(DEFAULT_LOSS_WEIGHTS, 0.0) | self.loss_weights
+        values["data"]["tasks"] = dict.fromkeys(TASKS, 0.0) | self.data.tasks
         return ml_collections.ConfigDict(values).lock()

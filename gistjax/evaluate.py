@@ -23,8 +23,8 @@ from gistjax.data.encoding import encode_splits
 from gistjax.errors import ConfigError
 from gistjax.estimate.out_of_memory import explained
 from gistjax.experiment.base import load_trained
-from gistjax.experiment.evaluator import Evaluator
-from gistjax.experiment.run_dir import RunDir, check_meaning
+from gistjax.experiment.run_dir import RunDir, asked, check_meaning
+from gistjax.experiment.task_evaluator import make_evaluator
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import check_writable, write_json
@@ -56,7 +56,7 @@ def evaluate_run(
         if file:
             check_writable(Path(file))
     trained = run.config()
-    config = config or trained
+    config = asked(config or trained, trained)
     validate(config)
     check_meaning(config, trained)
     untrained = config.compresses and config.ratio not in (0, trained.ratio)
@@ -71,7 +71,7 @@ def evaluate_run(
     pretrained, (graphdef, trainable, frozen) = load_trained(run, config)
     _, rows, report = encode_splits(dataset, pretrained.prompt, config.data, config.seed)
     log.info("%s", report)
-    evaluator = Evaluator(config, pretrained, rows, dataset.validation, graphdef)
+    evaluator = make_evaluator(config, pretrained, rows, dataset.validation, graphdef)
     with explained(config, "a forward pass"):
         result = evaluator.measure(trainable, frozen)
     if output:

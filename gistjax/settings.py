@@ -26,6 +26,8 @@ def setting(default: Any, about: str, **rules: Any) -> Any:
             besides), `ascending` (of a tuple of positives).
     """
     metadata = {"about": about, **rules}
+    if default is dict:  # which has no hash
+        return dataclasses.field(default_factory=dict, hash=False, metadata=metadata)
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -287,7 +287,7 @@ def run_sweep(runs: list[Run]) -> dict[str, dict[str, Any]]:
     pretrained_bases: dict[Any, Any] = {}
     for run in runs:
         config = configs[run.name]
-        key = (config.model, config.mesh, config.deterministic, config.data.task)
+        key = (config.model, config.mesh, config.deterministic, config.data.task_names)
         try:
             if RunDir(run.workdir).is_finished:
                 found[run.name] = RunDir(run.workdir).metrics()

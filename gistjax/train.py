@@ -19,13 +19,15 @@ from gistjax.compress.parameters import export_trainable
 from gistjax.config import CompressionConfig
 from gistjax.data.batching import TrainPlan
 from gistjax.data.dataset import load_dataset
+from gistjax.data.mixture import MixedPlan
 from gistjax.estimate.flops import least_seconds
 from gistjax.estimate.out_of_memory import explained
 from gistjax.estimate.plan import dry_run
 from gistjax.experiment.base import PretrainedBase
-from gistjax.experiment.evaluator import Evaluator, write_unscored
+from gistjax.experiment.evaluator import write_unscored
 from gistjax.experiment.inputs import Inputs, check_sources, load_inputs, plan_training, start_model
 from gistjax.experiment.run_dir import RunDir, default_workdir, provenance
+from gistjax.experiment.task_evaluator import make_evaluator
 from gistjax.runtime import cli, distributed
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.devices import choose_kernels, start_jax
@@ -93,7 +95,7 @@ def _train_and_evaluate(
     config: CompressionConfig,
     run: RunDir,
     inputs: Inputs,
-    plan: TrainPlan,
+    plan: TrainPlan | MixedPlan,
     sources: Mapping[str, str],
 ) -> dict[str, Any]:
     # Model, optimizer, train step
@@ -108,7 +110,7 @@ def _train_and_evaluate(
     # Evaluation, if there are questions to answer
     evaluator = evaluate = None
     if inputs.validation:
-        evaluator = Evaluator(config, pretrained, inputs.validation, inputs.examples, graphdef)
+        evaluator = make_evaluator(config, pretrained, inputs.validation, inputs.examples, graphdef)
         evaluate = explained(config, "a forward pass")(evaluator.headline)
 
     # Training, from the last checkpoint on
@@ -127,6 +129,7 @@ def _train_and_evaluate(
             stop=stop,
             evaluate=evaluate,
             least_seconds=least_seconds(config, pretrained.source.config),
+            task=plan.task if isinstance(plan, MixedPlan) else None,
         )
         with contextlib.closing(metrics):
             state = train(state, frozen, loop)

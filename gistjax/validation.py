@@ -11,7 +11,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gistjax.config import DEFAULT_LOSS_WEIGHTS, TEXT_LOSSES, CompressionConfig
+from gistjax.config import (
+    DEFAULT_LOSS_WEIGHTS,
+    TASKS,
+    TEXT_LOSSES,
+    CompressionConfig,
+    DataConfig,
+)
 from gistjax.errors import ConfigError, did_you_mean
 from gistjax.settings import walk
 
@@ -29,6 +35,7 @@ def validate(config: CompressionConfig) -> None:
     for name, value, metadata in keys:
         _check_choices(name, value, metadata)
     _check_losses(config)
+    _check_tasks(config.data)
     for name, value, metadata in keys:
         _check_bounds(name, value, metadata)
     for rules in (_slot_rules, _encoder_rules, _data_rules, _run_rules):
@@ -98,6 +105,26 @@ def _check_losses(config: CompressionConfig) -> None:
         raise ConfigError(
             f"architecture={config.architecture!r} has no slots for the contrastive loss: set "
             "--config.loss_weights.contrastive=0."
+        )
+
+
+def _check_tasks(data: DataConfig) -> None:
+    for name, weight in data.tasks.items():
+        if name not in TASKS:
+            raise ConfigError(f"data.tasks has no task {name!r}{did_you_mean(name, TASKS)}")
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"data.tasks.{name}={weight} must be 0 (not asked) or above.")
+    if not data.tasks:
+        return
+    if data.task != DataConfig().task:
+        raise ConfigError(
+            f"data.task={data.task!r} is one task, and data.tasks has {', '.join(data.tasks)}: "
+            "give one of the two."
+        )
+    if not data.path and data.name != DataConfig().name:
+        raise ConfigError(
+            f"data.name={data.name!r} is one data set, and data.tasks has several tasks: give "
+            "--config.data.path, a folder with one folder a task, or leave data.name out."
         )
 
 

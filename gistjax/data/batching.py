@@ -111,6 +111,16 @@ class TrainPlan:
         self.total_steps = total_steps(settings.epochs, self.steps_per_epoch, settings.max_steps)
 
     @property
+    def units(self) -> int:
+        """Number of units of an epoch."""
+        return len(self._shapes)
+
+    @property
+    def tokens_per_unit(self) -> float:
+        """Mean number of answer tokens of a unit, end tokens included."""
+        return sum(len(row.answer_ids) for row in self._rows) / self.units
+
+    @property
     def shapes(self) -> dict[Shape, int]:
         """Number of steps by shape (C, S) in the first epoch; each shape is compiled once."""
         return dict(sorted(Counter(shape for shape, _ in self._plan(0)).items()))
@@ -135,8 +145,17 @@ class TrainPlan:
         """Return the row indices `[K·E, Q]` of a step; -1 where a context has no more."""
         return self._step(step)[1]
 
-    def batch(self, step: int) -> Batch:
-        """Return the arrays of a step, `[K, …]`."""
+    def shape(self, step: int) -> Shape:
+        """Return the lengths (C, S) that a step's rows are padded to."""
+        return self._step(step)[0]
+
+    def batch(self, step: int, of: tuple[int, int] | None = None) -> Batch:
+        """Return the arrays of a step, `[K, …]`.
+
+        Args:
+            of: the step within a mixture and the mixture's number of steps, by which ratios are
+                drawn; by default this plan's own.
+        """
         shape, units = self._step(step)
         flat = make_batch(
             [[self._rows[i] for i in u if i >= 0] for u in units], shape, self._settings.questions
@@ -150,15 +169,16 @@ class TrainPlan:
                 flat, teacher=jax.tree.map(lambda x: x[picked], self._teacher)
             )
         if self._settings.ratios:
-            flat = dataclasses.replace(flat, ratio_E=self._draw_ratios(step, len(units)))
+            of = of or (step, self.total_steps)
+            flat = dataclasses.replace(flat, ratio_E=self._draw_ratios(*of, len(units)))
         K = self._settings.accumulation
         flat = dataclasses.replace(flat, prefix_ids_P=np.tile(flat.prefix_ids_P, K))
         batch: Batch = jax.tree.map(lambda x: x.reshape(K, -1, *x.shape[1:]), flat)
         return batch
 
-    def _draw_ratios(self, step: int, units: int) -> np.ndarray:
+    def _draw_ratios(self, step: int, total_steps: int, units: int) -> np.ndarray:
         """Draw a ratio for each context, from those in use at this step."""
-        share = (step + 1) / max(self._settings.ratio_growth * self.total_steps, 1)
+        share = (step + 1) / max(self._settings.ratio_growth * total_steps, 1)
         ratios = self._settings.ratios
         in_use = ratios[: max(math.ceil(round(min(share, 1) * len(ratios), 6)), 1)]
         rng = np.random.default_rng([self._settings.seed, step, 1])
@@ -228,9 +248,9 @@ def evaluation_batches(
     buckets: Buckets,
     answers: bool = False,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Yield every row once, as (row indices, batch).
+    """Yield every row once, as (row indices, batch); those of one prompt after another.
 
-    Only the last batch may hold padding rows, after the real ones.
+    Only the last batch of a prompt may hold padding rows, after the real ones.
 
     Args:
         answers: also give the answers of the rows; by default the questions alone.
@@ -240,9 +260,15 @@ def evaluation_batches(
     """
     if not answers:
         rows = [dataclasses.replace(row, answer_ids=row.answer_ids[:0]) for row in rows]
-    shapes = [buckets.shape_of(row) for row in rows]
-    for shape, indices in _group(np.arange(len(rows)), shapes, _common_shapes(shapes), batch_size):
-        yield indices, make_batch([[rows[i]] for i in indices], shape, 1, batch_size)
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        by_prompt.setdefault(row.prefix_ids, []).append(i)
+    for members in by_prompt.values():
+        shapes = [buckets.shape_of(rows[i]) for i in members]
+        groups = _group(np.arange(len(members)), shapes, _common_shapes(shapes), batch_size)
+        for shape, places in groups:
+            indices = np.array(members)[places]
+            yield indices, make_batch([[rows[i]] for i in indices], shape, 1, batch_size)
 
 
 def make_batch(

@@ -6,15 +6,17 @@ import dataclasses
 import unicodedata
 from collections.abc import Container, Iterable, Iterator, Mapping
 from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gistjax.config import DataConfig
 from gistjax.data.example import Articles, Dataset, Example
+from gistjax.data.mixture import joined
 from gistjax.data.report import DataReport, missing_keys
 from gistjax.data.sources import BrokenLine
-from gistjax.data.tasks import Task, load_task
+from gistjax.data.tasks import PACKAGED, Task, each_task, load_task, told_of
 from gistjax.errors import DataError
 from gistjax.runtime.texts import unix_lines
 
@@ -25,7 +27,7 @@ NOT_COPIED = "no answer is in the context"
 
 
 def load_dataset(data: DataConfig, seed: int) -> Dataset:
-    """Read the splits of `data.task`, and draw the configured number of examples from each by seed.
+    """Read the splits of each task, and draw the configured number of examples from each by seed.
 
     A split of which no example is wanted is not read. Rows that cannot be used are skipped and
     counted in the report. Every question of the validation split is kept, those of the training
@@ -33,8 +35,26 @@ def load_dataset(data: DataConfig, seed: int) -> Dataset:
 
     Raises:
         ConfigError: if there is no such task, or it cannot be trained on so.
-        DataError: if a split cannot be read, or has no usable row or too many others.
+        DataError: if a split cannot be read, or has no usable row or too many others; of a mixture,
+            naming the task.
     """
+    if not data.mixture:
+        return _load(data, seed)
+    tasks = each_task(data)
+    for name, own in tasks.items():
+        if own.path not in ("", *PACKAGED) and not Path(own.path).is_dir():
+            raise DataError(
+                f"data.tasks.{name}: {own.path} is no folder. --config.data.path of a mixture "
+                "takes a folder with one folder of data for each task."
+            )
+    parts = {}
+    for name, own in tasks.items():
+        with told_of(name):
+            parts[name] = _load(own, seed)
+    return joined(parts)
+
+
+def _load(data: DataConfig, seed: int) -> Dataset:
     report, task = DataReport(), load_task(data.task)
     wanted = {"train": data.train_examples, "validation": data.validation_examples}
     if data.train_examples or data.holdout:

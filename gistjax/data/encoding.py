@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gistjax.config import DataConfig
 from gistjax.data.example import Articles, Buckets, Dataset, Example, TokenizedExample
 from gistjax.data.filling import Filler, join
+from gistjax.data.mixture import first_contexts
 from gistjax.data.prompts import Prompt
 from gistjax.data.report import DataReport
-from gistjax.data.tasks import load_task
+from gistjax.data.tasks import each_task, load_task, told_of
 from gistjax.errors import ConfigError, DataError
 
 NO_ANSWER = np.zeros(0, np.int32)
@@ -30,6 +31,8 @@ def encode_splits(
         ConfigError: if the buckets cannot hold `context_tokens` or the prompt.
         DataError: if examples were asked for and no training row is left.
     """
+    if dataset.parts:
+        return _encode_parts(dataset, prompt, data, seed)
     check_buckets(prompt, data)
     data = load_task(data.task).limit(data)
     report = dataset.report + DataReport()
@@ -44,6 +47,24 @@ def encode_splits(
     )
     if dataset.train and not train:
         raise DataError(f"no training question fits the configured token limits:\n{report}")
+    return train, validation, report
+
+
+def _encode_parts(
+    dataset: Dataset, prompt: Prompt, data: DataConfig, seed: int
+) -> tuple[list[TokenizedExample], list[TokenizedExample], DataReport]:
+    """Return the rows of a mixture, those of each task under its own prompt and limits."""
+    train, validation, report = list[TokenizedExample](), list[TokenizedExample](), DataReport()
+    tasks, firsts = each_task(data), first_contexts(dataset.parts)
+    for (name, part), first in zip(dataset.parts.items(), firsts, strict=True):
+        own_prompt = load_task(name).prompt(prompt.tokenizer)
+        with told_of(name):
+            *splits, own_report = encode_splits(part, own_prompt, tasks[name], seed)
+        for rows, own_rows, first_id in zip((train, validation), splits, first, strict=True):
+            rows += [
+                replace(row, context_id=row.context_id + first_id, task=name) for row in own_rows
+            ]
+        report += own_report.of(name)
     return train, validation, report
 
 

@@ -61,6 +61,7 @@ class Dataset:
     report: DataReport = field(default_factory=DataReport)
     train_articles: Articles = field(default_factory=dict)
     validation_articles: Articles = field(default_factory=dict)
+    parts: dict[str, Dataset] = field(default_factory=dict)  # of a mixture: those of its tasks
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class TokenizedExample:
     example_index: int
     objective: str = "answer"  # one of OBJECTIVES
     prefix_ids: tuple[int, ...] = ()  # the prompt before the context
+    task: str = ""  # in a mixture: the task's name; empty for text
 
     @property
     def context_length(self) -> int:
@@ -172,6 +174,8 @@ class Batch:
     context_view_ExD: Any = None  # fp32, of the frozen base; where the contrastive loss needs it
     teacher: Targets | None = None  # where the distillation loss needs them
     ratio_E: Any = None  # fp32, context tokens a slot, where training draws them
+    # In a mixture, the longest answer of the batch's task: it decides the program, as shapes do
+    answer_tokens: int | None = field(default=None, metadata={"static": True})
 
     @property
     def questions(self) -> int:

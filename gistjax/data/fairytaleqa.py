@@ -58,7 +58,11 @@ def read_stories(data: DataConfig, split: str) -> Source:
     return read_file(find_file(data, line_files(split), about))
 
 
-TASK = Task(read, instruction="Answer the question about the story in a few words.")
+TASK = Task(
+    read,
+    instruction="Answer the question about the story in a few words.",
+    folder="fairytaleqa",
+)
 
 
 def _questions(stories: Iterable[Any], by_section: bool) -> Iterator[Any]:

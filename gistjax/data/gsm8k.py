@@ -49,7 +49,14 @@ def read_problems(data: DataConfig, split: str) -> Source:
     return Source(source.name, map(_problem, source.rows))
 
 
-TASK = Task(read, instruction=INSTRUCTION, metric="number", answer_tokens=SOLUTION_TOKENS)
+TASK = Task(
+    read,
+    instruction=INSTRUCTION,
+    metric="number",
+    answer_tokens=SOLUTION_TOKENS,
+    folder="gsm8k",
+    likelihood=True,
+)
 
 
 def body_and_question(problem: str) -> tuple[str, str]:

@@ -35,6 +35,7 @@ TASK = Task(
     instruction="Say which number of the context stands in place of the word what.",
     metric="number",
     extractive=True,
+    folder="gsm8k",
 )
 
 

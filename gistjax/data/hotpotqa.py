@@ -42,6 +42,7 @@ TASK = Task(
     metric="hotpotqa",
     extractive=True,
     other_answers=("yes", "no"),
+    folder="hotpotqa",
 )
 
 

@@ -52,6 +52,14 @@ class DataReport:
         """Add a line that is not about a single row."""
         self.notes.append(text)
 
+    def of(self, task: str) -> DataReport:
+        """Return the same with the task's name before each reason and note."""
+        return DataReport(
+            Counter({f"{task}: {reason}": n for reason, n in self.counts.items()}),
+            {f"{task}: {reason}": ids for reason, ids in self.ids.items()},
+            [f"{task}: {note}" for note in self.notes],
+        )
+
     def __add__(self, other: DataReport) -> DataReport:
         total = DataReport(self.counts + other.counts, {}, self.notes + other.notes)
         for reason in total.counts:

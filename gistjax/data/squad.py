@@ -63,7 +63,7 @@ def read_squad(data: DataConfig, split: str, official: str, hub: Hub) -> Source:
     return Source(str(file), _json_rows(file)) if file.suffix == ".json" else read_file(file)
 
 
-TASK = Task(read, extractive=True, unanswerable=True)
+TASK = Task(read, extractive=True, unanswerable=True, folder="squad")
 
 
 def _json_rows(file: Traversable) -> Iterator[Any]:

@@ -11,9 +11,10 @@ compress is the context; questions on equal contexts share one compression.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,8 @@ from gistjax.data.chat_template import CONTEXT, QUESTION
 from gistjax.data.example import Example
 from gistjax.data.prompts import INSTRUCTION, USER, Prompt, make_prompt
 from gistjax.data.sources import Source
-from gistjax.errors import ConfigError, did_you_mean
+from gistjax.errors import ConfigError, DataError, did_you_mean
+from gistjax.runtime.texts import user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,6 +55,8 @@ class Task:
     context_tokens: int | None = None  # longest context, if less than `data.context_tokens`
     answer_tokens: int | None = None  # longest answer; None: `data.answer_tokens`
     transform: Callable[[Example], Example] = _unchanged  # applied to examples that are drawn
+    folder: str = ""  # of its files in a mixture's `data.path`; empty: the task's name
+    likelihood: bool = False  # its score is near 0 for small models: say how likely golds are too
 
     def __post_init__(self) -> None:
         _, context, rest = self.user.partition(CONTEXT)
@@ -119,7 +123,33 @@ def load_task(name: str) -> Task:
     return task
 
 
+PACKAGED = ("sample", "facts")
+"""Values of `data.path` that are no folder."""
+
+
+def each_task(data: DataConfig) -> dict[str, DataConfig]:
+    """Return the configuration of each task alone: with its own folder, in a mixture."""
+    if not data.mixture:
+        return {data.task: data}
+    parts = {}
+    for name in data.mixture:
+        path = data.path
+        if path and path not in PACKAGED:
+            path = str(user_path(path) / (load_task(name).folder or name))
+        parts[name] = dataclasses.replace(data, task=name, tasks={}, path=path)
+    return parts
+
+
+@contextlib.contextmanager
+def told_of(task: str) -> Iterator[None]:
+    """Put the name of a mixture's task before the errors that its data or settings cause."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"data.tasks.{task}: {error}") from error
+
+
 def written_tokens(config: CompressionConfig) -> int:
     """Return how many tokens an answer may have when it is written: as many as its task's."""
-    own = load_task(config.data.task).answer_tokens or 0
-    return max(config.evaluation.max_answer_tokens, own)
+    own = (load_task(name).answer_tokens or 0 for name in config.data.task_names)
+    return max(config.evaluation.max_answer_tokens, *own)

@@ -21,6 +21,7 @@ from gistjax.compress.budget import Budget
 from gistjax.config import TEXT_LOSSES, CompressionConfig
 from gistjax.data.batching import PlanSettings, total_steps
 from gistjax.data.dataset import load_dataset
+from gistjax.data.tasks import told_of
 from gistjax.estimate.memory import GIB
 
 MEASURED = Path(__file__).parent / "step_times.json"
@@ -55,20 +56,48 @@ def measurements() -> list[dict[str, Any]]:
 _local_dataset = lru_cache(maxsize=1)(load_dataset)  # the runs of a sweep share their questions
 
 
+def tasks_of(config: CompressionConfig) -> dict[str, dict[str, float]]:
+    """Return the weight of each task of a mixture and, of local data, its numbers of questions."""
+    found: dict[str, dict[str, float]] = {}
+    for name, weight in config.data.mixture.items():
+        found[name] = {"weight": weight}
+        if config.data.path:
+            part = _local_dataset(config.data, config.seed).parts[name]
+            found[name] |= {"train": len(part.train), "validation": len(part.validation)}
+    return found
+
+
 def _contexts(config: CompressionConfig) -> float | None:
-    """Contexts of an epoch of questions, each counted as often as its questions fill rows."""
+    """Contexts of an epoch of questions, each counted as often as its questions fill rows.
+
+    Raises:
+        DataError: naming a task of a mixture that has fewer than one step takes.
+    """
     data = config.data
     if data.path:
-        by_context = Counter(e.context for e in _local_dataset(data, config.seed).train)
-        return sum(math.ceil(n / data.questions_per_context) for n in by_context.values())
+        dataset, contexts = _local_dataset(data, config.seed), 0
+        for name, part in (dataset.parts or {"": dataset}).items():
+            by_context = Counter(example.context for example in part.train)
+            own = sum(math.ceil(n / data.questions_per_context) for n in by_context.values())
+            contexts += own
+            if name and data.train_examples:
+                with told_of(name):
+                    PlanSettings.of(config).check_enough(own)
+        return contexts
     shared = min(data.questions_per_context, QUESTIONS_PER_PARAGRAPH)
-    return None if data.train_examples < 0 else data.train_examples / shared
+    return None if data.train_examples < 0 else _of_the_hub(config, "train") / shared
+
+
+def _of_the_hub(config: CompressionConfig, split: str) -> int:
+    """Return the number of questions asked for of all tasks, as if the hub had them all."""
+    number: int = getattr(config.data, f"{split}_examples")
+    return len(config.data.task_names) * number
 
 
 def _questions_to_answer(config: CompressionConfig) -> int | None:
     if config.data.path:
         return len(_local_dataset(config.data, config.seed).validation)
-    return None if config.data.validation_examples < 0 else config.data.validation_examples
+    return None if config.data.validation_examples < 0 else _of_the_hub(config, "validation")
 
 
 def steps_of(config: CompressionConfig) -> int | None:
@@ -83,7 +112,7 @@ def steps_of(config: CompressionConfig) -> int | None:
     contexts = _contexts(config)
     if contexts is None or (tasks and config.text.chunks < 0):
         return config.max_steps if config.max_steps >= 0 else None
-    most: float = contexts if config.data.path else config.data.train_examples  # none shares one
+    most: float = contexts if config.data.path else _of_the_hub(config, "train")  # none shares one
     if tasks:
         rows_of_a_chunk = sum(getattr(config.text, task) for task in tasks)
         units = config.text.chunks * math.ceil(rows_of_a_chunk / config.data.questions_per_context)

@@ -57,9 +57,8 @@ def compute_dtype(model: ModelConfig) -> jnp.dtype:
 def answer_tokens(config: CompressionConfig) -> int:
     """Answer tokens of the longest row, the end token of questions included."""
     longest = [
-        load_task(config.data.task).limit(config.data).answer_tokens
-        if config.data.train_examples
-        else 0
+        load_task(name).limit(config.data).answer_tokens if config.data.train_examples else 0
+        for name in config.data.task_names
     ]
     longest += [config.text.target_tokens for task in TEXT_LOSSES if config.loss_weights.get(task)]
     return min(max(longest), max(config.data.question_buckets))

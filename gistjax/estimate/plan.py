@@ -14,7 +14,7 @@ import jax
 from gistjax.compress.budget import Budget
 from gistjax.compress.parameters import abstract_model, parameter_counts
 from gistjax.config import CompressionConfig
-from gistjax.estimate.cost import Measurement, cost_of, measurements, nearest
+from gistjax.estimate.cost import Measurement, cost_of, measurements, nearest, tasks_of
 from gistjax.estimate.memory import GIB, memory_estimate, prefix_tokens
 from gistjax.estimate.ways_out import steps_that_fit
 from gistjax.experiment.inputs import check_sources
@@ -79,6 +79,7 @@ def plan(config: CompressionConfig, source: Source) -> dict[str, Any]:
         "mesh_problem": mesh_problem(config.mesh, jax.device_count()) or None,
         "device_memory_gib": limit and round(limit / GIB, 3),
         **_verdict(config, source, found["memory_estimate_gib"]["total"], near),
+        "tasks": tasks_of(config),
         "steps": cost.steps,
         "hours": hours and round(hours, 2),
         "hours_on": near and near["device"],
@@ -123,10 +124,21 @@ def for_people(found: Mapping[str, Any]) -> str:
         *(() if found["fits"] is not False else (("way out", _way_out(found)),)),
         ("device", f"{found['device']}, {there}"),
         ("mesh", _mesh(found)),
+        *((("tasks", _tasks(found["tasks"])),) if found["tasks"] else ()),
         ("time", time),
         ("disk", f"{found['disk_gib']:,.2f} GiB of checkpoints and export"),
     )
     return "\n".join(f"{name:11} {text}" for name, text in lines)
+
+
+def _tasks(tasks: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the mixture: each task's share of the answer tokens, and its training questions."""
+    whole = sum(task["weight"] for task in tasks.values())
+    return ", ".join(
+        f"{name} {task['weight'] / whole:.0%} of answer tokens"
+        + (f" ({task['train']:,} questions)" if "train" in task else "")
+        for name, task in tasks.items()
+    )
 
 
 def _mesh(found: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from gistjax.data.example import Example
 from gistjax.data.prompts import NOT_IN_TEXT
 from gistjax.errors import ConfigError, did_you_mean
-from gistjax.evaluation.statistics import clustered_bootstrap
+from gistjax.evaluation.statistics import clustered_bootstrap, clusters_of
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _NUMBER = re.compile(
@@ -193,9 +193,7 @@ def score(
             )
     f1_N = np.array([one.f1 for one in scores])
     em_N = np.array([one.em for one in scores])
-    clusters_N = np.array([example.context_id for example in examples])
-    if len(set(clusters_N.tolist())) == 1:  # no other context could have been drawn
-        clusters_N = np.arange(len(examples))
+    clusters_N = clusters_of([example.context_id for example in examples])
     return Scores(
         f1=float(f1_N.mean()),
         f1_interval=clustered_bootstrap(f1_N, clusters_N, samples, seed),

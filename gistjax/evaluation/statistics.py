@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 _CHUNK = 1 << 22  # draws at a time: 32 MiB of indices
+
+
+def clusters_of(contexts: Sequence[int]) -> np.ndarray:
+    """Return what is drawn for an interval: contexts, or of a single context its questions."""
+    if len(set(contexts)) == 1:  # no other context could have been drawn
+        return np.arange(len(contexts))
+    return np.array(contexts)
 
 
 def clustered_bootstrap(
@@ -46,6 +55,57 @@ def clustered_bootstrap(
         means.append(sum_G[drawn_RxG].sum(1) / np.where(size_R, size_R, np.nan))
     low, high = np.nanpercentile(np.concatenate(means), (2.5, 97.5))
     return float(low), float(high)
+
+
+LEAST_GAP = 0.02
+"""What a full context must gain over a closed book, beyond doubt, to be a scale for others."""
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """The part of the way from one control to the other, and its 95 % interval."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+def normalised(
+    scores: ArrayLike,
+    floor: ArrayLike,
+    ceiling: ArrayLike,
+    clusters: ArrayLike,
+    samples: int,
+    seed: int,
+) -> Normalised | None:
+    """Return `(score - floor) / (ceiling - floor)` of means, three scores `[N]` of one question.
+
+    None unless the ceiling is clearly above the floor: if the interval of their difference reaches
+    below `LEAST_GAP`, the fraction would be one of almost nothing.
+
+    Args:
+        floor: of the closed book.
+        ceiling: of the full context.
+    """
+    floor_N, ceiling_N = np.asarray(floor, np.float64), np.asarray(ceiling, np.float64)
+    gap = paired_difference(ceiling_N, floor_N, clusters, samples, seed)
+    if gap.interval[0] < LEAST_GAP:
+        return None
+    part_N, whole_N = np.asarray(scores, np.float64) - floor_N, ceiling_N - floor_N
+    interval = clustered_bootstrap(part_N, clusters, samples, seed, of=whole_N)
+    return Normalised(float(part_N.mean() / whole_N.mean()), interval)
+
+
+def mean_interval(
+    means: Sequence[float], intervals: Sequence[Sequence[float]]
+) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of independent means, from the interval of each.
+
+    On each side their distances add up in squares, as those of independent errors do.
+    """
+    lows = [mean - interval[0] for mean, interval in zip(means, intervals, strict=True)]
+    highs = [interval[1] - mean for mean, interval in zip(means, intervals, strict=True)]
+    middle, n = sum(means) / len(means), len(means)
+    return middle - math.hypot(*lows) / n, middle + math.hypot(*highs) / n
 
 
 @dataclass(frozen=True)

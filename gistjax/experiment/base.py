@@ -72,7 +72,7 @@ class PretrainedBase:
         known = KNOWN.get(self.source.name)
         prompt = self.prompt
         if run.config_file.exists():  # it may be asked what another task asks
-            prompt = load_task(run.config().data.task).prompt(self.tokenizer)
+            prompt = load_task(run.config().data.main_task).prompt(self.tokenizer)
         run.check_base(prompt.sha256, self.base_sha256, known.install if known else "")
 
 
@@ -91,10 +91,11 @@ def find_prompt(config: CompressionConfig) -> tuple[Source, Prompt]:
             f"{source.config.vocab_size}: it belongs to another model. Put the model's own "
             "tokenizer files beside its weights."
         )
-    prompt = load_task(config.data.task).prompt(tokenizer)
-    prompt = dataclasses.replace(prompt, other_end_ids=find_end_ids(source))
-    check_fit(config, source, prompt)
-    return source, prompt
+    other_end_ids = find_end_ids(source)
+    prompts = {name: load_task(name).prompt(tokenizer) for name in config.data.task_names}
+    for prompt in prompts.values():
+        check_fit(config, source, prompt)
+    return source, dataclasses.replace(prompts[config.data.main_task], other_end_ids=other_end_ids)
 
 
 def check_fit(config: CompressionConfig, source: Source, prompt: Prompt) -> None:
@@ -202,6 +203,11 @@ def load_trained(
     pretrained.check_run(run)
     graphdef, shapes, frozen = split_model(build_model(config, pretrained, seeded=False))
     return pretrained, (graphdef, import_trainable(exported, shapes), frozen)
+
+
+def untuned_closed_book(config: CompressionConfig) -> CompressionConfig:
+    """Return the lower control that was not trained: the base itself, without a context."""
+    return untuned_full_context(config).replace(architecture="closed_book")
 
 
 def untuned_full_context(config: CompressionConfig) -> CompressionConfig:

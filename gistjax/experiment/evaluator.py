@@ -13,15 +13,26 @@ from gistjax.compress.parameters import abstract_model, parameter_counts, split_
 from gistjax.config import CompressionConfig
 from gistjax.data.example import Buckets, Example, TokenizedExample
 from gistjax.data.prompts import decode
-from gistjax.data.tasks import written_tokens
+from gistjax.data.tasks import load_task, written_tokens
 from gistjax.evaluation.breakdown import answer_place, answer_type, breakdown
 from gistjax.evaluation.controls import shuffle_contexts
 from gistjax.evaluation.diagnostics import answer_diversity, slot_similarity
 from gistjax.evaluation.generate import Answers, Generator
+from gistjax.evaluation.likelihood import gold_log_likelihood, with_golds
 from gistjax.evaluation.metrics import Scores, check_metrics, score
 from gistjax.evaluation.slot_attention import slot_attention
-from gistjax.evaluation.statistics import paired_difference
-from gistjax.experiment.base import PretrainedBase, build_model, untuned_full_context
+from gistjax.evaluation.statistics import (
+    clustered_bootstrap,
+    clusters_of,
+    normalised,
+    paired_difference,
+)
+from gistjax.experiment.base import (
+    PretrainedBase,
+    build_model,
+    untuned_closed_book,
+    untuned_full_context,
+)
 from gistjax.experiment.inputs import select
 from gistjax.experiment.run_dir import RunDir, versions
 from gistjax.runtime.devices import device_name
@@ -32,6 +43,9 @@ SLOT_CONTEXTS = 2
 """Contexts of which slot_attention.json shows what each slot reads."""
 
 
+FULL_CONTEXT, CLOSED_BOOK = "full context", "closed book"
+CONTROLS = {FULL_CONTEXT: untuned_full_context, CLOSED_BOOK: untuned_closed_book}
+"""The configuration of the base itself, with the whole context and with none."""
 NO_ANSWER = "no answer"
 """Type of a question that the text does not answer."""
 
@@ -124,14 +138,21 @@ class Evaluator:
         scores = self._score(self._generator(trainable, frozen, self._rows_read, "validating"))
         return {"f1": round(scores.f1, 4), "em": round(scores.em, 4)}
 
-    def measure(self, trainable: Any, frozen: Any) -> EvalResult:
-        """Return scores, their breakdown and controls, ratios, parameters and times."""
+    def measure(self, trainable: Any, frozen: Any, of_mixture: bool = False) -> EvalResult:
+        """Return scores, their breakdown and controls, ratios, parameters and times.
+
+        Args:
+            of_mixture: also score a closed book, and say where between the controls the scores are.
+        """
         answers = self._generator(trainable, frozen, self._rows_read, "answering")
         scores = self._score(answers)
         predictions = self._predictions(answers, scores)
         contexts = self._contexts(trainable, frozen, scores) if self._config.compresses else {}
+        full_context = self._untuned(FULL_CONTEXT) if self._config.evaluation.baseline else None
         metrics = {
-            **self._scores(scores, self._untuned_baseline()),
+            **self._scores(scores, full_context),
+            **(self._between(scores, full_context) if of_mixture else {}),
+            **self._likelihoods(trainable, frozen),
             **self._costs(answers, scores.n),
             **contexts,
             "by_type": self._breakdown(scores, [row["type"] for row in predictions]),
@@ -167,14 +188,69 @@ class Evaluator:
         tokenizer = self._pretrained.tokenizer
         return [decode(tokenizer, ids, skip_special_tokens=True).strip() for ids in answers.ids]
 
-    def _untuned_baseline(self) -> Scores | None:
-        """Score the base itself with the whole context, by the same code, unless switched off."""
-        if not self._config.evaluation.baseline:
+    def _untuned(self, control: str) -> Scores:
+        """Score the base itself, with the whole context or none, by the same code."""
+        graphdef, trainable, frozen = self._untuned_model(control)
+        generator = make_generator(CONTROLS[control](self._config), self._pretrained, graphdef)
+        return self._score(generator(trainable, frozen, self._rows, f"untuned {control}"))
+
+    def _untuned_model(self, control: str) -> tuple[Any, Any, Any]:
+        return split_model(build_model(CONTROLS[control](self._config), self._pretrained))
+
+    def _between(self, scores: Scores, full_context: Scores | None) -> dict[str, Any]:
+        """Return the score of the untuned base without a context, and the normalised score."""
+        closed, found = self._untuned(CLOSED_BOOK), None
+        if full_context:
+            samples, seed = self._config.evaluation.bootstrap_samples, self._config.seed
+            f1s = (scores.f1_N, closed.f1_N, full_context.f1_N)
+            found = normalised(*f1s, scores.clusters_N, samples, seed)
+        return {
+            "closed_book_f1": closed.f1,
+            "closed_book_f1_interval": list(closed.f1_interval),
+            "closed_book_em": closed.em,
+            "normalised_f1": found and found.value,
+            "normalised_f1_interval": found and list(found.interval),
+        }
+
+    def _likelihoods(self, trainable: Any, frozen: Any) -> dict[str, Any]:
+        """Return how likely gold answers are to the model and its controls, if the task asks it.
+
+        It is in nats a token; answers too long for the largest bucket do not count.
+        """
+        if not load_task(self._config.data.task).likelihood:
+            return {}
+        golds = self._pretrained.prompt.encode_answers(
+            [(*example.answers, "")[0] for example in self._examples]
+        )
+        own = self._graphdef, trainable, frozen
+        asked: dict[str, tuple[Any, list[TokenizedExample]]] = {"final": (own, self._rows_read)}
+        if self._config.compresses:
+            asked["wrong_context"] = own, shuffle_contexts(self._rows_read)
+        if self._config.evaluation.baseline:
+            asked["full_context"] = self._untuned_model(FULL_CONTEXT), self._rows
+        asked["closed_book"] = self._untuned_model(CLOSED_BOOK), self._rows
+        longest = max(self._config.data.question_buckets)
+        found = {
+            name: self._likelihood(model, with_golds(rows, golds, longest))
+            for name, (model, rows) in asked.items()
+        }
+        n = len(with_golds(self._rows, golds, longest))
+        return {"gold_log_likelihood": {**found, "n": n}}
+
+    def _likelihood(
+        self, model: tuple[Any, Any, Any], rows: list[TokenizedExample]
+    ) -> dict[str, Any] | None:
+        """Return the mean over rows with its interval; None without rows."""
+        if not rows:
             return None
-        config = untuned_full_context(self._config)
-        graphdef, trainable, frozen = split_model(build_model(config, self._pretrained))
-        generator = make_generator(config, self._pretrained, graphdef)
-        return self._score(generator(trainable, frozen, self._rows, "untuned full context"))
+        evaluation, mesh = self._config.evaluation, self._pretrained.mesh
+        size = evaluation.batch_size * rows_per_step(mesh)
+        found_N = gold_log_likelihood(model, rows, mesh, size, Buckets.of(self._config.data))
+        clusters_N = clusters_of([row.context_id for row in rows])
+        interval = clustered_bootstrap(
+            found_N, clusters_N, evaluation.bootstrap_samples, self._config.seed
+        )
+        return {"mean": float(found_N.mean()), "interval": list(interval)}
 
     def _scores(self, scores: Scores, baseline: Scores | None) -> dict[str, Any]:
         return {

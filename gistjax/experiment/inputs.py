@@ -19,6 +19,7 @@ from gistjax.config import DEFAULT_LOSS_WEIGHTS, TASKS, TEXT_LOSSES, Compression
 from gistjax.data.batching import PlanSettings, TrainPlan, longest_answer
 from gistjax.data.encoding import encode_splits
 from gistjax.data.example import Buckets, Dataset, Example, Targets, TokenizedExample, hash_rows
+from gistjax.data.mixture import MixedPlan
 from gistjax.data.prompts import Prompt
 from gistjax.data.report import DataReport
 from gistjax.data.text import find_text, load_articles, text_rows
@@ -143,7 +144,7 @@ def _note_what_to_expect(config: CompressionConfig) -> None:
         )
 
 
-def plan_training(config: CompressionConfig, inputs: Inputs) -> TrainPlan:
+def plan_training(config: CompressionConfig, inputs: Inputs) -> TrainPlan | MixedPlan:
     """Return the rows to train on, questions and text, with their losses' targets, step by step.
 
     Raises:
@@ -153,13 +154,20 @@ def plan_training(config: CompressionConfig, inputs: Inputs) -> TrainPlan:
     """
     pretrained = inputs.pretrained
     rows = select(config, pretrained, inputs.train + inputs.texts)
-    return TrainPlan(
-        rows,
-        Buckets.of(config.data),
-        PlanSettings.of(config, rows_per_step(pretrained.mesh)),
-        views=_views(config, pretrained, rows),
-        teacher=_teacher_targets(config, pretrained, inputs.train, longest_answer(rows)),
-    )
+    buckets = Buckets.of(config.data)
+    settings = PlanSettings.of(config, rows_per_step(pretrained.mesh))
+    views, weights = _views(config, pretrained, rows), config.data.mixture
+    if not weights:
+        teacher = _teacher_targets(config, pretrained, inputs.train, longest_answer(rows))
+        return TrainPlan(rows, buckets, settings, views, teacher)
+    teachers = {}
+    for name in weights:
+        own = [row for row in inputs.train if row.task == name]
+        if teacher := _teacher_targets(config, pretrained, own, longest_answer(own)):
+            teachers[name] = teacher
+    plan = MixedPlan(rows, weights, buckets, settings, views, teachers)
+    log.info("mixture: %s", plan)
+    return plan
 
 
 def _text_rows(
@@ -235,10 +243,11 @@ def _teacher_targets(
             f"the teacher {run} was trained on {theirs.model.name}, not on {config.model.name}: "
             "take one of the same base."
         )
-    if TASKS.get(theirs.data.task) != TASKS[config.data.task]:
+    known = {TASKS.get(name) for name in theirs.data.task_names}
+    if lacking := [name for name in config.data.task_names if TASKS[name] not in known]:
         raise ConfigError(
-            f"the teacher {run} was trained with data.task={theirs.data.task}, not "
-            f"{config.data.task}."
+            f"the teacher {run} was trained with {', '.join(theirs.data.task_names)} "
+            f"(data.task, data.tasks), not {', '.join(lacking)}."
         )
     pretrained.check_run(run)
     graphdef, shapes, frozen = split_model(build_model(theirs, pretrained, seeded=False))

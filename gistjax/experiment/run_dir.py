@@ -294,6 +294,16 @@ def default_workdir(config: CompressionConfig) -> Path:
     return Path("runs/compression_ablations") / f"{slots}{config.architecture}"
 
 
+def asked(config: CompressionConfig, trained: CompressionConfig) -> CompressionConfig:
+    """Return the configuration that a finished run is asked with.
+
+    Another `data.task` than in its training takes the place of a mixture that it was trained on.
+    """
+    if config.data.task == trained.data.task or config.data.tasks != trained.data.tasks:
+        return config
+    return config.replace(data=replace(config.data, tasks={}))
+
+
 def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None:
     """Refuse a configuration in which trained weights would mean something else.
 

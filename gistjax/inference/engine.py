@@ -24,10 +24,10 @@ from gistjax.compress.context import join
 from gistjax.compress.parameters import split_model
 from gistjax.config import CompressionConfig
 from gistjax.data.splitting import cut_text
-from gistjax.data.tasks import load_task, written_tokens
+from gistjax.data.tasks import each_task, load_task, written_tokens
 from gistjax.errors import ConfigError, DataError
 from gistjax.experiment.base import PretrainedBase, build_model, load_trained, untuned_full_context
-from gistjax.experiment.run_dir import SHIPPED, RunDir, check_meaning
+from gistjax.experiment.run_dir import SHIPPED, RunDir, asked, check_meaning
 from gistjax.inference import document_file
 from gistjax.inference.document import QUESTION_TOKENS, Document
 from gistjax.inference.document_file import power_of_two
@@ -57,11 +57,12 @@ def load(
     """
     directory = RunDir(run)
     trained = directory.config()
-    config = config or trained
+    config = asked(config or trained, trained)
     if base:
         config = config.replace(model=replace(config.model, path=str(base)))
     validate(config)
     check_meaning(config, trained)
+    config = config.replace(data=each_task(config.data)[config.data.main_task])
     problem = Budget.of(trained).ratio_problem(config.ratio)
     if problem and config.ratio != trained.ratio:
         raise ConfigError(problem)

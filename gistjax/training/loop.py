@@ -55,6 +55,8 @@ class Loop:
     """Scores (trainable, frozen) during training, every `config.eval_every` steps."""
     least_seconds: Callable[[Batch], float] | None = None
     """Time of a batch's step at the devices' peak, if known; the log then has its share (MFU)."""
+    task: Callable[[int], str] | None = None
+    """The task that a step, counted from 0, has rows of, in a mixture; the log then names it."""
 
 
 def train(state: TrainState, frozen: Any, loop: Loop) -> TrainState:
@@ -87,7 +89,9 @@ def train(state: TrainState, frozen: Any, loop: Loop) -> TrainState:
                 check_health(state.health, config)
                 loop.checkpointer.check()
             if logs:
-                counts = {"step": step, "total_steps": total}
+                counts: dict[str, Any] = {"step": step, "total_steps": total}
+                if loop.task:
+                    counts["task"] = loop.task(step - 1)
                 row = {**counts, **_fetch(losses, state.health, batch), **meter.read(step)}
                 loop.metrics.write(row)
                 _show(row, bar)
@@ -199,6 +203,7 @@ def _line(row: dict[str, Any]) -> str:
     losses = ", ".join(
         f"{name} {_number(row[name])}"
         for name in row
-        if name not in ("step", "total_steps", "step_s", "tokens_per_s")
+        if name not in ("step", "total_steps", "task", "step_s", "tokens_per_s")
     )
-    return f"step {row['step']}/{row['total_steps']}: {losses}, {rest}"
+    task = f" ({row['task']})" if "task" in row else ""
+    return f"step {row['step']}/{row['total_steps']}{task}: {losses}, {rest}"

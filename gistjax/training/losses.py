@@ -101,8 +101,9 @@ class Forward:
 
     @cached_property
     def n_answer(self) -> int:
-        """A, or fewer where the tokens are."""
-        return min(self.settings.answer_tokens, int(self.batch.tokens_BxS.shape[1]))
+        """A, or fewer where the tokens are, or all answers of the batch's task."""
+        longest = self.batch.answer_tokens or self.settings.answer_tokens
+        return min(longest, int(self.batch.tokens_BxS.shape[1]))
 
     @cached_property
     def gold(self) -> tuple[Array, DecodeState | None]:

@@ -116,7 +116,8 @@ class Events:
     def write(self, row: dict[str, Any]) -> None:
         """Write the numbers of a line of `metrics.jsonl`."""
         for name, value in row.items():
-            if name not in ("step", "total_steps") and value is not None:  # None is not finite
+            # None is a number that is not finite
+            if name not in ("step", "total_steps", "task") and value is not None:
                 self._writer.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
