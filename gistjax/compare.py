@@ -7,7 +7,8 @@ it prints a table, elsewhere one JSON object. Intervals are 95 %, from
 `--config.evaluation.bootstrap_samples` resamples of whole contexts. `f1_retained` is the share of
 the other run's F1 that this run keeps; there is none against a closed book, which has nothing to
 keep. With a closed book and a full context among the others, `normalised_f1` is the part of the way
-from the first to the second.
+from the first to the second, and null where that way is not clearly above nothing. Runs on a
+mixture are also compared task by task (`tasks`).
 """
 
 from __future__ import annotations
@@ -22,15 +23,24 @@ from absl import flags
 
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError, DataError
-from gistjax.evaluation.statistics import clustered_bootstrap, paired_difference
+from gistjax.evaluation.statistics import (
+    clustered_bootstrap,
+    clusters_of,
+    normalised,
+    paired_difference,
+)
 from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 
 COLUMNS = ("context_id", "f1", "em")  # all of them numbers
-ASKED = ("question", "answers")
+ASKED = ("question", "answers", "task")
 SCORES = ("f1", "em")
 CLOSED_BOOK, FULL_CONTEXT = "closed book", "full context"
+
+
+Rows = dict[str, dict[str, Any]]
+"""Scores, context, question, answers and, of a mixture, task of each question, by its id."""
 
 
 class Bootstrap(NamedTuple):
@@ -88,23 +98,50 @@ def compare(of: Path, others: list[Path], samples: int, seed: int) -> dict[str, 
         CheckpointError: if a run is not finished, or its configuration is damaged.
     """
     ours = read_predictions(of)
+    theirs = {other: read_predictions(other) for other in others}
+    for other, rows in theirs.items():
+        _check_same_questions(of, ours, other, rows)
+    kinds = {other: control(other) for other in others}
+    result = {"of": str(of), **_compare(ours, theirs, kinds, samples, seed)}
+    tasks = dict.fromkeys(row["task"] for row in ours.values() if "task" in row)
+    if tasks:
+        result["tasks"] = {
+            task: _compare(
+                {id: row for id, row in ours.items() if row.get("task") == task},
+                theirs,
+                kinds,
+                samples,
+                seed,
+            )
+            for task in tasks
+        }
+    return result
+
+
+def _compare(
+    ours: Rows, theirs: Mapping[Path, Rows], kinds: Mapping[Path, str], samples: int, seed: int
+) -> dict[str, Any]:
+    """Compare a run's rows with the same questions of others.
+
+    Args:
+        kinds: which control each of the others is.
+    """
     ours_N = {key: np.array([row[key] for row in ours.values()]) for key in SCORES}
-    clusters_N = np.array([row["context_id"] for row in ours.values()])
+    clusters_N = clusters_of([row["context_id"] for row in ours.values()])
     bootstrap = Bootstrap(clusters_N, samples, seed)
     found: dict[str, Any] = {}
     controls: dict[str, np.ndarray] = {}
-    for other in others:
-        theirs = read_predictions(other)
-        _check_same_questions(of, ours, other, theirs)
-        theirs_N = {key: np.array([theirs[id][key] for id in ours]) for key in SCORES}
-        kind = control(other)
-        found[str(other)] = _against(ours_N, theirs_N, bootstrap, has_context=kind != CLOSED_BOOK)
-        controls.setdefault(kind, theirs_N["f1"])
+    for other, rows in theirs.items():
+        theirs_N = {key: np.array([rows[id][key] for id in ours]) for key in SCORES}
+        is_closed = kinds[other] == CLOSED_BOOK
+        found[str(other)] = _against(ours_N, theirs_N, bootstrap, has_context=not is_closed)
+        controls.setdefault(kinds[other], theirs_N["f1"])
     means = {key: float(values_N.mean()) for key, values_N in ours_N.items()}
-    result = {"of": str(of), **means, "n_examples": len(ours), "with": found}
+    result = {**means, "n_examples": len(ours), "with": found}
     if controls.keys() >= {CLOSED_BOOK, FULL_CONTEXT}:
-        floor_N, ceiling_N = controls[CLOSED_BOOK], controls[FULL_CONTEXT]
-        result |= _ratio("normalised_f1", ours_N["f1"] - floor_N, ceiling_N - floor_N, bootstrap)
+        part = normalised(ours_N["f1"], controls[CLOSED_BOOK], controls[FULL_CONTEXT], *bootstrap)
+        result["normalised_f1"] = part and part.value
+        result["normalised_f1_interval"] = part and list(part.interval)
     return result
 
 
@@ -156,7 +193,14 @@ def _ratio(
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Return the comparison as a table for a terminal."""
+    """Return the comparison as a table for a terminal; of a mixture, one for each task too."""
+    tables = [_table(found)]
+    for task, part in found.get("tasks", {}).items():
+        tables.append(f"\n{task}\n" + _table({"of": found["of"], **part}))
+    return "\n".join(tables)
+
+
+def _table(found: Mapping[str, Any]) -> str:
     rows = [("", "F1", "EM", "F1 difference", "EM difference", "of its F1")]
     rows.append((found["of"], f"{found['f1']:.3f}", f"{found['em']:.3f}", "", "", ""))
     for name, other in found["with"].items():

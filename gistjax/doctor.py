@@ -220,6 +220,18 @@ def check_ask() -> Finding:
     return Finding("ask", "ok", "SmolLM2-135M and a compressor for it are here")
 
 
+def check_tasks() -> Finding:
+    """Check that the module of every task can be imported and defines one."""
+    from gistjax.data.tasks import TASKS, load_task
+
+    for name in TASKS:
+        try:
+            load_task(name)
+        except ConfigError as error:
+            return Finding("tasks", "broken", str(error), "remove it from TASKS of config.py")
+    return Finding("tasks", "ok", ", ".join(TASKS))
+
+
 CHECKS: tuple[Callable[[], Finding], ...] = (
     check_python,
     check_devices,
@@ -229,6 +241,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_hub,
     check_cache,
     check_ask,
+    check_tasks,
 )
 
 

@@ -32,20 +32,23 @@ def report(
         ConfigError: if the drawing library is not installed; nothing is written then.
         StorageError: if the folder cannot be written.
     """
-    from gistjax.reporting import page, tables
+    from gistjax.reporting import page, tables, task_table
     from gistjax.reporting.runs import find_runs
 
     results = find_runs(folders)
     out = out or folders[0]
     columns, rows = tables.table(results)
-    html = page.render(title or out.resolve().name, results, columns, rows, questions)
+    tasks = task_table.task_table(results)
+    html = page.render(title or out.resolve().name, results, (columns, rows), tasks, questions)
     make_folder(out)
     summary = {
         "runs": {row["run"]: row for row in rows},
+        "tasks": tasks[1],
         "unfinished": [result.name for result in results if not result.metrics],
     }
     write_json(out / "results_summary.json", summary)
-    write_atomically(out / "results.md", tables.to_markdown(columns, rows).encode())
+    markdown = filter(None, (tables.to_markdown(columns, rows), tables.to_markdown(*tasks)))
+    write_atomically(out / "results.md", "\n".join(markdown).encode())
     write_atomically(out / "results.csv", tables.to_csv(columns, rows).encode())
     write_atomically(out / "report.html", html.encode())
     return summary

@@ -37,6 +37,7 @@ def test_the_whole_report_of_this_machine():
         "hub",
         "compile cache",
         "ask",
+        "tasks",
     }
     assert done.returncode == any(row["state"] == "broken" for row in found.values())
     assert f"jax {jax.__version__}" in found["python"]["text"]

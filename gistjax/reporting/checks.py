@@ -34,6 +34,15 @@ def check_metrics(metrics: Mapping[str, Any], file: Path) -> None:
     wrong += [
         key for key in metrics if key.endswith("_interval") and not _is_interval(metrics[key])
     ]
+    for task, block in _tasks(metrics).items():
+        needed = ("final_f1", "final_em", "n_examples")
+        if not (
+            isinstance(block, dict)
+            and all(_is_number(block.get(key)) for key in needed)
+            and all(_is_interval(block[key]) for key in block if key.endswith("_interval"))
+            and block.get("final_f1_interval")
+        ):
+            wrong.append(f"tasks.{task}")
     wrong += ["final_f1"] * (not _is_number(metrics.get("final_f1", 0)))
     seconds = metrics.get("wall_time_per_sample_s") or {}
     if not isinstance(seconds, dict) or not all(map(_is_number, seconds.values())):
@@ -43,6 +52,12 @@ def check_metrics(metrics: Mapping[str, Any], file: Path) -> None:
         wrong.append("by_type")
     if wrong:
         raise DataError(f"{file} has a damaged {wrong[0]}: make that run again.")
+
+
+def _tasks(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the blocks of a mixture's tasks; one that is damaged where they are no object."""
+    tasks = metrics.get("tasks") or {}
+    return tasks if isinstance(tasks, dict) else {"*": tasks}
 
 
 def check_predictions(rows: Sequence[Any], file: Path) -> None:

@@ -50,7 +50,7 @@ def config_page() -> str:
 def _written(value: Any) -> str:
     """Return a default as it is written on a command line."""
     if isinstance(value, Mapping):
-        return " ".join(f"{name}={weight:g}" for name, weight in value.items())
+        return " ".join(f"{name}={weight:g}" for name, weight in value.items()) or "none"
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "()"
     return str(value) if value != "" else "''"

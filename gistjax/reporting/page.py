@@ -14,17 +14,21 @@ from gistjax.reporting import colours, finding, plots
 from gistjax.reporting.runs import Result
 from gistjax.reporting.tables import Column, cell, same_questions
 
+Table = tuple[Sequence[Column], Sequence[dict[str, Any]]]
+
 
 def render(
     title: str,
     results: Sequence[Result],
-    columns: Sequence[Column],
-    rows: Sequence[dict[str, Any]],
+    table: Table,
+    tasks: Table,
     questions: int,
 ) -> str:
     """Return the page.
 
     Args:
+        table: columns and rows of the runs.
+        tasks: columns and rows of mixtures, task by task; without rows they are not shown.
         questions: the most predictions to show side by side.
 
     Raises:
@@ -37,6 +41,7 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    columns, rows = table
     order = [row["run"] for row in rows]
     scored = [result for result in results if result.scored]
     scored.sort(
@@ -49,6 +54,8 @@ def render(
         today=date.today().isoformat(),
         columns=columns,
         rows=rows,
+        task_columns=tasks[0],
+        task_rows=tasks[1],
         cell=cell,
         scored=scored,
         unfinished=[result for result in results if not result.metrics],

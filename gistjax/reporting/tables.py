@@ -105,13 +105,13 @@ def _full_context_of(result: Result, scored: Sequence[Result]) -> Result | None:
         (
             full
             for full in controls
-            if _task(full) == _task(result) and same_questions([full, result])
+            if conditions(full) == conditions(result) and same_questions([full, result])
         ),
         None,
     )
 
 
-def _task(result: Result) -> tuple[Any, ...]:
+def conditions(result: Result) -> tuple[Any, ...]:
     """Return what makes scores comparable: base and contexts."""
     keys = ("model.name", "data.context", "data.context_tokens")
     return tuple(result.settings.get(key) for key in keys)

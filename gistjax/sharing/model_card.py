@@ -125,10 +125,15 @@ def _scores(metrics: Mapping[str, Any], compresses: bool) -> str:
     for name, f1, interval, em in rows:
         between = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
         lines.append(f"| {name} | {f1:.3f}{between} | {'' if em is None else f'{em:.3f}'} |")
+    for task, block in (metrics.get("tasks") or {}).items():
+        low, high = block["final_f1_interval"]
+        em, between = block["final_em"], f" [{low:.3f}, {high:.3f}]"
+        lines.append(f"| of these, {task} | {block['final_f1']:.3f}{between} | {em:.3f} |")
     effective = metrics.get("effective_compression_ratio")
     ratio = f" at {effective:.2f} tokens a slot" if effective and compresses else ""
     questions = f"{metrics['n_examples']} validation questions{ratio}"
-    lines.append(f"\nOn {questions}; 95 % intervals; seed {metrics['seed']}.")
+    of = "; means over tasks" if metrics.get("tasks") else ""
+    lines.append(f"\nOn {questions}{of}; 95 % intervals; seed {metrics['seed']}.")
     return "\n".join(lines)
 
 
@@ -141,7 +146,10 @@ def _data(config: CompressionConfig, stored: Mapping[str, Any]) -> str:
     runs = stored.get("mean_of")
     seed = f"the mean of {len(runs)} runs' parameters" if runs else f"seed {config.seed}"
     device = stored.get("device", "an unnamed device")
+    whole = sum(config.data.mixture.values())
+    shares = [f"{task} {weight / whole:.0%}" for task, weight in config.data.mixture.items()]
+    tasks = f" (of the answer tokens {', '.join(shares)})" if shares else ""
     return (
-        f"Questions of `{name}`, losses {losses}, {seed}{start}; on {device} with {packages}. "
-        "`config.json` has every setting."
+        f"Questions of `{name}`{tasks}, losses {losses}, {seed}{start}; on {device} with "
+        f"{packages}. `config.json` has every setting."
     )

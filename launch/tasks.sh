@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Tasks alone, together and left out: trains, scores what was left out, compares and reports.
+#
+#   launch/tasks.sh DATA TEXT OUT [--config.KEY=VALUE …]
+#
+# DATA has the folders squad, hotpotqa, fairytaleqa and gsm8k (docs/data.md), TEXT articles. The
+# same command goes on where it was interrupted. The further words are for the trainings alone.
+set -euo pipefail
+data=$1 text=$2 out=$3
+shift 3
+python -m gistjax.sweep --sweep launch/sweeps/tasks.json --out "$out" \
+    --config.data.path="$data" --config.text.path="$text" "$@"
+for task in hotpotqa_supporting fairytaleqa_sections gsm8k; do
+    python -m gistjax.evaluate --run "$out/without_$task" --config.data.tasks.$task=1 \
+        --output "$out/without_$task/predictions_of_all.json" \
+        > "$out/without_$task/metrics_of_all.json"
+done
+python -m gistjax.compare --of "$out/mixture_s42" --with "$out/full_context" --with "$out/closed_book" \
+    > "$out/mixture_between_its_controls.json"
+python -m gistjax.report --runs "$out" --title "Tasks alone, together and left out"
