@@ -21,6 +21,8 @@ from typing import Literal
 
 from absl import flags
 
+from gistjax.config import TASKS
+from gistjax.data.tasks import load_task
 from gistjax.errors import ConfigError, first_line
 from gistjax.runtime import cli, devices
 
@@ -222,8 +224,6 @@ def check_ask() -> Finding:
 
 def check_tasks() -> Finding:
     """Check that the module of every task can be imported and defines one."""
-    from gistjax.data.tasks import TASKS, load_task
-
     for name in TASKS:
         try:
             load_task(name)

@@ -23,8 +23,9 @@ from gistjax.data.encoding import encode_splits
 from gistjax.errors import ConfigError
 from gistjax.estimate.out_of_memory import explained
 from gistjax.experiment.base import load_trained
+from gistjax.experiment.evaluator import Evaluator
 from gistjax.experiment.run_dir import RunDir, asked, check_meaning
-from gistjax.experiment.task_evaluator import make_evaluator
+from gistjax.experiment.task_evaluator import MixtureEvaluator
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import check_writable, write_json
@@ -71,7 +72,8 @@ def evaluate_run(
     pretrained, (graphdef, trainable, frozen) = load_trained(run, config)
     _, rows, report = encode_splits(dataset, pretrained.prompt, config.data, config.seed)
     log.info("%s", report)
-    evaluator = make_evaluator(config, pretrained, rows, dataset.validation, graphdef)
+    kind = MixtureEvaluator if config.data.mixture else Evaluator
+    evaluator = kind(config, pretrained, rows, dataset.validation, graphdef)
     with explained(config, "a forward pass"):
         result = evaluator.measure(trainable, frozen)
     if output:

@@ -24,10 +24,10 @@ from gistjax.estimate.flops import least_seconds
 from gistjax.estimate.out_of_memory import explained
 from gistjax.estimate.plan import dry_run
 from gistjax.experiment.base import PretrainedBase
-from gistjax.experiment.evaluator import write_unscored
+from gistjax.experiment.evaluator import Evaluator, write_unscored
 from gistjax.experiment.inputs import Inputs, check_sources, load_inputs, plan_training, start_model
 from gistjax.experiment.run_dir import RunDir, default_workdir, provenance
-from gistjax.experiment.task_evaluator import make_evaluator
+from gistjax.experiment.task_evaluator import MixtureEvaluator
 from gistjax.runtime import cli, distributed
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.devices import choose_kernels, start_jax
@@ -110,7 +110,8 @@ def _train_and_evaluate(
     # Evaluation, if there are questions to answer
     evaluator = evaluate = None
     if inputs.validation:
-        evaluator = make_evaluator(config, pretrained, inputs.validation, inputs.examples, graphdef)
+        kind = MixtureEvaluator if config.data.mixture else Evaluator
+        evaluator = kind(config, pretrained, inputs.validation, inputs.examples, graphdef)
         evaluate = explained(config, "a forward pass")(evaluator.headline)
 
     # Training, from the last checkpoint on

@@ -26,6 +26,7 @@ KEY = re.compile(r"--config\.([a-z_]\w*(?:\.[a-z_]\w*)*)")
 FILE = re.compile(r"`((?:gistjax|configs|launch|docs|tests)/[\w./*-]*)[^`]*`")
 KEYS = {name for name, *_ in walk(configuration.CompressionConfig())}
 KEYS |= {f"loss_weights.{name}" for name in configuration.DEFAULT_LOSS_WEIGHTS}
+KEYS |= {f"data.tasks.{name}" for name in configuration.TASKS}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

@@ -21,18 +21,6 @@ SHARED = (
 MEANS = ("final_f1", "final_em", "baseline_f1", "baseline_em", "closed_book_f1", "closed_book_em")
 
 
-def make_evaluator(
-    config: CompressionConfig,
-    pretrained: PretrainedBase,
-    rows: list[TokenizedExample],
-    examples: Sequence[Example],
-    graphdef: Any,
-) -> Evaluator | MixtureEvaluator:
-    """Return what scores a model on the questions of its task, or of its tasks."""
-    kind = MixtureEvaluator if config.data.mixture else Evaluator
-    return kind(config, pretrained, rows, examples, graphdef)
-
-
 class MixtureEvaluator:
     """Answers the questions of several tasks, and scores each task apart (`Evaluator`)."""
 

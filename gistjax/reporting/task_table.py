@@ -99,7 +99,7 @@ def _between(result: Result, task: str, closed: Result, full: Result) -> dict[st
     )
     clusters_N = clusters_of([row["context_id"] for row in ours.values()])
     f1s = [np.array([rows[id]["f1"] for id in ours]) for rows in (ours, floor, ceiling)]
-    found = normalised(*f1s, clusters_N, SAMPLES, SEED)
+    found = normalised(f1s[0], f1s[1], f1s[2], clusters_N, SAMPLES, SEED)
     return {
         "closed_book_f1": float(f1s[1].mean()),
         "full_context_f1": float(f1s[2].mean()),
