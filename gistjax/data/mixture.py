@@ -88,7 +88,7 @@ class MixedPlan:
         for name, indices in self._indices.items():
             own, teacher = [rows[i] for i in indices], (teachers or {}).get(name)
             with told_of(name):
-                self._plans[name] = TrainPlan(own, buckets, settings, views, teacher)
+                self._plans[name] = TrainPlan(own, buckets, _fitted(settings, own), views, teacher)
         units = sum(plan.units for plan in self._plans.values())
         self.steps_per_epoch = units // (settings.accumulation * settings.batch_size)
         self.total_steps = total_steps(settings.epochs, self.steps_per_epoch, settings.max_steps)
@@ -138,6 +138,12 @@ class MixedPlan:
             f"{name} {count} steps ({count / plan.steps_per_epoch:.3g} epochs)"
             for (name, plan), count in zip(self._plans.items(), counts, strict=True)
         )
+
+
+def _fitted(settings: PlanSettings, rows: Sequence[TokenizedExample]) -> PlanSettings:
+    """Return settings with no more rows a unit than the task has questions on a context."""
+    most = max(Counter(row.context_id for row in rows).values(), default=1)
+    return dataclasses.replace(settings, questions=min(settings.questions, most))
 
 
 def _shares(plans: Mapping[str, TrainPlan], weights: Mapping[str, float]) -> dict[str, float]:

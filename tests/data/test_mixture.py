@@ -101,6 +101,13 @@ def test_each_task_has_the_steps_that_it_has_alone():
     assert min(done.values()) > 0
 
 
+def test_a_task_with_one_question_a_context_has_no_rows_of_padding_for_more():
+    shared = [dataclasses.replace(row, context_id=row.context_id // 3) for row in SHORT]
+    plan = mixed([*shared, *LONG], settings=dataclasses.replace(SETTINGS, questions=2))
+    questions = {plan.task(step): plan.rows(step).shape[1] for step in range(40)}
+    assert questions == {"short": 2, "long": 1}
+
+
 def test_ratios_come_in_by_the_mixture_s_steps():
     settings = dataclasses.replace(SETTINGS, ratios=(2.0, 16.0), ratio_growth=1.0)
     plan = mixed(settings=settings)
