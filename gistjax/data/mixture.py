@@ -14,8 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from gistjax.data.batching import PlanSettings, TrainPlan, total_steps
-from gistjax.data.example import Batch, Buckets, Dataset, Example, Shape, Targets, TokenizedExample
-from gistjax.data.report import DataReport
+from gistjax.data.example import (
+    Articles,
+    Batch,
+    Buckets,
+    Dataset,
+    Example,
+    Shape,
+    Targets,
+    TokenizedExample,
+)
 from gistjax.data.tasks import told_of
 
 TEXT = "text"
@@ -24,14 +32,22 @@ TEXT = "text"
 
 def joined(parts: Mapping[str, Dataset]) -> Dataset:
     """Return the data sets of several tasks as one; ids begin with the task's name."""
-    train, validation, report = list[Example](), list[Example](), DataReport()
+    whole = Dataset([], [])
     for (name, part), (first_train, first_validation) in zip(
         parts.items(), first_contexts(parts), strict=True
     ):
-        train += _renamed(part.train, name, first_train)
-        validation += _renamed(part.validation, name, first_validation)
-        report += part.report.of(name)
-    return Dataset(train, validation, report, parts=dict(parts))
+        whole = Dataset(
+            whole.train + _renamed(part.train, name, first_train),
+            whole.validation + _renamed(part.validation, name, first_validation),
+            whole.report + part.report.of(name),
+            whole.train_articles | _of(name, part.train_articles),
+            whole.validation_articles | _of(name, part.validation_articles),
+        )
+    return dataclasses.replace(whole, parts=dict(parts))
+
+
+def _of(name: str, articles: Articles) -> Articles:
+    return {f"{name}/{title}": contexts for title, contexts in articles.items()}
 
 
 def first_contexts(parts: Mapping[str, Dataset]) -> list[tuple[int, int]]:

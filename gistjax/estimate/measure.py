@@ -23,6 +23,7 @@ from gistjax.data.batching import PlanSettings, TrainPlan
 from gistjax.data.dataset import load_dataset
 from gistjax.data.encoding import encode_splits
 from gistjax.data.example import Batch, Buckets
+from gistjax.data.mixture import MixedPlan
 from gistjax.estimate.flops import layer_parameters, step_flops
 from gistjax.estimate.memory import compute_dtype, memory_estimate, prefix_tokens
 from gistjax.estimate.train_program import train_program
@@ -212,7 +213,12 @@ def measure_data(config: CompressionConfig, workload: Workload) -> dict[str, Any
     rows, _, _ = encode_splits(dataset, prompt, config.data, config.seed)
     encode_s = time.perf_counter() - start
     settings = PlanSettings(config.batch_size, config.seed, config.accumulation)
-    plan = TrainPlan(rows, Buckets.of(config.data), settings)
+    weights, buckets = config.data.mixture, Buckets.of(config.data)
+    plan = (
+        MixedPlan(rows, weights, buckets, settings)
+        if weights
+        else TrainPlan(rows, buckets, settings)
+    )
     steps = plan.steps_per_epoch
     start = time.perf_counter()
     for step in range(steps):
