@@ -8,12 +8,14 @@ it prints a table, elsewhere one JSON object. Intervals are 95 %, from
 the other run's F1 that this run keeps; there is none against a closed book, which has nothing to
 keep. With a closed book and a full context among the others, `normalised_f1` is the part of the way
 from the first to the second, and null where that way is not clearly above nothing. Runs on a
-mixture are also compared task by task (`tasks`).
+mixture are also compared task by task (`tasks`), those on different mixtures on the tasks that they
+share.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +34,8 @@ from gistjax.evaluation.statistics import (
 from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("context_id", "f1", "em")  # all of them numbers
 ASKED = ("question", "answers", "task")
@@ -97,8 +101,8 @@ def compare(of: Path, others: list[Path], samples: int, seed: int) -> dict[str, 
         DataError: if predictions cannot be read, or the runs did not answer the same questions.
         CheckpointError: if a run is not finished, or its configuration is damaged.
     """
-    ours = read_predictions(of)
-    theirs = {other: read_predictions(other) for other in others}
+    ours, *rest = _on_shared_tasks([read_predictions(run) for run in (of, *others)])
+    theirs = dict(zip(others, rest, strict=True))
     for other, rows in theirs.items():
         _check_same_questions(of, ours, other, rows)
     kinds = {other: control(other) for other in others}
@@ -116,6 +120,16 @@ def compare(of: Path, others: list[Path], samples: int, seed: int) -> dict[str, 
             for task in tasks
         }
     return result
+
+
+def _on_shared_tasks(runs: list[Rows]) -> list[Rows]:
+    """Return the rows of the tasks that all runs have, where each has a mixture."""
+    tasks = [{row.get("task") for row in rows.values()} for rows in runs]
+    shared = set.intersection(*tasks)
+    if not shared or None in shared or all(found == shared for found in tasks):
+        return runs
+    log.warning("compared on what all runs were asked: %s", ", ".join(sorted(shared)))
+    return [{id: row for id, row in rows.items() if row["task"] in shared} for rows in runs]
 
 
 def _compare(

@@ -17,4 +17,8 @@ for task in hotpotqa_supporting fairytaleqa_sections gsm8k; do
 done
 python -m gistjax.compare --of "$out/mixture_s42" --with "$out/full_context" --with "$out/closed_book" \
     > "$out/mixture_between_its_controls.json"
+for seed in 42 43 44; do
+    python -m gistjax.compare --of "$out/mixture_s$seed" --with "$out/only_squad_s$seed" \
+        > "$out/cost_for_squad_s$seed.json"
+done
 python -m gistjax.report --runs "$out" --title "Tasks alone, together and left out"

@@ -136,6 +136,13 @@ def test_a_run_of_a_mixture_is_scored_asked_and_shown_on_each_task(finished, tmp
     assert found["tasks"].keys() == {"question", "squad"}
     assert {part["n_examples"] for part in found["tasks"].values()} == {4}
     assert "\nsquad\n" in table(found)
+    rows = json.loads((run / "predictions.json").read_text())
+    (tmp_path / "one").mkdir()
+    squad = [row for row in rows if row["task"] == "squad"]
+    (tmp_path / "one" / "predictions.json").write_text(json.dumps(squad))
+    for pair in ((run, tmp_path / "one"), (tmp_path / "one", run)):
+        shared = compare(pair[0], [pair[1]], 50, 0)
+        assert shared["n_examples"] == 4 and list(shared["tasks"]) == ["squad"]
     summary = report([run], tmp_path / "report")
     assert [(row["task"], row["controls"]) for row in summary["tasks"]] == [
         ("question", "untuned"),
