@@ -128,7 +128,8 @@ def _on_shared_tasks(runs: list[Rows]) -> list[Rows]:
     shared = set.intersection(*tasks)
     if not shared or None in shared or all(found == shared for found in tasks):
         return runs
-    log.warning("compared on what all runs were asked: %s", ", ".join(sorted(shared)))
+    names = ", ".join(sorted(map(str, shared)))
+    log.warning("compared on the tasks that all runs were asked: %s", names)
     return [{id: row for id, row in rows.items() if row["task"] in shared} for rows in runs]
 
 
