@@ -30,7 +30,8 @@ from transformers import PreTrainedTokenizerFast
 
 from gistjax.data import facts
 from gistjax.data.prompts import Prompt, make_prompt
-from gistjax.model.llama import Llama, random_initializer
+from gistjax.model.layer import random_initializer
+from gistjax.model.llama import Llama
 from gistjax.weights.registry import KNOWN
 
 CONFIG = KNOWN["tiny-facts"].config

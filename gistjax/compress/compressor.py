@@ -15,7 +15,8 @@ from gistjax.compress.layers import standardize
 from gistjax.compress.windows import window_centres, window_ends, window_means
 from gistjax.config import CompressionConfig
 from gistjax.model.config import LlamaConfig
-from gistjax.model.llama import Llama, take_positions
+from gistjax.model.layer import take_positions
+from gistjax.model.llama import Llama
 
 
 class Compressor(nnx.Module):

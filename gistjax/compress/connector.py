@@ -8,7 +8,7 @@ from jax import Array
 
 from gistjax.compress.layers import OUT_OF, matrix
 from gistjax.model.config import LlamaConfig
-from gistjax.model.llama import Frozen, rms_norm
+from gistjax.model.layer import Frozen, rms_norm
 
 
 class Connector(nnx.Module):

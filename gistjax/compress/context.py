@@ -14,7 +14,7 @@ from jax import Array
 
 from gistjax.model.config import LlamaConfig
 from gistjax.model.kv_cache import Cache
-from gistjax.model.llama import take_positions
+from gistjax.model.layer import take_positions
 from gistjax.model.masks import lengths_to_valid
 
 

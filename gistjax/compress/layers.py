@@ -11,7 +11,7 @@ from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from gistjax.compress.windows import masked_softmax
-from gistjax.model.llama import rms_norm
+from gistjax.model.layer import rms_norm
 from gistjax.model.rope import apply_rope, rope_frequencies, rotations
 
 NORM_EPS = 1e-6

@@ -21,7 +21,8 @@ from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.config import UNCOMPRESSED, CompressionConfig
 from gistjax.errors import CheckpointError
 from gistjax.model.config import LlamaConfig
-from gistjax.model.llama import Execution, Llama, random_initializer
+from gistjax.model.layer import random_initializer
+from gistjax.model.llama import Execution, Llama
 from gistjax.model.lora import Trainable
 from gistjax.runtime.sharding import is_primary, path_name, put, to_host
 from gistjax.runtime.tensors import load_tensors, save_tensors

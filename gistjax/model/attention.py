@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from gistjax.errors import ConfigError
-from gistjax.model.kv_cache import CacheLayer
+from gistjax.model.kv_cache import CacheLayer, KeptLayer
 from gistjax.runtime.devices import is_deterministic
 
 
@@ -23,7 +23,8 @@ def attention(
 
     Args:
         k_BxTxKxH, v_BxTxKxH: keys and values of the same T positions.
-        cache: where they and earlier ones are kept; queries with a mask look there.
+        cache: where they and earlier ones are kept; queries with a mask look there, and at what
+            it holds of a context.
         mask_BxTxU: True where a query may look. It may be of the last queries only: those before
             them are causal among themselves.
         kernel: of the causal part: `xla`, or `cudnn` (flash attention on NVIDIA GPUs, bf16).
@@ -39,12 +40,38 @@ def attention(
             k, v = (jnp.swapaxes(x_BxKxUxH, 1, 2) for x_BxKxUxH in (cache.k, cache.v))
         else:
             k, v = k_BxTxKxH, v_BxTxKxH
-        parts.append(
-            jax.nn.dot_product_attention(
-                q_BxTxNxH[:, causal:], k, v, mask=mask_BxTxU[:, None], implementation="xla"
+        q = q_BxTxNxH[:, causal:]
+        if cache is not None and cache.kept is not None:
+            parts.append(attend_kept(q, cache, mask_BxTxU, cache.kept))
+        else:
+            parts.append(
+                jax.nn.dot_product_attention(
+                    q, k, v, mask=mask_BxTxU[:, None], implementation="xla"
+                )
             )
-        )
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def attend_kept(q_BxTxNxH: Array, cache: CacheLayer, mask_BxTxU: Array, kept: KeptLayer) -> Array:
+    """Values `[B, T, N, H]`: one softmax over the cache and what is kept of a context."""
+    B, T, N, H = q_BxTxNxH.shape
+    K = cache.k.shape[1]
+    q_BxTxKxGxH = (q_BxTxNxH * H**-0.5).reshape(B, T, K, N // K, H)
+    # entries in one row are read by all KV heads, entries of their own by each
+    one_row = kept.k.shape[1] == 1 and K > 1
+    spec = "btkgh,bjxh->bkgtx" if one_row else "btkgh,bkxh->bkgtx"
+    logits = [
+        jnp.einsum(spec, q_BxTxKxGxH, k, preferred_element_type=jnp.float32)
+        for spec, k in (("btkgh,bkxh->bkgtx", cache.k), (spec, kept.k))
+    ]
+    masks = mask_BxTxU[:, None, None], kept.mask_BxKxX[:, :, None, None]
+    masked = [jnp.where(mask, x, -jnp.inf) for mask, x in zip(masks, logits, strict=True)]
+    weights = jax.nn.softmax(jnp.concatenate(masked, axis=-1), axis=-1).astype(q_BxTxNxH.dtype)
+    dense_BxKxGxTxU, kept_BxKxGxTxX = jnp.split(weights, [cache.k.shape[2]], axis=-1)
+    spec = "bkgtx,bjxh->btkgh" if one_row else "bkgtx,bkxh->btkgh"
+    y_BxTxKxGxH = jnp.einsum("bkgtu,bkuh->btkgh", dense_BxKxGxTxU, cache.v)
+    y_BxTxKxGxH += jnp.einsum(spec, kept_BxKxGxTxX, kept.v)
+    return y_BxTxKxGxH.reshape(B, T, N, H)
 
 
 def causal_attention(

@@ -1,7 +1,8 @@
 """The key/value cache: every layer's keys and values in buffers of fixed length.
 
 Heads come before positions, `[B, K, U, H]`, so that attention reads each head's keys in one run.
-The layers are stacked in one array, or a tuple of arrays, as the decoder keeps its own.
+The layers are stacked in one array, or a tuple of arrays, as the decoder keeps its own. Beside
+them a cache may hold entries that were kept of a context read before, others for each KV head.
 """
 
 from __future__ import annotations
@@ -19,12 +20,31 @@ from gistjax.model.rope import apply_rope, rope_angles
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class KeptLayer:
+    """Entries of one layer, and which KV head reads which of them.
+
+    Either each KV head has its own, J = K, or all stand in one row, J = 1: then a mask that gives
+    each entry to one KV head packs unequal numbers without padding.
+    """
+
+    k: Array  # [B, J, X, H], rotated
+    v: Array
+    mask_BxKxX: Array  # True where a KV head reads an entry
+
+
+Kept = Any
+"""Entries of every layer: a tuple of `KeptLayer`, or one whose arrays begin with an axis L."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class CacheLayer:
     """One layer's keys and values `[B, K, U, H]`, and where the next ones go."""
 
     k: Array
     v: Array
     start: Array | int
+    kept: KeptLayer | None = None
 
     def write(self, k_BxTxKxH: Array, v_BxTxKxH: Array) -> CacheLayer:
         """Write T positions, from the same index on in every row."""
@@ -44,6 +64,7 @@ class Cache:
 
     k: Any  # [L, B, K, U, H], or L arrays [B, K, U, H]
     v: Any
+    kept: Kept | None = None  # read by every position, beside what its mask shows
 
     @classmethod
     def empty(
@@ -64,9 +85,13 @@ class Cache:
     def layer(self, index: Array | int, start: Array | int) -> CacheLayer:
         """One layer's part; what it is given next goes to index `start`."""
         if isinstance(self.k, tuple):
-            return CacheLayer(self.k[index], self.v[index], start)
-        k, v = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (self.k, self.v))
-        return CacheLayer(k, v, start)
+            kept = None if self.kept is None else self.kept[index]
+            return CacheLayer(self.k[index], self.v[index], start, kept)
+        k, v, kept = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False),
+            (self.k, self.v, self.kept),
+        )
+        return CacheLayer(k, v, start, kept)
 
     def put(self, index: Any, layer: CacheLayer) -> Cache:
         """The cache with one layer's part replaced."""
@@ -80,16 +105,16 @@ class Cache:
                 jax.lax.dynamic_update_index_in_dim(old, new, index, 0)
                 for old, new in ((self.k, layer.k), (self.v, layer.v))
             )
-        return Cache(k, v)
+        return replace(self, k=k, v=v)
 
     def insert(self, start: int, other: Cache) -> Cache:
         """Copy another cache of the same rows in, from index `start` on."""
-        cache: Cache = jax.tree.map(
+        k, v = jax.tree.map(
             lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=-2),
-            self,
-            other,
+            (self.k, self.v),
+            (other.k, other.v),
         )
-        return cache
+        return replace(self, k=k, v=v)
 
     def take(self, index_BxM: Array) -> Cache:
         """Some positions of each row.
@@ -108,7 +133,8 @@ class Cache:
 
     def repeat(self, n: int) -> Cache:
         """Each row n times in a row."""
-        cache: Cache = jax.tree.map(lambda x: jnp.repeat(x, n, axis=-4), self)
+        rows = 0 if isinstance(self.k, tuple) else 1
+        cache: Cache = jax.tree.map(lambda x: jnp.repeat(x, n, axis=rows), self)
         return cache
 
     def turned(self, by: Array | float, config: LlamaConfig) -> Cache:

@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 
 from gistjax.errors import WeightsError
 from gistjax.model.config import LlamaConfig
-from gistjax.model.llama import Execution, Llama, fuse_qkv, random_initializer
+from gistjax.model.layer import fuse_qkv, random_initializer
+from gistjax.model.llama import Execution, Llama
 from gistjax.model.lora import projection_sizes
 from gistjax.runtime.sharding import path_name, put, shardings_of
 

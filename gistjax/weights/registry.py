@@ -19,7 +19,8 @@ from gistjax.config import ModelConfig, file_name
 from gistjax.errors import WeightsError, did_you_mean, first_line
 from gistjax.model.attention import choose_kernel
 from gistjax.model.config import LlamaConfig, RopeScaling
-from gistjax.model.llama import Execution, Layer, Llama
+from gistjax.model.layer import Layer
+from gistjax.model.llama import Execution, Llama
 from gistjax.runtime.logs import quiet_hub
 from gistjax.runtime.sharding import path_name, to_host
 from gistjax.runtime.texts import user_path

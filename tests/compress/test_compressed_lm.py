@@ -9,7 +9,7 @@ from flax import nnx
 
 from gistjax.compress.compressed_lm import answer_positions
 from gistjax.config import ARCHITECTURES, EncoderConfig, LoraConfig
-from gistjax.model.llama import Frozen
+from gistjax.model.layer import Frozen
 from gistjax.model.lora import Trainable
 from gistjax.model.masks import lengths_to_valid
 from tests.helpers.tiny import FAMILIES, PREFIX, Compiled, tiny_base, tiny_inputs, tiny_model

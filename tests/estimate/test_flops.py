@@ -7,7 +7,8 @@ import pytest
 
 from gistjax.config import CompressionConfig, EncoderConfig, ModelConfig
 from gistjax.estimate import flops
-from gistjax.model.llama import Llama, random_initializer
+from gistjax.model.layer import random_initializer
+from gistjax.model.llama import Llama
 from gistjax.weights.registry import KNOWN
 from tests.helpers.tiny import TINY, tiny_batch
 

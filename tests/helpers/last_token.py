@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec as P
 from gistjax.compress.architectures import first_rows
 from gistjax.compress.layers import apply, matrix
 from gistjax.compress.windows import window_ends
-from gistjax.model.llama import take_positions
+from gistjax.model.layer import take_positions
 
 
 class LastToken(nnx.Module):

@@ -20,7 +20,8 @@ from gistjax.config import (
 )
 from gistjax.data.example import Batch
 from gistjax.model.config import LlamaConfig, RopeScaling
-from gistjax.model.llama import Execution, Llama, fuse_qkv, random_initializer, unstack
+from gistjax.model.layer import fuse_qkv, random_initializer
+from gistjax.model.llama import Execution, Llama, unstack
 from gistjax.model.lora import Trainable
 from gistjax.model.masks import causal_mask, lengths_to_valid
 from gistjax.runtime.sharding import shardings_of

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from gistjax.config import LoraConfig
-from gistjax.model.llama import Execution, Llama, random_initializer
+from gistjax.model.layer import random_initializer
+from gistjax.model.llama import Execution, Llama
 from gistjax.model.lora import LoRA
 from tests.helpers.tiny import TINY
 

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from gistjax.config import PROJECTIONS, LoraConfig
-from gistjax.model.llama import Frozen
+from gistjax.model.layer import Frozen
 from gistjax.model.lora import LoRA, Trainable, projection_sizes
 from gistjax.model.masks import causal_mask, lengths_to_valid
 from tests.helpers.tiny import (

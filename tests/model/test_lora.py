@@ -5,7 +5,7 @@ import pytest
 
 from gistjax.config import PROJECTIONS, LoraConfig
 from gistjax.model import lora as lora_module
-from gistjax.model.llama import fuse_qkv
+from gistjax.model.layer import fuse_qkv
 from gistjax.model.lora import LoRA, LoRAWeights, lora_dot
 from tests.helpers.tiny import TINY
 

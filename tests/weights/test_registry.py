@@ -8,7 +8,7 @@ from gistjax.compress.parameters import abstract_model, parameter_counts
 from gistjax.config import MeshConfig, ModelConfig
 from gistjax.data.prompts import make_prompt
 from gistjax.errors import WeightsError
-from gistjax.model.llama import Layer
+from gistjax.model.layer import Layer
 from gistjax.runtime.sharding import make_mesh
 from gistjax.weights import registry
 from gistjax.weights.registry import KNOWN, base_hash, load_base, resolve
