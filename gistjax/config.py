@@ -29,6 +29,23 @@ ARCHITECTURES: dict[str, str] = {
     "mark": _BUILT_IN + "Mark",
 }
 """The architectures under test: name to the path of a class (`compress.architectures`)."""
+ASKS = "question_aware"
+"""The scorer that sees the question: no peer, but what the others could reach."""
+SELECT = "select"
+"""The architecture that has no slots, but keeps entries of the key/value cache."""
+SCORERS = (
+    "kvzip",
+    "expected_attention",
+    "h2o",
+    "snapkv",
+    "keydiff",
+    "knorm",
+    "streaming",
+    "random",
+    ASKS,
+)
+"""What chooses the entries that are kept (`gistjax.compress.scorers`)."""
+SPREADS = ("head", "layer", "all", "profile")
 UNCOMPRESSED = ("none", "closed_book")
 """Controls that have no slots: the whole context, and none of it."""
 SELECTIONS = ("all", "first", "last", "random", "surprisal")
@@ -110,6 +127,22 @@ class EncoderConfig:
     layers: int = setting(-1, "base layers that the encoder runs; -1 is all", least=-1)
     bidirectional: bool = setting(False, "lora only: context tokens see later ones too")
     lora: LoraConfig = setting(LoraConfig, "the encoder's adapter")
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """Architecture `select`: which entries of the key/value cache are kept."""
+
+    scorer: str = setting("kvzip", "what says how much an entry is worth", choices=SCORERS)
+    spread: str = setting(
+        "all",
+        "the budget is one for each KV head, each layer, or all; or by fixed parts of a profile",
+        choices=SPREADS,
+    )
+    profile: str = setting(
+        "", "file of the parts that KV heads keep (`python -m gistjax.calibrate` writes it)"
+    )
+    bytes: int = setting(0, "most bytes of entries a context, in place of ratio; 0: none", least=0)
 
 
 @dataclass(frozen=True)
@@ -233,7 +266,7 @@ class CompressionConfig:
     architecture: str = setting(
         "gist",
         "the compressor under test, a control, or a class of yours: my_module.Mine",
-        choices=(*ARCHITECTURES, *UNCOMPRESSED),
+        choices=(*ARCHITECTURES, SELECT, *UNCOMPRESSED),
         or_path=True,
     )
     target_length: int = setting(64, "slots M", least=1)
@@ -298,6 +331,7 @@ class CompressionConfig:
     model: ModelConfig = setting(ModelConfig, "the base model")
     lora: LoraConfig = setting(LoraConfig, "the decoder's adapter")
     encoder: EncoderConfig = setting(EncoderConfig, "the encoder")
+    select: SelectConfig = setting(SelectConfig, "what is kept of the key/value cache")
     data: DataConfig = setting(DataConfig, "questions and contexts")
     text: TextConfig = setting(TextConfig, "plain text")
     optimizer: OptimizerConfig = setting(OptimizerConfig, "the optimizer")
@@ -308,6 +342,11 @@ class CompressionConfig:
     def compresses(self) -> bool:
         """Whether the architecture has slots; the controls `none` and `closed_book` have none."""
         return self.architecture not in UNCOMPRESSED
+
+    @property
+    def selects(self) -> bool:
+        """Whether entries of the key/value cache are kept in place of slots."""
+        return self.architecture == SELECT
 
     def replace(self, **changes: Any) -> CompressionConfig:
         """Return a copy with some fields changed."""

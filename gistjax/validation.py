@@ -38,7 +38,7 @@ def validate(config: CompressionConfig) -> None:
     _check_tasks(config.data)
     for name, value, metadata in keys:
         _check_bounds(name, value, metadata)
-    for rules in (_slot_rules, _encoder_rules, _data_rules, _run_rules):
+    for rules in (_select_rules, _slot_rules, _encoder_rules, _data_rules, _run_rules):
         for holds, message in rules(config):
             if not holds:
                 raise ConfigError(message)
@@ -101,7 +101,7 @@ def _check_losses(config: CompressionConfig) -> None:
             "loss_weights.distillation needs a model to learn from: give --config.teacher, the "
             "directory of a finished run such as that of configs/full_context.py."
         )
-    if config.loss_weights.get("contrastive") and not config.compresses:
+    if config.loss_weights.get("contrastive") and (not config.compresses or config.selects):
         raise ConfigError(
             f"architecture={config.architecture!r} has no slots for the contrastive loss: set "
             "--config.loss_weights.contrastive=0."
@@ -149,6 +149,34 @@ def check_trains(config: CompressionConfig) -> None:
         )
 
 
+def _select_rules(config: CompressionConfig) -> Rules:
+    select = config.select
+    untouched = type(config)()
+    slot_keys = ("slot_form", "slot_place", "slot_start", "slot_positions", "connector")
+    changed = [key for key in slot_keys if getattr(config, key) != getattr(untouched, key)]
+    return (
+        (
+            config.selects or select == type(select)(),
+            f"select.* is for architecture='select', not {config.architecture!r}: leave it as it "
+            "is, or set --config.architecture=select.",
+        ),
+        (
+            not config.selects or not changed,
+            f"{', '.join(changed)} is about slots, and architecture='select' has none: leave it as "
+            "it is.",
+        ),
+        (
+            not select.profile or select.spread == "profile",
+            f"select.profile={select.profile!r} is read with --config.select.spread=profile, not "
+            f"{select.spread!r}.",
+        ),
+        (
+            not select.bytes or config.ratio == 0 and not config.ratios,
+            f"select.bytes={select.bytes} and ratio={config.ratio} are two budgets: set one to 0.",
+        ),
+    )
+
+
 def _slot_rules(config: CompressionConfig) -> Rules:
     M, context = config.target_length, config.data.context_tokens
     key_values = config.slot_form == "key_values"
@@ -183,6 +211,11 @@ def _slot_rules(config: CompressionConfig) -> Rules:
 def _encoder_rules(config: CompressionConfig) -> Rules:
     encoder, key_values = config.encoder, config.slot_form == "key_values"
     return (
+        (
+            not config.selects or (encoder.kind != "hidden" and encoder.layers < 0),
+            "architecture='select' keeps entries of a pass through all layers: set "
+            "encoder.kind='lora' or 'embeddings' (no adapter of its own) and encoder.layers=-1.",
+        ),
         (
             not key_values or not encoder.bidirectional,
             "slot_form='key_values' makes keys and values in a causal pass: set "

@@ -113,7 +113,7 @@ def check_architecture(config: CompressionConfig, base: LlamaConfig) -> None:
     Raises:
         ConfigError: naming what it lacks, or what it returns.
     """
-    if not config.compresses:
+    if not config.compresses or config.selects:
         return
     kind, name = find_architecture(config.architecture), f"architecture={config.architecture!r}"
     if "slots" not in kind.gives:

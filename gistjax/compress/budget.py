@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gistjax.config import CompressionConfig
+from gistjax.config import SELECT, CompressionConfig
 
 EXACT = 1 - 1e-6
 """Factor of a quotient before it is rounded up: 21 tokens at 2.1 are 10 slots, although the floats'
@@ -72,7 +72,7 @@ class Budget:
 
     def decoder_positions(self, tokens: int) -> int:
         """Positions between prefix and question that a padded context takes in training."""
-        return {"none": tokens, "closed_book": 0}.get(
+        return {"none": tokens, SELECT: tokens, "closed_book": 0}.get(
             self.architecture, self.room(tokens, drawn=True)
         )
 
@@ -91,6 +91,8 @@ class Budget:
         trained = self.ratios or (self.ratio,)
         if self.architecture in ("none", "closed_book"):
             return f"ratio={ratio:g}: this model has no number of tokens a slot to set."
+        if self.architecture == SELECT and not self.ratios:
+            return ""  # what chooses entries is not trained, and neither is the cut
         if trained[0] == 0:
             return (
                 f"ratio={ratio:g}: this compressor has {self.most} slots for any context. "

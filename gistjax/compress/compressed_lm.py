@@ -4,8 +4,8 @@
     prefix · compressed context · question · answer ──▶ decoder
 
 A `CompressedContext` is whatever the decoder reads in place of the context: slots as soft tokens,
-slots as keys and values, the whole context (architecture `none`) or nothing (`closed_book`). All of
-them go through the same code.
+slots as keys and values, entries kept of the cache (`select`), the whole context (`none`) or
+nothing (`closed_book`). All of them go through the same code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from jax import Array
 
 from gistjax.compress.compressor import Compressor
 from gistjax.compress.context import CompressedContext, DecodeState, soft_context
-from gistjax.compress.key_values import KeyValues, behind_prefix
+from gistjax.compress.key_values import KeyValues, prefix_cache
+from gistjax.compress.select import Asked, Selector
 from gistjax.compress.sequence import first_place, first_position, make_sequence, places_of
 from gistjax.compress.soft_tokens import Form, SoftTokens
 from gistjax.config import CompressionConfig
@@ -36,6 +37,7 @@ class CompressedLM(nnx.Module):
     encoder_base   Llama        Frozen, or None where the encoder runs on `base`
     lora           LoRA         trainable, or None
     compressor     Compressor   trainable (but its `embedding_rms`), or None for the controls
+    selector       Selector     in place of the compressor where entries are kept
 
     Args:
         encoder_base: another base for the encoder, of the same width and vocabulary.
@@ -65,8 +67,11 @@ class CompressedLM(nnx.Module):
                 "kept as keys and values: set slot_form='soft_tokens'."
             )
         self.compressor = (
-            Compressor(base.config, encoder_config, config, key_c) if config.compresses else None
+            Compressor(base.config, encoder_config, config, key_c)
+            if config.compresses and not config.selects
+            else None
         )
+        self.selector = Selector(base.config, config, key_c) if config.selects else None
 
     def in_sequence(
         self,
@@ -95,12 +100,21 @@ class CompressedLM(nnx.Module):
         ids_BxC: Array,
         length_B: Array,
         ratio: Array | float | None = None,
+        asked: Asked | None = None,
     ) -> CompressedContext:
         """The compressed context in the form that is trained and kept.
 
-        That is M soft tokens, or M keys and values a layer. Answers from it equal those from
-        `in_sequence`; the context is not needed any more.
+        That is M soft tokens, M keys and values a layer, or as many entries spread over layers and
+        KV heads. Answers from the first two equal those from `in_sequence`; the context is not
+        needed any more.
+
+        Args:
+            ratio: as in `in_sequence`; context tokens an entry where entries are kept.
+            asked: the question, for a scorer that looks at it.
         """
+        if self.selector is not None:
+            context = ids_BxC, length_B
+            return self.selector(self.base, self.lora, prefix_ids_P, context, ratio, asked)
         if self.compressor is None:
             return self.in_sequence(prefix_ids_P, ids_BxC, length_B)
         placed, M = self._placed(self.compressor, prefix_ids_P, ids_BxC, length_B, ratio)
@@ -149,7 +163,7 @@ class CompressedLM(nnx.Module):
         Returns:
             `[B, W, D]`.
         """
-        if context.kv is not None:
+        if context.in_cache:
             if logit_positions_BxW is None:
                 shape = tokens_BxS.shape
                 logit_positions_BxW = jnp.broadcast_to(jnp.arange(shape[1]), shape)
@@ -179,7 +193,7 @@ class CompressedLM(nnx.Module):
         """
         S = tokens_BxS.shape[1]
         seen_B = length_B if seen_B is None else seen_B
-        if context.kv is not None:
+        if context.in_cache:
             state = self.prefill(context, S + room)
             return self.append(tokens_BxS, state, logit_positions_BxW, seen_B)
         sequence = make_sequence(self.base, context, tokens_BxS, length_B).compact()
@@ -213,8 +227,10 @@ class CompressedLM(nnx.Module):
             jnp.pad(visible_BxX, ((0, 0), (P, 0)), constant_values=True), ((0, 0), (0, room))
         )
         cache: Cache | None
-        if context.kv is not None:
-            cache = behind_prefix(self.base, self.lora, context.prefix_ids_P, context.kv, size)
+        if context.in_cache:
+            cache = prefix_cache(self.base, self.lora, context.prefix_ids_P, B, size)
+            cache = cache if context.kv is None else cache.insert(P, context.kv)
+            cache = dataclasses.replace(cache, kept=context.kept)
         else:  # causal: unused slots stand last, where no other slot sees them
             sequence = make_sequence(self.base, context)
             _, cache = self.base(

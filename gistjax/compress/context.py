@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from gistjax.model.config import LlamaConfig
-from gistjax.model.kv_cache import Cache
+from gistjax.model.kv_cache import Cache, Kept
 from gistjax.model.layer import take_positions
 from gistjax.model.masks import lengths_to_valid
 
@@ -31,11 +31,17 @@ class CompressedContext:
     position_BxX: Array  # rotary, from the prefix's end; fractions where slots are spread
     length_B: Array  # rotary positions that it takes up
     slots_B: Array  # slots used (context tokens where nothing is compressed)
+    kept: Kept | None = None  # entries kept of the cache; there are no positions then, X = 0
 
     @property
     def size(self) -> int:
         """X, the positions that it takes in the decoder's sequence."""
         return self.valid_BxX.shape[1]
+
+    @property
+    def in_cache(self) -> bool:
+        """Whether it is kept as keys and values."""
+        return self.kv is not None or self.kept is not None
 
     @property
     def vectors(self) -> Array:

@@ -102,12 +102,12 @@ def gist_mask(valid_BxT: Array, cut_BxT: Array, after_BxT: Array) -> Array:
     return causal_mask(valid_BxT) & ~hidden_BxTxT
 
 
-def behind_prefix(
-    base: Llama, lora: LoRA | None, prefix_ids_P: Array, kv: Cache, size: int
+def prefix_cache(
+    base: Llama, lora: LoRA | None, prefix_ids_P: Array, rows: int, size: int
 ) -> Cache:
-    """A cache of `size` positions that begins with the prefix, the same in every row, and `kv`."""
-    B, P = jax.tree.leaves(kv.k)[0].shape[-4], prefix_ids_P.shape[0]
-    cache = base.empty_cache(B, size)
+    """A cache of `size` positions that begins with the prefix, the same in every row."""
+    P = prefix_ids_P.shape[0]
+    cache = base.empty_cache(rows, size)
     if P:
         _, prefix = base(
             base.embed(prefix_ids_P)[None],
@@ -117,8 +117,8 @@ def behind_prefix(
             logit_positions_BxW=jnp.zeros((1, 1), jnp.int32),
         )
         assert prefix is not None
-        cache = cache.insert(0, prefix.repeat(B))
-    return cache.insert(P, kv)
+        cache = cache.insert(0, prefix.repeat(rows))
+    return cache
 
 
 def _behind(context: CompressedContext, slots: CompressedContext) -> CompressedContext:

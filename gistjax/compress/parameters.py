@@ -70,7 +70,7 @@ def _size(tree: Any) -> int:
 
 
 def _group(name: str) -> str:
-    if name.startswith("compressor/encoder/lora"):
+    if name.startswith(("compressor/encoder/lora", "selector/encoder/lora")):
         return "encoder_lora"
     return "decoder_lora" if name.startswith("lora/") else "compressor"
 

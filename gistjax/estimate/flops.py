@@ -63,8 +63,8 @@ def batch_flops(config: CompressionConfig, base: LlamaConfig, batch: Batch) -> f
     """Return the FLOPs of a step on a batch, padding not counted."""
     contexts = np.asarray(batch.context_length_E)
     tokens = batch.question_length_B.sum() + batch.answer_length_B.sum()
-    if not config.compresses:
-        memory = contexts.sum() if config.architecture == "none" else 0
+    if not config.compresses or config.selects:
+        memory = 0 if config.architecture == "closed_book" else contexts.sum()
         return step_flops(config, base, 0, memory + tokens)[0]
     slots = Budget.of(config).slots(contexts, batch.ratio_E)
     return sum(step_flops(config, base, contexts.sum(), slots.sum() + tokens))

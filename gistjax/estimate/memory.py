@@ -139,8 +139,9 @@ def passes(config: CompressionConfig, base: LlamaConfig, prefix: int) -> Iterato
         return Pass(rows, T, 0 if fused else T, base.n_layers, lora, last, cache)
 
     trained = encoder.kind == "lora"
-    if config.compresses and config.slot_form == "key_values":
-        T = prefix + C + (X if config.slot_place == "behind" else 0)
+    if config.selects or (config.compresses and config.slot_form == "key_values"):
+        behind = config.slot_place == "behind" and not config.selects
+        T = prefix + C + (X if behind else 0)
         yield causal(E, T, 1, T, encoder.lora if trained else lora)
         yield Pass(B, S, U, base.n_layers, lora, A)
     else:

@@ -34,7 +34,11 @@ class Answers:
 
 
 class Generator:
-    """Answers rows with one model, compiled once for each shape of batch."""
+    """Answers rows with one model, compiled once for each shape of batch.
+
+    Args:
+        asks: show a context's question to what compresses it.
+    """
 
     def __init__(
         self,
@@ -44,16 +48,23 @@ class Generator:
         end_ids: Sequence[int],
         batch_size: int,
         buckets: Buckets,
+        asks: bool = False,
     ):
         self._mesh, self._end_ids = mesh, end_ids
-        self._batch_size, self._buckets = batch_size, buckets
+        self._batch_size, self._buckets, self._asks = batch_size, buckets, asks
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
         def compress(
-            trainable: Any, frozen: Any, prefix_ids_P: Array, ids_BxC: Array, length_B: Array
+            trainable: Any,
+            frozen: Any,
+            prefix_ids_P: Array,
+            ids_BxC: Array,
+            length_B: Array,
+            *question: Array,
         ) -> CompressedContext:
             model = nnx.merge(graphdef, trainable, frozen)
-            return model.compress(prefix_ids_P, ids_BxC, length_B)
+            asked = (question[0], question[1]) if question else None
+            return model.compress(prefix_ids_P, ids_BxC, length_B, asked=asked)
 
         def answer(
             trainable: Any,
@@ -81,7 +92,8 @@ class Generator:
             for indices, host_batch in batches:
                 batch: Batch = put_batch(host_batch, self._mesh)
                 weights = (trainable, frozen)
-                given = (*weights, *_context_of(batch))
+                asked = (batch.tokens_BxS, batch.question_length_B) if self._asks else ()
+                given = (*weights, *_context_of(batch), *asked)
                 compress = self._compile("compress", self._compress, given)
                 context, seconds = _timed(compress, given)
                 answers.compress_s += seconds

@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from gistjax.compress.architectures import check_architecture
 from gistjax.compress.compressed_lm import CompressedLM
-from gistjax.compress.parameters import import_trainable, split_model
-from gistjax.config import CompressionConfig
+from gistjax.compress.parameters import import_trainable, split_model, start_from
+from gistjax.compress.profile import read_profile
+from gistjax.config import SELECT, CompressionConfig
 from gistjax.data.encoding import check_buckets
 from gistjax.data.prompts import Prompt
 from gistjax.data.tasks import load_task, written_tokens
@@ -36,6 +37,9 @@ from gistjax.weights.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+REPEAT = "Repeat the context word for word."
+"""What a decoder is asked whose attention tells which entries it needs (KVzip)."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,10 @@ def build_model(
     config: CompressionConfig, pretrained: PretrainedBase, seeded: bool = True
 ) -> CompressedLM:
     """Build the model of one ablation on a base (`build_on`)."""
-    return build_on(pretrained.base, pretrained.mesh, config, seeded)
+    model = build_on(pretrained.base, pretrained.mesh, config, seeded)
+    if model.selector is not None:
+        model.selector.repeat_ids = tuple(pretrained.prompt.encode_question(REPEAT).tolist())
+    return model
 
 
 def build_on(
@@ -166,6 +173,9 @@ def build_on(
 
     model = make() if seeded else nnx.eval_shape(make)
     model.base = base  # not as shapes
+    if model.selector is not None and model.selector.profile is not None and seeded:
+        parts = read_profile(config.select.profile, base.config)
+        model.selector.profile.set_value(jnp.asarray(parts))
     if model.compressor is not None:
         rms = jax.jit(_embedding_rms, out_shardings=replicated(mesh))(base.embedding[...])
         model.compressor.connector.embedding_rms.set_value(rms)
@@ -202,6 +212,11 @@ def load_trained(
     pretrained = load_pretrained(config)
     pretrained.check_run(run)
     graphdef, shapes, frozen = split_model(build_model(config, pretrained, seeded=False))
+    if config.selects and not run.config().selects:  # a full context of which entries are kept
+        trained = start_from(
+            exported, shapes, SELECT, lambda: split_model(build_model(config, pretrained))[1]
+        )
+        return pretrained, (graphdef, trained, frozen)
     return pretrained, (graphdef, import_trainable(exported, shapes), frozen)
 
 
@@ -213,4 +228,9 @@ def untuned_closed_book(config: CompressionConfig) -> CompressionConfig:
 def untuned_full_context(config: CompressionConfig) -> CompressionConfig:
     """Return the upper control that was not trained: the base itself, with the whole context."""
     lora = type(config.lora)(rank=0)
-    return config.replace(architecture="none", slot_form="soft_tokens", lora=lora)
+    return config.replace(
+        architecture="none",
+        slot_form="soft_tokens",
+        lora=lora,
+        select=type(config.select)(),
+    )

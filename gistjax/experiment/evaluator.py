@@ -10,7 +10,7 @@ import numpy as np
 
 from gistjax.compress.budget import Budget
 from gistjax.compress.parameters import abstract_model, parameter_counts, split_model
-from gistjax.config import CompressionConfig
+from gistjax.config import ASKS, CompressionConfig
 from gistjax.data.example import Buckets, Example, TokenizedExample
 from gistjax.data.prompts import decode
 from gistjax.data.tasks import load_task, written_tokens
@@ -107,6 +107,7 @@ def make_generator(
         end_ids=pretrained.prompt.end_ids,
         batch_size=config.evaluation.batch_size * rows_per_step(pretrained.mesh),
         buckets=Buckets.of(config.data),
+        asks=config.selects and config.select.scorer == ASKS,
     )
 
 
@@ -284,8 +285,10 @@ class Evaluator:
 
         How alike they are, and the score with the slots of another context.
         """
-        slots_BxMxD, slots_B = self._generator.slots(trainable, frozen, self._rows_read)
-        alike = {"slot_similarity": slot_similarity(slots_BxMxD, slots_B)}
+        alike = {}
+        if not self._config.selects:
+            slots_BxMxD, slots_B = self._generator.slots(trainable, frozen, self._rows_read)
+            alike = {"slot_similarity": slot_similarity(slots_BxMxD, slots_B)}
         if not self._config.evaluation.shuffled:
             return alike
         wrong = self._score(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,6 +65,7 @@ MEANING = (
     "connector",
     "lora",
     "encoder",
+    "select",
 )
 """Keys without which trained weights mean something else."""
 
@@ -310,7 +311,10 @@ def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None
     Raises:
         ConfigError: naming the keys that differ from those of the training.
     """
-    if changed := [name for name in MEANING if getattr(config, name) != getattr(trained, name)]:
+    keys: Sequence[str] = MEANING
+    if config.selects and trained.architecture == "none":  # its cache can be cut by any scorer
+        keys = tuple(key for key in MEANING if key not in ("architecture", "select"))
+    if changed := [name for name in keys if getattr(config, name) != getattr(trained, name)]:
         raise ConfigError(
             f"{', '.join(changed)}: this model was trained with another value, so it would answer "
             "at random: leave that --config out, or train a model with it."

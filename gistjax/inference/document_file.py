@@ -4,6 +4,11 @@
     x           [slots, D]                        of soft tokens
     position    [slots]                           rotary, from the end of the prompt before them
 
+or, where entries are kept of the cache, version 3:
+
+    k, v        [entries, head]                   by layer, KV head and position
+    count       [layers, KV heads]                how many of each
+
 Its metadata has the format's name and version, the compressor and base that made it (SHA-256), the
 gistjax that wrote it, and the numbers of tokens, pieces and positions. Version 1, of gistjax 0.1,
 is called `gistjax-memory` and has padding; it is read too.
@@ -20,12 +25,13 @@ from safetensors import SafetensorError, safe_open
 
 import gistjax
 from gistjax.compress.context import CompressedContext
+from gistjax.compress.kept import Entries, entries_of
 from gistjax.errors import CheckpointError
 from gistjax.model.config import LlamaConfig
 from gistjax.model.kv_cache import Cache
 from gistjax.runtime.tensors import load_tensors, save_tensors
 
-FORMAT, VERSION = "gistjax-document", "2"
+FORMAT, VERSION, KEPT = "gistjax-document", "2", "3"
 FORMAT_1 = "gistjax-memory"
 
 
@@ -51,6 +57,9 @@ def is_document(file: Path) -> bool:
 
 def pack(context: CompressedContext) -> dict[str, np.ndarray]:
     """Return the arrays that are kept of a context of one row."""
+    if context.kept is not None:
+        entries = entries_of(context)
+        return {"k": entries.k_TxH, "v": entries.v_TxH, "count": entries.count_LxK}
     slots = int(context.slots_B[0])
     arrays = {"position": np.asarray(context.position_BxX)[0, :slots]}
     if context.kv is None:
@@ -67,7 +76,7 @@ def write(file: Path, context: CompressedContext, about: About) -> int:
     """
     metadata = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if context.kept is None else KEPT,
         "gistjax": gistjax.__version__,
         "compressor": about.compressor,
         "base": about.base,
@@ -97,11 +106,11 @@ def read(
     kind, version = metadata.get("format"), metadata.get("version")
     if kind not in (FORMAT, FORMAT_1):
         raise CheckpointError(f"{file} holds no document: give a file that --save or `save` wrote.")
-    if kind == FORMAT and version != VERSION:
+    if kind == FORMAT and version not in (VERSION, KEPT):
         raise CheckpointError(
             f"{file} is a document of version {version}, written by gistjax "
-            f"{metadata.get('gistjax')}; this is {gistjax.__version__}, which reads 1 and "
-            f"{VERSION}: update gistjax, or compress the text again."
+            f"{metadata.get('gistjax')}; this is {gistjax.__version__}, which reads 1 to "
+            f"{KEPT}: update gistjax, or compress the text again."
         )
     if not (metadata.get("base_sha256") or metadata.get("compressor")):
         raise CheckpointError(f"{file} does not say which base made it: compress the text again.")
@@ -182,6 +191,36 @@ def unpack(
         "slots_B": np.asarray([S], np.int32),
     }
     return CompressedContext(kv=kv, **one_row)
+
+
+def unpack_entries(
+    arrays: dict[str, np.ndarray],
+    prefix_ids_P: np.ndarray,
+    base: LlamaConfig,
+    numbers: dict[str, int],
+) -> tuple[CompressedContext, Entries, int]:
+    """Return the context whose arrays `read` found, without its entries; those; and its tokens.
+
+    Raises:
+        KeyError, ValueError: if an array is missing, or of another shape than the base asks for.
+    """
+    k, v, count = arrays["k"], arrays["v"], arrays["count"]
+    shape = (int(count.sum()), base.head_dim)
+    for array, wanted in ((count, (base.n_layers, base.n_kv_heads)), (k, shape), (v, shape)):
+        if array.shape != wanted or (count < 0).any():
+            raise ValueError(f"an array has shape {array.shape} instead of {wanted}")
+    entries_a_head = -(-int(count.sum()) // count.size)
+    no_position = np.zeros((1, 0), bool)
+    one_row: dict[str, Any] = {
+        "prefix_ids_P": prefix_ids_P,
+        "x_BxXxD": np.zeros((1, 0, base.d_model), k.dtype),
+        "valid_BxX": no_position,
+        "cut_BxX": no_position,
+        "position_BxX": np.zeros((1, 0), np.int32),
+        "length_B": np.asarray([numbers["positions"]], np.int32),
+        "slots_B": np.asarray([entries_a_head], np.int32),
+    }
+    return CompressedContext(kv=None, **one_row), Entries(k, v, count), numbers["tokens"]
 
 
 def _padded(array: np.ndarray, shape: tuple[int, ...], axis: int, size: int) -> np.ndarray:

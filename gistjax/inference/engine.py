@@ -163,7 +163,8 @@ class Engine:
                 f"the context has {len(text)} characters, but {name} reads at most {limit} tokens: "
                 "ask about a part of it."
             )
-        pieces = cut_text(text, self.pretrained.prompt, self.trained_tokens)
+        piece = limit if self.config.selects else self.trained_tokens
+        pieces = cut_text(text, self.pretrained.prompt, piece)
         tokens = sum(map(len, pieces))
         if tokens > limit:
             raise DataError(
@@ -198,9 +199,14 @@ class Engine:
         arrays, numbers = document_file.read(file, self.compressor, self.pretrained.base_sha256)
         base, stacked = self.pretrained.source.config, self.config.model.scan_layers
         try:
-            context = document_file.unpack(
-                arrays, numbers["positions"], self.programs.prefix_ids_P, base, stacked
-            )
+            if self.config.selects:
+                context = self.programs.packed(
+                    *document_file.unpack_entries(arrays, self.programs.prefix_ids_P, base, numbers)
+                )
+            else:
+                context = document_file.unpack(
+                    arrays, numbers["positions"], self.programs.prefix_ids_P, base, stacked
+                )
         except (KeyError, ValueError) as error:
             raise document_file.not_whole(file, error) from error
         return Document(self, context, numbers["tokens"], numbers["pieces"], 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,9 @@ from jax import Array
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext, DecodeState
 from gistjax.compress.decoding import continue_greedily
+from gistjax.compress.kept import Entries, entries_of, packed
 from gistjax.inference.recent import Recent
+from gistjax.model.layer import Layer
 
 KEPT_PROGRAMS = 32
 """Compiled programs that stay: one for each combination of function, shapes and ratio."""
@@ -74,7 +77,20 @@ class Programs:
         """Compress the token ids of a context, padded to `size`; numpy arrays."""
         given = (self.prefix_ids_P, *padded(ids, size))
         context, seconds = self._timed(self._compress, *given, static=(ratio,))
-        return jax.device_get(context), seconds
+        context = jax.device_get(context)
+        if context.kept is not None:
+            context = self.packed(context, entries_of(context), len(ids))
+        return context, seconds
+
+    def packed(
+        self, context: CompressedContext, entries: Entries, tokens: int
+    ) -> CompressedContext:
+        """Return a context with the entries that are kept of its tokens, and no others."""
+        model = self.model()
+        assert model.selector is not None
+        sizes = model.selector.room(entries, tokens)
+        stacked = isinstance(model.base.layers, Layer)
+        return dataclasses.replace(context, kept=packed(entries, sizes, stacked))
 
     def prefill(self, context: CompressedContext, room: int) -> tuple[DecodeState, float]:
         """Read prompt and slots, with room for so many tokens."""

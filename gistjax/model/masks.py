@@ -27,6 +27,13 @@ def bidirectional_mask(valid_BxT: Array) -> Array:
     return _visible(valid_BxT, jnp.ones((T, T), bool))
 
 
+def context_mask(valid_BxT: Array, prefix: int) -> Array:
+    """Each real token sees the real ones before it, and those behind the prefix one another."""
+    T = valid_BxT.shape[1]
+    behind = jnp.arange(T) >= prefix
+    return _visible(valid_BxT, jnp.tril(jnp.ones((T, T), bool)) | (behind[:, None] & behind))
+
+
 def _visible(valid_BxT: Array, order_TxT: Array) -> Array:
     real_BxTxT = valid_BxT[:, None, :] & valid_BxT[:, :, None] & order_TxT
     return real_BxTxT | jnp.eye(valid_BxT.shape[1], dtype=bool)

@@ -18,8 +18,9 @@ from gistjax.runtime.sharding import path_name
 
 GROUPS: tuple[tuple[str, str], ...] = (
     (r"lora/adapters/.*", "lora"),
-    (r"compressor/encoder/lora/adapters/.*", "lora"),
+    (r"(compressor|selector)/encoder/lora/adapters/.*", "lora"),
     (r"compressor/(gate|(architecture|connector)/.*)", "compressor"),
+    (r"selector/profile", "compressor"),
 )
 """Parameter name to learning-rate group. Every trainable leaf must match exactly one."""
 

@@ -105,7 +105,8 @@ def tiny_model(
         data=DataConfig(context_tokens=16),
     ).replace(**changes)
     model = CompressedLM(base or tiny_base(), config, jax.random.key(seed))
-    for lora in (model.lora, model.compressor and model.compressor.encoder.lora):
+    inner = model.compressor or model.selector
+    for lora in (model.lora, inner and inner.encoder.lora):
         if lora is not None:
             for name, adapter in lora.adapters.items():
                 key = jax.random.key(len(name))

@@ -1,0 +1,224 @@
+"""The form of compression that keeps entries: keys and values of single KV heads of single layers.
+
+The context is read once behind the prompt. A scorer says what each entry is worth to whoever asks
+later, and a budget decides how many are kept, and where. What comes after reads the prompt and what
+is kept, each KV head its own entries.
+
+While training and scoring the others are masked; `gistjax.compress.kept` packs what is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from gistjax.compress.budget import Budget
+from gistjax.compress.context import CompressedContext, soft_context
+from gistjax.compress.encoder import Encoder
+from gistjax.compress.kept import Entries, size_class
+from gistjax.compress.layers import parameter
+from gistjax.compress.scorers import SCORERS, Reading, Scorer
+from gistjax.compress.spread import PROFILE_RATIOS, keep, keep_parts, shares_at, whole_parts
+from gistjax.config import CompressionConfig
+from gistjax.errors import ConfigError
+from gistjax.model.config import LlamaConfig
+from gistjax.model.kv_cache import Cache, Kept, KeptLayer
+from gistjax.model.layer import Seen
+from gistjax.model.llama import Llama
+from gistjax.model.lora import LoRA
+from gistjax.model.masks import causal_mask, context_mask, lengths_to_valid
+
+Asked = tuple[Array, Array]
+"""Question tokens `[B, S]` and their number `[B]`."""
+
+
+class Selector(nnx.Module):
+    """Encoder adapter, scorer, and the parts that KV heads keep.
+
+    Args:
+        base: sizes of the base, which reads contexts and questions.
+    """
+
+    def __init__(self, base: LlamaConfig, config: CompressionConfig, key: Array):
+        self.base, self.budget, self.seed = base, Budget.of(config), config.seed
+        self.scorer, self.spread = config.select.scorer, config.select.spread
+        dtype = jnp.dtype(config.model.compute_dtype or config.model.dtype)
+        self.most = config.select.bytes // (2 * base.head_dim * dtype.itemsize)
+        self.encoder = Encoder(base, config.encoder, True, key)
+        shape = (base.n_layers, base.n_kv_heads, len(PROFILE_RATIOS))
+        fixed = self.spread == "profile"
+        self.profile = parameter(jnp.ones(shape), decay=False) if fixed else None
+        self.repeat_ids: tuple[int, ...] = ()  # a question that asks to repeat the context
+
+    def __call__(
+        self,
+        base: Llama,
+        lora: LoRA | None,
+        prefix_ids_P: Array,
+        context: tuple[Array, Array],
+        ratio: Array | float | None = None,
+        asked: Asked | None = None,
+    ) -> CompressedContext:
+        """Read a context and keep some of its entries.
+
+        Args:
+            lora: the decoder's adapter; it reads contexts too unless the encoder has its own.
+            context: ids `[B, C]` and lengths `[B]`.
+            ratio: context tokens an entry, as in `Compressor`.
+            asked: the question, for a scorer that looks at it.
+        """
+        ids_BxC, length_B = context
+        B, C = ids_BxC.shape
+        P = prefix_ids_P.shape[0]
+        cache, score_LxBxKxC = self.read(base, lora, prefix_ids_P, context, asked)
+        total_B = self.entries(length_B, ratio)
+        kept_LxBxKxC = self.choose(jax.lax.stop_gradient(score_LxBxKxC), length_B, total_B)
+        nothing = soft_context(prefix_ids_P, base.embed(ids_BxC[:, :0]), jnp.zeros_like(length_B))
+        return dataclasses.replace(
+            nothing,
+            kept=kept_of(cache, P, C, kept_LxBxKxC),
+            length_B=length_B,
+            slots_B=-(-total_B // self.heads),
+        )
+
+    @property
+    def heads(self) -> int:
+        """KV heads of all layers."""
+        return self.base.n_layers * self.base.n_kv_heads
+
+    def entries(self, length_B: Array, ratio: Array | float | None) -> Array:
+        """Entries that may be kept of each context, of all layers and KV heads together, `[B]`."""
+        if self.most:
+            return jnp.minimum(self.most, self.heads * length_B)
+        slots_B: Array
+        if isinstance(ratio, float | int):
+            slots_B = self.budget.at(ratio).slots(length_B)
+        else:
+            slots_B = self.budget.slots(length_B, ratio)
+        return self.heads * slots_B
+
+    def room(self, entries: Entries, tokens: int) -> list[int]:
+        """Entries a layer that contexts up to the end of a class of lengths need.
+
+        Args:
+            entries: what was kept of one of so many tokens.
+        """
+        longest = size_class(tokens)
+        most = math.ceil(sum(entries.totals) * longest / (tokens * self.heads))
+        layers, total_1 = self.base.n_layers, jnp.full(1, most * self.heads)
+        sizes = [most * self.base.n_kv_heads] * layers
+        if self.profile is not None:
+            share_Lx1xK = shares_at(self.profile[...], jnp.full(1, longest / most))
+            parts_Lx1xK = whole_parts(share_Lx1xK, jnp.full(1, longest), total_1)
+            # a number that is rounded may be one less in a longer context
+            sizes = (np.asarray(parts_Lx1xK).sum((1, 2)) + self.base.n_kv_heads).tolist()
+        if all(total <= size for total, size in zip(entries.totals, sizes, strict=True)):
+            return sizes
+        return [size_class(max(entries.totals))] * layers
+
+    def choose(self, score_LxBxKxC: Array, length_B: Array, total_B: Array) -> Array:
+        """Mark what is kept, `[L, B, K, C]`."""
+        if self.profile is None:
+            return keep(score_LxBxKxC, length_B, total_B, self.spread)
+        profile_LxKxR = jax.lax.stop_gradient(self.profile[...])
+        share_LxBxK = shares_at(profile_LxKxR, self.heads * length_B / jnp.maximum(total_B, 1))
+        return keep_parts(score_LxBxKxC, length_B, whole_parts(share_LxBxK, length_B, total_B))
+
+    def read(
+        self,
+        base: Llama,
+        lora: LoRA | None,
+        prefix_ids_P: Array,
+        context: tuple[Array, Array],
+        asked: Asked | None = None,
+    ) -> tuple[Cache, Array]:
+        """Prompt and context as keys and values, and the scores of the context's `[L, B, K, C]`."""
+        ids_BxC, length_B = context
+        B, C = ids_BxC.shape
+        P = prefix_ids_P.shape[0]
+        ids_BxT = jnp.concatenate([jnp.broadcast_to(prefix_ids_P, (B, P)), ids_BxC], axis=1)
+        mask_BxTxT = None  # causal: padding stands last, where nobody sees it
+        if self.encoder.bidirectional:
+            mask_BxTxT = context_mask(lengths_to_valid(P + length_B, P + C), P)
+        reading = Reading(self.base, P, ids_BxC, length_B, self.seed)
+        scorer = SCORERS[self.scorer]
+        if scorer.second == "question" and asked is None:
+            raise ConfigError(
+                f"select.scorer={self.scorer!r} looks at the question, which is not known while a "
+                "context is kept for any: it is for `python -m gistjax.evaluate` alone."
+            )
+        first = _nothing if scorer.second else partial(scorer.score, reading)
+        cache, score = base.observe(
+            base.embed(ids_BxT),
+            jnp.arange(P + C)[None],
+            mask_BxTxT,
+            self.encoder.lora or lora,
+            base.empty_cache(B, P + C),
+            0,
+            first,
+            jnp.arange(self.base.n_layers),
+        )
+        if not scorer.second:
+            return cache, score
+        if scorer.second == "repetition" or asked is None:
+            asked = self._repetition(ids_BxC, length_B)
+        return cache, second_pass(base, lora, cache, reading, asked, scorer)
+
+    def _repetition(self, ids_BxC: Array, length_B: Array) -> Asked:
+        """The question that asks to repeat the context, and the context."""
+        repeat_R = jnp.asarray(self.repeat_ids, ids_BxC.dtype)
+        repeat_BxR = jnp.broadcast_to(repeat_R, (ids_BxC.shape[0], len(repeat_R)))
+        return jnp.concatenate([repeat_BxR, ids_BxC], axis=1), len(repeat_R) + length_B
+
+
+def second_pass(
+    base: Llama,
+    lora: LoRA | None,
+    cache: Cache,
+    reading: Reading,
+    asked: Asked,
+    scorer: Scorer,
+) -> Array:
+    """The scores of a scorer that watches a decoder read tokens behind the context."""
+    tokens_BxS, asked_B = asked
+    B, S = tokens_BxS.shape
+    U = reading.prefix + reading.size
+    end_B = reading.end_B
+    grown = base.empty_cache(B, U + S).insert(0, cache)
+    own_BxSxS = causal_mask(lengths_to_valid(asked_B, S))
+    context_BxSxU = jnp.broadcast_to(lengths_to_valid(end_B, U)[:, None], (B, S, U))
+    score_LxBxKxC: Array
+    _, score_LxBxKxC = base.observe(
+        base.embed(tokens_BxS),
+        end_B[:, None] + jnp.arange(S),
+        jnp.concatenate([context_BxSxU, own_BxSxS], axis=2),
+        lora,
+        grown,
+        U,
+        partial(scorer.score, dataclasses.replace(reading, asked_B=asked_B)),
+        jnp.arange(reading.config.n_layers),
+    )
+    return score_LxBxKxC
+
+
+def kept_of(cache: Cache, prefix: int, size: int, kept_LxBxKxC: Array) -> Kept:
+    """The context's entries in a cache, each KV head's own, those that are not kept masked."""
+
+    def entries(x: Array) -> Array:
+        return jax.lax.slice_in_dim(x, prefix, prefix + size, axis=-2)
+
+    if isinstance(cache.k, tuple):
+        layers = zip(cache.k, cache.v, jnp.unstack(kept_LxBxKxC), strict=True)
+        return tuple(KeptLayer(entries(k), entries(v), kept) for k, v, kept in layers)
+    return KeptLayer(entries(cache.k), entries(cache.v), kept_LxBxKxC)
+
+
+def _nothing(layer: Array, seen: Seen) -> None:
+    """Watch a pass that is scored by a later one."""

@@ -1,0 +1,165 @@
+"""Entries that are kept: the decoder reads the cache without the others, packed or masked."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gistjax.compress.kept import entries_of, packed
+from gistjax.compress.spread import PROFILE_RATIOS
+from gistjax.config import SCORERS, EncoderConfig, LoraConfig, ModelConfig, SelectConfig
+from gistjax.errors import ConfigError
+from tests.helpers.tiny import PREFIX, TINY, Compiled, tiny_base, tiny_inputs, tiny_model
+
+OWN = EncoderConfig(kind="lora", lora=LoraConfig(rank=2, alpha=2.0))
+HEADS = TINY.n_layers * TINY.n_kv_heads
+
+
+def model_of(scorer="keydiff", spread="all", scan=True, **changes):
+    select = SelectConfig(scorer, spread, bytes=changes.pop("bytes", 0))
+    changes = {"target_length": 16, "ratio": 4.0, **changes}
+    model = tiny_model("select", base=tiny_base(scan=scan), select=select, **changes)
+    if spread == "profile":
+        shape = (TINY.n_layers, TINY.n_kv_heads, 1)
+        parts = np.random.default_rng(0).uniform(0.02, 1, shape) ** np.log2(PROFILE_RATIOS)
+        model.selector.profile[...] = jnp.asarray(parts, jnp.float32)
+    return model
+
+
+def counts(context):
+    """Entries of each row, layer and KV head `[B, L, K]`."""
+    kept, several = context.kept, isinstance(context.kept, tuple)
+    masks = [layer.mask_BxKxX for layer in kept] if several else kept.mask_BxKxX
+    return np.swapaxes(np.stack(masks).sum(-1), 0, 1)
+
+
+def rows_of(context, row):
+    """One row of a context, as numpy arrays."""
+    axis = 0 if isinstance(context.kept, tuple) else 1
+    kept = jax.tree.map(lambda x: np.take(x, [row], axis), context.kept)
+    others = dataclasses.replace(context, kept=None, prefix_ids_P=jnp.zeros(row + 1))
+    one = jax.tree.map(lambda x: np.asarray(x)[row : row + 1], others)
+    return dataclasses.replace(one, kept=kept, prefix_ids_P=context.prefix_ids_P)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_all_kept_is_the_full_context(rng, scan):
+    ids, lengths, tokens, token_lengths = tiny_inputs(rng)
+    model, full = model_of(scan=scan, ratio=1.0), tiny_model("none", base=tiny_base(scan=scan))
+    kept = Compiled(model).compress(PREFIX, ids, lengths)
+    whole = Compiled(full).compress(PREFIX, ids, lengths)
+    ours = Compiled(model).states(kept, tokens, token_lengths)
+    theirs = Compiled(full).states(whole, tokens, token_lengths)
+    for row, n in enumerate(token_lengths):
+        np.testing.assert_allclose(ours[row, :n], theirs[row, :n], atol=2e-5)
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_every_scorer_keeps_the_budget(rng, scorer):
+    ids, lengths, tokens, token_lengths = tiny_inputs(rng)
+    model = model_of(scorer)
+    asked = (tokens, token_lengths) if scorer == "question_aware" else None
+    context = Compiled(model).compress(PREFIX, ids, lengths, asked=asked)
+    np.testing.assert_array_equal(context.slots_B, [4, 3, 1])
+    np.testing.assert_array_equal(counts(context).sum((1, 2)), HEADS * np.array([4, 3, 1]))
+    assert context.in_cache and context.size == 0
+    chex.assert_tree_all_finite(Compiled(model).states(context, tokens, token_lengths))
+
+
+@pytest.mark.parametrize("spread", ["head", "layer", "all", "profile"])
+def test_spreads(rng, spread):
+    ids, lengths, *_ = tiny_inputs(rng)
+    context = Compiled(model_of(spread=spread)).compress(PREFIX, ids, lengths)
+    n = counts(context)
+    np.testing.assert_array_equal(n.sum((1, 2)), HEADS * np.array([4, 3, 1]))
+    same = {"head": n[:, :, :1], "layer": n.sum(2, keepdims=True) / 2}.get(spread, n)
+    assert (same == same[:, :1]).all() == (spread in ("head", "layer"))
+
+
+def test_budget_in_bytes(rng):
+    ids, lengths, *_ = tiny_inputs(rng)
+    entry = 2 * TINY.head_dim * 4
+    float32 = ModelConfig(dtype="float32")
+    model = model_of(bytes=21 * entry + 5, ratio=0.0, model=float32)
+    context = Compiled(model).compress(PREFIX, ids, lengths)
+    np.testing.assert_array_equal(counts(context).sum((1, 2)), [21, 21, 18])
+
+
+@pytest.mark.parametrize("spread", ["layer", "all", "profile"])
+@pytest.mark.parametrize("scan", [True, False])
+def test_packed_entries_answer_as_masked_ones(rng, spread, scan):
+    ids, lengths, tokens, token_lengths = tiny_inputs(rng)
+    model = model_of(spread=spread, scan=scan)
+    context = Compiled(model).compress(PREFIX, ids, lengths)
+    for row in range(3):
+        masked = rows_of(context, row)
+        entries = entries_of(masked)
+        sizes = model.selector.room(entries, int(lengths[row]))
+        sizes = [max(sizes)] * len(sizes) if scan else sizes
+        small = dataclasses.replace(masked, kept=packed(entries, sizes, scan))
+        assert entries.k_TxH.shape == (int(entries.count_LxK.sum()), TINY.head_dim)
+        np.testing.assert_array_equal(entries_of(small).k_TxH, entries.k_TxH)
+        one, n = tokens[row : row + 1], token_lengths[row : row + 1]
+        ours, theirs = (Compiled(model).states(c, one, n) for c in (small, masked))
+        np.testing.assert_allclose(ours[0, : int(n[0])], theirs[0, : int(n[0])], atol=1e-5)
+        answers = [Compiled(model).greedy(c, one, n, 4, 60) for c in (small, masked)]
+        np.testing.assert_array_equal(*answers)
+
+
+def test_what_is_thrown_away_is_not_read(rng):
+    ids, lengths, tokens, token_lengths = tiny_inputs(rng)
+    model = model_of()
+    context = Compiled(model).compress(PREFIX, ids, lengths)
+    kept = context.kept
+
+    def read(k, v):
+        changed = dataclasses.replace(context, kept=dataclasses.replace(kept, k=k, v=v))
+        return model.states(changed, tokens, token_lengths)
+
+    gradients = jax.jit(jax.grad(lambda k, v: jnp.sum(jnp.sin(read(k, v))), (0, 1)))(kept.k, kept.v)
+    for gradient in gradients:
+        np.testing.assert_array_equal(jnp.where(kept.mask_BxKxX[..., None], 0, gradient), 0)
+        assert (jnp.abs(gradient).max(-1) > 0)[kept.mask_BxKxX].mean() > 0.9
+
+
+def test_rows_alone_and_padding_change_nothing(rng):
+    ids, lengths, tokens, token_lengths = tiny_inputs(rng)
+    model = model_of("kvzip")
+    together = Compiled(model).compress(PREFIX, ids, lengths)
+    for row, n in enumerate(np.asarray(lengths)):
+        padded = jnp.pad(ids[row : row + 1, :n], ((0, 0), (0, 20 - n)), constant_values=7)
+        alone = Compiled(model).compress(PREFIX, padded, lengths[row : row + 1])
+        ours, theirs = (entries_of(c) for c in (rows_of(alone, 0), rows_of(together, row)))
+        np.testing.assert_array_equal(ours.count_LxK, theirs.count_LxK)
+        np.testing.assert_allclose(ours.v_TxH, theirs.v_TxH, atol=1e-5)
+
+
+def test_an_adapter_of_its_own_reads_the_context(rng):
+    ids, lengths, *_ = tiny_inputs(rng)
+    shared = Compiled(model_of()).compress(PREFIX, ids, lengths)
+    model = model_of(encoder=OWN)
+    own = Compiled(model).compress(PREFIX, ids, lengths)
+    assert not np.allclose(own.kept.v, shared.kept.v)
+    model.lora = None
+    alone = Compiled(model).compress(PREFIX, ids, lengths)
+    np.testing.assert_array_equal(alone.kept.v, own.kept.v)
+
+
+def test_a_bidirectional_encoder_sees_what_comes_later(rng):
+    ids, lengths, *_ = tiny_inputs(rng)
+    changed = ids.at[:, 2].add(1)
+    for bidirectional in (False, True):
+        encoder = dataclasses.replace(OWN, bidirectional=bidirectional)
+        model = Compiled(model_of(encoder=encoder))
+        before, after = (model.compress(PREFIX, x % 61, lengths).kept.v for x in (ids, changed))
+        assert np.allclose(before[:, :, :, :2], after[:, :, :, :2], atol=1e-6) != bidirectional
+        assert not np.allclose(before[:, :, :, 2:3], after[:, :, :, 2:3], atol=1e-6)
+
+
+def test_a_question_has_to_be_known(rng):
+    ids, lengths, *_ = tiny_inputs(rng)
+    with pytest.raises(ConfigError, match="evaluate"):
+        model_of("question_aware").compress(PREFIX, ids, lengths)

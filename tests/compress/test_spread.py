@@ -1,0 +1,105 @@
+"""Budgets: how many entries each KV head keeps, and which."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gistjax.compress.kept import Entries, size_class
+from gistjax.compress.select import Selector
+from gistjax.compress.spread import PROFILE_RATIOS, keep, keep_parts, shares_at, whole_parts
+from gistjax.config import CompressionConfig, SelectConfig
+from gistjax.model.config import LlamaConfig
+
+L, B, K, C = 2, 3, 2, 12
+lengths = st.lists(st.integers(1, C), min_size=B, max_size=B)
+EIGHT_B = LlamaConfig(128_256, 4096, 14_336, 32, 32, 8, 128)
+
+
+def reference(score_LxKxC, length, total, spread):
+    """Entries (layer, KV head, position) that are kept, by sorting them one by one."""
+    shared = {"head": 2, "layer": 1, "all": 0}[spread]  # axes that a budget is for one place of
+    n = total // (L * K, L, 1)[2 - shared]
+    kept = set()
+    for group in itertools.product(*(range(size) for size in (L, K)[:shared])):
+        places = [
+            (-score_LxKxC[place], *place)
+            for place in itertools.product(range(L), range(K), range(length))
+            if place[:shared] == group
+        ]
+        kept |= {place[1:] for place in sorted(places)[:n]}
+    return kept
+
+
+SPREADS = st.sampled_from(["head", "layer", "all"])
+
+
+@given(lengths, st.integers(0, L * K * C), SPREADS, st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_the_best_are_kept_and_the_first_of_equal_ones(lengths, total, spread, seed):
+    score = np.random.default_rng(seed).integers(0, 6, (L, B, K, C)).astype(np.float32)
+    totals = np.minimum(total, L * K * np.array(lengths)).astype(np.int32)
+    kept = np.asarray(keep(jnp.asarray(score), jnp.asarray(lengths), jnp.asarray(totals), spread))
+    for row, n in enumerate(lengths):
+        found = {tuple(int(i) for i in place) for place in np.argwhere(kept[:, row])}
+        assert found == reference(score[:, row], n, totals[row], spread)
+
+
+@given(lengths, st.floats(1, 20), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_whole_parts_fill_the_budget(lengths, ratio, seed):
+    share = np.random.default_rng(seed).exponential(size=(L, B, K)).astype(np.float32) ** 3
+    length = np.array(lengths, np.int32)
+    total = (L * K * np.ceil(length / ratio)).astype(np.int32)
+    parts = np.asarray(whole_parts(jnp.asarray(share), jnp.asarray(length), jnp.asarray(total)))
+    np.testing.assert_array_equal(parts.sum((0, 2)), np.minimum(total, L * K * length))
+    assert (parts >= 0).all() and (parts <= length[None, :, None]).all()
+    for row in range(B):  # a KV head with a larger share never keeps less
+        order = np.argsort(share[:, row].ravel())
+        assert (np.diff(parts[:, row].ravel()[order]) >= 0).all()
+
+
+def test_whole_parts_by_hand():
+    share = jnp.asarray([[[0.5, 0.25]], [[0.125, 0.125]]])  # of 8 entries 4, 2, 1, 1
+    parts = whole_parts(share, jnp.array([10]), jnp.array([8]))
+    np.testing.assert_array_equal(parts[:, 0], [[4, 2], [1, 1]])
+    parts = whole_parts(share, jnp.array([3]), jnp.array([8]))  # none beyond the length
+    np.testing.assert_array_equal(parts[:, 0], [[3, 3], [1, 1]])
+    score = jnp.arange(2.0 * 2 * 3).reshape(2, 1, 2, 3)
+    kept = keep_parts(score, jnp.array([3]), jnp.array([[[2, 0]], [[3, 1]]]))
+    np.testing.assert_array_equal(kept[:, 0], [[[0, 1, 1], [0, 0, 0]], [[1, 1, 1], [0, 0, 1]]])
+
+
+def test_shares_are_interpolated_over_the_logarithm():
+    profile = jnp.asarray(1 / np.array(PROFILE_RATIOS))[None, None]
+    found = shares_at(profile, jnp.array([1.0, 4.0, 2**0.5, 64.0, 100.0, 0.5]))[0, :, 0]
+    np.testing.assert_allclose(found, [1, 0.25, 0.75, 1 / 64, 1 / 64, 1], rtol=1e-6)
+
+
+@given(st.integers(1, 100_000))
+def test_size_classes(n):
+    size = size_class(n)
+    assert n <= size <= max(16, n * 17 / 16 + 1) and size_class(size) == size
+
+
+@pytest.mark.parametrize("spread", ["head", "layer", "profile"])
+@pytest.mark.parametrize("ratio", [2, 8, 32])
+def test_padding_of_packed_entries_is_at_most_a_tenth(spread, ratio, rng):
+    config = CompressionConfig("select", 4096, select=SelectConfig("knorm", spread))
+    selector = Selector(EIGHT_B, config, None)
+    if spread == "profile":
+        shape = (32, 8, len(PROFILE_RATIOS))
+        selector.profile[...] = jnp.asarray(np.cumprod(rng.uniform(0.2, 1, shape), -1), jnp.float32)
+    for tokens in (1030, 2049, 4000):
+        total = jnp.array([256 * -(-tokens // ratio)])
+        parts = jnp.full((32, 1, 8), -(-tokens // ratio))
+        if spread == "profile":
+            share = shares_at(selector.profile[...], jnp.array([256 * tokens / total[0]]))
+            parts = whole_parts(share, jnp.array([tokens]), total)
+        entries = Entries(None, None, np.asarray(parts)[:, 0])
+        sizes = selector.room(entries, tokens)
+        assert sum(sizes) <= 1.1 * int(total[0]) and len(set(sizes)) <= 32
+        assert all(n <= size for n, size in zip(entries.totals, sizes, strict=True))
