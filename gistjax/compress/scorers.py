@@ -85,8 +85,8 @@ def kvzip(reading: Reading, layer: Array, seen: Seen) -> Array:
     context and is given the repetition; the maximum is over its tokens, those that ask for it
     included, and over the query heads of a KV head. Contexts of more than 2,048 tokens are there
     repeated in pieces, and probabilities normalised over sinks, piece and repetition; kvpress
-    leaves all of the prefix but four tokens out of that sum, and always keeps these. Here the sum is the
-    model's own.
+    leaves all of the prefix but four tokens out of that sum, and always keeps these. Here the sum is
+    the model's own.
     """
     assert reading.asked_B is not None
     real_BxT = lengths_to_valid(reading.asked_B, seen.h_BxTxD.shape[1])
@@ -140,8 +140,8 @@ def expected_attention(reading: Reading, layer: Array, seen: Seen) -> Array:
 
     Expected attention, Devoto et al. 2025 (arXiv:2510.00636): `ExpectedAttentionPress`, with
     covariance and without its ε. Queries are taken for normal, with the mean and covariance of
-    those that were read, the four sinks' left out, under the mean of the future positions' rotations. The
-    softmax runs over all entries but the sinks, which are kept first.
+    those that were read, the four sinks' left out, under the mean of the future positions'
+    rotations. The softmax runs over all entries but the sinks, which are kept first.
     """
     k_BxUxKxH, v_BxUxKxH = (x.astype(jnp.float32) for x in (seen.k_BxTxKxH, seen.v_BxTxKxH))
     T, H = k_BxUxKxH.shape[1], k_BxUxKxH.shape[3]
@@ -314,7 +314,8 @@ def _pooled(x_BxKxU: Array, end_B: Array) -> Array:
     x_BxKxU = jnp.where(lengths_to_valid(end_B, U)[:, None], x_BxKxU, 0.0)
     padded = jnp.pad(x_BxKxU, ((0, 0), (0, 0), (POOL // 2, POOL // 2)))
     shifted = [jax.lax.slice_in_dim(padded, i, i + U, axis=2) for i in range(POOL)]
-    return sum(shifted[1:], shifted[0]) / POOL
+    total: Array = sum(shifted[1:], shifted[0])
+    return total / POOL
 
 
 def _normal(q_BxTxKxGxH: Array, real_BxT: Array) -> tuple[Array, Array]:
