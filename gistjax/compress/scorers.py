@@ -85,8 +85,8 @@ def kvzip(reading: Reading, layer: Array, seen: Seen) -> Array:
     context and is given the repetition; the maximum is over its tokens, those that ask for it
     included, and over the query heads of a KV head. Contexts of more than 2,048 tokens are there
     repeated in pieces, and probabilities normalised over sinks, piece and repetition; kvpress
-    leaves all of the prefix but four tokens out of that sum, and always keeps these. Here the sum is
-    the model's own.
+    leaves all of the prefix but four tokens out of that sum, and always keeps these. Here the sum
+    is the model's own.
     """
     assert reading.asked_B is not None
     real_BxT = lengths_to_valid(reading.asked_B, seen.h_BxTxD.shape[1])
@@ -331,4 +331,5 @@ def _normal(q_BxTxKxGxH: Array, real_BxT: Array) -> tuple[Array, Array]:
 
 def _norm(x: Array) -> Array:
     """Euclidean norm over the last axis, which stays."""
-    return jnp.linalg.norm(x, axis=-1, keepdims=True)
+    length: Array = jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return length

@@ -312,8 +312,14 @@ def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None
         ConfigError: naming the keys that differ from those of the training.
     """
     keys: Sequence[str] = MEANING
-    if config.selects and trained.architecture == "none":  # its cache can be cut by any scorer
-        keys = tuple(key for key in MEANING if key not in ("architecture", "select"))
+    if config.selects and trained.architecture == "none":  # any scorer may cut its cache
+        keys = [key for key in MEANING if key not in ("architecture", "select", "encoder")]
+        if config.encoder.kind == "lora":
+            raise ConfigError(
+                "encoder.kind='lora' would read contexts with an adapter that this full-context "
+                "model does not have: set --config.encoder.kind=embeddings and "
+                "--config.encoder.bidirectional=False."
+            )
     if changed := [name for name in keys if getattr(config, name) != getattr(trained, name)]:
         raise ConfigError(
             f"{', '.join(changed)}: this model was trained with another value, so it would answer "
