@@ -61,7 +61,8 @@ def evaluate_run(
     validate(config)
     check_meaning(config, trained)
     untrained = config.compresses and config.ratio not in (0, trained.ratio)
-    if untrained and (problem := Budget.of(trained).ratio_problem(config.ratio)):
+    budget = Budget.of(trained if trained.compresses else config)
+    if untrained and (problem := budget.ratio_problem(config.ratio)):
         log.warning("warning: %s", problem)
     if not config.data.validation_examples:
         raise ConfigError(

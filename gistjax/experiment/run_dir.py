@@ -313,7 +313,7 @@ def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None
     """
     keys: Sequence[str] = MEANING
     if config.selects and trained.architecture == "none":  # any scorer may cut its cache
-        keys = [key for key in MEANING if key not in ("architecture", "select", "encoder")]
+        keys = ("lora",)
         if config.encoder.kind == "lora":
             raise ConfigError(
                 "encoder.kind='lora' would read contexts with an adapter that this full-context "

@@ -63,7 +63,8 @@ def load(
     validate(config)
     check_meaning(config, trained)
     config = config.replace(data=each_task(config.data)[config.data.main_task])
-    problem = Budget.of(trained).ratio_problem(config.ratio)
+    budget = Budget.of(trained if trained.compresses else config)
+    problem = budget.ratio_problem(config.ratio)
     if problem and config.ratio != trained.ratio:
         raise ConfigError(problem)
     pretrained, weights = load_trained(directory, config)
@@ -198,6 +199,12 @@ class Engine:
         file = user_path(file)
         arrays, numbers = document_file.read(file, self.compressor, self.pretrained.base_sha256)
         base, stacked = self.pretrained.source.config, self.config.model.scan_layers
+        if ("count" in arrays) != self.config.selects:
+            what = "slots" if self.config.selects else "entries of the cache"
+            raise CheckpointError(
+                f"{file} keeps {what}, which this model does not read: load it as the document was "
+                f"made, with --config.architecture={'…' if self.config.selects else 'select'}."
+            )
         try:
             if self.config.selects:
                 context = self.programs.packed(
