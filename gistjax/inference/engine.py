@@ -25,7 +25,7 @@ from gistjax.compress.parameters import split_model
 from gistjax.config import CompressionConfig
 from gistjax.data.splitting import cut_text
 from gistjax.data.tasks import each_task, load_task, written_tokens
-from gistjax.errors import ConfigError, DataError
+from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.experiment.base import PretrainedBase, build_model, load_trained, untuned_full_context
 from gistjax.experiment.run_dir import SHIPPED, RunDir, asked, check_meaning
 from gistjax.inference import document_file
