@@ -269,7 +269,9 @@ class CompressionConfig:
         choices=(*ARCHITECTURES, SELECT, *UNCOMPRESSED),
         or_path=True,
     )
-    target_length: int = setting(64, "slots M", least=1)
+    target_length: int = setting(
+        64, "slots M; of architecture select, entries a KV head where there is no ratio", least=1
+    )
     ratio: float = setting(
         0.0, "tokens a slot: ⌈tokens / ratio⌉ slots, at most M; 0: M, at most one a token"
     )

@@ -13,11 +13,15 @@ from gistjax.config import SELECT, CompressionConfig
 EXACT = 1 - 1e-6
 """Factor of a quotient before it is rounded up: 21 tokens at 2.1 are 10 slots, although the floats'
 quotient is 10.000001 on one device and 10 on another."""
+UNLIMITED = 2**30
 
 
 @dataclass(frozen=True)
 class Budget:
-    """⌈tokens / ratio⌉ slots, at most M; without a ratio one a token, at most M."""
+    """⌈tokens / ratio⌉ slots, at most M; without a ratio one a token, at most M.
+
+    Entries that are kept of the cache have room at any ratio: there M counts without one alone.
+    """
 
     most: int  # M
     ratio: float = 0.0  # context tokens a slot; 0 sets none
@@ -55,11 +59,13 @@ class Budget:
             ratio: of each context, where training drew one; by default the configured one.
         """
         xp: Any = length.__array_namespace__() if hasattr(length, "__array_namespace__") else np
+        fixed = ratio is None and not self.ratio
+        most = UNLIMITED if self.architecture == SELECT and not fixed else self.most
         if ratio is None:
             ratio = self.ratio or 1
             if ratio == int(ratio):  # exact: XLA divides by a constant inexactly
-                return xp.minimum(-(-length // int(ratio)), self.most)
-        return xp.minimum(xp.ceil(length / ratio * EXACT).astype(xp.int32), self.most)
+                return xp.minimum(-(-length // int(ratio)), most)
+        return xp.minimum(xp.ceil(length / ratio * EXACT).astype(xp.int32), most)
 
     def room(self, tokens: int, drawn: bool = False) -> int:
         """Slots M that contexts padded to so many tokens need.
@@ -84,6 +90,8 @@ class Budget:
         """
         if self.architecture == "closed_book" or (self.architecture == "none" and not self.selects):
             return 1.0
+        if self.architecture == SELECT and self.ratio:
+            return self.ratio
         return max(self.ratio, self.context_tokens / self.most)
 
     def ratio_problem(self, ratio: float) -> str:

@@ -101,3 +101,13 @@ def test_ratios_that_were_trained(ratio, config):
 )
 def test_ratios_that_were_not(ratio, config, told):
     assert told in Budget.of(config).ratio_problem(ratio)
+
+
+def test_entries_that_are_kept_have_room_at_any_ratio():
+    config = CompressionConfig(architecture="select", target_length=4)
+    length = np.array([100, 7])
+    assert Budget.of(config).slots(length).tolist() == [4, 4]
+    assert Budget.of(config.replace(ratio=2.0)).slots(length).tolist() == [50, 4]
+    assert Budget.of(config).at(8.0).slots(length).tolist() == [13, 1]
+    assert Budget.of(config).slots(length, np.array([1.0, 3.0])).tolist() == [100, 3]
+    assert Budget.of(config.replace(ratio=2.0)).nominal_ratio == 2

@@ -5,7 +5,7 @@ import pytest
 from safetensors import safe_open
 
 import gistjax
-from gistjax.config import ModelConfig
+from gistjax.config import CompressionConfig, ModelConfig, SelectConfig
 from gistjax.errors import CheckpointError
 from gistjax.inference.document_file import is_document, power_of_two
 from gistjax.runtime.tensors import load_tensors, save_tensors
@@ -14,6 +14,16 @@ from tests.helpers.runs import write_run
 
 KEPT = CONFIG.replace(slot_form="key_values", slot_positions="packed")
 STACKED = KEPT.replace(model=ModelConfig("tiny-random", dtype="float32", scan_layers=True))
+DEFAULT = CompressionConfig()
+SELECTED = CONFIG.replace(
+    architecture="select",
+    ratio=4.0,
+    encoder=DEFAULT.encoder,
+    slot_start=DEFAULT.slot_start,
+    slot_positions=DEFAULT.slot_positions,
+    connector=DEFAULT.connector,
+    loss_weights={"teacher_forcing": 1.0},
+)
 FORMS = pytest.mark.parametrize(
     "config",
     [
@@ -46,6 +56,39 @@ def test_a_saved_document_answers_as_before(config, examples, file, tmp_path):
     assert opened.seconds == 0 and opened.nbytes == document.nbytes
     for example in examples:
         assert opened.ask(example.question).text == document.ask(example.question).text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", ["all", "layer"])
+def test_saved_entries_answer_as_before(spread, examples, file, tmp_path):
+    """And hold what the budget says, a count a KV head beside it."""
+    config = SELECTED.replace(select=SelectConfig("kvzip", spread))
+    engine = gistjax.load(write_run(tmp_path / "run", config))
+    base = engine.pretrained.source.config
+    for ratio in (1.0, 4.0, 9.0):
+        document = engine.compress(examples[0].context, ratio)
+        assert document.save(file) == file.stat().st_size
+        opened = gistjax.load(tmp_path / "run").open(file)
+        assert (opened.tokens, opened.slots) == (document.tokens, document.slots)
+        arrays, about = load_tensors(file)
+        n = base.n_layers * base.n_kv_heads * -(-document.tokens // ratio)
+        assert arrays["k"].shape == arrays["v"].shape == (n, base.head_dim)
+        assert arrays["count"].sum() == n and about["version"] == "3"
+        for example in examples:
+            assert opened.ask(example.question).text == document.ask(example.question).text
+    rewrite(file, {**arrays, "count": arrays["count"] + 1})
+    with pytest.raises(CheckpointError, match="no whole document .*compress the text again"):
+        engine.open(file)
+
+
+@pytest.mark.slow
+def test_slots_and_entries_are_told_apart(engine, examples, file, tmp_path):
+    selected = gistjax.load(write_run(tmp_path / "run", SELECTED))
+    selected.compress(examples[0].context).save(file)
+    arrays, _ = load_tensors(file)
+    rewrite(file, compressor=engine.compressor)
+    with pytest.raises(CheckpointError, match="keeps entries of the cache"):
+        engine.open(file)
 
 
 @pytest.mark.slow

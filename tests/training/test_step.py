@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gistjax.config import EncoderConfig, LoraConfig, MeshConfig
+from gistjax.config import EncoderConfig, LoraConfig, MeshConfig, SelectConfig
 from gistjax.runtime import sharding
 from gistjax.runtime.sharding import make_mesh, put_batch
 from gistjax.training.step import _is_bad, no_bad_step
@@ -79,6 +79,19 @@ def test_every_family_has_the_loss_of_one_device_on_a_mesh(family, slot_form):
         model = tiny_model("gist", base=base, slot_form=slot_form)
         batches = micro_batches(np.random.default_rng(0))
         losses.append(run(mesh, batches, model=model)[0])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    assert losses[0][-1] < losses[0][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scorer, spread", [("kvzip", "all"), ("h2o", "layer")])
+def test_entries_that_are_kept_have_the_loss_of_one_device_on_a_mesh(scorer, spread):
+    losses, weights = [], {"teacher_forcing": 0.5, "generation": 0.5}
+    for mesh in (sharding.one_device(), make_mesh(LAYOUTS["all three"])):
+        base = tiny_base(scan=False, mesh=mesh)
+        model = tiny_model("select", base=base, ratio=2.0, select=SelectConfig(scorer, spread))
+        batches = micro_batches(np.random.default_rng(0))
+        losses.append(run(mesh, batches, model=model, weights=weights)[0])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     assert losses[0][-1] < losses[0][0]
 
