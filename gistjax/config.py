@@ -136,7 +136,7 @@ class SelectConfig:
     scorer: str = setting("kvzip", "what says how much an entry is worth", choices=SCORERS)
     spread: str = setting(
         "all",
-        "the budget is one for each KV head, each layer, or all; or by fixed parts of a profile",
+        "what the budget is for: each KV head, each layer, all; or parts by profile",
         choices=SPREADS,
     )
     profile: str = setting(
