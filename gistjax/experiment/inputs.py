@@ -156,7 +156,8 @@ def plan_training(config: CompressionConfig, inputs: Inputs) -> TrainPlan | Mixe
     rows = select(config, pretrained, inputs.train + inputs.texts)
     buckets = Buckets.of(config.data)
     settings = PlanSettings.of(config, rows_per_step(pretrained.mesh))
-    views, weights = _views(config, pretrained, rows), config.data.mixture
+    views = _views(config, pretrained, rows)
+    weights = config.data.mixture if inputs.train else {}  # of text alone there is one prompt
     if not weights:
         teacher = _teacher_targets(config, pretrained, inputs.train, longest_answer(rows))
         return TrainPlan(rows, buckets, settings, views, teacher)

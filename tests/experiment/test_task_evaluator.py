@@ -8,7 +8,7 @@ import pytest
 
 from gistjax import run_single_ablation
 from gistjax.compare import compare, table
-from gistjax.config import CompressionConfig
+from gistjax.config import CompressionConfig, TextConfig
 from gistjax.data.tasks import load_task
 from gistjax.errors import CheckpointError
 from gistjax.evaluate import evaluate_run
@@ -161,3 +161,21 @@ def test_one_task_asked_takes_the_place_of_the_mixture():
     more = mixture.replace(data=dataclasses.replace(DATA, tasks={**DATA.tasks, "nq": 1.0}))
     for config in (mixture, more):
         assert asked(config, mixture) == config
+
+
+@pytest.mark.slow
+def test_text_alone_can_be_trained_on_and_a_mixture_scored(tmp_path):
+    (tmp_path / "text").mkdir()
+    paragraphs = [f"The mill of Esker number {i} was built in {1700 + i}." for i in range(90)]
+    article = json.dumps({"title": "Mills", "paragraphs": paragraphs})
+    (tmp_path / "text" / "a.jsonl").write_text(article)
+    config = MIXTURE.replace(
+        data=dataclasses.replace(DATA, train_examples=0, validation_examples=1),
+        text=TextConfig(path=str(tmp_path / "text"), min_tokens=64, target_tokens=16),
+        loss_weights={"teacher_forcing": 0.0, "generation": 0.0, "reconstruction": 1.0},
+        max_steps=1,
+        accumulation=1,
+        batch_size=1,
+    )
+    metrics = run_single_ablation(config, tmp_path / "run")
+    assert metrics["steps"] == 1 and metrics["tasks"].keys() == {"question", "squad"}
