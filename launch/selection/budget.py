@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from launch.selection.options import RATIOS
 
@@ -52,9 +51,15 @@ def nth_largest(x: jax.Array, n: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jax.lax.bitcast_convert_type(_ordered(low), jnp.float32)
 
 
-def entries_a_head(length_B: jax.Array) -> jax.Array:
-    """Return the budget: `[B, R]` entries a KV head, on average."""
-    return jnp.ceil(length_B[:, None] / jnp.array(RATIOS)).astype(jnp.int32)
+def entries_a_head(length_B: jax.Array, slots: tuple[int, ...] = ()) -> jax.Array:
+    """Return the budget: `[B, R]` entries a KV head, on average.
+
+    Args:
+        slots: so many for any context in place of the first ratios, or all it has.
+    """
+    by_ratio = jnp.ceil(length_B[:, None] / jnp.array(RATIOS)).astype(jnp.int32)
+    fixed = jnp.minimum(jnp.array(slots, jnp.int32), length_B[:, None])
+    return jnp.concatenate([fixed, by_ratio[:, len(slots) :]], 1)
 
 
 def cut_by_score(
@@ -62,6 +67,7 @@ def cut_by_score(
     context_BxT: jax.Array,
     length_B: jax.Array,
     profile_LxKxR: jax.Array | None = None,
+    slots: tuple[int, ...] = (),
 ) -> Cut:
     """Return what is kept of each context at each ratio.
 
@@ -70,10 +76,12 @@ def cut_by_score(
         length_B: number of those tokens.
         profile_LxKxR: the part of its entries that each KV head keeps; without it one threshold
             over all KV heads of all layers decides.
+        slots: as in `entries_a_head`.
     """
     L, B, K, _ = score_LxBxKxT.shape
     score = jnp.where(context_BxT[None, :, None], score_LxBxKxT, -jnp.inf)
-    budget_BxR = entries_a_head(length_B) * L * K
+    heads_BxR = entries_a_head(length_B, slots)
+    budget_BxR = heads_BxR * L * K
     if profile_LxKxR is None:
         threshold = nth_largest(score, budget_BxR, (0, 2, 3))[:, :, :, 0]
         threshold = jnp.broadcast_to(threshold, (L, B, K, len(RATIOS)))
@@ -81,7 +89,8 @@ def cut_by_score(
         n = fixed_parts(profile_LxKxR, budget_BxR, length_B)
         threshold = nth_largest(score, jnp.maximum(n, 1), (3,))[:, :, :, 0]
         threshold = jnp.where(n > 0, threshold, jnp.inf)
-    threshold = jnp.where(np.array(RATIOS) == 1, -jnp.inf, threshold)
+    everything = (heads_BxR == length_B[:, None])[None, :, None]
+    threshold = jnp.where(everything, -jnp.inf, threshold)
     kept = (score[..., None] >= threshold[:, :, :, None]) & context_BxT[None, :, None, :, None]
     return Cut(score_LxBxKxT, threshold, jnp.sum(kept, 3))
 

@@ -190,7 +190,7 @@ def evaluate(leaves: Leaves, frozen: Frozen, which: str, options: Options) -> di
         kept, tokens = kept + np.asarray(kept_LxKxR, np.float64), tokens + int(n_tokens)
         for row, place, question, ratio in asked:
             text = texts.text(ids[row, place].tolist(), split.prompt.end)
-            predictions[RATIOS[ratio]][split.ids[question]] = text
+            predictions[options.budget_names[ratio]][split.ids[question]] = text
     seconds = time.time() - start
     file = f"{options.name}.{which.replace(':', '')}.{options.score}-{options.spread}.json"
     (Path(options.out) / file).write_text(json.dumps(predictions))

@@ -73,6 +73,7 @@ class Options:
     evaluate: str = _option("", "What to score: split:N,…; N questions of it, 0: all.")
     also: str = _option("", "Further evaluations of the same leaves: score@spread,…")
     ratios: str = _option("1,2,4,8,16,32", "Tokens an entry to evaluate at.")
+    slots: str = _option("", "Entries a KV head to evaluate at, in place of --ratios: 32,64,128.")
     eval_batch: int = _option(32, "Contexts a batch in evaluation.")
     longest: int = _option(24, "Longest answer that is written, in tokens.")
     time: bool = _option(False, "Measure the time to compress.")
@@ -86,6 +87,8 @@ class Options:
                     f"{score}@{spread} is no way to choose entries: the score is kvzip or "
                     f"{', '.join(SCORERS)}, the spread global or profile."
                 )
+        if self.slots and (self.seconds or len(self.slot_counts) > len(RATIOS)):
+            raise ConfigError(f"--slots are for evaluation alone, and at most {len(RATIOS)}.")
         if self.kl and not self.teacher:
             raise ConfigError("--kl needs a --teacher: the leaves of a full-context run.")
         if (self.calibrate or "profile" in dict(self.more).values()) and not self.profile:
@@ -109,7 +112,21 @@ class Options:
     @property
     def ratio_ids(self) -> list[int]:
         """Places in `RATIOS` that are evaluated."""
-        return [0] if self.full else [RATIOS.index(int(r)) for r in self.ratios.split(",")]
+        if self.full:
+            return [0]
+        if self.slot_counts:
+            return list(range(len(self.slot_counts)))
+        return [RATIOS.index(int(r)) for r in self.ratios.split(",")]
+
+    @property
+    def slot_counts(self) -> tuple[int, ...]:
+        """Entries a KV head to evaluate at, if they are the same for every context."""
+        return tuple(int(n) for n in self.slots.split(",") if n)
+
+    @property
+    def budget_names(self) -> tuple[int, ...]:
+        """What answers are filed under: tokens an entry, or entries a KV head."""
+        return (*self.slot_counts, *RATIOS[len(self.slot_counts) :])
 
     @property
     def ratio_odds(self) -> list[float]:

