@@ -85,12 +85,14 @@ class Split:
     """The questions of one file, by index.
 
     Args:
-        name: of the file; or held (held_filled), the articles of train that are held out.
+        name: of the file; or held, held_filled: the articles of train, train_filled that are held
+            out.
         n: number of questions that are drawn from them; 0 for all.
     """
 
     def __init__(self, data: Path, name: str, n: int = 0):
-        file = name.replace("held", "train")
+        is_held = name.startswith("held")
+        file = name.replace("held", "train", 1) if is_held else name
         with np.load(data / f"{file}.npz") as arrays:
             self.contexts, self.asks, self.answers = (
                 _rows(arrays[key], arrays[f"{key}_off"]) for key in ("ctx", "q", "a")
@@ -99,8 +101,7 @@ class Split:
             held = arrays["held"][self.context_of]
         self.prompt = read_prompt(data)
         self.ids: list[str] = json.loads((data / f"{file}_ids.json").read_text())
-        chosen = held if name.startswith("held") else ~held
-        self.questions = np.flatnonzero(chosen)
+        self.questions = np.flatnonzero(held if is_held else ~held)
         if 0 < n < len(self.questions):
             drawn = np.random.default_rng(7).permutation(self.questions)[:n]
             self.questions = np.sort(drawn)

@@ -55,7 +55,7 @@ def entries_a_head(length_B: jax.Array, slots: tuple[int, ...] = ()) -> jax.Arra
     """Return the budget: `[B, R]` entries a KV head, on average.
 
     Args:
-        slots: so many for any context in place of the first ratios, or all it has.
+        slots: entries for any context that has so many, in place of the first ratios.
     """
     by_ratio = jnp.ceil(length_B[:, None] / jnp.array(RATIOS)).astype(jnp.int32)
     fixed = jnp.minimum(jnp.array(slots, jnp.int32), length_B[:, None])
@@ -80,8 +80,8 @@ def cut_by_score(
     """
     L, B, K, _ = score_LxBxKxT.shape
     score = jnp.where(context_BxT[None, :, None], score_LxBxKxT, -jnp.inf)
-    heads_BxR = entries_a_head(length_B, slots)
-    budget_BxR = heads_BxR * L * K
+    a_head_BxR = entries_a_head(length_B, slots)
+    budget_BxR = a_head_BxR * L * K
     if profile_LxKxR is None:
         threshold = nth_largest(score, budget_BxR, (0, 2, 3))[:, :, :, 0]
         threshold = jnp.broadcast_to(threshold, (L, B, K, len(RATIOS)))
@@ -89,7 +89,7 @@ def cut_by_score(
         n = fixed_parts(profile_LxKxR, budget_BxR, length_B)
         threshold = nth_largest(score, jnp.maximum(n, 1), (3,))[:, :, :, 0]
         threshold = jnp.where(n > 0, threshold, jnp.inf)
-    everything = (heads_BxR == length_B[:, None])[None, :, None]
+    everything = (a_head_BxR == length_B[:, None])[None, :, None]
     threshold = jnp.where(everything, -jnp.inf, threshold)
     kept = (score[..., None] >= threshold[:, :, :, None]) & context_BxT[None, :, None, :, None]
     return Cut(score_LxBxKxT, threshold, jnp.sum(kept, 3))

@@ -165,7 +165,7 @@ def evaluate(leaves: Leaves, frozen: Frozen, which: str, options: Options) -> di
         which: split:N, as in --evaluate.
 
     Returns:
-        F1, exact match and number of questions by ratio; the part that each KV head keeps.
+        F1, exact match and number of questions by ratio or slots; the part that each KV head keeps.
     """
     name, _, n = which.partition(":")
     split, rows = Split(Path(options.data), name, int(n)), options.eval_batch
@@ -183,7 +183,7 @@ def evaluate(leaves: Leaves, frozen: Frozen, which: str, options: Options) -> di
     )
     start = time.time()
     outputs = [programs[bucket](leaves, frozen, batch) for bucket, batch, _ in work]
-    predictions: dict[int, dict[str, str]] = defaultdict(dict)
+    predictions: dict[str, dict[str, str]] = defaultdict(dict)
     kept, tokens, texts = np.zeros(()), 0, Texts(Path(options.data))
     for (_, _, asked), (answers, kept_LxKxR, n_tokens) in zip(work, outputs, strict=True):
         ids = np.asarray(answers)
@@ -194,7 +194,7 @@ def evaluate(leaves: Leaves, frozen: Frozen, which: str, options: Options) -> di
     seconds = time.time() - start
     file = f"{options.name}.{which.replace(':', '')}.{options.score}-{options.spread}.json"
     (Path(options.out) / file).write_text(json.dumps(predictions))
-    table = {ratio: _scores(some, texts) for ratio, some in predictions.items()}
+    table = {budget: _scores(some, texts) for budget, some in predictions.items()}
     log.info("%s %s@%s: %s", which, options.score, options.spread, table)
     return {"table": table, "seconds": seconds, "share": np.round(kept / tokens, 4).tolist()}
 

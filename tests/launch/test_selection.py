@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.selection import budget, prepare
+from gistjax.errors import ConfigError, DataError
+from launch.selection import analyse, budget, prepare
 from launch.selection.attention import Part, attend
 from launch.selection.batches import Split, group_questions, question_batch, training_batch
 from launch.selection.leaves import load, new_leaves, save
@@ -37,13 +38,10 @@ def data(tmp_path_factory):
         for _ in range(3):
             golds[f"q{len(golds)}"] = ["ab"]
             texts.ask(f"q{len(golds) - 1}", "who?", ["ab"])
-    for name in ("train", "validation"):
-        held = prepare.held_out(texts) if name == "train" else np.zeros(6, bool)
-        prepare.write_split(texts, held, name, encode, folder)
-    with np.load(folder / "train.npz") as file:
-        arrays = dict(file)
-    arrays["held"] = np.arange(6) >= 4  # so few questions would all be held out
-    np.savez(folder / "train.npz", **arrays)
+    longer = replace(texts, contexts=[f"{context}." for context in texts.contexts])
+    for name, some in {"train": texts, "train_filled": longer, "validation": texts}.items():
+        held = (np.arange(6) >= 4) & name.startswith("train")
+        prepare.write_split(some, held, name, encode, folder)
     prepare.write_prompt(lambda texts: [[5, 6, 7], [8, 9], [2]], folder)
     (folder / "golds.json").write_text(json.dumps(golds))
     (folder / "vocab.json").write_text(json.dumps(["x"] * 49152))
@@ -56,6 +54,80 @@ def test_nth_largest_is_exact(rng, n):
     x[0, 0] = -np.inf
     found = budget.nth_largest(jnp.array(x), jnp.array([n]), (0, 1, 2))
     assert float(found.squeeze()) == np.sort(x.ravel())[::-1][n - 1]
+
+
+def test_slots_are_so_many_for_any_context_or_all_it_has():
+    found = budget.entries_a_head(jnp.array([33, 100]), (32, 64))
+    np.testing.assert_array_equal(found, [[32, 33, 9, 5, 3, 2], [32, 64, 25, 13, 7, 4]])
+
+
+@pytest.mark.slow
+def test_slots_are_exact(rng):
+    context = np.arange(8)[None] < np.array([[8], [5]])
+    score = jnp.array(rng.normal(size=(3, 2, 2, 8)), jnp.float32)
+    cut = budget.cut_by_score(score, context, jnp.array([8, 5]), slots=(3, 6))
+    kept = np.asarray(cut.kept_LxBxKxR).sum((0, 2)) / 6
+    np.testing.assert_array_equal(kept, [[3, 6, 2, 1, 1, 1], [3, 5, 2, 1, 1, 1]])
+    assert np.isneginf(cut.threshold_LxBxKxR[:, 1, :, 1]).all()  # nothing is decided there
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"slots": "0,32"},
+        {"slots": "-1"},
+        {"slots": "32,"},
+        {"slots": "many"},
+        {"slots": "1,2,3,4,5,6,7"},
+        {"seconds": 1.0},
+        {"full": True},
+        {"calibrate": True, "profile": "p.npz"},
+        {"spread": "profile", "profile": "p.npz"},
+        {"also": "mlp@profile", "profile": "p.npz"},
+    ],
+)
+def test_slots_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ConfigError, match="--slots"):
+        Options(**{"slots": "32,64", **wrong})
+
+
+def test_answers_are_filed_under_ratios_or_slots():
+    names = Options(slots="32,64").budget_names
+    assert names == ("32 slots", "64 slots", "4", "8", "16", "32")
+    assert [names[i] for i in Options(slots="32,64").ratio_ids] == ["32 slots", "64 slots"]
+    assert Options().budget_names == ("1", "2", "4", "8", "16", "32")
+
+
+def test_filled_contexts_hold_the_paragraph_that_is_asked_about():
+    texts = prepare.Texts()
+    for i in range(6):
+        texts.add(i // 3, f"paragraph {i} tells of {i}")
+        texts.ask(f"q{i}", "of what?", [str(i)])
+    filled = prepare.filled(texts, lambda some: [text.split() for text in some], budget=16)
+    assert (filled.ids, filled.context_of) == (texts.ids, texts.context_of)
+    for own, context in zip(texts.contexts, filled.contexts, strict=True):
+        paragraphs = context.split("\n\n")
+        assert own in paragraphs and set(paragraphs) < set(texts.contexts)
+        assert len(set(paragraphs)) == len(paragraphs)
+        assert own in " ".join(context.split()[:16]) and len(context.split()) >= 15
+
+
+def test_what_is_held_out_is_held_out_of_filled_contexts_too(data):
+    for plain, filled in [("train", "train_filled"), ("held", "held_filled")]:
+        a, b = Split(data, plain), Split(data, filled)
+        np.testing.assert_array_equal(a.questions, b.questions)
+        assert len(a.questions)
+        assert [len(x) for x in b.contexts] == [len(x) + 1 for x in a.contexts]
+
+
+def test_whole_articles_are_held_out_until_they_have_enough_questions(monkeypatch):
+    texts = prepare.Texts()
+    for i in range(12):
+        texts.add(i // 2, f"paragraph {i}")
+        texts.ask(f"q{i}", "what?", ["paragraph"])
+    monkeypatch.setattr(prepare, "HELD_OUT", 3)
+    held = prepare.held_out(texts).reshape(6, 2)
+    assert held.sum() == 4 and (held[:, 0] == held[:, 1]).all()
 
 
 @pytest.mark.slow
@@ -160,10 +232,31 @@ def test_a_run_writes_what_it_promises(data, tmp_path):
     more = {"kl": 0.5, "teacher": teacher, "init": teacher, "epochs": 4.0, "evaluate": "held:4"}
     found = run(Options(name="cut", **more, **profile, **out, **TINY, **LEARNED))
     assert np.isfinite([h["loss"] for h in found["train"]["history"]]).all()
-    assert set(found["held:4|mlp@profile"]["table"]) == set(RATIOS)
+    assert set(found["held:4|mlp@profile"]["table"]) == {str(r) for r in RATIOS}
     parts = np.load(tmp_path / "p.npz")["profile"]
     assert (np.diff(parts, axis=-1) <= 0).all()
     assert "mlp/w1" in " ".join(np.load(tmp_path / "cut.q8.npz").files)
     assert json.loads((tmp_path / "cut.held4.mlp-global.json").read_text()).keys() == {
         str(r) for r in RATIOS
     }
+
+
+def test_answers_are_compared_at_the_same_budget(data, tmp_path):
+    """Percents and differences of two questions on one paragraph, and of two on another."""
+    ids = ["q0", "q1", "q3", "q4"]
+
+    def file(name, right):
+        answers = {at: {i: "ab" if i in some else "x" for i in ids} for at, some in right.items()}
+        (tmp_path / name).write_text(json.dumps(answers))
+        return tmp_path / name
+
+    analysis = analyse.Analysis(data)
+    cut = file("cut", {"32": ids[:1], "32 slots": ids[:3]})
+    full, other = file("full", {"1": ids[:2]}), file("other", {"32 slots": ids})
+    row = analysis.row("32 slots", cut, full, other)
+    assert (row["f1"], row["percent"], row["n"]) == (0.75, 150, 4)
+    assert (row["minus_full"], row["minus_against"]) == (0.25, -0.25)
+    assert row["minus_full_interval"] == [0, 0.5]
+    with pytest.raises(DataError, match="no answers at 32, but at 32 slots"):
+        analysis.row("32", cut, full, other)
+    assert "minus_against" not in analysis.row("32", cut, full, None)
