@@ -91,7 +91,7 @@ class Options:
             self._check_slots()
         if self.kl and not self.teacher:
             raise ConfigError("--kl needs a --teacher: the leaves of a full-context run.")
-        if (self.calibrate or "profile" in dict(self.more).values()) and not self.profile:
+        if (self.calibrate or "profile" in self.spreads) and not self.profile:
             raise ConfigError("where are the fixed parts? Name their file with --profile=FILE.")
 
     def _check_slots(self) -> None:
@@ -100,17 +100,21 @@ class Options:
             raise ConfigError(
                 f"--slots={self.slots} must be up to {len(RATIOS)} numbers of entries: 32,64,128."
             )
-        by_ratio = "profile" in (self.spread, *dict(self.more).values()) or self.calibrate
-        if self.seconds or self.full or by_ratio:
+        if self.seconds or self.full or self.time or self.calibrate or "profile" in self.spreads:
             raise ConfigError(
                 "--slots are for evaluation with one budget over all KV heads: leave out --seconds,"
-                " --full, --calibrate and profiles."
+                " --full, --time, --calibrate and profiles."
             )
 
     @property
     def more(self) -> list[tuple[str, str]]:
         """Pairs of score and spread named by --also."""
         return [(s, p) for s, _, p in (e.partition("@") for e in self.also.split(",") if e)]
+
+    @property
+    def spreads(self) -> set[str]:
+        """How the budgets of all evaluations are spread."""
+        return {self.spread, *(spread for _, spread in self.more)}
 
     @property
     def learned(self) -> bool:

@@ -83,7 +83,8 @@ def test_slots_are_exact(rng):
         {"full": True},
         {"calibrate": True, "profile": "p.npz"},
         {"spread": "profile", "profile": "p.npz"},
-        {"also": "mlp@profile", "profile": "p.npz"},
+        {"also": "mlp@profile,mlp@global", "profile": "p.npz"},
+        {"time": True},
     ],
 )
 def test_slots_that_cannot_be_are_refused(wrong):
