@@ -15,6 +15,7 @@ COMMANDS = (
     "ask",
     "train",
     "evaluate",
+    "calibrate",
     "sweep",
     "compare",
     "report",

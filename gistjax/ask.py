@@ -10,7 +10,8 @@ the run's configuration is overridden by --config.KEY=VALUE.
 
 The compressor that comes with gistjax takes texts of up to 512 tokens (about 300 words) at 2 to 16
 tokens a slot. It was trained on paragraphs, and on questions that a few words of them answer. It
-always answers, also where the text does not say. Times leave out compiling, but a program's first
+always answers, also where the text does not say; --threshold withholds answers whose chance of
+being right is less. Times leave out compiling, but a program's first
 run is slower than later ones.
 """
 
@@ -49,6 +50,7 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     """Answer every question, and print answers or one JSON object."""
     check_flags(args, words)
     check_ratio(config, args.ratio)
+    check_threshold(args.run, args.threshold)
     trained = "compressor" if config.compresses else "adapter, which compresses nothing"
     from gistjax.inference.engine import load  # slow: flags are checked first
     from gistjax.inference.text import read_context
@@ -72,7 +74,7 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         print(UNTUNED)
     exchanges = []
     for question in words or questions():
-        exchanges.append(Exchange.of(question.strip(), document, full))
+        exchanges.append(Exchange.of(question.strip(), document, full, args.threshold))
         if not args.json:
             print(exchanges[-1], flush=True)
     if args.json:
@@ -123,6 +125,19 @@ def check_ratio(config: CompressionConfig, ratio: float | None) -> None:
 
     if ratio is not None and (problem := Budget.of(config).ratio_problem(ratio)):
         raise ConfigError(problem)
+
+
+def check_threshold(run: str, threshold: float | None) -> None:
+    """Refuse a --threshold that is no chance, or that the run has no calibration for.
+
+    Raises:
+        ConfigError: saying which.
+        CheckpointError: if the calibration cannot be read.
+    """
+    if threshold is not None:
+        from gistjax.experiment.confidence import Confidence, read_calibration
+
+        Confidence(read_calibration(RunDir(run)), threshold)
 
 
 def check_save(file: Path, contexts: list[str]) -> None:
@@ -195,9 +210,16 @@ class Exchange:
     compresses: bool = True  # else these are no slots, but tokens that a control reads
 
     @classmethod
-    def of(cls, question: str, document: Document, full: Document | None) -> Exchange:
-        """Ask a question of the slots and, if it is there, of the full context."""
-        answer, compared = document.ask(question), full.ask(question) if full else None
+    def of(
+        cls, question: str, document: Document, full: Document | None, threshold: float | None
+    ) -> Exchange:
+        """Ask a question of the slots and, if it is there, of the full context.
+
+        Args:
+            threshold: of the answer from slots; the untuned base has no calibration.
+        """
+        answer = document.ask(question, threshold)
+        compared = full.ask(question) if full else None
         return cls(question, answer, compared, document.engine.config.compresses)
 
     def __str__(self) -> str:
@@ -210,7 +232,7 @@ class Exchange:
             if answer:
                 cost = f"{answer.positions} {unit}, {1e3 * answer.seconds:.0f} ms"
                 each = f"{1e3 * answer.seconds_per_token:.0f} ms a token"
-                lines.append(f"  {title}{answer.text or '(no answer)':40}  {cost}, {each}")
+                lines.append(f"  {title}{said(answer):40}  {cost}, {each}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -218,6 +240,12 @@ class Exchange:
         found = dataclasses.asdict(self)
         keys = ("question", "slots", *(("full_context",) if self.full_context else ()))
         return {key: found[key] for key in keys}
+
+
+def said(answer: Answer) -> str:
+    """Return an answer for people, with its chance of being right where that is known."""
+    text = answer.text or "(no answer)"
+    return f"{text} ({answer.score:.0%})" if answer.calibrated else text
 
 
 def summary(document: Document, full: Document | None, exchanges: list[Exchange]) -> dict[str, Any]:
@@ -248,6 +276,8 @@ def define_flags(values: flags.FlagValues) -> None:
         define_path(name, default, about, values)
     about = "Tokens a slot; by default what the compressor is set to."
     flags.DEFINE_float("ratio", None, about, flag_values=values)
+    about = "Withhold answers whose chance of being right is less, from 0 to 1."
+    flags.DEFINE_float("threshold", None, about, flag_values=values)
     about = "Also answer from the whole text, by the untuned base."
     flags.DEFINE_bool("full", False, about, values)
     flags.DEFINE_bool("json", False, "Print one JSON object instead.", values)

@@ -25,11 +25,13 @@ from absl import flags
 
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError, DataError
+from gistjax.evaluation.selective import Coverage
 from gistjax.evaluation.statistics import (
     clustered_bootstrap,
     clusters_of,
     normalised,
     paired_difference,
+    resampled,
 )
 from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
@@ -73,6 +75,10 @@ def read_predictions(rundir: Path) -> dict[str, dict[str, Any]]:
             if not all(0 <= row[key] <= 1 for key in SCORES):
                 raise ValueError(f"{row['id']} has no scores in 0..1")
             by_id[row["id"]] |= {key: row[key] for key in ASKED if key in row}
+            if "score" in row and "withheld" not in row:
+                if not 0 <= row["score"] <= 1:
+                    raise ValueError(f"{row['id']} has a score that is not in 0..1")
+                by_id[row["id"]]["score"] = row["score"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read ({type(error).__name__}: {error}): give the directory of a "
@@ -150,6 +156,7 @@ def _compare(
         theirs_N = {key: np.array([rows[id][key] for id in ours]) for key in SCORES}
         is_closed = kinds[other] == CLOSED_BOOK
         found[str(other)] = _against(ours_N, theirs_N, bootstrap, has_context=not is_closed)
+        found[str(other)] |= _areas(ours, rows, bootstrap)
         controls.setdefault(kinds[other], theirs_N["f1"])
     means = {key: float(values_N.mean()) for key, values_N in ours_N.items()}
     result = {**means, "n_examples": len(ours), "with": found}
@@ -196,6 +203,27 @@ def _against(
     return {**result, "f1_retained": None, "f1_retained_interval": None}
 
 
+def _areas(ours: Rows, theirs: Rows, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Return the areas under coverage against accuracy (`Coverage`) and how they differ.
+
+    Nothing if an answer of one of the two has no score, or was withheld.
+    """
+    pairs = [(ours[id], theirs[id]) for id in ours]
+    if not all("score" in row for pair in pairs for row in pair):
+        return {}
+    own, other = (
+        Coverage([row["score"] for row in rows], [row["em"] == 1 for row in rows])
+        for rows in zip(*pairs, strict=True)
+    )
+    interval = resampled(lambda counts: own.area(counts) - other.area(counts), *bootstrap)
+    return {
+        "own_accuracy_area": own.area(),
+        "accuracy_area": other.area(),
+        "accuracy_area_difference": own.area() - other.area(),
+        "accuracy_area_difference_interval": list(interval),
+    }
+
+
 def _ratio(
     name: str, part_N: np.ndarray, whole_N: np.ndarray, bootstrap: Bootstrap
 ) -> dict[str, Any]:
@@ -225,6 +253,11 @@ def _table(found: Mapping[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     lines.append(f"\n{found['n_examples']:,} questions; brackets are 95 % intervals.")
+    for name, other in found["with"].items():
+        if "accuracy_area" in other:
+            areas = f"{other['own_accuracy_area']:.3f}, {name} {other['accuracy_area']:.3f}"
+            difference = _signed(other, "accuracy_area_difference")
+            lines.append(f"Accuracy over all coverages: {areas}, difference {difference}.")
     if normalised := _percent(found, "normalised_f1"):
         lines.append(f"{normalised} of the way from closed book to full context.")
     return "\n".join(lines)

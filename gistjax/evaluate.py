@@ -1,7 +1,7 @@
 """A finished run on a split, scored anew.
 
     python -m gistjax.evaluate --run runs/compression_ablations/M64_gist
-        [--config.KEY=VALUE …] [--output FILE]
+        [--config.KEY=VALUE …] [--output FILE] [--threshold 0.5]
 
 The configuration is the run's own `config.json`; overrides change what is evaluated on (data, batch
 size), not what was trained.
@@ -23,6 +23,7 @@ from gistjax.data.encoding import encode_splits
 from gistjax.errors import ConfigError
 from gistjax.estimate.out_of_memory import explained
 from gistjax.experiment.base import load_trained
+from gistjax.experiment.confidence import Confidence, read_calibration
 from gistjax.experiment.evaluator import Evaluator
 from gistjax.experiment.run_dir import RunDir, asked, check_meaning
 from gistjax.experiment.task_evaluator import MixtureEvaluator
@@ -39,6 +40,7 @@ def evaluate_run(
     config: CompressionConfig | None = None,
     output: str | Path | None = None,
     slot_attention: str | Path | None = None,
+    threshold: float | None = None,
 ) -> dict[str, Any]:
     """Scores a run's exported compressor on the validation split of its data.
 
@@ -48,6 +50,7 @@ def evaluate_run(
             trained.
         output: a JSON file for all predictions.
         slot_attention: a JSON file for what each slot reads.
+        threshold: withhold answers whose chance of being right is less: they are scored as none.
 
     Raises:
         GistjaxError: for anything that a user can fix.
@@ -56,8 +59,28 @@ def evaluate_run(
     for file in (output, slot_attention):
         if file:
             check_writable(Path(file))
+    confidence = Confidence(read_calibration(run), threshold)
     trained = run.config()
     config = asked(config or trained, trained)
+    evaluator, weights = prepare(run, config, confidence)
+    with explained(config, "a forward pass"):
+        result = evaluator.measure(*weights)
+    if output:
+        write_json(Path(output), result.predictions)
+    if slot_attention:
+        write_json(Path(slot_attention), result.slot_attention, indent=None)
+    return result.metrics
+
+
+def prepare(
+    run: RunDir, config: CompressionConfig, confidence: Confidence | None = None
+) -> tuple[Evaluator | MixtureEvaluator, tuple[Any, Any]]:
+    """Return what answers a run's questions, and the model's trained and frozen leaves.
+
+    Raises:
+        GistjaxError: for anything that a user can fix.
+    """
+    trained = run.config()
     validate(config)
     check_meaning(config, trained)
     untrained = config.compresses and config.ratio not in (0, trained.ratio)
@@ -70,24 +93,21 @@ def evaluate_run(
         )
     data = config.data if config.data.holdout else replace(config.data, train_examples=0)
     dataset = load_dataset(data, config.seed)
-    pretrained, (graphdef, trainable, frozen) = load_trained(run, config)
+    pretrained, (graphdef, *weights) = load_trained(run, config)
     _, rows, report = encode_splits(dataset, pretrained.prompt, config.data, config.seed)
     log.info("%s", report)
     kind = MixtureEvaluator if config.data.mixture else Evaluator
-    evaluator = kind(config, pretrained, rows, dataset.validation, graphdef)
-    with explained(config, "a forward pass"):
-        result = evaluator.measure(trainable, frozen)
-    if output:
-        write_json(Path(output), result.predictions)
-    if slot_attention:
-        write_json(Path(slot_attention), result.slot_attention, indent=None)
-    return result.metrics
+    evaluator = kind(config, pretrained, rows, dataset.validation, graphdef, confidence)
+    trainable, frozen = weights
+    return evaluator, (trainable, frozen)
 
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """Score the run and print its metrics."""
     cli.print_result(
-        evaluate_run(args.run, config, args.output or None, args.slot_attention or None)
+        evaluate_run(
+            args.run, config, args.output or None, args.slot_attention or None, args.threshold
+        )
     )
 
 
@@ -96,6 +116,8 @@ def define_flags(values: flags.FlagValues) -> None:
     define_path("run", "", "Directory of a finished run.", values)
     about = "Also write the predictions of every question to this JSON file."
     define_path("output", "", about, values)
+    about = "Withhold answers whose chance of being right is less, from 0 to 1."
+    flags.DEFINE_float("threshold", None, about, flag_values=values)
     about = "Also write what each slot reads to this JSON file."
     define_path("slot_attention", "", about, values)
 

@@ -3,8 +3,8 @@
     python -m gistjax.export --run RUN --to safetensors|peft --output DIR [--push organisation/name]
     python -m gistjax.export --run RUN --to prompt_embeds --output DIR --context FILE "question" …
 
-    safetensors     compressor.safetensors, config.json and a model card (README.md), which
-                    `gistjax.load` takes
+    safetensors     compressor.safetensors, config.json, its calibration if there is one, and a
+                    model card (README.md), which `gistjax.load` takes
     peft            the decoder's adapter for PyTorch (gistjax/sharing/peft.py)
     prompt_embeds   a text's slots between template and question, as embeddings for vLLM
                     (gistjax/sharing/prompt_embeds.py)
@@ -28,7 +28,9 @@ from safetensors.numpy import load_file
 from gistjax.compress import EXPORTED
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
+from gistjax.experiment.confidence import copy_calibration
 from gistjax.experiment.run_dir import (
+    CALIBRATION,
     FORMAT,
     RunDir,
     check_meaning,
@@ -78,8 +80,10 @@ def export_safetensors(request: Request) -> list[str]:
         config = without_folders(request.config).to_json()
         write_json(output / "config.json", {**about, "format": FORMAT, "config": config})
         copy_without_folders(directory.exported, output / EXPORTED, metadata)
+        copy_calibration(directory, RunDir(output))
     write_atomically(output / CARD, card.encode())
-    return [EXPORTED, "config.json", CARD]
+    own = [CALIBRATION] if (output / CALIBRATION).is_file() else []
+    return [EXPORTED, "config.json", CARD, *own]
 
 
 def copy_without_folders(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
@@ -107,7 +111,8 @@ def check_output(folder: Path, in_place: bool) -> None:
     ours = card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
     theirs = [] if ours else [CARD]
     if not in_place:
-        theirs += ["checkpoint"] if ours else ["checkpoint", EXPORTED, "config.json"]
+        written = (EXPORTED, CALIBRATION, "config.json")
+        theirs += ["checkpoint"] if ours else ["checkpoint", *written]
     for name in theirs:
         if (folder / name).exists():
             raise ConfigError(

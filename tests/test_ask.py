@@ -89,22 +89,31 @@ def test_the_full_context_is_said_to_be_of_the_untuned_base(command, capsys):
 
 
 def test_each_answer_stands_under_its_own_title_with_its_own_cost():
-    slots, full = Answer("by slots", 7, 0.5, 2), Answer("by the text", 49, 3.0, 4)
+    slots = Answer("", 7, 0.5, 2, score=0.123, calibrated=True, written="by slots")
+    full = Answer("by the text", 49, 3.0, 4, score=0.9, calibrated=False, written="by the text")
     document = SimpleNamespace(engine=ENGINE)
-    document.ask = lambda question: slots if question == "Who?" else None
+    document.ask = lambda question, threshold: (
+        slots if (question, threshold) == ("Who?", 0.4) else None
+    )
     text = SimpleNamespace(ask=lambda question: full if question == "Who?" else None)
-    both = ask.Exchange.of("Who?", document, text)
+    both = ask.Exchange.of("Who?", document, text, 0.4)
     assert str(both).splitlines() == [
         "Who?",
-        f"  from slots:   {'by slots':40}  7 slots, 500 ms, 250 ms a token",
+        f"  from slots:   {'(no answer) (12%)':40}  7 slots, 500 ms, 250 ms a token",
         f"  full context: {'by the text':40}  49 tokens, 3000 ms, 750 ms a token",
     ]
     assert {key: both.to_json()[key]["text"] for key in ("slots", "full_context")} == {
-        "slots": "by slots",
+        "slots": "",
         "full_context": "by the text",
     }
-    alone = ask.Exchange.of("Who?", document, None)
-    assert str(alone).splitlines()[1] == f"  {'by slots':40}  7 slots, 500 ms, 250 ms a token"
+    assert both.to_json()["slots"] == {
+        "text": "", "positions": 7, "seconds": 0.5, "tokens": 2,
+        "score": 0.123, "calibrated": True, "written": "by slots",
+    }  # fmt: skip
+    alone = ask.Exchange.of("Who?", document, None, 0.4)
+    assert (
+        str(alone).splitlines()[1] == f"  {'(no answer) (12%)':40}  7 slots, 500 ms, 250 ms a token"
+    )
     assert alone.to_json().keys() == {"question", "slots"}
 
 
@@ -116,12 +125,12 @@ def test_each_answer_stands_under_its_own_title_with_its_own_cost():
     ],
 )
 def test_a_control_is_said_to_compress_nothing(architecture, slots, says):
-    answer = Answer("by the run", slots, 0.5, 2)
+    answer = Answer("by the run", slots, 0.5, 2, 0.9, False, "by the run")
     control = SimpleNamespace(config=CONFIG.replace(architecture=architecture))
     document = SimpleNamespace(engine=control, tokens=49, slots=slots, nbytes=0, seconds=0.25)
-    document.ask = lambda question: answer
+    document.ask = lambda question, threshold: answer
     assert says in ask.about(document) and "compressed in" not in ask.about(document)
-    assert f"  {slots} tokens, 500 ms" in str(ask.Exchange.of("Who?", document, None))
+    assert f"  {slots} tokens, 500 ms" in str(ask.Exchange.of("Who?", document, None, None))
 
 
 def test_the_help_says_whose_values_hold(command, monkeypatch, capsys):
@@ -249,6 +258,9 @@ def test_where_a_document_is_kept_is_said_and_what_it_replaces(command, caplog, 
         ),
         (["--context=text.txt", "--save=text.txt", "Who?"], ConfigError, "is the text itself"),
         (["--context=text.txt", "--save=none/x", "Who?"], StorageError, "there is no folder none"),
+        (["--context=text.txt", "--threshold=1.5", "Who?"], ConfigError, "threshold=1.5: give"),
+        (["--context=text.txt", "--threshold=nan", "Who?"], ConfigError, "threshold=nan: give"),
+        (["--context=text.txt", "--threshold=0.5", "Who?"], ConfigError, "has no calibration"),
         (
             ["--context=text.txt", "--config.ratio=100", "Who?"],
             ConfigError,

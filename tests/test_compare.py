@@ -53,6 +53,31 @@ def test_rows_are_matched_by_their_ids(runs):
     assert found["with"][str(zero)]["f1_difference_interval"] == [0.5, 0.5]
 
 
+def test_areas_are_compared_where_every_answer_has_a_score(tmp_path):
+    def rows(scores, em, **more):
+        return json.dumps([
+            {"id": f"q{i}", "context_id": i, "f1": em[i], "em": em[i], "score": scores[i], **more}
+            for i in range(3)
+        ])  # fmt: skip
+
+    of, other = (write_run(tmp_path / name, [0.0] * 3, [0.0] * 3) for name in ("of", "other"))
+    (of / "predictions.json").write_text(rows([0.9, 0.5, 0.1], [1, 0, 1]))
+    (other / "predictions.json").write_text(rows([0.1, 0.5, 0.9], [1, 0, 0]))
+    found = compare(of, [other], samples=200, seed=0)
+    one = found["with"][str(other)]
+    assert one["own_accuracy_area"] == pytest.approx((1 + 1 / 2 + 2 / 3) / 3)
+    assert one["accuracy_area"] == pytest.approx((0 + 0 + 1 / 3) / 3)
+    low, high = one["accuracy_area_difference_interval"]
+    assert one["accuracy_area_difference"] == pytest.approx(11 / 18)
+    assert low <= one["accuracy_area_difference"] <= high
+    assert "Accuracy over all coverages: 0.722, " in table(found)
+    (other / "predictions.json").write_text(rows([0.1] * 3, [0] * 3, withheld="Ada"))
+    assert "accuracy_area" not in compare(of, [other], 10, 0)["with"][str(other)]
+    (other / "predictions.json").write_text(rows([0.1, 1.5, 0.9], [1, 0, 0]))
+    with pytest.raises(DataError, match="q1 has a score that is not in 0..1"):
+        compare(of, [other], 10, 0)
+
+
 def test_a_closed_book_has_nothing_to_retain_and_both_controls_make_a_scale(runs):
     of, full, closed = runs
     rows = [{"id": f"q{i}", "context_id": i // 2, "f1": 0.25, "em": 0} for i in range(4)]

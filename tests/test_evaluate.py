@@ -9,7 +9,9 @@ import pytest
 from gistjax import evaluate
 from gistjax.data.prompts import make_prompt
 from gistjax.errors import ConfigError
+from gistjax.experiment.confidence import Calibration, Confidence, write_calibration
 from gistjax.experiment.evaluator import EvalResult
+from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime.files import write_json
 from gistjax.weights.tokenizers import byte_tokenizer
 from tests.helpers.runs import ASKED
@@ -43,11 +45,12 @@ def test_a_run_is_scored_on_its_own_split_or_another(measured):
     assert evaluate.evaluate_run(run) == {"final_f1": 0.75}
     evaluate.evaluate_run(run, ASKED.replace(data=data), *files)
     assert [json.loads(file.read_text()) for file in files] == [PREDICTIONS, [{"context_id": 3}]]
-    for (config, _, rows, examples, graph), n, longest in zip(
+    for (config, _, rows, examples, graph, confidence), n, longest in zip(
         made, (4, 7), (422, 100), strict=True
     ):
         assert len(rows) == len(examples) == config.data.validation_examples == n
         assert [row.example_index for row in rows] == list(range(n)) and graph == "graph"
+        assert confidence == Confidence()
         assert [row.context_id for row in rows] == [example.context_id for example in examples]
         assert max(len(row.context_ids) for row in rows) == longest
 
@@ -58,3 +61,15 @@ def test_no_question_and_another_meaning_are_refused(measured):
         evaluate.evaluate_run(measured[0], ASKED.replace(data=none))
     with pytest.raises(ConfigError, match="architecture: .* trained with another value"):
         evaluate.evaluate_run(measured[0], ASKED.replace(architecture="mean_pool"))
+
+
+def test_a_threshold_takes_the_calibration_of_the_run(measured):
+    run, made = measured
+    with pytest.raises(ConfigError, match="no calibration"):
+        evaluate.evaluate_run(run, threshold=0.5)
+    (run / "compressor.safetensors").write_bytes(b"weights")
+    write_calibration(RunDir(run), Calibration(2.0, 1.0), {})
+    evaluate.evaluate_run(run, threshold=0.5)
+    assert made[-1][-1] == Confidence(Calibration(2.0, 1.0), 0.5)
+    evaluate.evaluate_run(run)
+    assert made[-1][-1] == Confidence(Calibration(2.0, 1.0))

@@ -142,7 +142,7 @@ def test_prompt_embeddings_give_the_same_answer_at_consecutive_positions(command
     model = engine.model()
     for i, question in enumerate(questions):
         prompt_TxD = tensors[f"question_{i}"]
-        answer = document.answer_ids(question)[0]
+        answer = document.answer_ids(question).ids
         assert answer
         embeds_TxD = np.concatenate([prompt_TxD, np.asarray(model.base.embed(jnp.asarray(answer)))])
         h_1xTxD, _ = model.base(

@@ -270,6 +270,7 @@ def _example(row: dict[str, Any], context_id: int, task: Task, name: str) -> Exa
         else (),
         task=name,
         metric=task.metric,
+        abstention=task.abstention,
     )
 
 

@@ -45,6 +45,7 @@ class Example:
     evidence: tuple[str, ...] = ()  # texts of the context, one of which is needed to answer
     task: str = "answer"  # a name in `gistjax.config.TASKS`
     metric: str = "squad"  # a name in `gistjax.evaluation.metrics.METRICS`
+    abstention: str = ""  # what its task says where there is no answer
 
     @property
     def looked_up(self) -> str:

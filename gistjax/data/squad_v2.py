@@ -1,9 +1,9 @@
 """The task of `data.squad` with questions that the paragraph does not answer, as in SQuAD 2.0.
 
-To those the right answer is `NOT_IN_TEXT`: it is what is trained, and it is scored as no answer
-(`gistjax.evaluation.metrics`). A training file without such questions, as SQuAD 1.1's, gets some:
-half of its questions are also asked of another paragraph of their article in which no gold answer
-stands, so that a third has no answer, as in SQuAD 2.0.
+To those the right answer is `NOT_IN_TEXT`: it is what is trained, and it is scored as no answer. A
+training file without such questions, as SQuAD 1.1's, gets some: half of its questions are also
+asked of another paragraph of their article in which no gold answer stands, so that a third has no
+answer, as in SQuAD 2.0.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ TASK = Task(
         "Answer the question with a short phrase copied from the context. If the context does not "
         f'answer it, say "{NOT_IN_TEXT}".'
     ),
-    metric="squad_v2",
     extractive=True,
     unanswerable=True,
     abstention=NOT_IN_TEXT,

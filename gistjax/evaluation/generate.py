@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext
-from gistjax.compress.decoding import before_end, greedy
+from gistjax.compress.decoding import Written, before_end, greedy
 from gistjax.data.batching import evaluation_batches
 from gistjax.data.example import Batch, Buckets, TokenizedExample
 from gistjax.runtime.sharding import put_batch, to_host
@@ -28,6 +28,7 @@ class Answers:
 
     ids: list[list[int]]
     slots: np.ndarray  # slots used, by row
+    log_probabilities: np.ndarray  # of each answer, the token that ends it included
     compress_s: float = 0.0
     answer_s: float = 0.0
     shapes: set[tuple[int, int]] = field(default_factory=set)
@@ -72,7 +73,7 @@ class Generator:
             context: CompressedContext,
             tokens_BxS: Array,
             length_B: Array,
-        ) -> Array:
+        ) -> Written:
             model = nnx.merge(graphdef, trainable, frozen)
             return greedy(model, context, tokens_BxS, length_B, max_tokens, end_ids)
 
@@ -86,7 +87,9 @@ class Generator:
         title: str = "answering",
     ) -> Answers:
         """Answer every row. The result does not depend on the batch size."""
-        answers = Answers([[] for _ in rows], np.zeros(len(rows), np.int64))
+        answers = Answers(
+            [[] for _ in rows], np.zeros(len(rows), np.int64), np.zeros(len(rows), np.float64)
+        )
         batches = evaluation_batches(rows, self._batch_size, self._buckets)
         with tqdm(total=len(rows), desc=title, unit="question", disable=None) as bar:
             for indices, host_batch in batches:
@@ -99,9 +102,9 @@ class Generator:
                 answers.compress_s += seconds
                 question = (*weights, context, batch.tokens_BxS, batch.question_length_B)
                 answer = self._compile("answer", self._answer, question)
-                ids_BxA, seconds = _timed(answer, question)
+                written, seconds = _timed(answer, question)
                 answers.answer_s += seconds
-                self._collect(answers, indices, to_host((ids_BxA, context.slots_B)))
+                self._collect(answers, indices, *to_host((written, context.slots_B)))
                 answers.shapes.add((batch.context_ids_ExC.shape[1], batch.tokens_BxS.shape[1]))
                 bar.update(len(indices))
         return answers
@@ -127,14 +130,13 @@ class Generator:
         return self._compiled[key]
 
     def _collect(
-        self, answers: Answers, indices: np.ndarray, fetched: tuple[np.ndarray, np.ndarray]
+        self, answers: Answers, indices: np.ndarray, written: Written, slots_B: np.ndarray
     ) -> None:
-        ids_BxA, slots_B = fetched
-        for row, ids_A, slots in zip(
-            indices.tolist(), ids_BxA.tolist(), slots_B.tolist(), strict=False
-        ):
+        n = len(indices)  # rows behind them fill the batch
+        answers.slots[indices] = slots_B[:n]
+        answers.log_probabilities[indices] = written.log_probability_B[:n]
+        for row, ids_A in zip(indices.tolist(), written.ids_BxA[:n].tolist(), strict=True):
             answers.ids[row] = before_end(ids_A, self._end_ids)
-            answers.slots[row] = slots
 
 
 def _context_of(batch: Batch) -> tuple[Any, ...]:

@@ -11,14 +11,13 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
 
 from gistjax.data.example import Example
-from gistjax.data.prompts import NOT_IN_TEXT
 from gistjax.errors import ConfigError, did_you_mean
 from gistjax.evaluation.statistics import clustered_bootstrap, clusters_of
 
@@ -76,10 +75,9 @@ def _f1(predicted: list[str], gold: list[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def squad_v2(prediction: str, golds: Sequence[str]) -> Score:
-    """Return the SQuAD scores of a prediction; one that says `NOT_IN_TEXT` is no answer."""
-    abstains = normalize_answer(prediction) == normalize_answer(NOT_IN_TEXT)
-    return squad("" if abstains else prediction, golds)
+def abstains(prediction: str, abstention: str) -> bool:
+    """Return whether a prediction says, in the words of its task, that there is no answer."""
+    return bool(abstention) and normalize_answer(prediction) == normalize_answer(abstention)
 
 
 def hotpotqa(prediction: str, golds: Sequence[str]) -> Score:
@@ -127,7 +125,6 @@ def number(prediction: str, golds: Sequence[str]) -> Score:
 
 METRICS: dict[str, Callable[[str, Sequence[str]], Score]] = {
     "squad": squad,
-    "squad_v2": squad_v2,
     "hotpotqa": hotpotqa,
     "number": number,
 }
@@ -163,6 +160,7 @@ class Scores:
     f1_N: np.ndarray
     em_N: np.ndarray
     clusters_N: np.ndarray  # the context of each question
+    log_probability_N: np.ndarray = field(default_factory=lambda: np.zeros(0))  # of the answers
 
     @property
     def n(self) -> int:
@@ -170,10 +168,19 @@ class Scores:
         return len(self.f1_N)
 
 
+def score_one(prediction: str, example: Example) -> Score:
+    """Return the score of a prediction by its example's metric.
+
+    One that says there is no answer, in the words of its task, counts as an empty one.
+    """
+    text = "" if abstains(prediction, example.abstention) else prediction
+    return METRICS[example.metric](text, example.answers)
+
+
 def score(
     predictions: Sequence[str], examples: Sequence[Example], samples: int, seed: int
 ) -> Scores:
-    """Score predictions, in the examples' order, each by its example's metric.
+    """Score predictions, in the examples' order, each by its example's metric (`score_one`).
 
     Args:
         samples: draws of the bootstrap.
@@ -182,7 +189,7 @@ def score(
         ConfigError: if a metric gives what is no score.
     """
     scores = [
-        METRICS[example.metric](text, example.answers)
+        METRICS[example.metric]("" if abstains(text, example.abstention) else text, example.answers)
         for text, example in zip(predictions, examples, strict=True)
     ]
     for example, one in zip(examples, scores, strict=True):

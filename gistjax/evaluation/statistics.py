@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,22 @@ def clustered_bootstrap(
         size_R = size_G[drawn_RxG].sum(1)
         means.append(sum_G[drawn_RxG].sum(1) / np.where(size_R, size_R, np.nan))
     low, high = np.nanpercentile(np.concatenate(means), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def resampled(
+    statistic: Callable[[np.ndarray], float], clusters: ArrayLike, samples: int, seed: int
+) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a statistic, whole clusters drawn with replacement.
+
+    Args:
+        statistic: of how often each value was drawn, int `[N]`.
+        clusters: `[N]`; values of equal clusters are drawn together.
+    """
+    _, cluster_N = np.unique(np.asarray(clusters), return_inverse=True)
+    rng, G = np.random.default_rng(seed), int(cluster_N.max()) + 1
+    draws = (np.bincount(rng.integers(G, size=G), minlength=G) for _ in range(samples))
+    low, high = np.nanpercentile([statistic(drawn_G[cluster_N]) for drawn_G in draws], (2.5, 97.5))
     return float(low), float(high)
 
 

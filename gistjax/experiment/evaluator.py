@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,12 @@ from gistjax.evaluation.diagnostics import answer_diversity, slot_similarity
 from gistjax.evaluation.generate import Answers, Generator
 from gistjax.evaluation.likelihood import gold_log_likelihood, with_golds
 from gistjax.evaluation.metrics import Scores, check_metrics, score
+from gistjax.evaluation.selective import (
+    Judged,
+    answerable_metrics,
+    area_of,
+    selective_metrics,
+)
 from gistjax.evaluation.slot_attention import slot_attention
 from gistjax.evaluation.statistics import (
     clustered_bootstrap,
@@ -33,6 +39,7 @@ from gistjax.experiment.base import (
     untuned_closed_book,
     untuned_full_context,
 )
+from gistjax.experiment.confidence import Confidence
 from gistjax.experiment.inputs import select
 from gistjax.experiment.run_dir import RunDir, versions
 from gistjax.runtime.devices import device_name
@@ -118,6 +125,7 @@ class Evaluator:
         rows: the questions with their whole contexts.
         examples: the same questions with their gold answers.
         graphdef: the model's structure.
+        confidence: makes scores of the answers, and says which of them are withheld.
     """
 
     def __init__(
@@ -127,8 +135,10 @@ class Evaluator:
         rows: list[TokenizedExample],
         examples: Sequence[Example],
         graphdef: Any,
+        confidence: Confidence | None = None,
     ):
         self._config, self._pretrained, self._graphdef = config, pretrained, graphdef
+        self._confidence = confidence or Confidence()
         check_metrics(examples)
         self._rows, self._examples = rows, examples
         self._rows_read = select(config, pretrained, rows)
@@ -136,8 +146,12 @@ class Evaluator:
 
     def headline(self, trainable: Any, frozen: Any) -> dict[str, float]:
         """Return F1 and EM alone, for validation during training."""
-        scores = self._score(self._generator(trainable, frozen, self._rows_read, "validating"))
+        scores = self.judge(trainable, frozen, "validating")
         return {"f1": round(scores.f1, 4), "em": round(scores.em, 4)}
+
+    def judge(self, trainable: Any, frozen: Any, title: str) -> Scores:
+        """Return the scores of all answers, with their log-probabilities."""
+        return self._score(self._generator(trainable, frozen, self._rows_read, title))
 
     def measure(self, trainable: Any, frozen: Any, of_mixture: bool = False) -> EvalResult:
         """Return scores, their breakdown and controls, ratios, parameters and times.
@@ -146,21 +160,23 @@ class Evaluator:
             of_mixture: also score a closed book, and say where between the controls the scores are.
         """
         answers = self._generator(trainable, frozen, self._rows_read, "answering")
-        scores = self._score(answers)
-        predictions = self._predictions(answers, scores)
+        judged = self._judged(answers)
+        texts = self._confidence.given(judged)
+        scores = self._score(answers, texts)
+        predictions = self._predictions(judged, texts, scores)
         contexts = self._contexts(trainable, frozen, scores) if self._config.compresses else {}
         full_context = self._untuned(FULL_CONTEXT) if self._config.evaluation.baseline else None
         metrics = {
             **self._scores(scores, full_context),
             **(self._between(scores, full_context) if of_mixture else {}),
+            **self._selective(judged, scores),
             **self._likelihoods(trainable, frozen),
             **self._costs(answers, scores.n),
             **contexts,
             "by_type": self._breakdown(scores, [row["type"] for row in predictions]),
             "by_place": self._breakdown(scores, [row["place"] for row in predictions]),
             "answer_diversity": answer_diversity(
-                [row["prediction"] for row in predictions],
-                [(*example.answers, "")[0] for example in self._examples],
+                texts, [(*example.answers, "")[0] for example in self._examples]
             ),
             "n_examples": scores.n,
             **_origin(self._config),
@@ -181,9 +197,12 @@ class Evaluator:
             Buckets.of(self._config.data),
         )
 
-    def _score(self, answers: Answers) -> Scores:
-        samples = self._config.evaluation.bootstrap_samples
-        return score(self._texts(answers), self._examples, samples, self._config.seed)
+    def _score(self, answers: Answers, texts: Sequence[str] | None = None) -> Scores:
+        """Score answers as they were written, or the texts that are given in their place."""
+        samples, seed = self._config.evaluation.bootstrap_samples, self._config.seed
+        texts = self._texts(answers) if texts is None else texts
+        scores = score(texts, self._examples, samples, seed)
+        return replace(scores, log_probability_N=answers.log_probabilities)
 
     def _texts(self, answers: Answers) -> list[str]:
         tokenizer = self._pretrained.tokenizer
@@ -264,6 +283,24 @@ class Evaluator:
             "baseline_f1": baseline and baseline.f1,
             "baseline_f1_interval": baseline and list(baseline.f1_interval),
             "baseline_em": baseline and baseline.em,
+            "baseline_accuracy_area": baseline and area_of(baseline),
+        }
+
+    def _judged(self, answers: Answers) -> Judged:
+        """Return what was written, how sure the model is of it, and whether it is right."""
+        return Judged.of(
+            self._texts(answers),
+            self._examples,
+            self._confidence.scores(answers.log_probabilities),
+        )
+
+    def _selective(self, judged: Judged, scores: Scores) -> dict[str, Any]:
+        """Return how well scores tell right from wrong answers, and what a threshold withholds."""
+        samples, seed = self._config.evaluation.bootstrap_samples, self._config.seed
+        return {
+            **answerable_metrics(scores, judged.answerable_N, samples, seed),
+            **selective_metrics(judged, scores.clusters_N, samples, seed),
+            **self._confidence.about(judged),
         }
 
     def _costs(self, answers: Answers, n: int) -> dict[str, Any]:
@@ -309,7 +346,9 @@ class Evaluator:
         samples = self._config.evaluation.bootstrap_samples
         return breakdown(scores.f1_N, groups, scores.clusters_N, samples, self._config.seed)
 
-    def _predictions(self, answers: Answers, scores: Scores) -> list[dict[str, Any]]:
+    def _predictions(
+        self, judged: Judged, texts: Sequence[str], scores: Scores
+    ) -> list[dict[str, Any]]:
         tokenizer = self._pretrained.tokenizer
         contexts = {row.context_id: decode(tokenizer, row.context_ids) for row in self._rows}
         return [
@@ -318,13 +357,21 @@ class Evaluator:
                 "context_id": example.context_id,
                 "question": example.question,
                 "prediction": text,
+                **({"withheld": written} if written != text else {}),
+                "score": float(sure),
                 "answers": list(example.answers),
                 "type": answer_type(example.looked_up) if example.answers else NO_ANSWER,
                 "place": answer_place(contexts[example.context_id], example.looked_up),
                 "f1": float(f1),
                 "em": float(em),
             }
-            for example, text, f1, em in zip(
-                self._examples, self._texts(answers), scores.f1_N, scores.em_N, strict=True
+            for example, text, written, sure, f1, em in zip(
+                self._examples,
+                texts,
+                judged.texts,
+                judged.score_N,
+                scores.f1_N,
+                scores.em_N,
+                strict=True,
             )
         ]

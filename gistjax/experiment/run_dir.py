@@ -3,6 +3,7 @@
 config.json               resolved config, versions, hashes of base, prompt and what is trained on
 checkpoint/               train state (`gistjax.training.checkpoint`)
 compressor.safetensors    trained leaves, for sharing
+calibration.json          how its scores become chances of being right (`gistjax.calibrate`)
 metrics.jsonl             one line a logged step
 metrics.json              scores, costs, device; a run that has it is finished
 predictions.json          the answer to every question; sample_predictions.json: the first
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "smollm2_135m"
 """The compressor that comes with gistjax: SmolLM2-135M-Instruct, contexts of up to 512 tokens."""
+
+CALIBRATION = "calibration.json"
 
 FORMAT = 2
 """Version of `config.json`; a file without one is of gistjax 0.1."""
@@ -85,6 +88,7 @@ class RunDir:
         self.config_file = self.path / "config.json"
         self.checkpoint = self.path / "checkpoint"
         self.exported = self.path / EXPORTED
+        self.calibration_file = self.path / CALIBRATION
         self.log_file = self.path / "metrics.jsonl"
         self.metrics_file = self.path / "metrics.json"
         self.predictions_file = self.path / "predictions.json"

@@ -11,6 +11,7 @@ from gistjax.data.example import Example, TokenizedExample
 from gistjax.data.tasks import each_task
 from gistjax.evaluation.statistics import mean_interval
 from gistjax.experiment.base import PretrainedBase
+from gistjax.experiment.confidence import Confidence
 from gistjax.experiment.evaluator import EvalResult, Evaluator
 
 SHARED = (
@@ -31,14 +32,16 @@ class MixtureEvaluator:
         rows: list[TokenizedExample],
         examples: Sequence[Example],
         graphdef: Any,
+        confidence: Confidence | None = None,
     ):
         self._tokens, self._parts = dict[str, int](), dict[str, Evaluator]()
         for name, data in each_task(config.data).items():
             own = [i for i, row in enumerate(rows) if row.task == name]
             own_rows, own_examples = [rows[i] for i in own], [examples[i] for i in own]
             self._tokens[name] = sum(len(row.context_ids) for row in own_rows)
+            own_config = config.replace(data=data)
             self._parts[name] = Evaluator(
-                config.replace(data=data), pretrained, own_rows, own_examples, graphdef
+                own_config, pretrained, own_rows, own_examples, graphdef, confidence
             )
 
     def headline(self, trainable: Any, frozen: Any) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from gistjax.compress.context import CompressedContext, DecodeState
 from gistjax.compress.decoding import before_end
 from gistjax.data.tasks import written_tokens
 from gistjax.errors import DataError
+from gistjax.evaluation.metrics import abstains
+from gistjax.experiment.confidence import Confidence
 from gistjax.inference import document_file
 from gistjax.inference.recent import Recent
 from gistjax.inference.text import check_text
@@ -29,17 +31,34 @@ KEPT_STATES = 2
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, and its cost."""
+    """An answer, how sure the model is of it, and its cost."""
 
-    text: str
+    text: str  # empty if it is withheld, or says that the context has no answer
     positions: int  # slots (or, in full context, tokens) that stood in place of the context
     seconds: float  # compilation not counted
     tokens: int  # generated, the one that ends the answer included
+    score: float  # if calibrated the chance that what was written is right, else its probability
+    calibrated: bool
+    written: str  # what the model wrote, withheld or not
+
+    @property
+    def abstained(self) -> bool:
+        """Whether there is no answer."""
+        return not self.text
 
     @property
     def seconds_per_token(self) -> float:
         """Seconds a generated token, reading the question included."""
         return self.seconds / self.tokens
+
+
+class AnswerIds(NamedTuple):
+    """An answer as tokens."""
+
+    ids: list[int]  # without the token that ends it
+    n_tokens: int  # generated, that one included
+    log_probability: float  # of all that were generated
+    seconds: float
 
 
 @dataclass
@@ -67,28 +86,47 @@ class Document:
         return sum(array.nbytes for array in document_file.pack(self.context).values())
 
     @overload
-    def ask(self, question: str) -> Answer: ...
+    def ask(self, question: str, threshold: float | None = None) -> Answer: ...
 
     @overload
-    def ask(self, question: list[str] | tuple[str, ...]) -> list[Answer]: ...
+    def ask(
+        self, question: list[str] | tuple[str, ...], threshold: float | None = None
+    ) -> list[Answer]: ...
 
-    def ask(self, question: str | list[str] | tuple[str, ...]) -> Answer | list[Answer]:
+    def ask(
+        self, question: str | list[str] | tuple[str, ...], threshold: float | None = None
+    ) -> Answer | list[Answer]:
         """Answer a question, or each of a list; the text is not read again.
 
+        Args:
+            threshold: withhold an answer whose chance of being right is below.
+
         Raises:
+            ConfigError: if the threshold is not in 0..1, or the compressor has no calibration.
             DataError: if a question is empty, too long or no text.
         """
+        confidence = Confidence(self.engine.calibration, threshold)
         if isinstance(question, list | tuple):
-            return [self.ask(one) for one in question]
+            return [self.ask(one, threshold) for one in question]
         if not isinstance(question, str):
             kind = type(question).__name__
             raise DataError(f"the question must be a text (str) or a list of texts, not {kind}.")
-        ids, n_tokens, seconds = self.answer_ids(check_text(question, "question"))
-        text = self.engine.pretrained.prompt.decode(ids)
-        return Answer(text, self.slots, seconds, n_tokens)
+        answer = self.answer_ids(check_text(question, "question"))
+        text = self.engine.pretrained.prompt.decode(answer.ids)
+        score = float(confidence.scores(answer.log_probability))
+        withheld = confidence.withholds(score) or abstains(text, self.engine.abstention)
+        return Answer(
+            "" if withheld else text,
+            self.slots,
+            answer.seconds,
+            answer.n_tokens,
+            score,
+            confidence.calibration is not None,
+            written=text,
+        )
 
-    def answer_ids(self, question: str) -> tuple[list[int], int, float]:
-        """Return the answer's tokens without the end token, the number generated, and seconds.
+    def answer_ids(self, question: str) -> AnswerIds:
+        """Return an answer as tokens.
 
         Raises:
             DataError: if the question is too long.
@@ -96,9 +134,9 @@ class Document:
         prompt = self.engine.pretrained.prompt
         ids = prompt.encode_question(question)
         size = self._question_size(len(ids))
-        answer, seconds = self.engine.programs.answer(self._state(size), ids, size)
+        answer, total, seconds = self.engine.programs.answer(self._state(size), ids, size)
         kept = before_end(answer, prompt.end_ids)
-        return kept, min(len(kept) + 1, len(answer)), seconds
+        return AnswerIds(kept, min(len(kept) + 1, len(answer)), total, seconds)
 
     def _question_size(self, tokens: int) -> int:
         """Return the length that a question is padded to.

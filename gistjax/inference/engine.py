@@ -27,6 +27,7 @@ from gistjax.data.splitting import cut_text
 from gistjax.data.tasks import each_task, load_task, written_tokens
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.experiment.base import PretrainedBase, build_model, load_trained, untuned_full_context
+from gistjax.experiment.confidence import Calibration, read_calibration
 from gistjax.experiment.run_dir import SHIPPED, RunDir, asked, check_meaning
 from gistjax.inference import document_file
 from gistjax.inference.document import QUESTION_TOKENS, Document
@@ -68,7 +69,8 @@ def load(
     if problem and config.ratio != trained.ratio:
         raise ConfigError(problem)
     pretrained, weights = load_trained(directory, config)
-    return Engine(config, pretrained, weights, sha256_of(directory.exported))
+    compressor = sha256_of(directory.exported)
+    return Engine(config, pretrained, weights, compressor, read_calibration(directory))
 
 
 class Engine:
@@ -79,6 +81,7 @@ class Engine:
         weights: structure, trained leaves and frozen leaves of the model.
         compressor: SHA-256 of the exported compressor, which saved documents name; empty for the
             base alone.
+        calibration: makes chances of being right of the probabilities of answers.
     """
 
     def __init__(
@@ -87,8 +90,11 @@ class Engine:
         pretrained: PretrainedBase,
         weights: tuple[Any, ...],
         compressor: str,
+        calibration: Calibration | None = None,
     ):
         self.config, self.pretrained, self.compressor = config, pretrained, compressor
+        self.calibration = calibration
+        self.abstention = load_task(config.data.task).abstention
         max_tokens, prompt = written_tokens(config), pretrained.prompt
         self.programs = Programs(weights, prompt.prefix_ids, max_tokens, prompt.end_ids)
 

@@ -14,7 +14,7 @@ from jax import Array
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext, DecodeState
-from gistjax.compress.decoding import continue_greedily
+from gistjax.compress.decoding import Written, continue_greedily
 from gistjax.compress.kept import Entries, entries_of, packed
 from gistjax.inference.recent import Recent
 from gistjax.model.layer import Layer
@@ -26,7 +26,7 @@ KEPT_PROGRAMS = 32
 class Programs:
     """A model's functions on one row, each compiled once for its shapes.
 
-    All return their result and the seconds that it took, compilation not counted.
+    All return what they made and the seconds that it took, compilation not counted.
 
     Args:
         weights: structure, trained leaves and frozen leaves of the model.
@@ -56,7 +56,7 @@ class Programs:
             state: DecodeState = nnx.merge(graphdef, *leaves).prefill(context, room)
             return state
 
-        def answer(leaves: Any, state: DecodeState, tokens_1xS: Array, length_1: Array) -> Array:
+        def answer(leaves: Any, state: DecodeState, tokens_1xS: Array, length_1: Array) -> Written:
             model = nnx.merge(graphdef, *leaves)
             last_1x1 = length_1[:, None] - 1
             h_1x1xD, state = model.append(tokens_1xS, state, last_1x1, length_1)
@@ -98,10 +98,14 @@ class Programs:
 
     def answer(
         self, state: DecodeState, ids: Sequence[int] | np.ndarray, size: int
-    ) -> tuple[list[int], float]:
-        """Answer the token ids of a question, padded to `size`: A ids, padded with an end."""
-        answer_1xA, seconds = self._timed(self._answer, state, *padded(ids, size))
-        return answer_1xA[0].tolist(), seconds
+    ) -> tuple[list[int], float, float]:
+        """Answer the token ids of a question, padded to `size`.
+
+        Returns:
+            A ids, padded with an end; the log-probability of those up to the end; seconds.
+        """
+        written, seconds = self._timed(self._answer, state, *padded(ids, size))
+        return written.ids_BxA[0].tolist(), float(written.log_probability_B[0]), seconds
 
     def _timed(
         self, function: Any, *arguments: Any, static: tuple[Any, ...] = ()

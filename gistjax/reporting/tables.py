@@ -53,6 +53,9 @@ COLUMNS = (
     Column("answer_ms", "answer ms", ".2f"),
     Column("em", "EM", ".3f"),
     Column("em_interval", "EM 95 %", paper=False),
+    Column("accuracy_area", "accuracy over coverages", ".3f", paper=False),
+    Column("accuracy_area_interval", "the same, 95 %", paper=False),
+    Column("answerable_f1", "F1, answerable", ".3f"),
     Column("nominal_ratio", "nominal ratio", ".3g"),
     Column("shuffled_f1", "F1, wrong slots", ".3f"),
     Column("compressor_parameters", "compressor parameters", ","),
@@ -141,6 +144,9 @@ def _row(result: Result, settings: Sequence[str], full: Result | None) -> dict[s
         "f1_interval": m.get("final_f1_interval"),
         "em": m.get("final_em"),
         "em_interval": m.get("final_em_interval"),
+        "accuracy_area": m.get("accuracy_area"),
+        "accuracy_area_interval": m.get("accuracy_area_interval"),
+        "answerable_f1": m.get("answerable_f1"),
         "retained": retained,
         "shuffled_f1": m.get("shuffled_f1"),
         "compressor_parameters": m.get("compressor_parameters"),
@@ -178,6 +184,7 @@ def _untuned(scored: Sequence[Result]) -> list[dict[str, Any]]:
                     "f1": m["baseline_f1"],
                     "f1_interval": m.get("baseline_f1_interval"),
                     "em": m.get("baseline_em"),
+                    "accuracy_area": m.get("baseline_accuracy_area"),
                     "questions": m.get("n_examples"),
                 }
             ]

@@ -222,7 +222,7 @@ def _own_answers(forward: Forward, last_BxD: Array, state: DecodeState) -> Array
         forward.n_answer,
         forward.settings.end_id,
         limit=jnp.max(forward.batch.answer_length_B) - 1,
-    )
+    ).ids_BxA
 
 
 def contrastive(forward: Forward) -> Array:

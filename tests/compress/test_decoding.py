@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -7,16 +8,21 @@ from tests.helpers.tiny import PREFIX, Compiled, tiny_inputs, tiny_model
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), [("gist", "soft_tokens"), ("gist", "key_values")])
-def test_an_answer_does_not_depend_on_its_batch(name, form, rng):
+def test_an_answer_and_its_probability_depend_on_neither_batch_nor_padding(name, form, rng):
     model = Compiled(tiny_model(name, slot_form=form))
     ids, length, tokens, tokens_length = tiny_inputs(rng)
-    together = model.greedy(model.compress(PREFIX, ids, length), tokens, tokens_length, 5, 7)
+    memory = model.compress(PREFIX, ids, length)
+    end = int(model.greedy(memory, tokens, tokens_length, 5, -1)[0, 2])
+    together = model.written(memory, tokens, tokens_length, 5, end)
+    sums = np.asarray(together.log_probability_B)
+    assert len(set(sums.tolist())) == 3 and (sums < 0).all()
     for b in range(3):
-        row = slice(b, b + 1)
-        alone = model.greedy(
-            model.compress(PREFIX, ids[row], length[row]), tokens[row], tokens_length[row], 5, 7
-        )
-        np.testing.assert_array_equal(together[row], alone)
+        row, padded = slice(b, b + 1), jnp.pad(tokens[b : b + 1], ((0, 0), (0, 4)))
+        memory = model.compress(PREFIX, ids[row], length[row])
+        for questions in (tokens[row], padded):
+            alone = model.written(memory, questions, tokens_length[row], 5, end)
+            np.testing.assert_array_equal(together.ids_BxA[row], alone.ids_BxA)
+            np.testing.assert_allclose(sums[row], alone.log_probability_B, rtol=1e-5)
 
 
 def test_greedy_stops_at_the_end_token_and_fills_with_it(rng):

@@ -22,7 +22,6 @@ from gistjax.evaluation.metrics import (
     normalize_answer,
     number,
     score,
-    squad_v2,
 )
 from tests.helpers.official import official
 
@@ -166,19 +165,23 @@ def test_an_unknown_metric_is_refused_with_the_task_that_names_it():
 
 
 @pytest.mark.parametrize(
-    ("prediction", "golds", "right"),
+    ("prediction", "golds", "abstention", "right"),
     [
-        ("not in the text", [], 1),
-        ("Not in the text.", [], 1),
-        ("", [], 1),
-        ("the cat", [], 0),
-        ("not in the text", ["cat"], 0),
-        ("not in the text of cats", [], 0),
-        ("The cat", ["cat"], 1),
+        ("not in the text", [], "not in the text", 1),
+        ("Not in the text.", [], "not in the text", 1),
+        ("", [], "not in the text", 1),
+        ("the cat", [], "not in the text", 0),
+        ("not in the text", ["cat"], "not in the text", 0),
+        ("not in the text of cats", [], "not in the text", 0),
+        ("The cat", ["cat"], "not in the text", 1),
+        ("Unknown!", [], "unknown", 1),
+        ("not in the text", [], "", 0),
+        ("the", ["cat"], "", 0),
     ],
 )
-def test_saying_that_the_text_does_not_say_is_no_answer(prediction, golds, right):
-    assert squad_v2(prediction, golds) == Score(right, right)
+def test_saying_so_in_the_words_of_the_task_is_no_answer(prediction, golds, abstention, right):
+    example = Example("a", "", "A cat.", "Who?", tuple(golds), 0, abstention=abstention)
+    assert score([prediction], [example], 1, 0).em == right
 
 
 @pytest.mark.parametrize(

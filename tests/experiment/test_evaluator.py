@@ -12,6 +12,7 @@ from gistjax.data.example import Example, TokenizedExample
 from gistjax.evaluation.generate import Answers
 from gistjax.evaluation.statistics import clustered_bootstrap, paired_difference
 from gistjax.experiment import evaluator
+from gistjax.experiment.confidence import Calibration, Confidence
 from gistjax.experiment.run_dir import RunDir
 from gistjax.weights.registry import resolve
 from gistjax.weights.tokenizers import byte_tokenizer
@@ -33,7 +34,10 @@ GIVEN = {
     "untuned full context": ["Mrs Byron", "1783", "tea", "Ada", "Ada"],
     "wrong contexts": ["x", "x", "old tea", "x", "x"],
 }
+SUMS = dict.fromkeys(GIVEN, [-2.0, -1.0, -1.0, -3.0, -0.5])
+"""Log-probabilities of the answers."""
 F1_N, EM_N = [2 / 3, 1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0, 0.0]
+ANSWERABLE_F1_N = [2 / 3, 1.0, 0.0, 0.0]
 BASE_F1_N, BASE_EM_N = [0.5, 1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0, 0.0]
 WRONG_F1_N = [0.0, 0.0, 2 / 3, 0.0, 0.0]
 SAMPLES, SEED, D = 40, 5, 64
@@ -59,7 +63,8 @@ class Given:
     def __call__(self, trainable, frozen, rows, title):
         self.asked[title] = list(rows)
         ids = [self._tokenizer.encode(f" {text}") for text in GIVEN[title]]
-        return Answers(ids, np.array([8, 8, 8, 2, 2]), compress_s=0.5, answer_s=2.0)
+        slots, sums = np.array([8, 8, 8, 2, 2]), np.array(SUMS[title])
+        return Answers(ids, slots, sums, compress_s=0.5, answer_s=2.0)
 
     def slots(self, trainable, frozen, rows):
         return np.eye(3)[:, None].repeat(2, axis=1), np.array([2, 2, 2])
@@ -79,8 +84,9 @@ def given(monkeypatch):
     ids = np.ones(3, np.int32)
     rows = [TokenizedExample(contexts[c], ids, ids, c, i) for i, c in enumerate(ROWS)]
 
-    def make(config=CONFIG):
-        return evaluator.Evaluator(config, pretrained, rows, EXAMPLES, None), generator
+    def make(config=CONFIG, confidence=None):
+        made = evaluator.Evaluator(config, pretrained, rows, EXAMPLES, None, confidence)
+        return made, generator
 
     return make
 
@@ -105,6 +111,18 @@ def test_every_metric_by_hand(given):
         "baseline_f1": pytest.approx(np.mean(BASE_F1_N)),
         "baseline_f1_interval": pytest.approx(interval(BASE_F1_N)),
         "baseline_em": pytest.approx(np.mean(BASE_EM_N)),
+        # by score: "a shed", then "1783." and "black coffee" alike, "Ada Lovelace", ""
+        "accuracy_area": pytest.approx((0 + 1 / 4 + 1 / 3 + 1 / 4 + 2 / 5) / 5),
+        "auroc": pytest.approx((1.5 + 0) / 6),
+        "auroc_answerable": 1.0,
+        "baseline_accuracy_area": pytest.approx((0 + 1 / 2 + 2 / 3 + 2 / 4 + 2 / 5) / 5),
+        "calibrated": False,
+        "answerable_f1": pytest.approx(np.mean(ANSWERABLE_F1_N)),
+        "answerable_f1_interval": pytest.approx(
+            list(clustered_bootstrap(ANSWERABLE_F1_N, [0, 0, 1, 2], SAMPLES, SEED))
+        ),
+        "answerable_em": 0.25,
+        "unanswerable_f1": 1.0,
         "compression_ratio": 16.0,
         "effective_compression_ratio": (2 * sizes[0] + sizes[1] + 2 * sizes[2]) / 28,
         "compressor_parameters": D * D + D,
@@ -137,7 +155,11 @@ def test_every_metric_by_hand(given):
         "last": (1, 1.0),
         "middle": (1, 0.0),
     }
-    assert found.keys() - expected.keys() == {"by_type", "by_place", "device", "packages"}
+    low, high = found["accuracy_area_interval"]
+    assert 0 <= low <= found["accuracy_area"] <= high <= 1
+    assert found.keys() - expected.keys() == {
+        "by_type", "by_place", "device", "packages", "accuracy_area_interval",
+    }  # fmt: skip
 
 
 def test_every_prediction_by_hand(given):
@@ -148,16 +170,18 @@ def test_every_prediction_by_hand(given):
             "context_id": context,
             "question": example.question,
             "prediction": text,
+            "score": pytest.approx(np.exp(total)),
             "answers": list(example.answers),
             "type": kind,
             "place": place,
             "f1": f1,
             "em": em,
         }
-        for example, context, text, kind, place, f1, em in zip(
+        for example, context, text, total, kind, place, f1, em in zip(
             EXAMPLES,
             ROWS,
             GIVEN["answering"],
+            SUMS["answering"],
             ["name", "date", "other", "no answer", "number"],
             ["first", "last", "middle", "absent", "absent"],
             F1_N,
@@ -165,6 +189,26 @@ def test_every_prediction_by_hand(given):
             strict=True,
         )
     ]
+
+
+def test_below_the_threshold_nothing_is_answered(given):
+    """Chances of 0.12, 0.27, 0.27, 0.05 and 0.38: at 0.2 two are withheld, one of them empty."""
+    whole = given()[0].measure(None, None).metrics
+    confidence = Confidence(Calibration(slope=1.0, intercept=0.0), threshold=0.2)
+    found = given(confidence=confidence)[0].measure(None, None)
+    chances = 1 / (1 + np.exp(-np.array(SUMS["answering"])))
+    assert [row["score"] for row in found.predictions] == pytest.approx(chances.tolist())
+    assert [row["prediction"] for row in found.predictions] == [
+        "", "1783.", "black coffee", "", "a shed",
+    ]  # fmt: skip
+    assert [row.get("withheld") for row in found.predictions] == ["Ada Lovelace", *[None] * 4]
+    metrics = found.metrics
+    assert (metrics["threshold"], metrics["coverage"], metrics["calibrated"]) == (0.2, 0.6, True)
+    assert metrics["final_f1"] == pytest.approx(2 / 5) and metrics["answerable_f1"] == 0.25
+    for key in ("accuracy_area", "auroc", "auroc_answerable"):
+        assert metrics[key] == pytest.approx(whole[key]), "of what was written, whatever the scale"
+    gaps = abs(chances - EM_N)
+    assert metrics["calibration_error"] == pytest.approx(gaps.mean())
 
 
 def test_wrong_slots_are_those_of_another_article(given):
@@ -206,6 +250,7 @@ def test_of_selected_tokens_the_ratio_counts_the_whole_text_and_the_baseline_rea
 
 def test_the_headline_is_the_mean(given, monkeypatch):
     monkeypatch.setitem(GIVEN, "validating", GIVEN["answering"])
+    monkeypatch.setitem(SUMS, "validating", SUMS["answering"])
     assert given()[0].headline(None, None) == {"f1": round(np.mean(F1_N), 4), "em": 0.4}
 
 

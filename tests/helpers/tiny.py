@@ -127,9 +127,13 @@ class Compiled:
     def __getattr__(self, name: str):
         return functools.partial(self._call, getattr(CompressedLM, name))
 
-    def greedy(self, *args: object):
+    def written(self, *args: object):
         """`greedy` with this model."""
         return self._call(greedy, *args)
+
+    def greedy(self, *args: object):
+        """The tokens of `written` alone."""
+        return self.written(*args).ids_BxA
 
     def _call(self, function, *args, **arrays):
         sizes = tuple((i, x) for i, x in enumerate(args) if isinstance(x, int))

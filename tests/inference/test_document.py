@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import gistjax
-from gistjax.errors import DataError
+from gistjax.errors import ConfigError, DataError
+from gistjax.experiment.confidence import Calibration
 from gistjax.inference.document import KEPT_STATES, QUESTION_TOKENS
 from gistjax.inference.recent import Recent
 
@@ -35,16 +36,43 @@ def test_an_answer_ends_before_its_end_token_and_costs_are_counted(engine, monke
     ids = prompt.encode_answer("Ada")[:-1].tolist()
     given = [*ids, prompt.end_id, prompt.end_id]
     monkeypatch.setattr(engine.programs, "prefill", lambda context, room: (room, 0.25))
-    monkeypatch.setattr(engine.programs, "answer", lambda state, ids, size: (given, 0.5))
+    monkeypatch.setattr(engine.programs, "answer", lambda state, ids, size: (given, -0.7, 0.5))
     before = document.seconds
     answer = document.ask("Who wrote it?")
     assert (answer.text, answer.tokens, answer.seconds) == ("Ada", len(ids) + 1, 0.5)
+    assert answer.score == pytest.approx(0.4966, abs=1e-4) and not answer.calibrated
+    assert answer.written == "Ada" and not answer.abstained
     assert answer.positions == document.slots == 2 and document.tokens == 13
     assert answer.seconds_per_token == 0.5 / (len(ids) + 1)
     document.ask("why " * 40)
     assert document.seconds == before + 0.5, "the slots were read for two lengths of questions"
     given = ids
     assert document.ask("Who wrote it?").tokens == len(ids), "cut off by the most tokens"
+
+
+def test_below_the_threshold_an_answer_is_withheld_and_stays_to_be_read(engine, monkeypatch):
+    document, prompt = engine.compress("Ada wrote it."), engine.pretrained.prompt
+    given = [*prompt.encode_answer("Not in the text.").tolist()]
+    monkeypatch.setattr(engine.programs, "answer", lambda state, ids, size: (given, -0.7, 0.5))
+    monkeypatch.setattr(engine, "calibration", Calibration(slope=2.0, intercept=1.0))
+    chance = 1 / (1 + np.exp(0.4))
+    for threshold, text in ((None, "Not in the text."), (chance - 1e-6, "Not in the text."),
+                            (chance + 1e-6, ""), (0, "Not in the text."), (1, "")):  # fmt: skip
+        for answer in (document.ask("Who?", threshold), *document.ask(["Who?"], threshold)):
+            assert (answer.text, answer.written) == (text, "Not in the text.")
+            assert answer.abstained == (not text)
+            assert answer.score == pytest.approx(chance) and answer.calibrated
+    monkeypatch.setattr(engine, "abstention", "not in the text")
+    answer = document.ask("Who?")
+    assert answer.abstained and answer.written == "Not in the text.", "in the words of its task"
+    for wrong in (-0.1, 1.1, float("nan"), "0.5", True, [0.5]):
+        with pytest.raises(ConfigError, match="give a chance of being right from 0"):
+            document.ask([], wrong)
+
+
+def test_a_threshold_takes_a_calibration(engine):
+    with pytest.raises(ConfigError, match="no calibration .*gistjax.calibrate"):
+        engine.compress("Ada wrote it.").ask("Who?", 0.5)
 
 
 def test_a_question_takes_the_positions_that_the_context_leaves(engine):

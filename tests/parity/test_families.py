@@ -1,4 +1,4 @@
-"""Each family's logits and greedy continuations against transformers, in PyTorch and fp32."""
+"""Each family's logits, greedy continuations and their probability against transformers'."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,10 @@ def test_folder_and_gguf_are_the_model_of_transformers(family, tied, tmp_path, r
         base = load_base(resolve(config), config, one_device())
         assert (base.output is None) == tied
         assert_close(all_logits(base, ids, [LENGTH] * ROWS), expected)
-        assert our_continuations(base, ids) == continued
+        found = our_continuations(base, ids)
+        assert [upto_end(row) for row in found.ids_BxA.tolist()] == continued
+        sums = log_probabilities(model, ids, found.ids_BxA)
+        np.testing.assert_allclose(found.log_probability_B, sums, atol=2e-4)
 
 
 def logits_of(model, ids):
@@ -71,13 +74,23 @@ def upto_end(row):
     return row[: row.index(0)] if 0 in row else row
 
 
+def log_probabilities(model, ids, answers):
+    """Of each answer given its question, up to the token that ends it, that one included."""
+    with torch.no_grad():
+        logits = model(torch.tensor(np.concatenate([ids, answers], axis=1))).logits
+    tokens = torch.log_softmax(logits[:, LENGTH - 1 : -1], dim=-1).numpy()
+    chosen = np.take_along_axis(tokens, answers[..., None], axis=-1)[..., 0]
+    ends = [len(upto_end(row)) + 1 for row in answers.tolist()]
+    return [row[:end].sum() for row, end in zip(chosen, ends, strict=True)]
+
+
 def our_continuations(base, ids):
     config = CompressionConfig(architecture="closed_book", lora=LoraConfig(rank=0))
     compiled = Compiled(CompressedLM(base, config, jax.random.key(0)))
     no_context = jnp.zeros((ROWS, 1), jnp.int32), jnp.ones(ROWS, jnp.int32)
     memory = compiled.in_sequence(jnp.zeros(0, jnp.int32), *no_context)
-    found = compiled.greedy(memory, jnp.array(ids), jnp.full(ROWS, LENGTH), NEW, 0)
-    return [upto_end(row) for row in np.asarray(found).tolist()]
+    found = compiled.written(memory, jnp.array(ids), jnp.full(ROWS, LENGTH), NEW, 0)
+    return jax.device_get(found)
 
 
 def assert_close(found, expected):

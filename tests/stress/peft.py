@@ -121,7 +121,7 @@ def _ours(
         memory = model.in_sequence(no_prompt, no_context, jnp.ones(B, jnp.int32))
         wanted_BxS = jnp.broadcast_to(jnp.arange(S), (B, S))
         h_BxSxD, _ = model.prefill_with(memory, jnp.array(tokens_BxS), length_B, 0, wanted_BxS)
-        answers = greedy(model, memory, jnp.array(tokens_BxS), length_B, NEW, -1)
+        answers = greedy(model, memory, jnp.array(tokens_BxS), length_B, NEW, -1).ids_BxA
         return model.base.logits(h_BxSxD), answers
 
     logits, answers = run(model)

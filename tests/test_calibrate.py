@@ -1,0 +1,65 @@
+"""The command, on a tiny run: what it asks about, and what it leaves."""
+
+import dataclasses
+
+import pytest
+
+import gistjax
+from gistjax.calibrate import calibrate, check_held_out
+from gistjax.errors import ConfigError
+from gistjax.evaluate import evaluate_run
+from gistjax.evaluation import metrics
+from gistjax.evaluation.metrics import Score
+from gistjax.experiment.confidence import read_calibration
+from gistjax.experiment.run_dir import RunDir
+from tests.helpers.runs import ASKED, write_run
+
+DATA = ASKED.data
+
+
+@pytest.mark.slow
+def test_a_run_is_calibrated_on_paragraphs_held_out_and_then_takes_a_threshold(
+    tmp_path, monkeypatch
+):
+    data = dataclasses.replace(DATA, holdout=0.2, train_examples=1)
+    run = write_run(tmp_path / "run", ASKED.replace(data=data))
+    turns = iter(range(1_000_000))
+    monkeypatch.setitem(metrics.METRICS, "squad", lambda *_: Score(0.5, float(next(turns) % 3 > 0)))
+    monkeypatch.setattr("gistjax.calibrate.fit", lambda x, right: gistjax_fit(x, right))
+    found = calibrate(run)
+    assert found["n_examples"] == 4 and found["task"] == "answer" and found["ratio"] == 8.0
+    assert read_calibration(RunDir(run)).slope == found["slope"] == 0.5
+    engine = gistjax.load(run)
+    answer = engine.compress("Ada wrote it.").ask("Who?", threshold=1.0)
+    assert answer.abstained and answer.written and answer.calibrated
+    scored = evaluate_run(run, threshold=1.0)
+    assert scored["coverage"] == 0.0 and scored["threshold"] == 1.0
+
+
+def gistjax_fit(log_probabilities, right):
+    from gistjax.experiment.confidence import Calibration
+
+    assert len(log_probabilities) == len(right) == 4 and (log_probabilities < 0).all()
+    return Calibration(0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("asked", "trained", "says"),
+    [
+        ({}, {}, "not on the validation split: set --config.data.holdout"),
+        ({"holdout": 0.1, "tasks": {"squad": 1.0, "nq": 1.0}}, {}, "for one task: name it"),
+        ({"holdout": 0.1}, {}, "trained on these paragraphs, and none of them was held out"),
+        ({"holdout": 0.1}, {"holdout": 0.05}, "only 0.05 of them were held out"),
+        ({"holdout": 0.1, "path": "/away/sample"}, {}, "none of them"),
+        ({"holdout": 0.1}, {"holdout": 0.1}, ""),
+        ({"holdout": 0.05}, {"holdout": 0.1}, ""),
+        ({"holdout": 0.1, "path": "others"}, {}, ""),
+    ],
+)
+def test_what_was_trained_on_is_refused(asked, trained, says):
+    given = dataclasses.replace(DATA, **asked), dataclasses.replace(DATA, **trained)
+    if says:
+        with pytest.raises(ConfigError, match=says):
+            check_held_out(*given)
+    else:
+        check_held_out(*given)
