@@ -17,30 +17,45 @@ TINY = (
 )
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "gistjax.benchmark", *TINY, *arguments]
+SEVERAL = """
+import sys
+from gistjax import benchmark
+from gistjax.runtime import cli
+
+modes = sys.argv.pop().split(",")
+for mode in modes:
+    sys.argv[1:] = [word for word in sys.argv[1:] if "--mode=" not in word] + [f"--mode={mode}"]
+    cli.run(benchmark.main, benchmark.define_flags, lambda argv: benchmark.defaults())
+"""
+"""As `python -m gistjax.benchmark`, one mode after another in one process."""
+
+
+def run(*arguments, program=("-m", "gistjax.benchmark")):
+    command = [sys.executable, *program, *TINY, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("mode", "keys"),
-    [
-        ("memory", {"estimate_gib", "xla_gib", "estimate_over_peak"}),
-        ("train", {"step_ms", "examples_per_s", "share_of_matmul", "compile_s", "peak_memory_gib"}),
-        ("generate", {"compress_ms", "prefill_ms", "decode_ms_per_token", "share_of_copy"}),
-        ("load", {"gb_per_s", "peak_anonymous_gib"}),
-        ("data", {"examples_per_s", "real_decoder_share", "shapes"}),
-        ("answer", {"questions", "seconds"}),
-    ],
-)
-def test_every_mode_ends_in_json(mode, keys):
-    more = {
-        "answer": ["--config.data.validation_examples=3"],
-        "train": ["--config.deterministic=True"],  # must be set before JAX looks for devices
-    }.get(mode, [])
-    done = run(f"--mode={mode}", *more)
+def test_every_mode_ends_in_json():
+    keys = {
+        "memory": {"estimate_gib", "xla_gib", "estimate_over_peak"},
+        "generate": {"compress_ms", "prefill_ms", "decode_ms_per_token", "share_of_copy"},
+        "load": {"gb_per_s", "peak_anonymous_gib"},
+        "data": {"examples_per_s", "real_decoder_share", "shapes"},
+        "answer": {"questions", "seconds"},
+    }
+    done = run("--config.data.validation_examples=3", ",".join(keys), program=("-c", SEVERAL))
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [result["mode"] for result in results] == list(keys), done.stderr
+    for result in results:
+        assert keys[result["mode"]] | {"base_model", "device", "packages"} <= set(result)
+
+
+@pytest.mark.slow
+def test_training_is_measured_deterministically():
+    done = run("--mode=train", "--config.deterministic=True")  # set before JAX looks for devices
     result = json.loads(done.stdout.splitlines()[-1])
+    keys = {"step_ms", "examples_per_s", "share_of_matmul", "compile_s", "peak_memory_gib"}
     assert keys | {"mode", "base_model", "device", "packages"} <= set(result), done.stderr
 
 

@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -215,40 +211,6 @@ def assert_same_trainables(one, other):
 
 
 @pytest.mark.slow
-def test_interrupted_and_resumed_ends_with_the_same_bytes(finished, tmp_path):
-    """A second process is killed (SIGKILL) after step 3, so that it goes on from the checkpoint at
-    step 2.
-    """
-    rundir, _ = finished
-    workdir = tmp_path / "killed"
-    script = f"""
-import os, sys, jax
-jax.config.update("jax_num_cpu_devices", 8)
-sys.path[:0] = {[str(Path(__file__).parents[1])]!r}
-from gistjax.training import loop
-from gistjax import run_single_ablation, train
-from tests.helpers.runs import UNSCORED
-write = loop.MetricsLog.write
-def kill(self, row):
-    write(self, row)
-    if row["step"] == 4:
-        os.kill(os.getpid(), 9)
-loop.MetricsLog.write = kill
-run_single_ablation(UNSCORED, {str(workdir)!r})
-"""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
-    assert done.returncode == -9, done.stderr.decode()
-    assert not (workdir / "metrics.json").exists()
-    run_single_ablation(UNSCORED, workdir)
-    assert_same_trainables(rundir, workdir)
-    steps = [
-        json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert steps == [1, 2, 3, 4, 5, 6], "each step is logged once"
-
-
-@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(finished, tmp_path):
     rundir = shutil.copytree(finished[0], tmp_path / "copy")
     before = (rundir / "metrics.jsonl").read_bytes()
@@ -357,7 +319,7 @@ def test_a_run_of_questions_and_text_does_not_depend_on_its_split(tmp_path):
     """16 rows a step, as micro-batches and rows of devices: the same log, the same weights."""
     paragraphs = [f"In {year} the people of town {year % 7} built a bridge." for year in range(99)]
     (tmp_path / "a.jsonl").write_text(json.dumps({"title": "t", "paragraphs": paragraphs}) + "\n")
-    weights = {"teacher_forcing": 1.0, "generation": 0.5, "contrastive": 0.2, "cloze": 1.0}
+    weights = {"teacher_forcing": 1.0, "contrastive": 0.2, "cloze": 1.0}
     config = UNSCORED.replace(
         loss_weights=weights,
         text=TextConfig(path=str(tmp_path), min_tokens=16),

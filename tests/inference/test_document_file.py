@@ -24,14 +24,14 @@ SELECTED = CONFIG.replace(
     connector=DEFAULT.connector,
     loss_weights={"teacher_forcing": 1.0},
 )
-FORMS = pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(CONFIG, id="soft tokens"),
-        pytest.param(KEPT, id="keys and values"),
-        pytest.param(STACKED, id="stacked layers", marks=pytest.mark.slow),
-    ],
-)
+FORMS = {"soft tokens": CONFIG, "keys and values": KEPT, "stacked layers": STACKED}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def formed(request, tmp_path_factory):
+    """A configuration of each form, its run, and its engine, whose programs are compiled once."""
+    run = write_run(tmp_path_factory.mktemp("formed") / "run", FORMS[request.param])
+    return FORMS[request.param], run, gistjax.load(run)
 
 
 @pytest.fixture
@@ -47,11 +47,11 @@ def rewrite(file, arrays=None, **metadata):
 
 
 @pytest.mark.slow
-@FORMS
-def test_a_saved_document_answers_as_before(config, examples, file, tmp_path):
-    document = gistjax.load(write_run(tmp_path / "run", config)).compress(examples[0].context)
+def test_a_saved_document_answers_as_before(formed, examples, file):
+    _, run, engine = formed
+    document = engine.compress(examples[0].context)
     assert document.save(file) == file.stat().st_size
-    opened = gistjax.load(tmp_path / "run").open(file)
+    opened = gistjax.load(run).open(file)
     assert (opened.tokens, opened.slots, opened.pieces) == (document.tokens, document.slots, 1)
     assert opened.seconds == 0 and opened.nbytes == document.nbytes
     for example in examples:
@@ -103,9 +103,8 @@ def test_a_text_in_pieces_is_kept_too(engine, examples, file):
 
 
 @pytest.mark.slow
-@FORMS
-def test_only_slots_in_use_are_kept_and_what_made_them(config, file, tmp_path):
-    engine = gistjax.load(write_run(tmp_path / "run", config))
+def test_only_slots_in_use_are_kept_and_what_made_them(formed, file):
+    config, _, engine = formed
     document = engine.compress("Ada wrote the first program. " * 3)
     document.save(file)
     base = engine.pretrained.source.config
@@ -127,10 +126,9 @@ def test_only_slots_in_use_are_kept_and_what_made_them(config, file, tmp_path):
 
 
 @pytest.mark.slow
-@FORMS
-def test_the_file_of_gistjax_0_1_is_opened(config, examples, file, tmp_path):
+def test_the_file_of_gistjax_0_1_is_opened(formed, examples, file):
     """Which kept the row with its padding, under the names of the fields."""
-    engine = gistjax.load(write_run(tmp_path / "run", config))
+    *_, engine = formed
     document = engine.compress(examples[0].context)
     context = document.context
     arrays = {
@@ -189,9 +187,8 @@ def test_what_is_no_document_is_refused(engine, rundir, tmp_path):
 
 
 @pytest.mark.slow
-@FORMS
-def test_a_document_without_all_of_its_arrays_is_refused(config, examples, file, tmp_path):
-    engine = gistjax.load(write_run(tmp_path / "run", config))
+def test_a_document_without_all_of_its_arrays_is_refused(formed, examples, file):
+    *_, engine = formed
     engine.compress(examples[0].context).save(file)
     whole, content = load_tensors(file)[0], file.read_bytes()
     cases = [({n: a for n, a in whole.items() if n != name}, {}) for name in whole]

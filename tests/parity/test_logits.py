@@ -121,9 +121,11 @@ def test_continuations_are_equal_on_20_prompts(smollm2, torch_smollm2, their_tok
     end = tokenizer.eos_token_id
     memory = compiled.in_sequence(jnp.zeros(0, jnp.int32), *no_context)
     found = compiled.greedy(memory, jnp.array(tokens), lengths, NEW, end)
-    for ids, row in zip(encoded, np.asarray(found).tolist(), strict=True):
-        with torch.no_grad():
-            theirs = model.generate(
-                torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, pad_token_id=0
-            )[0, len(ids) :].tolist()
-        assert row[: len(theirs)] == theirs
+    padded = tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt")
+    with torch.no_grad():
+        theirs = model.generate(
+            **padded, max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=end
+        )[:, longest:]
+    for ours, row in zip(np.asarray(found).tolist(), theirs.tolist(), strict=True):
+        length = row.index(end) + 1 if end in row else NEW
+        assert ours[:length] == row[:length]

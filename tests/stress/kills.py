@@ -34,7 +34,7 @@ SETTINGS = {
 }  # fmt: skip
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0"),
     "RAY_memory_monitor_refresh_ms": "0",  # this machine may be full of other work
 }
 BAD = (

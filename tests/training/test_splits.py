@@ -133,12 +133,6 @@ def test_micro_batches_of_contexts_with_two_questions_make_no_difference(K, whol
 
 
 @pytest.mark.slow
-def test_rows_of_two_tasks_give_the_same_step_in_one_batch_and_in_four():
-    rows, weights = step_rows(ROWS["every task, padding"]), {**ANSWER, **TEXT}
-    assert_same(*(outcome(rows, K, weights=weights) for K in (1, 4)))
-
-
-@pytest.mark.slow
 def test_the_planners_text_rows_keep_their_weight_in_every_split():
     """150 questions beside 19 clozes, three or four in a step: most micro-batches have none."""
     rng = np.random.default_rng(0)
