@@ -23,6 +23,7 @@ COMMANDS = (
     "benchmark",
     "questions",
     "average",
+    "profile",
     "doctor",
 )
 """Modules with a command line, those that most people need first."""

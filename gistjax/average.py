@@ -81,7 +81,7 @@ def check_alike(runs: list[Path], configs: list[CompressionConfig]) -> None:
 
 def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Return what differs by its hash; of start and teacher earlier versions noted none."""
-    keys = {name: f"{name}_sha256" for name in ("base", "prompt", "start", "teacher")}
+    keys = {name: f"{name}_sha256" for name in ("base", "prompt", "start", "teacher", "profile")}
     noted = one.keys() & other.keys() | {"base_sha256", "prompt_sha256"}
     return [name for name, key in keys.items() if key in noted and one.get(key) != other.get(key)]
 

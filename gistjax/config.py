@@ -140,7 +140,7 @@ class SelectConfig:
         choices=SPREADS,
     )
     profile: str = setting(
-        "", "file of the parts that KV heads keep (`python -m gistjax.calibrate` writes it)"
+        "", "file of the parts that KV heads keep (`python -m gistjax.profile` writes it)"
     )
     bytes: int = setting(0, "most bytes of entries a context, in place of ratio; 0: none", least=0)
 

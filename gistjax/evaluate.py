@@ -40,6 +40,7 @@ def evaluate_run(
     config: CompressionConfig | None = None,
     output: str | Path | None = None,
     slot_attention: str | Path | None = None,
+    kept_entries: str | Path | None = None,
     threshold: float | None = None,
 ) -> dict[str, Any]:
     """Scores a run's exported compressor on the validation split of its data.
@@ -50,13 +51,14 @@ def evaluate_run(
             trained.
         output: a JSON file for all predictions.
         slot_attention: a JSON file for what each slot reads.
+        kept_entries: a JSON file for what each KV head keeps, of architecture `select`.
         threshold: withhold answers whose chance of being right is less: they are scored as none.
 
     Raises:
         GistjaxError: for anything that a user can fix.
     """
     run = RunDir(rundir)
-    for file in (output, slot_attention):
+    for file in (output, slot_attention, kept_entries):
         if file:
             check_writable(Path(file))
     confidence = Confidence(read_calibration(run), threshold)
@@ -69,6 +71,8 @@ def evaluate_run(
         write_json(Path(output), result.predictions)
     if slot_attention:
         write_json(Path(slot_attention), result.slot_attention, indent=None)
+    if kept_entries:
+        write_json(Path(kept_entries), result.kept_entries, indent=None)
     return result.metrics
 
 
@@ -104,11 +108,8 @@ def prepare(
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """Score the run and print its metrics."""
-    cli.print_result(
-        evaluate_run(
-            args.run, config, args.output or None, args.slot_attention or None, args.threshold
-        )
-    )
+    files = args.output or None, args.slot_attention or None, args.kept_entries or None
+    cli.print_result(evaluate_run(args.run, config, *files, threshold=args.threshold))
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -120,6 +121,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float("threshold", None, about, flag_values=values)
     about = "Also write what each slot reads to this JSON file."
     define_path("slot_attention", "", about, values)
+    about = "Architecture select: also write what each KV head keeps to this JSON file."
+    define_path("kept_entries", "", about, values)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,14 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         )
     if args.dry_run and not args.push:
         raise ConfigError("--dry_run is of --push: it tells what would be uploaded.")
-    check_meaning(config, RunDir(args.run).config())
+    trained = RunDir(args.run).config()
+    check_meaning(config, trained)
+    if config.architecture != trained.architecture:
+        raise ConfigError(
+            f"a run is written as it was trained, with architecture={trained.architecture!r}: "
+            f"leave --config.architecture={config.architecture} out, and set it where the copy is "
+            "asked or evaluated."
+        )
     request = Request(Path(args.run), config, Path(args.output), args.context, words, args.push)
     names = EXPORTS[args.to](request)
     result = {"output": args.output, "files": sorted(names)}

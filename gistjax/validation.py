@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gistjax.config import (
+    ASKS,
     DEFAULT_LOSS_WEIGHTS,
     TASKS,
     TEXT_LOSSES,
@@ -134,6 +135,11 @@ def check_trains(config: CompressionConfig) -> None:
     Raises:
         ConfigError: naming what to give.
     """
+    if config.selects and config.select.scorer == ASKS:
+        raise ConfigError(
+            f"select.scorer={ASKS!r} looks at the question, and training keeps a context for "
+            "several: it is for `python -m gistjax.evaluate` alone. Give another."
+        )
     if config.data.train_examples:
         return
     if config.loss_weights.get("distillation"):

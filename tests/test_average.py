@@ -14,11 +14,12 @@ from gistjax.runtime.tensors import load_tensors, save_tensors
 
 @pytest.fixture
 def write(tmp_path):
-    def write_run(name, values, base="a" * 64, start="c" * 64, **settings):
+    def write_run(name, values, base="a" * 64, start="c" * 64, profile="d" * 64, **settings):
         run = tmp_path / name
         run.mkdir()
         config = replace(CompressionConfig(init_from="start"), **settings)
-        about = {"config": config.to_json(), "base_sha256": base, "start_sha256": start}
+        hashes = {"base_sha256": base, "start_sha256": start, "profile_sha256": profile}
+        about = {"config": config.to_json(), **hashes}
         (run / "config.json").write_text(json.dumps(about))
         (run / "metrics.json").write_text("{}")
         save_tensors(run / EXPORTED, {"a": np.array(values, np.float32)})
@@ -51,6 +52,7 @@ def test_the_mean_is_of_every_run(write, tmp_path, dtype):
         (CheckpointError, "other parameters", {"values": [1, 2, 3]}),
         (CheckpointError, "another base", {"base": "b" * 64}),
         (CheckpointError, "another start", {"start": "b" * 64}),
+        (CheckpointError, "another profile", {"profile": "b" * 64}),
         (ConfigError, "the same seed", {"seed": CompressionConfig().seed}),
     ],
 )

@@ -59,6 +59,15 @@ def test_training_is_measured_deterministically():
     assert keys | {"mode", "base_model", "device", "packages"} <= set(result), done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["memory", "train", "generate", "answer"])
+def test_kept_entries_are_measured(mode):
+    kept = ["--config.architecture=select", "--config.ratio=8"]
+    done = run(f"--mode={mode}", *kept, "--config.data.validation_examples=3")
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["architecture"] == "select" and result["mode"] == mode
+
+
 def test_a_question_needs_room_beside_the_answer():
     done = run("--mode=train", "--tokens=4")
     assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import gistjax
 from gistjax import export
-from gistjax.config import ModelConfig
+from gistjax.config import ModelConfig, SelectConfig
 from gistjax.errors import CheckpointError, ConfigError, ExportError, StorageError, WeightsError
 from gistjax.experiment.evaluator import write_unscored
 from gistjax.experiment.run_dir import RunDir
@@ -75,6 +75,32 @@ def test_an_exported_folder_is_loaded_like_a_run_and_has_a_card(command, rundir,
     assert "one slot for each 8 tokens, which " in card and "On 9 validation questions" in card
 
 
+@pytest.mark.slow
+def test_a_run_that_keeps_entries_is_exported_as_it_was_trained(command, tmp_path):
+    kept = CONFIG.replace(
+        architecture="select",
+        slot_start="architecture",
+        slot_positions="packed",
+        loss_weights={"teacher_forcing": 1.0},
+    )
+    run = write_run(tmp_path / "kept", kept.replace(select=SelectConfig("keydiff", "head")))
+    command("--output", str(tmp_path / "out"), run=run)
+    theirs = gistjax.load(tmp_path / "out").compress(TEXT).ask("Who?")
+    assert theirs.text == gistjax.load(run).compress(TEXT).ask("Who?").text
+    adapter = command("--to=peft", f"--output={tmp_path}/adapter", run=run)
+    assert adapter["files"] == ["adapter_config.json", "adapter_model.safetensors"]
+    whole = write_run(
+        tmp_path / "whole", kept.replace(architecture="none", ratio=0.0, target_length=64)
+    )
+    with pytest.raises(ConfigError, match="as it was trained, with architecture='none'"):
+        command(
+            f"--output={tmp_path}/cut",
+            "--config.architecture=select",
+            "--config.ratio=8",
+            run=whole,
+        )
+
+
 def test_an_adapter_of_random_weights_is_written_with_a_warning(command, caplog, tmp_path):
     command("--to=peft", f"--output={tmp_path}")
     assert "trained on random weights of the sizes of tiny-random" in caplog.text
@@ -122,6 +148,10 @@ def test_prompt_embeddings_give_the_same_answer_at_consecutive_positions(command
             {"slot_form": "key_values", "slot_positions": "packed"},
             "slots are keys and values of every layer",
         ),
+        (
+            {"architecture": "select", "slot_start": "architecture", "slot_positions": "packed"},
+            None,
+        ),
     ],
 )
 def test_slots_that_engines_cannot_place_are_refused(command, rundir, tmp_path, changes, cause):
@@ -130,9 +160,9 @@ def test_slots_that_engines_cannot_place_are_refused(command, rundir, tmp_path, 
     stored["config"] = CONFIG.replace(**changes).to_json()
     (tmp_path / "config.json").write_text(json.dumps(stored))
     (tmp_path / "text.txt").write_text(TEXT)
-    with pytest.raises(
-        ExportError, match=f"but this compressor's {cause}: train one with .*soft_tokens"
-    ):
+    told = f"but this compressor's {cause}: train one with .*soft_tokens"
+    kept = "but this run keeps entries of the key/value cache.*architecture=pooling .*soft_tokens"
+    with pytest.raises(ExportError, match=told if cause else kept):
         command(
             "--to=prompt_embeds",
             f"--output={tmp_path}/out",

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 ARCHITECTURE = "compressor/architecture/"
 """Prefix of the parameters of the architecture under test."""
+PROFILE = "selector/profile"
+"""The parts that KV heads keep, which are fixed."""
 
 
 def split_model(model: CompressedLM) -> tuple[nnx.GraphDef[CompressedLM], Any, Any]:
@@ -61,8 +63,9 @@ def parameter_counts(model: CompressedLM) -> dict[str, int]:
     _, trainable, frozen = split_model(model)
     counts = {"base": _size(frozen.base), "compressor": 0, "encoder_lora": 0, "decoder_lora": 0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(trainable):
-        counts[_group(path_name(path))] += math.prod(leaf.shape)
-    return {**counts, "trainable": _size(trainable)}
+        if (name := path_name(path)) != PROFILE:
+            counts[_group(name)] += math.prod(leaf.shape)
+    return {**counts, "trainable": sum(counts.values()) - counts["base"]}
 
 
 def _size(tree: Any) -> int:
@@ -133,6 +136,7 @@ def start_from(
     """
     file = find_exported(path)
     arrays, metadata = _load(file)
+    arrays.pop(PROFILE, None)  # the configuration names the file of its own
     if _architecture(metadata) in (architecture, None):
         arrays = {**arrays, **_resized(arrays, trainable, architecture)}
     else:

@@ -19,10 +19,14 @@ def largest(score: Array, valid: Array, n: Array) -> Array:
     Args:
         n: int32, in the other axes' shape.
     """
+    return (ranks(score, valid) < n[..., None]) & valid
+
+
+def ranks(score: Array, valid: Array) -> Array:
+    """Number the scores over the last axis, int32: the largest is 0, and what is not valid last."""
     score = jnp.where(valid, score.astype(jnp.float32), -jnp.inf)
     order = jnp.argsort(score, axis=-1, descending=True, stable=True)
-    rank = jnp.argsort(order, axis=-1)
-    return (rank < n[..., None]) & valid
+    return jnp.argsort(order, axis=-1)
 
 
 def keep(score_LxBxKxC: Array, length_B: Array, total_B: Array, spread: str) -> Array:
@@ -49,6 +53,26 @@ def keep(score_LxBxKxC: Array, length_B: Array, total_B: Array, spread: str) -> 
     n_BxG = jnp.broadcast_to(total_B[:, None] // (L if spread == "layer" else 1), (B, groups[0]))
     kept = largest(grouped(score_LxBxKxC), grouped(valid), n_BxG)
     return kept.reshape(B, L, K, C).swapaxes(0, 1)
+
+
+def count_at(score_LxBxKxC: Array, length_B: Array) -> Array:
+    """Count the entries that `keep` keeps with spread `all` at `PROFILE_RATIOS`, `[R, L, B, K]`.
+
+    Every ratio divides by a whole number: the budget is ⌈tokens / ratio⌉ entries a KV head.
+    """
+    L, B, K, C = score_LxBxKxC.shape
+    valid_BxLxKxC = jnp.broadcast_to(
+        (jnp.arange(C) < length_B[:, None])[:, None, None], (B, L, K, C)
+    )
+    rank_BxLxKxC = ranks(
+        score_LxBxKxC.swapaxes(0, 1).reshape(B, -1), valid_BxLxKxC.reshape(B, -1)
+    ).reshape(B, L, K, C)
+    counts = []
+    for ratio in PROFILE_RATIOS:
+        total_B = L * K * -(-length_B // int(ratio))
+        kept_BxLxKxC = valid_BxLxKxC & (rank_BxLxKxC < total_B[:, None, None, None])
+        counts.append(kept_BxLxKxC.sum(-1).swapaxes(0, 1))
+    return jnp.stack(counts)
 
 
 def keep_parts(score_LxBxKxC: Array, length_B: Array, parts_LxBxK: Array) -> Array:

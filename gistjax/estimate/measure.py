@@ -168,7 +168,8 @@ def measure_generate(config: CompressionConfig, workload: Workload) -> dict[str,
     if workload.profile:
         log_kernels(lambda: answer_n(weights, memory, questions, n), workload.profile)
     token_s = (total_s - prefill_s) / max(n - 1, 1)
-    read = decode_bytes(config, model.base.config, rows, memory.size + workload.tokens + n)
+    held = config.data.context_tokens if config.selects else memory.size  # what is kept is masked
+    read = decode_bytes(config, model.base.config, rows, held + workload.tokens + n)
     return {
         "rows": rows,
         "tokens": n,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,8 +95,7 @@ class Generator:
             for indices, host_batch in batches:
                 batch: Batch = put_batch(host_batch, self._mesh)
                 weights = (trainable, frozen)
-                asked = (batch.tokens_BxS, batch.question_length_B) if self._asks else ()
-                given = (*weights, *_context_of(batch), *asked)
+                given = (*weights, *self._given(batch))
                 compress = self._compile("compress", self._compress, given)
                 context, seconds = _timed(compress, given)
                 answers.compress_s += seconds
@@ -113,14 +112,45 @@ class Generator:
         self, trainable: Any, frozen: Any, rows: Sequence[TokenizedExample]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the slots `[B, M, …]` of a batch of distinct contexts, and the number of each."""
-        distinct = list({row.context_id: row for row in rows}.values())[: self._batch_size]
-        _, host_batch = next(iter(evaluation_batches(distinct, self._batch_size, self._buckets)))
-        batch: Batch = put_batch(host_batch, self._mesh)
-        arguments = (trainable, frozen, *_context_of(batch))
-        context = self._compile("compress", self._compress, arguments)(*arguments)
+        _, batches = self._batches(rows)
+        _, host_batch = next(iter(batches))
+        context = self._compressed(trainable, frozen, host_batch)
         real = host_batch.context_id_E >= 0
         vectors, slots_B = to_host((context.vectors, context.slots_B))
         return vectors[real], slots_B[real]
+
+    def kept(
+        self, trainable: Any, frozen: Any, rows: Sequence[TokenizedExample]
+    ) -> tuple[list[TokenizedExample], list[np.ndarray]]:
+        """Return distinct contexts, a batch at most, and what is kept, bool `[L, K, tokens]`."""
+        distinct, batches = self._batches(rows)
+        found: dict[int, np.ndarray] = {}
+        for indices, host_batch in batches:
+            context = self._compressed(trainable, frozen, host_batch)
+            mask_LxBxKxC = _masks(context.kept)
+            for place, i in enumerate(indices.tolist()):
+                found[i] = mask_LxBxKxC[:, place, :, : distinct[i].context_length]
+        return distinct, [found[i] for i in range(len(distinct))]
+
+    def _batches(
+        self, rows: Sequence[TokenizedExample]
+    ) -> tuple[list[TokenizedExample], Iterator[tuple[np.ndarray, Batch]]]:
+        """Return distinct contexts, as many as a batch has, and batches of them."""
+        distinct = list({row.context_id: row for row in rows}.values())[: self._batch_size]
+        return distinct, evaluation_batches(distinct, self._batch_size, self._buckets)
+
+    def _compressed(self, trainable: Any, frozen: Any, host_batch: Batch) -> CompressedContext:
+        batch: Batch = put_batch(host_batch, self._mesh)
+        arguments = (trainable, frozen, *self._given(batch))
+        context: CompressedContext = self._compile("compress", self._compress, arguments)(
+            *arguments
+        )
+        return context
+
+    def _given(self, batch: Batch) -> tuple[Any, ...]:
+        """Return what `CompressedLM.compress` is given of a batch."""
+        asked = (batch.tokens_BxS, batch.question_length_B) if self._asks else ()
+        return batch.prefix_ids_P, batch.context_ids_ExC, batch.context_length_E, *asked
 
     def _compile(self, name: str, function: Any, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         """Compile ahead, so that the first batch of a shape is timed like the others."""
@@ -139,9 +169,12 @@ class Generator:
             answers.ids[row] = before_end(ids_A, self._end_ids)
 
 
-def _context_of(batch: Batch) -> tuple[Any, ...]:
-    """Return the arguments of `CompressedLM.compress` from a batch."""
-    return batch.prefix_ids_P, batch.context_ids_ExC, batch.context_length_E
+def _masks(kept: Any) -> np.ndarray:
+    """Which entries of the cache are kept, bool `[L, B, K, C]`."""
+    if isinstance(kept, tuple):
+        return np.stack(to_host([layer.mask_BxKxX for layer in kept]))
+    mask_LxBxKxC: np.ndarray = to_host(kept.mask_BxKxX)
+    return mask_LxBxKxC
 
 
 def _timed(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, float]:

@@ -15,6 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from gistjax.compress.compressed_lm import CompressedLM, answer_positions
+from gistjax.config import ASKS
 from gistjax.data.batching import evaluation_batches, longest_answer
 from gistjax.data.example import Batch, Buckets, TokenizedExample
 from gistjax.model.masks import lengths_to_valid
@@ -53,7 +54,13 @@ def gold_log_likelihood(
     @jax.jit
     def score(trainable: Any, frozen: Any, batch: Batch) -> Array:
         model = nnx.merge(graphdef, trainable, frozen)
-        context = model.compress(batch.prefix_ids_P, batch.context_ids_ExC, batch.context_length_E)
+        asks = model.selector is not None and model.selector.scorer == ASKS
+        context = model.compress(
+            batch.prefix_ids_P,
+            batch.context_ids_ExC,
+            batch.context_length_E,
+            asked=(batch.tokens_BxS, batch.question_length_B) if asks else None,
+        )
         return _log_likelihood(model, context, batch, A)
 
     found_N = np.zeros(len(rows))

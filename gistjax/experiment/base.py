@@ -152,20 +152,26 @@ def build_model(
     config: CompressionConfig, pretrained: PretrainedBase, seeded: bool = True
 ) -> CompressedLM:
     """Build the model of one ablation on a base (`build_on`)."""
-    model = build_on(pretrained.base, pretrained.mesh, config, seeded)
+    of = pretrained.base_sha256 if config.select.profile and seeded else ""
+    model = build_on(pretrained.base, pretrained.mesh, config, seeded, of)
     if model.selector is not None:
         model.selector.repeat_ids = tuple(pretrained.prompt.encode_question(REPEAT).tolist())
     return model
 
 
 def build_on(
-    base: Llama, mesh: Mesh, config: CompressionConfig, seeded: bool = True
+    base: Llama,
+    mesh: Mesh,
+    config: CompressionConfig,
+    seeded: bool = True,
+    base_sha256: str = "",
 ) -> CompressedLM:
     """Build the model of one ablation, its trainable leaves seeded and on the mesh.
 
     Args:
         seeded: False leaves shapes with shardings in place of the trainable leaves, for those of a
             file: making them takes dozens of small programs.
+        base_sha256: hash of the base, where it is known, which a profile must be of.
     """
 
     def make() -> CompressedLM:
@@ -174,7 +180,7 @@ def build_on(
     model = make() if seeded else nnx.eval_shape(make)
     model.base = base  # not as shapes
     if model.selector is not None and model.selector.profile is not None and seeded:
-        parts = read_profile(config.select.profile, base.config)
+        parts = read_profile(config.select.profile, base.config, base_sha256)
         model.selector.profile.set_value(jnp.asarray(parts))
     if model.compressor is not None:
         rms = jax.jit(_embedding_rms, out_shardings=replicated(mesh))(base.embedding[...])

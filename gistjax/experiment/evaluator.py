@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from gistjax.evaluation.breakdown import answer_place, answer_type, breakdown
 from gistjax.evaluation.controls import shuffle_contexts
 from gistjax.evaluation.diagnostics import answer_diversity, slot_similarity
 from gistjax.evaluation.generate import Answers, Generator
+from gistjax.evaluation.kept_entries import kept_map
 from gistjax.evaluation.likelihood import gold_log_likelihood, with_golds
 from gistjax.evaluation.metrics import Scores, check_metrics, score
 from gistjax.evaluation.selective import (
@@ -47,7 +48,7 @@ from gistjax.runtime.files import write_json
 from gistjax.runtime.sharding import is_primary, rows_per_step
 
 SLOT_CONTEXTS = 2
-"""Contexts of which slot_attention.json shows what each slot reads."""
+"""Contexts of which the report shows what each slot reads, or of which words entries are kept."""
 
 
 FULL_CONTEXT, CLOSED_BOOK = "full context", "closed book"
@@ -59,11 +60,12 @@ NO_ANSWER = "no answer"
 
 @dataclass(frozen=True)
 class EvalResult:
-    """The content of `metrics.json`, `predictions.json` and `slot_attention.json`."""
+    """The content of `metrics.json`, `predictions.json` and what the report shows beside them."""
 
     metrics: dict[str, Any]
     predictions: list[dict[str, Any]]  # one for every question
     slot_attention: list[dict[str, Any]]  # of some contexts; empty without slots
+    kept_entries: dict[str, Any] = field(default_factory=dict)  # empty but for `select`
 
     def write(self, run: RunDir, steps: int, samples: int) -> dict[str, Any]:
         """Write the files, and the first `samples` predictions apart; return the metrics.
@@ -75,6 +77,8 @@ class EvalResult:
             return metrics
         if self.slot_attention:
             write_json(run.slot_attention_file, self.slot_attention, indent=None)
+        if self.kept_entries:
+            write_json(run.kept_entries_file, self.kept_entries, indent=None)
         write_json(run.predictions_file, self.predictions)
         write_json(run.samples_file, self.predictions[:samples])
         write_json(run.metrics_file, metrics)
@@ -181,10 +185,17 @@ class Evaluator:
             "n_examples": scores.n,
             **_origin(self._config),
         }
-        return EvalResult(metrics, predictions, self._slot_attention(trainable, frozen))
+        slots = self._slot_attention(trainable, frozen)
+        return EvalResult(metrics, predictions, slots, self._kept_entries(trainable, frozen))
+
+    def _kept_entries(self, trainable: Any, frozen: Any) -> dict[str, Any]:
+        if not self._config.selects:
+            return {}
+        contexts, kept = self._generator.kept(trainable, frozen, self._rows_read)
+        return kept_map(contexts, kept, self._pretrained.tokenizer, SLOT_CONTEXTS)
 
     def _slot_attention(self, trainable: Any, frozen: Any) -> list[dict[str, Any]]:
-        if not self._config.compresses:
+        if not self._config.compresses or self._config.selects:
             return []
         return slot_attention(
             self._graphdef,

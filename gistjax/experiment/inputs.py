@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gistjax.compress.parameters import import_trainable, split_model, start_from
+from gistjax.compress.profile import read_profile
 from gistjax.config import DEFAULT_LOSS_WEIGHTS, TASKS, TEXT_LOSSES, CompressionConfig
 from gistjax.data.batching import PlanSettings, TrainPlan, longest_answer
 from gistjax.data.encoding import encode_splits
@@ -47,22 +48,28 @@ def check_sources(config: CompressionConfig) -> dict[str, str]:
     """Check that model, earlier stage, teacher and text can be found, as far as the run reads them.
 
     Returns:
-        Hashes of the earlier stage's and the teacher's weights, as `config.json` has them.
+        Hashes of the earlier stage's and the teacher's weights, and of the profile, as
+        `config.json` has them.
 
     Raises:
-        CheckpointError: if there is no compressor at `init_from`, or no run at `teacher`, or it is
-            damaged.
-        ConfigError: if the earlier stage's weights would mean something else here.
+        CheckpointError: if there is no compressor at `init_from`, no run at `teacher` or no file at
+            `select.profile`, or it is damaged.
+        ConfigError: if the earlier stage's weights would mean something else here, or the profile
+            is of another base.
         DataError: if there is no text at `text.path`, and a loss needs it.
         WeightsError: if there is no such model, or its file is damaged.
     """
+    sizes = None
     if config.model.path or "/" not in config.model.name:
-        resolve(config.model, offline=True)
+        sizes = resolve(config.model, offline=True).config
     if any(map(config.loss_weights.get, TEXT_LOSSES)):
         find_text(config.text.path)
     found = {}
     if config.init_from:
         found["start_sha256"] = check_start(config)
+    if config.select.spread == "profile":
+        parts = read_profile(config.select.profile, sizes)
+        found["profile_sha256"] = hash_tensors({"parts": parts})
     if config.loss_weights.get("distillation"):
         teacher = RunDir(config.teacher)
         teacher.config()

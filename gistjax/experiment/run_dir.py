@@ -8,6 +8,7 @@ metrics.jsonl             one line a logged step
 metrics.json              scores, costs, device; a run that has it is finished
 predictions.json          the answer to every question; sample_predictions.json: the first
 slot_attention.json       the part that each token has in each slot, for a few contexts
+kept_entries.json         what each KV head keeps, and of which words, where entries are kept
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ TRAINED_ON = {
     ),
     "start_sha256": ("another start", "give the `init_from` of its config.json as it was"),
     "teacher_sha256": ("another teacher", "give the `teacher` of its config.json as it was"),
+    "profile_sha256": ("another profile", "give the `select.profile` of its config.json as it was"),
 }
 """Hashes in `config.json` of what a run is trained on: what differs if they do, and the fix."""
 
@@ -94,6 +96,7 @@ class RunDir:
         self.predictions_file = self.path / "predictions.json"
         self.samples_file = self.path / "sample_predictions.json"
         self.slot_attention_file = self.path / "slot_attention.json"
+        self.kept_entries_file = self.path / "kept_entries.json"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -216,8 +219,8 @@ class RunDir:
         """Check that what was trained here, if anything was, can go on with what is found now.
 
         Args:
-            found: of the device mesh (`mesh`) and of the hashes `start_sha256`, `teacher_sha256`,
-                `data_sha256` those that are known so far.
+            found: of the device mesh (`mesh`) and of the hashes of `TRAINED_ON` those that are
+                known so far.
 
         Raises:
             CheckpointError: if it cannot.
@@ -266,7 +269,7 @@ class RunDir:
         """Write `config.json`, if this process is the one that writes.
 
         Args:
-            trained_on: hashes of rows, earlier stage and teacher (`TRAINED_ON`).
+            trained_on: hashes of rows, earlier stage, teacher and profile (`TRAINED_ON`).
         """
         from gistjax.runtime.sharding import is_primary  # JAX: readers do without
 
@@ -338,7 +341,7 @@ def provenance(config: CompressionConfig) -> dict[str, str]:
 
 def without_folders(config: CompressionConfig) -> CompressionConfig:
     """Return a configuration for others: base, data and runs by their own names."""
-    model, data, text = config.model, config.data, config.text
+    model, data, text, select = config.model, config.data, config.text, config.select
     path = model.path if model.path == "random" else ""
     is_folder = data.name.startswith(("/", "~", "."))
     data_path = data.path and file_name(data.path)
@@ -348,6 +351,7 @@ def without_folders(config: CompressionConfig) -> CompressionConfig:
         model=replace(model, path=path, name=model.known_as),
         data=replace(data, path=data_path, name=file_name(data.name) if is_folder else data.name),
         text=replace(text, path=text.path and file_name(text.path)),
+        select=replace(select, profile=select.profile and file_name(select.profile)),
         init_from=config.init_from and file_name(config.init_from),
         teacher=config.teacher and file_name(config.teacher),
     )

@@ -9,6 +9,7 @@ from typing import Any
 from gistjax.config import CompressionConfig
 from gistjax.data.example import Example, TokenizedExample
 from gistjax.data.tasks import each_task
+from gistjax.evaluation.kept_entries import joined_maps
 from gistjax.evaluation.statistics import mean_interval
 from gistjax.experiment.base import PretrainedBase
 from gistjax.experiment.confidence import Confidence
@@ -71,7 +72,8 @@ class MixtureEvaluator:
             {"task": name, **row} for name, result in results.items() for row in result.predictions
         ]
         slots = [context for result in results.values() for context in result.slot_attention]
-        return EvalResult(metrics, predictions, slots)
+        kept = joined_maps([result.kept_entries for result in results.values()])
+        return EvalResult(metrics, predictions, slots, kept)
 
     def _costs(self, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Return the ratio and the seconds a question over all tasks."""

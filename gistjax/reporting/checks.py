@@ -99,6 +99,39 @@ def check_slot_attention(contexts: Sequence[Any], file: Path) -> None:
             raise DataError(f"{file} has a damaged context {number}: make that run again.")
 
 
+def check_kept_entries(found: Mapping[str, Any], file: Path) -> None:
+    """Refuse what is not a part for each layer and KV head, and a number for each token of a word.
+
+    Raises:
+        DataError: naming the field.
+    """
+    if not found:
+        return
+    parts, contexts = found.get("parts"), found.get("contexts")
+    wrong = [key for key in ("n", "tokens") if not _is_number(found.get(key))]
+    wrong += ["parts"] * (not _are_rows(parts) or len({len(row) for row in parts or [[]]}) != 1)
+    wrong += ["contexts"] * (not isinstance(contexts, list) or not all(map(_is_kept, contexts)))
+    if wrong:
+        raise DataError(f"{file} has a damaged {wrong[0]}: make that run again.")
+
+
+def _is_kept(context: Any) -> bool:
+    """Whether it has words, and a row of numbers for each."""
+    if not isinstance(context, dict) or not isinstance(words := context.get("words"), list):
+        return False
+    rows: Any = context.get("kept")
+    return _are_rows(rows) and len(rows) == len(words) and all(isinstance(w, str) for w in words)
+
+
+def _are_rows(rows: Any) -> bool:
+    """Whether it is a list of lists of numbers, none of them empty."""
+    return (
+        isinstance(rows, list)
+        and bool(rows)
+        and all(isinstance(row, list) and row and all(map(_is_number, row)) for row in rows)
+    )
+
+
 def _is_number(value: Any, or_none: bool = False) -> bool:
     if value is None:
         return or_none

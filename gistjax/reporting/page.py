@@ -68,6 +68,7 @@ def render(
         figures=figures(results, rows, colour_of),
         predictions=side_by_side(scored, questions),
         slots=slot_maps(scored),
+        kept=kept_maps(scored, colour_of),
     )
 
 
@@ -146,3 +147,31 @@ def slot_maps(scored: Sequence[Result]) -> list[dict[str, Any]]:
                 }
             )
     return maps
+
+
+def kept_maps(scored: Sequence[Result], colour_of: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return what each KV head keeps, by run, and words with the share of KV heads that do."""
+    maps = []
+    for result in scored:
+        if not (found := result.kept_entries):
+            continue
+        heads = sum(len(row) for row in found["parts"])
+        maps.append(
+            {
+                "name": result.name,
+                "svg": plots.kept_parts(found["parts"], colour_of[result.name]),
+                "n": found["n"],
+                "most": max(max(row) for row in found["parts"]),
+                "contexts": [_shaded(context, heads) for context in found["contexts"]],
+            }
+        )
+    return maps
+
+
+def _shaded(context: Mapping[str, Any], heads: int) -> list[tuple[str, float, float]]:
+    """Return words, their share of the KV heads that keep them, and that over the largest."""
+    shares = [float(np.mean(row)) / heads for row in context["kept"]]
+    top = max(max(shares), 1e-9)
+    return [
+        (word, share, share / top) for word, share in zip(context["words"], shares, strict=True)
+    ]

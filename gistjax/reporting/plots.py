@@ -238,3 +238,37 @@ def _part(run: str, kind: str, part: Mapping[str, Any]) -> dict[str, Any]:
     says = f"{run}, {kind}: F1 {part['f1']:.3f} [{low:.3f}, {high:.3f}], {part['n']} questions"
     title = f"{kind} ({part['n']})"
     return {"run": run, "type": title, "f1": part["f1"], "low": low, "high": high, "says": says}
+
+
+def kept_parts(parts: Sequence[Sequence[float]], colour: str) -> str:
+    """Plot the part of its entries that each KV head keeps: a column for each layer, a row a head.
+
+    Args:
+        parts: `[layers][KV heads]`; the largest has full colour.
+    """
+    values: list[dict[str, Any]] = [
+        {
+            "layer": layer,
+            "head": head,
+            "part": part,
+            "says": f"layer {layer}, KV head {head}: {part:.1%} kept",
+        }
+        for layer, row in enumerate(parts)
+        for head, part in enumerate(row)
+    ]
+    top = max(max(value["part"] for value in values), 1e-9)
+    axis = {"labelAngle": 0, "labelOverlap": True, "ticks": False, "domain": False}
+    encoding: Spec = {
+        "x": {"field": "layer", "type": "ordinal", "title": "layer", "axis": axis},
+        "y": {"field": "head", "type": "ordinal", "title": "KV head", "axis": axis},
+        "opacity": {
+            "field": "part",
+            "type": "quantitative",
+            "scale": {"domain": [0, top], "range": [0.04, 1]},
+            "legend": None,
+        },
+        "description": {"field": "says"},
+    }
+    size = {"width": {"step": 18}, "height": {"step": 18}}
+    mark = {"type": "rect", "color": colour}
+    return to_svg({**size, "data": {"values": values}, "mark": mark, "encoding": encoding})

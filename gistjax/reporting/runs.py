@@ -29,6 +29,7 @@ class Result:
     curve: list[dict[str, Any]]  # lines of metrics.jsonl
     predictions: list[dict[str, Any]]  # of every question, or samples where that file is not there
     slot_attention: list[dict[str, Any]]
+    kept_entries: dict[str, Any]  # empty but where entries of the cache are kept
 
     @property
     def architecture(self) -> str:
@@ -93,10 +94,12 @@ def read_run(path: Path) -> Result:
     if not isinstance(stored.get("config"), dict):
         raise DataError(f"{run.config_file} is not that of a run: it has no `config`.")
     metrics, slot_attention = _read(run.metrics_file, {}), _read(run.slot_attention_file, [])
+    kept_entries = _read(run.kept_entries_file, {})
     predictions = _read(run.predictions_file, []) or _read(run.samples_file, [])
     checks.check_metrics(metrics, run.metrics_file)
     checks.check_predictions(predictions, run.predictions_file)
     checks.check_slot_attention(slot_attention, run.slot_attention_file)
+    checks.check_kept_entries(kept_entries, run.kept_entries_file)
     return Result(
         name=path.name,
         path=path,
@@ -106,6 +109,7 @@ def read_run(path: Path) -> Result:
         curve=_lines(run.log_file),
         predictions=predictions,
         slot_attention=slot_attention,
+        kept_entries=kept_entries,
     )
 
 

@@ -127,7 +127,7 @@ def _row(result: Result, settings: Sequence[str], full: Result | None) -> dict[s
     if full and full.metrics["final_f1"]:
         retained = m["final_f1"] / full.metrics["final_f1"]
     slots = result.settings.get("target_length") if result.compresses else None
-    if result.settings.get("ratio"):
+    if result.settings.get("ratio") or result.settings.get("select.bytes"):
         slots = None  # as many as the context's length asks for
     return {
         "run": result.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gistjax.config import ARCHITECTURES, UNCOMPRESSED, CompressionConfig, file_name
+from gistjax.config import ARCHITECTURES, SELECT, UNCOMPRESSED, CompressionConfig, file_name
 from gistjax.sharing.base_model import BaseModel, base_model
 
 MARK = "library_name: gistjax"
@@ -95,12 +95,15 @@ def _before(config: CompressionConfig, base: BaseModel) -> str:
     needs = []
     if base.is_local:
         needs.append("say where the base is")
-    if config.architecture not in (*ARCHITECTURES, *UNCOMPRESSED):
+    if config.architecture not in (*ARCHITECTURES, SELECT, *UNCOMPRESSED):
         needs.append(f"have `{config.architecture}`, which gistjax does not, where Python finds it")
     return f"First {' and '.join(needs)}.\n\n" if needs else ""
 
 
 def _slots(config: CompressionConfig) -> str:
+    """Return how much is kept of a text."""
+    if config.selects:
+        return f"{_entries(config)} of the key/value cache (by `{config.select.scorer}`)"
     if config.ratios:
         least, most = config.ratios[0], config.ratios[-1]
         asked = f"as many as asked for, {config.ratio:g} by default"
@@ -108,6 +111,17 @@ def _slots(config: CompressionConfig) -> str:
     if config.ratio:
         return f"one slot for each {config.ratio:g} tokens"
     return f"{config.target_length} slots"
+
+
+def _entries(config: CompressionConfig) -> str:
+    """Return how many entries are kept, of which each layer and KV head has one a token."""
+    if config.select.bytes:
+        return f"at most {config.select.bytes:,} bytes of entries"
+    if config.ratios:
+        return f"one of {config.ratios[0]:g} to {config.ratios[-1]:g} entries (as asked for)"
+    if config.ratio:
+        return f"one of {config.ratio:g} entries"
+    return f"{config.target_length} entries a KV head on average"
 
 
 def _scores(metrics: Mapping[str, Any], compresses: bool) -> str:

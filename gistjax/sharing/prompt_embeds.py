@@ -36,6 +36,12 @@ def check_exportable(config: CompressionConfig) -> None:
     Raises:
         ExportError: for keys and values, and for slots spread over the context's positions.
     """
+    if config.selects:
+        raise ExportError(
+            "an engine reads embeddings, but this run keeps entries of the key/value cache, others "
+            "for each KV head: train a compressor with slots, as --config.architecture=pooling "
+            "--config.slot_form=soft_tokens --config.slot_positions=packed is."
+        )
     if config.slot_form == "key_values":
         cause = "this compressor's slots are keys and values of every layer"
     elif config.slot_positions != "packed":

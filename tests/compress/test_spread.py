@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from gistjax.compress.kept import Entries, size_class
 from gistjax.compress.select import Selector
-from gistjax.compress.spread import PROFILE_RATIOS, keep, keep_parts, shares_at, whole_parts
+from gistjax.compress.spread import (
+    PROFILE_RATIOS,
+    count_at,
+    keep,
+    keep_parts,
+    shares_at,
+    whole_parts,
+)
 from gistjax.config import CompressionConfig, SelectConfig
 from gistjax.model.config import LlamaConfig
 
@@ -60,6 +67,17 @@ def test_whole_parts_fill_the_budget(lengths, ratio, seed):
     for row in range(B):  # a KV head with a larger share never keeps less
         order = np.argsort(share[:, row].ravel())
         assert (np.diff(parts[:, row].ravel()[order]) >= 0).all()
+
+
+@given(lengths, st.integers(0, 99))
+@settings(max_examples=10, deadline=None)
+def test_counts_at_every_ratio_are_those_of_what_is_kept(lengths, seed):
+    score = np.random.default_rng(seed).integers(-3, 3, (L, B, K, C)).astype(np.float32)
+    counts = count_at(jnp.asarray(score), jnp.asarray(lengths))
+    for ratio, count_LxBxK in zip(PROFILE_RATIOS, counts, strict=True):
+        total = (L * K * np.ceil(np.array(lengths) / ratio)).astype(np.int32)
+        kept = keep(jnp.asarray(score), jnp.asarray(lengths), jnp.asarray(total), "all")
+        np.testing.assert_array_equal(count_LxBxK, kept.sum(-1))
 
 
 def test_whole_parts_by_hand():

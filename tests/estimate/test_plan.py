@@ -8,9 +8,10 @@ from gistjax.config import (
     LoraConfig,
     MeshConfig,
     ModelConfig,
+    SelectConfig,
     TextConfig,
 )
-from gistjax.errors import CheckpointError, DataError
+from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.estimate.plan import dry_run, for_people, plan
 from gistjax.estimate.ways_out import steps_that_fit
 from gistjax.weights.registry import KNOWN, resolve
@@ -80,6 +81,7 @@ def test_a_base_that_was_never_measured_is_compared_with_no_gpu():
 
 TINY = CompressionConfig(model=ModelConfig("tiny-random"), data=DataConfig(path="sample"))
 TEXT = {"teacher_forcing": 1.0, "continuation": 1.0}
+KEPT = {"architecture": "select", "ratio": 8.0, "loss_weights": {"teacher_forcing": 1.0}}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,13 @@ TEXT = {"teacher_forcing": 1.0, "continuation": 1.0}
     [
         ({"loss_weights": TEXT, "text": TextConfig(path="no")}, DataError, "no is no folder with"),
         ({"init_from": "no/run"}, CheckpointError, "there is no no/run"),
+        (KEPT | {"select": SelectConfig(spread="profile")}, ConfigError, "--config.select.profile"),
+        (
+            KEPT | {"select": SelectConfig(spread="profile", profile="no/file")},
+            CheckpointError,
+            "no/file",
+        ),
+        (KEPT | {"select": SelectConfig("question_aware")}, ConfigError, "evaluate` alone"),
         ({"loss_weights": {"distillation": 1.0}, "teacher": "no/run"}, CheckpointError, "no/run"),
         ({"batch_size": 64_000}, DataError, r"training rows are fewer than the 256000 of one step"),
         (
@@ -99,6 +108,15 @@ TEXT = {"teacher_forcing": 1.0, "continuation": 1.0}
 def test_a_dry_run_refuses_what_the_run_refuses(changes, error, says):
     with pytest.raises(error, match=says):
         dry_run(TINY.replace(**changes))
+
+
+def test_a_plan_of_kept_entries_trains_adapters_alone():
+    found, _ = dry_run(TINY.replace(**KEPT))
+    whole, _ = dry_run(TINY.replace(**KEPT | {"architecture": "none", "ratio": 0.0}))
+    assert found["trainable_parameters"] == whole["trainable_parameters"] > 0
+    assert found["compressor_parameters"] == 0 and found["nominal_compression_ratio"] == 8
+    memory, other = (plan["memory_estimate_gib"]["total"] for plan in (found, whole))
+    assert memory > other, "it has a cache beside what the step keeps"
 
 
 def test_a_plan_says_what_mesh_it_is_for():

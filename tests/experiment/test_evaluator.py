@@ -275,7 +275,7 @@ def test_metrics_which_mark_a_run_as_finished_are_written_last(tmp_path, monkeyp
 
 def test_each_file_holds_its_own(tmp_path):
     result = evaluator.EvalResult(
-        {"final_f1": 0.5}, [{"f1": 1}, {"f1": 0}, {"f1": 0.5}], [{"a": 0}]
+        {"final_f1": 0.5}, [{"f1": 1}, {"f1": 0}, {"f1": 0.5}], [{"a": 0}], {"n": 1}
     )
     assert result.write(RunDir(tmp_path), 3, 2) == {"final_f1": 0.5, "steps": 3}
     assert {file.name: json.loads(file.read_text()) for file in tmp_path.iterdir()} == {
@@ -283,4 +283,5 @@ def test_each_file_holds_its_own(tmp_path):
         "predictions.json": result.predictions,
         "sample_predictions.json": result.predictions[:2],
         "slot_attention.json": [{"a": 0}],
+        "kept_entries.json": {"n": 1},
     }

@@ -75,6 +75,7 @@ TRAINED = {
     "data_sha256": "d" * 64,
     "start_sha256": "5" * 64,
     "teacher_sha256": "7" * 64,
+    "profile_sha256": "9" * 64,
 }
 
 
@@ -92,6 +93,7 @@ def trained(tmp_path):
         ({"data_sha256": "0" * 64}, "other rows.*SHA-256 dddddddddddd…, here 000000000000….*data"),
         ({"start_sha256": "0" * 64}, "another start.*init_from.*--workdir"),
         ({"teacher_sha256": "0" * 64}, "another teacher.*`teacher`"),
+        ({"profile_sha256": "0" * 64}, "another profile.*`select.profile`"),
         ({"mesh": {"data": 1, "fsdp": 1, "tensor": 1}}, "128 rows a step.*would have 32.*DEVICES"),
         ({"mesh": {"data": 4, "fsdp": 2, "tensor": 1}}, "128 rows a step.*would have 256"),
     ],

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from gistjax.errors import ConfigError, StorageError
+from gistjax.config import CompressionConfig
+from gistjax.errors import ConfigError, DataError, StorageError
 from gistjax.report import report
 from gistjax.reporting import colours, plots
 from gistjax.reporting.page import side_by_side, slot_maps
 from gistjax.reporting.runs import find_runs
 from gistjax.reporting.tables import table
-from tests.helpers.made_runs import put
+from tests.helpers.made_runs import put, write_run
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(
@@ -224,6 +225,55 @@ def test_of_what_a_slot_reads_the_most_is_255(sweep):
     assert (first["name"], second["name"]) == ("M64_gist, context 1", "M64_gist, context 2")
     assert first["words"] == ["a", "b"] and first["slots"] == 3
     assert [*base64.b64decode(first["weights"])] == [64, 255, 255, 64, 0, 0]
+
+
+KEPT = {
+    "n": 3,
+    "tokens": 10,
+    "parts": [[0.5, 0.25], [1.0, 0.0]],
+    "contexts": [{"context_id": 1, "words": ["<b>Ada</b>", "built"], "kept": [[4, 2], [0]]}],
+}
+
+
+def test_what_is_kept_is_a_map_and_words_that_are_text(sweep, monkeypatch):
+    config = CompressionConfig(architecture="select", ratio=8.0)
+    run = write_run(sweep, "kept", config, 2)
+    put(run / "kept_entries.json", KEPT)
+    report([sweep])
+    text = (sweep / "report.html").read_text()
+    Page(text)
+    assert text.count("<svg") == 6 and "<b>Ada</b>" not in text
+    words = re.findall(r'<span style="background: (.*?)" title="(.*?)">(.*?)</span>', text)
+    assert words == [
+        ("rgba(var(--mark), 0.750)", "kept by 75.0 % of KV heads", "&lt;b&gt;Ada&lt;/b&gt;"),
+        ("rgba(var(--mark), 0.000)", "kept by 0.0 % of KV heads", "built"),
+    ]
+    assert "The mean over 3 contexts, weighted by tokens. Full colour: 100.0 %." in text
+    assert 'aria-label="layer 0, KV head 1: 25.0% kept"' in text
+    monkeypatch.setattr(plots, "to_svg", lambda spec: spec)
+    values = plots.kept_parts(KEPT["parts"], "#1")["data"]["values"]
+    places = [(value["layer"], value["head"], value["part"]) for value in values]
+    assert places == [(0, 0, 0.5), (0, 1, 0.25), (1, 0, 1.0), (1, 1, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("n", "3"),
+        ("tokens", None),
+        ("parts", [[0.5], [0.5, 0.5]]),
+        ("parts", [[0.5, float("nan")]]),
+        ("parts", []),
+        ("contexts", {}),
+        ("contexts", [{"words": ["a", "b"], "kept": [[1]]}]),
+        ("contexts", [{"words": [["a"]], "kept": [[1]]}]),
+        ("contexts", [{"words": ["a"], "kept": [[]]}]),
+    ],
+)
+def test_a_damaged_map_of_what_is_kept_is_named(sweep, key, value):
+    put(sweep / "M64_gist" / "kept_entries.json", {**KEPT, key: value})
+    with pytest.raises(DataError, match=rf"kept_entries\.json has a damaged {key}"):
+        find_runs([sweep])
 
 
 def rows(runs, *architectures):

@@ -169,7 +169,8 @@ def test_paths_are_taken_as_people_write_them(monkeypatch, tmp_path):
 PATH_FLAGS = {
     "ask": ("context", "run", "save", "document"),
     "train": ("workdir",),
-    "evaluate": ("run", "output", "slot_attention"),
+    "evaluate": ("run", "output", "slot_attention", "kept_entries"),
+    "profile": ("run", "output"),
     "export": ("run", "output", "context"),
     "average": ("run", "output"),
     "compare": ("of", "with"),

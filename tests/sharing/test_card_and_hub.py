@@ -5,7 +5,7 @@ import json
 import huggingface_hub
 import pytest
 
-from gistjax.config import DataConfig, ModelConfig
+from gistjax.config import CompressionConfig, DataConfig, ModelConfig, SelectConfig
 from gistjax.errors import ExportError
 from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.sharing.base_model import base_model
@@ -113,3 +113,19 @@ def test_the_card_says_which_module_an_architecture_needs():
     about = {"base_weights": "random: tiny-random", "base_sha256": ""}
     card = model_card(CONFIG.replace(architecture="mine.Mine"), about, {})
     assert "First have `mine.Mine`, which gistjax does not, where Python finds it." in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"ratio": 8.0}, "one of 8 entries of the key/value cache (by `knorm`)"),
+        ({"ratio": 4.0, "ratios": (2.0, 8.0)}, "one of 2 to 8 entries (as asked for) of the"),
+        ({"target_length": 16}, "16 entries a KV head on average of the key/value cache"),
+        ({"bytes": 65_536}, "at most 65,536 bytes of entries of the key/value cache"),
+    ],
+)
+def test_the_card_of_kept_entries_says_how_many(changes, says):
+    select = SelectConfig("knorm", bytes=changes.pop("bytes", 0))
+    config = CompressionConfig(architecture="select", select=select, **changes)
+    card = model_card(config, {"base_weights": "hub: a", "base_sha256": "0" * 64}, {})
+    assert says in card and "which gistjax does not" not in card
