@@ -1,10 +1,10 @@
-"""What an entry of the key/value cache is worth to whoever asks later, by methods without training.
+"""What an entry of the key/value cache is worth to those who ask later: methods without training.
 
-Each scores the entries of one layer from what its attention reads: in the pass that reads prompt
-and context, or in a second one, in which the decoder reads tokens behind them. A method is applied
-to all that was read, the prompt's prefix too, as its authors apply it; of its scores those of the
-context are given. "Sinks" are the first tokens of all, so a prefix of four tokens, which is never
-dropped, holds them.
+Each scores the entries of one layer from what its attention reads: in the pass that reads the
+context behind the prompt, or in a second one, in which the decoder reads tokens behind both. A
+method is applied to all that was read, the prompt too, as its authors apply it; of its scores those
+of the context are returned. "Sinks" are the first tokens of all: a prompt of four tokens or more
+before the context, which is never dropped, holds them.
 
 The names behind the papers are those of kvpress (https://github.com/NVIDIA/kvpress, 0.5.5), and so
 are the constants unless a method says otherwise.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -72,21 +72,15 @@ class Scorer:
     fp32 `[B, K, C]`: the larger, the sooner it is kept. Padding has any finite value."""
     second: Literal["", "repetition", "question"] = ""  # what is read in a second pass
 
-    @property
-    def passes(self) -> int:
-        """1 if it watches the pass that reads the context, 2 if one behind it."""
-        return 2 if self.second else 1
-
 
 def kvzip(reading: Reading, layer: Array, seen: Seen) -> Array:
     """The most that any query pays an entry while the context is repeated.
 
     KVzip, Kim et al. 2025 (arXiv:2505.23416): `KVzipPress`. The decoder is asked to repeat the
-    context and is given the repetition; the maximum is over its tokens, those that ask for it
-    included, and over the query heads of a KV head. Contexts of more than 2,048 tokens are there
-    repeated in pieces, and probabilities normalised over sinks, piece and repetition; kvpress
-    leaves all of the prefix but four tokens out of that sum, and always keeps these. Here the sum
-    is the model's own.
+    context and is given the repetition. The maximum is over its tokens, those that ask for it
+    included, and over the query heads of a KV head. The probabilities are the model's own. The
+    paper's leave out what stands before the context but for sinks (kvpress: four), and it repeats
+    contexts of more than 2,048 tokens in pieces, each with probabilities of its own.
     """
     assert reading.asked_B is not None
     real_BxT = lengths_to_valid(reading.asked_B, seen.h_BxTxD.shape[1])
@@ -139,8 +133,8 @@ def expected_attention(reading: Reading, layer: Array, seen: Seen) -> Array:
     """What queries at the next 512 positions would pay an entry, times its value's norm.
 
     Expected attention, Devoto et al. 2025 (arXiv:2510.00636): `ExpectedAttentionPress`, with
-    covariance and without its ε. Queries are taken for normal, with the mean and covariance of
-    those that were read, the four sinks' left out, under the mean of the future positions'
+    covariance and without its ε. Queries are taken to be normally distributed, with the mean and
+    covariance of those that were read, sinks apart, turned by the mean of the future positions'
     rotations. The softmax runs over all entries but the sinks, which are kept first.
     """
     k_BxUxKxH, v_BxUxKxH = (x.astype(jnp.float32) for x in (seen.k_BxTxKxH, seen.v_BxTxKxH))
@@ -173,7 +167,7 @@ def keydiff(reading: Reading, layer: Array, seen: Seen) -> Array:
     """How little an entry's key resembles the mean of all keys' directions.
 
     KeyDiff, Park et al. 2025 (arXiv:2504.15364): `KeyDiffPress`. The paper drops entries block by
-    block while it reads; here, as there, all are compared once.
+    block while it reads. Here, as in kvpress, all are compared once.
     """
     k_BxTxKxH = seen.k_BxTxKxH.astype(jnp.float32)
     direction_BxTxKxH = k_BxTxKxH / jnp.maximum(_norm(k_BxTxKxH), 1e-12)
@@ -189,7 +183,7 @@ def keydiff(reading: Reading, layer: Array, seen: Seen) -> Array:
 def knorm(reading: Reading, layer: Array, seen: Seen) -> Array:
     """How short an entry's key is.
 
-    Devoto et al. 2024 (arXiv:2406.11430): `KnormPress`. The paper spares the first two layers.
+    Devoto et al. 2024 (arXiv:2406.11430): `KnormPress`. The paper keeps the first two layers whole.
     """
     norm_BxTxK = _norm(seen.k_BxTxKxH.astype(jnp.float32))[..., 0]
     return reading.of_context(-jnp.swapaxes(norm_BxTxK, 1, 2))
@@ -253,59 +247,53 @@ def attended(
 ) -> Array:
     """Attention that each position receives: the model's own probabilities, fp32 `[B, K, U]`.
 
-    They are made for `CHUNK` queries at a time.
+    They are made for `CHUNK` queries at a time. As in `gistjax.model.attention`, queries with a
+    mask look into the cache, those without at each other.
 
     Args:
         real_BxW: which queries count.
         how: over queries and the G query heads of a KV head.
         place_BxW: which of the T positions they are; by default all.
     """
-    q_BxWxKxGxH, mask_BxWxU, k_BxKxUxH = _queries_and_keys(seen, place_BxW)
-    B, W = real_BxW.shape
-    G, U = q_BxWxKxGxH.shape[3], k_BxKxUxH.shape[2]
-    size = min(CHUNK, W)
-
-    def chunks(x_BxW: Array) -> Array:
-        padded = jnp.pad(x_BxW, [(0, 0), (0, -W % size), *[(0, 0)] * (x_BxW.ndim - 2)])
-        return jnp.moveaxis(padded.reshape(len(x_BxW), -1, size, *x_BxW.shape[2:]), 1, 0)
-
-    def body(sofar_BxKxU: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        q, mask, real = chunk
-        logits = jnp.einsum("bwkgh,bkuh->bkgwu", q, k_BxKxUxH, preferred_element_type=jnp.float32)
-        share = masked_softmax(logits * q.shape[-1] ** -0.5, mask[:, None, None])
-        share = jnp.where(real[:, None, None, :, None], share, 0.0)
-        if how == "max":
-            return jnp.maximum(sofar_BxKxU, jnp.max(share, axis=(2, 3))), None
-        return sofar_BxKxU + jnp.sum(share, axis=(2, 3)), None
-
-    start = jnp.zeros((B, k_BxKxUxH.shape[1], U), jnp.float32)
-    parts = chunks(q_BxWxKxGxH), chunks(mask_BxWxU), chunks(real_BxW)
-    found_BxKxU, _ = jax.lax.scan(body, start, parts)
-    if how == "max":
-        return found_BxKxU
-    counted_BxWxU = real_BxW[:, :, None] & (mask_BxWxU if how != "mean" else True)
-    return found_BxKxU / (G * jnp.maximum(jnp.sum(counted_BxWxU, axis=1), 1)[:, None])
-
-
-def _queries_and_keys(seen: Seen, place_BxW: Array | None) -> tuple[Array, Array, Array]:
-    """Queries `[B, W, K, G, H]`, whom they see `[B, W, U]`, and keys `[B, K, U, H]`.
-
-    As in `gistjax.model.attention`, those with a mask look into the cache.
-    """
-    q_BxTxKxGxH, mask = seen.q_BxTxKxGxH, seen.mask_BxTxU
-    B, T = q_BxTxKxGxH.shape[:2]
-    if mask is None or seen.cache is None:
+    q_BxTxKxGxH, mask_BxTxU = seen.q_BxTxKxGxH, seen.mask_BxTxU
+    B, T, K, G, H = q_BxTxKxGxH.shape
+    if mask_BxTxU is None or seen.cache is None:
         k_BxKxUxH = jnp.swapaxes(seen.k_BxTxKxH, 1, 2)
     else:
         k_BxKxUxH = seen.cache.k
-    if mask is None:
-        places_BxW = jnp.arange(T)[None] if place_BxW is None else place_BxW
-        mask_BxWxU = jnp.arange(T) <= places_BxW[:, :, None]
-        mask_BxWxU = jnp.broadcast_to(mask_BxWxU, (B, *mask_BxWxU.shape[1:]))
-    else:
-        mask_BxWxU = mask if place_BxW is None else take_positions(mask, place_BxW)
-    q_BxWxKxGxH = q_BxTxKxGxH if place_BxW is None else take_positions(q_BxTxKxGxH, place_BxW)
-    return q_BxWxKxGxH, mask_BxWxU, k_BxKxUxH
+    U = k_BxKxUxH.shape[2]
+    if place_BxW is None:
+        place_BxW = jnp.broadcast_to(jnp.arange(T), (B, T))
+    W = place_BxW.shape[1]
+    size = min(CHUNK, W)
+
+    def body(found: tuple[Array, Array], chunk: tuple[Array, Array]) -> tuple[Any, None]:
+        (sofar_BxKxU, count_BxU), (place, real) = found, chunk
+        q = take_positions(q_BxTxKxGxH, place)
+        logits = jnp.einsum("bwkgh,bkuh->bkgwu", q, k_BxKxUxH, preferred_element_type=jnp.float32)
+        if mask_BxTxU is None:
+            sees_BxWxU = jnp.arange(U) <= place[:, :, None]
+        else:
+            sees_BxWxU = take_positions(mask_BxTxU, place)
+        sees_BxWxU &= real[:, :, None]
+        share = masked_softmax(logits * H**-0.5, sees_BxWxU[:, None, None])
+        if how == "max":
+            sofar_BxKxU = jnp.maximum(sofar_BxKxU, jnp.max(share, axis=(2, 3)))
+        else:
+            sofar_BxKxU += jnp.sum(share, axis=(2, 3))
+        return (sofar_BxKxU, count_BxU + jnp.sum(sees_BxWxU, axis=1)), None
+
+    def chunks(x_BxW: Array) -> Array:
+        return jnp.pad(x_BxW, ((0, 0), (0, -W % size))).reshape(B, -1, size).swapaxes(0, 1)
+
+    start = jnp.zeros((B, K, U), jnp.float32), jnp.zeros((B, U), jnp.int32)
+    parts = chunks(place_BxW), chunks(real_BxW)
+    (found_BxKxU, count_BxU), _ = jax.lax.scan(body, start, parts)
+    if how == "max":
+        return found_BxKxU
+    if how == "mean":
+        count_BxU = jnp.sum(real_BxW, axis=1, keepdims=True)
+    return found_BxKxU / (G * jnp.maximum(count_BxU, 1))[:, None]
 
 
 def _pooled(x_BxKxU: Array, end_B: Array) -> Array:
@@ -331,5 +319,5 @@ def _normal(q_BxTxKxGxH: Array, real_BxT: Array) -> tuple[Array, Array]:
 
 def _norm(x: Array) -> Array:
     """Euclidean norm over the last axis, which stays."""
-    length: Array = jnp.linalg.norm(x, axis=-1, keepdims=True)
-    return length
+    norm: Array = jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return norm
