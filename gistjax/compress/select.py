@@ -123,10 +123,18 @@ class Selector(nnx.Module):
             return sizes
         return [size_class(max(entries.totals))] * layers
 
-    def choose(self, score_LxBxKxC: Array, length_B: Array, total_B: Array) -> Array:
-        """Mark what is kept, `[L, B, K, C]`."""
-        if self.profile is None:
-            return keep(score_LxBxKxC, length_B, total_B, self.spread)
+    def choose(
+        self, score_LxBxKxC: Array, length_B: Array, total_B: Array, spread: str | None = None
+    ) -> Array:
+        """Mark what is kept, `[L, B, K, C]`.
+
+        Args:
+            spread: another than the configured one; `profile` needs a model that has one.
+        """
+        spread = spread or self.spread
+        if spread != "profile":
+            return keep(score_LxBxKxC, length_B, total_B, spread)
+        assert self.profile is not None
         profile_LxKxR = jax.lax.stop_gradient(self.profile[...])
         share_LxBxK = shares_at(profile_LxKxR, self.heads * length_B / jnp.maximum(total_B, 1))
         return keep_parts(score_LxBxKxC, length_B, whole_parts(share_LxBxK, length_B, total_B))

@@ -203,20 +203,22 @@ def _embedding_rms(embedding_VxD: jax.Array) -> jax.Array:
 
 
 def load_trained(
-    run: RunDir, config: CompressionConfig
+    run: RunDir, config: CompressionConfig, pretrained: PretrainedBase | None = None
 ) -> tuple[PretrainedBase, tuple[Any, Any, Any]]:
     """Load a finished run: its base, and its model as structure, trained leaves, frozen leaves.
 
     Args:
         config: the run's own, or one that means the same (`check_meaning`).
+        pretrained: the base, where it is loaded and checked already.
 
     Raises:
         GistjaxError: if the run is not finished, the base cannot be found or fetched or is another
             one, or the compressor does not fit.
     """
     exported = run.finished(run.exported)
-    pretrained = load_pretrained(config)
-    pretrained.check_run(run)
+    if pretrained is None:
+        pretrained = load_pretrained(config)
+        pretrained.check_run(run)
     graphdef, shapes, frozen = split_model(build_model(config, pretrained, seeded=False))
     if config.selects and not run.config().selects:  # a full context of which entries are kept
         trained = start_from(

@@ -53,25 +53,35 @@ def attention(
 
 
 def attend_kept(q_BxTxNxH: Array, cache: CacheLayer, mask_BxTxU: Array, kept: KeptLayer) -> Array:
-    """Values `[B, T, N, H]`: one softmax over the cache and what is kept of a context."""
+    """Values `[B, T, N, H]`: one softmax over the cache and what is kept of a context.
+
+    Where there are fewer rows of entries, E, than of queries, B = E·n, each is read by n in a row,
+    whose masks differ.
+    """
     B, T, N, H = q_BxTxNxH.shape
-    K = cache.k.shape[1]
-    q_BxTxKxGxH = (q_BxTxNxH * H**-0.5).reshape(B, T, K, N // K, H)
+    K, E = cache.k.shape[1], kept.k.shape[0]
+    rows = (E, B // E)
+    q_ExnxTxKxGxH = (q_BxTxNxH * H**-0.5).reshape(*rows, T, K, N // K, H)
+    k, v = (x.reshape(*rows, *x.shape[1:]) for x in (cache.k, cache.v))
     # entries in one row are read by all KV heads, entries of their own by each
-    one_row = kept.k.shape[1] == 1 and K > 1
-    spec = "btkgh,bjxh->bkgtx" if one_row else "btkgh,bkxh->bkgtx"
+    own = "j" if kept.k.shape[1] == 1 and K > 1 else "k"
     logits = [
-        jnp.einsum(spec, q_BxTxKxGxH, k, preferred_element_type=jnp.float32)
-        for spec, k in (("btkgh,bkxh->bkgtx", cache.k), (spec, kept.k))
+        jnp.einsum(spec, q_ExnxTxKxGxH, keys, preferred_element_type=jnp.float32)
+        for spec, keys in (
+            ("entkgh,enkuh->enkgtu", k),
+            (f"entkgh,e{own}xh->enkgtx", kept.k),
+        )
     ]
     masks = mask_BxTxU[:, None, None], kept.mask_BxKxX[:, :, None, None]
-    masked = [jnp.where(mask, x, -jnp.inf) for mask, x in zip(masks, logits, strict=True)]
+    masked = [
+        jnp.where(mask.reshape(*rows, *mask.shape[1:]), x, -jnp.inf)
+        for mask, x in zip(masks, logits, strict=True)
+    ]
     weights = jax.nn.softmax(jnp.concatenate(masked, axis=-1), axis=-1).astype(q_BxTxNxH.dtype)
-    dense_BxKxGxTxU, kept_BxKxGxTxX = jnp.split(weights, [cache.k.shape[2]], axis=-1)
-    spec = "bkgtx,bjxh->btkgh" if one_row else "bkgtx,bkxh->btkgh"
-    y_BxTxKxGxH = jnp.einsum("bkgtu,bkuh->btkgh", dense_BxKxGxTxU, cache.v)
-    y_BxTxKxGxH += jnp.einsum(spec, kept_BxKxGxTxX, kept.v)
-    return y_BxTxKxGxH.reshape(B, T, N, H)
+    dense, chosen = jnp.split(weights, [cache.k.shape[2]], axis=-1)
+    y_ExnxTxKxGxH = jnp.einsum("enkgtu,enkuh->entkgh", dense, v)
+    y_ExnxTxKxGxH += jnp.einsum(f"enkgtx,e{own}xh->entkgh", chosen, kept.v)
+    return y_ExnxTxKxGxH.reshape(B, T, N, H)
 
 
 def causal_attention(

@@ -24,10 +24,11 @@ class KeptLayer:
     """Entries of one layer, and which KV head reads which of them.
 
     Either each KV head has its own, J = K, or all stand in one row, J = 1: then a mask that gives
-    each entry to one KV head packs unequal numbers without padding.
+    each entry to one KV head packs unequal numbers without padding. Several rows that follow each
+    other may share entries, each with a mask of its own.
     """
 
-    k: Array  # [B, J, X, H], rotated
+    k: Array  # [E, J, X, H], rotated; B is a multiple of E
     v: Array
     mask_BxKxX: Array  # True where a KV head reads an entry
 
