@@ -51,6 +51,19 @@ class CompressedContext:
         v_BxKxXxH = self.kv.v[len(self.kv.v) // 2]
         return jnp.swapaxes(v_BxKxXxH, 1, 2).reshape(*self.x_BxXxD.shape[:2], -1)
 
+    def stored(self) -> tuple[Array, int]:
+        """Slots, or entries kept, of each row `[B]`, and the bytes of one."""
+        if self.kept is not None:
+            in_layers = isinstance(self.kept, tuple)
+            masks = [x.mask_BxKxX for x in self.kept] if in_layers else [*self.kept.mask_BxKxX]
+            counts = [jnp.sum(mask, axis=(1, 2), dtype=jnp.int32) for mask in masks]
+            k = jax.tree.leaves(self.kept)[0]
+            return sum(counts[1:], counts[0]), 2 * k.shape[-1] * k.dtype.itemsize
+        positions = max(self.slots_B.shape[0] * self.size, 1)
+        arrays = self.x_BxXxD if self.kv is None else (self.kv.k, self.kv.v)
+        sizes = [x.size // positions * x.dtype.itemsize for x in jax.tree.leaves(arrays)]
+        return self.slots_B, sum(sizes)
+
     def take(self, index_BxM: Array) -> CompressedContext:
         """Some positions of each row, the first `slots` of them in use and read by all."""
         valid_BxM = lengths_to_valid(self.slots_B, index_BxM.shape[1])

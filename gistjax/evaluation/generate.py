@@ -31,6 +31,7 @@ class Answers:
     log_probabilities: np.ndarray  # of each answer, the token that ends it included
     compress_s: float = 0.0
     answer_s: float = 0.0
+    stored_bytes: int = 0  # of the compressed contexts of all rows
     shapes: set[tuple[int, int]] = field(default_factory=set)
 
 
@@ -103,7 +104,9 @@ class Generator:
                 answer = self._compile("answer", self._answer, question)
                 written, seconds = _timed(answer, question)
                 answers.answer_s += seconds
+                stored_B, size = context.stored()
                 self._collect(answers, indices, *to_host((written, context.slots_B)))
+                answers.stored_bytes += size * int(to_host(stored_B)[: len(indices)].sum())
                 answers.shapes.add((batch.context_ids_ExC.shape[1], batch.tokens_BxS.shape[1]))
                 bar.update(len(indices))
         return answers

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from gistjax.compress.budget import Budget
@@ -161,7 +162,8 @@ class Evaluator:
         """Return scores, their breakdown and controls, ratios, parameters and times.
 
         Args:
-            of_mixture: also score a closed book, and say where between the controls the scores are.
+            of_mixture: also score a closed book, and say where between the controls the scores are,
+                as is done where entries are kept.
         """
         answers = self._generator(trainable, frozen, self._rows_read, "answering")
         judged = self._judged(answers)
@@ -170,9 +172,10 @@ class Evaluator:
         predictions = self._predictions(judged, texts, scores)
         contexts = self._contexts(trainable, frozen, scores) if self._config.compresses else {}
         full_context = self._untuned(FULL_CONTEXT) if self._config.evaluation.baseline else None
+        is_placed = of_mixture or bool(self._config.selects and full_context)
         metrics = {
             **self._scores(scores, full_context),
-            **(self._between(scores, full_context) if of_mixture else {}),
+            **(self._between(scores, full_context) if is_placed else {}),
             **self._selective(judged, scores),
             **self._likelihoods(trainable, frozen),
             **self._costs(answers, scores.n),
@@ -320,6 +323,7 @@ class Evaluator:
         return {
             "compression_ratio": Budget.of(self._config).nominal_ratio,
             "effective_compression_ratio": tokens / slots if slots else None,
+            "bytes_per_context_token": self._stored_bytes(answers, slots) / max(tokens, 1),
             "compressor_parameters": counts["compressor"],
             "trainable_parameters": counts["trainable"],
             "wall_time_per_sample_s": {
@@ -327,6 +331,14 @@ class Evaluator:
                 "answer": answers.answer_s / n,
             },
         }
+
+    def _stored_bytes(self, answers: Answers, slots: int) -> int:
+        """Return the bytes that stand for all contexts; of a whole one those of its cache."""
+        if self._config.compresses:
+            return answers.stored_bytes
+        base, model = self._pretrained.source.config, self._config.model
+        size = jnp.dtype(model.compute_dtype or model.dtype).itemsize
+        return slots * 2 * base.n_layers * base.n_kv_heads * base.head_dim * size
 
     def _contexts(self, trainable: Any, frozen: Any, scores: Scores) -> dict[str, Any]:
         """Measure whether slots depend on their context.

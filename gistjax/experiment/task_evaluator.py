@@ -87,8 +87,11 @@ class MixtureEvaluator:
             part: sum(b["wall_time_per_sample_s"][part] * b["n_examples"] for b in tasks.values())
             for part in ("compress", "answer")
         }
+        tokens = sum(self._tokens.values())
+        stored = sum(b["bytes_per_context_token"] * self._tokens[name] for name, b in tasks.items())
         return {
             "effective_compression_ratio": ratio,
+            "bytes_per_context_token": stored / max(tokens, 1),
             "wall_time_per_sample_s": {part: total / n for part, total in seconds.items()},
             "n_examples": n,
         }

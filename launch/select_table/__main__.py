@@ -7,13 +7,13 @@
     python -m launch.select_table --output=FILE.json --cell=paragraph.kvzip.all@8 --to=FOLDER
 
 Every scorer reads every context once, and its questions are answered at every spread and ratio from
-what it keeps. The answers are those of `python -m gistjax.evaluate --config.architecture=select
---config.target_length=N`, N the longest context. FILE.json gets a row for each cell: scores with
-intervals by bootstrap over contexts, bytes a context token, milliseconds to compress. Answers are
-kept in the folder FILE.answers, a file for each scorer; the same command goes on where --seconds
-stopped it (exit code 75).
+what it keeps. The answers are those of `python -m gistjax.evaluate --config.architecture=select`.
+FILE.json gets a row for each cell: scores with intervals by bootstrap over contexts, bytes a
+context token, milliseconds to compress. Answers are kept in the folder FILE.answers, a file for
+each scorer; the same command goes on where --seconds stopped it (exit code 75).
 
-The spread `profile` reads FOLDER/SCORER.safetensors. The second form writes a cell's answers as
+The spread `profile` reads FOLDER/SCORER.safetensors (`python -m gistjax.profile` writes it; there is
+none of `question_aware`). The second form writes a cell's answers as
 FOLDER/predictions.json, for `python -m gistjax.compare --of=FOLDER --with=…`.
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 
 from absl import flags
 
-from gistjax.config import SCORERS, SPREADS, CompressionConfig
+from gistjax.config import ASKS, SCORERS, SPREADS, CompressionConfig
 from gistjax.errors import ConfigError, did_you_mean
 from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
@@ -66,7 +66,8 @@ def measure(config: CompressionConfig, args: flags.FlagValues, folder: Path) -> 
     for scorer in names["scorers"]:
         for split in splits:
             profile = profiles[scorer]
-            done.append(table.scorer(split, scorer, names["spreads"], ratios, profile))
+            spreads = [name for name in names["spreads"] if profile or name != "profile"]
+            done.append(table.scorer(split, scorer, spreads, ratios, profile))
     return all(done)
 
 
@@ -89,7 +90,7 @@ def _ratios(text: str) -> list[float]:
 
 
 def _profile(args: flags.FlagValues, spreads: list[str], scorer: str) -> Path | None:
-    if "profile" not in spreads:
+    if "profile" not in spreads or scorer == ASKS:
         return None
     path = Path(args["profiles"].value) / f"{scorer}.safetensors"
     if not args["profiles"].value or not path.is_file():

@@ -252,7 +252,6 @@ def select_config(
     select = SelectConfig(scorer, "profile", str(profile)) if profile else SelectConfig(scorer)
     return config.replace(
         architecture=SELECT,
-        target_length=config.data.context_tokens,  # no bound but the ratio
         encoder=EncoderConfig(),
         select=select,
     )

@@ -16,8 +16,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from flax import nnx
+from jax import Array
 
 from gistjax.compress.context import CompressedContext, soft_context
 from gistjax.compress.decoding import greedy
@@ -56,7 +56,7 @@ class Programs:
         def run(trainable: Any, frozen: Any, *given: Any) -> Array:
             model = nnx.merge(decoder[0], trainable, frozen)
             context, tokens_BxS, length_B = _rows(model.base, *given)
-            return greedy(model, context, tokens_BxS, length_B, max_tokens, end_ids)
+            return greedy(model, context, tokens_BxS, length_B, max_tokens, end_ids).ids_BxA
 
         self._answer = jax.jit(run)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gistjax.evaluation.statistics import clustered_bootstrap
+from gistjax.evaluation.statistics import clustered_bootstrap, clusters_of, normalised
 from launch.select_table.answers import ALL, NOTHING, complete, read
 
 Row = dict[str, Any]
@@ -42,7 +42,7 @@ def rows_of(folder: Path, known: Sequence[Row], samples: int, seed: int) -> list
             spread, _, ratio = cell.partition("@")
             of = (contexts, scorer, spread if ratio else "", float(ratio) if ratio else None)
             row = old.get(of)
-            if row is None or (row["normalised_f1"] is None) != (scale is None):
+            if row is None or row["has_controls"] != (scale is not None):
                 row = dict(zip(KEY, of, strict=True))
                 row |= _scores(content, cell, scale, (samples, seed))
                 row |= _costs(content, cell, spread)
@@ -68,19 +68,17 @@ def _scores(
     Args:
         scale: F1 of closed book and full context, `[N]` each, if they are known.
     """
-    clusters_N = np.asarray(content["context_ids"])
-    row: Row = {"n": len(clusters_N)}
+    clusters_N = clusters_of(content["context_ids"])
+    row: Row = {"n": len(clusters_N), "has_controls": scale is not None}
     for key in ("f1", "em"):
         values_N = np.asarray(content["cells"][cell][key])
         row[key] = float(values_N.mean())
         row[f"{key}_interval"] = list(clustered_bootstrap(values_N, clusters_N, *draws))
     row |= {"normalised_f1": None, "normalised_f1_interval": None}
     if scale is not None:
-        part_N, whole_N = np.asarray(content["cells"][cell]["f1"]) - scale[0], scale[1] - scale[0]
-        if whole_N.mean() > 0:
-            row["normalised_f1"] = float(part_N.mean() / whole_N.mean())
-            interval = clustered_bootstrap(part_N, clusters_N, *draws, of=whole_N)
-            row["normalised_f1_interval"] = list(interval)
+        found = normalised(content["cells"][cell]["f1"], *scale, clusters_N, *draws)
+        row["normalised_f1"] = found and found.value
+        row["normalised_f1_interval"] = found and list(found.interval)
     return row
 
 

@@ -64,7 +64,7 @@ class Given:
         self.asked[title] = list(rows)
         ids = [self._tokenizer.encode(f" {text}") for text in GIVEN[title]]
         slots, sums = np.array([8, 8, 8, 2, 2]), np.array(SUMS[title])
-        return Answers(ids, slots, sums, compress_s=0.5, answer_s=2.0)
+        return Answers(ids, slots, sums, compress_s=0.5, answer_s=2.0, stored_bytes=SAMPLES)
 
     def slots(self, trainable, frozen, rows):
         return np.eye(3)[:, None].repeat(2, axis=1), np.array([2, 2, 2])
@@ -125,6 +125,7 @@ def test_every_metric_by_hand(given):
         "unanswerable_f1": 1.0,
         "compression_ratio": 16.0,
         "effective_compression_ratio": (2 * sizes[0] + sizes[1] + 2 * sizes[2]) / 28,
+        "bytes_per_context_token": SAMPLES / (2 * sizes[0] + sizes[1] + 2 * sizes[2]),
         "compressor_parameters": D * D + D,
         "trainable_parameters": D * D + D + 2 * 2 * 1024,  # LoRA: layers, rank, in + out of all
         "wall_time_per_sample_s": {"compress": 0.1, "answer": 0.4},
@@ -241,6 +242,9 @@ def test_of_selected_tokens_the_ratio_counts_the_whole_text_and_the_baseline_rea
     assert lengths["untuned full context"] == whole
     assert lengths["answering"] == [8, 8, 8, 7, 7]
     assert found.metrics["effective_compression_ratio"] == sum(whole) / 28
+    base = resolve(CONFIG.model).config
+    position = 2 * base.n_layers * base.n_kv_heads * base.head_dim * 4
+    assert found.metrics["bytes_per_context_token"] == pytest.approx(28 * position / sum(whole))
     assert found.metrics["target_length"] is None and not found.slot_attention
     assert not found.metrics.keys() & {"shuffled_f1", "slot_similarity"}
     assert [row["place"] for row in found.predictions] == [
