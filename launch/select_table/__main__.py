@@ -12,9 +12,9 @@ FILE.json gets a row for each cell: scores with intervals by bootstrap over cont
 context token, milliseconds to compress. Answers are kept in the folder FILE.answers, a file for
 each scorer; the same command goes on where --seconds stopped it (exit code 75).
 
-The spread `profile` reads FOLDER/SCORER.safetensors (`python -m gistjax.profile` writes it; there is
-none of `question_aware`). The second form writes a cell's answers as
-FOLDER/predictions.json, for `python -m gistjax.compare --of=FOLDER --with=…`.
+The spread `profile` reads FOLDER/SCORER.safetensors (`python -m gistjax.profile` writes it; there
+is none of `question_aware`). The second form writes a cell's answers as FOLDER/predictions.json,
+for `python -m gistjax.compare --of=FOLDER --with=…`.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Answers:
             changed = [key for key in of if found["of"].get(key) != of[key]]
             if changed or found["ids"] != self.content["ids"]:
                 raise DataError(
-                    f"{path} has answers of another {', '.join(changed) or 'set of questions'}: "
+                    f"{path} has answers of other {', '.join(changed) or 'ids'}: "
                     "give another --output, or the run, data and settings that it was made with."
                 )
             self.content = found
