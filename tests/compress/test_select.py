@@ -163,3 +163,49 @@ def test_a_question_has_to_be_known(rng):
     ids, lengths, *_ = tiny_inputs(rng)
     with pytest.raises(ConfigError, match="evaluate"):
         model_of("question_aware").compress(PREFIX, ids, lengths)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_rows_that_share_entries_read_them_through_masks_of_their_own(rng, scan):
+    ids, lengths, tokens, token_lengths = tiny_inputs(rng)
+    model = model_of(scan=scan)
+    cuts = [Compiled(model).compress(PREFIX, ids, lengths, jnp.full(3, r)) for r in (2.0, 8.0)]
+
+    def interleaved(*rows):
+        return jnp.stack(rows, 1).reshape(2 * len(rows[0]), *rows[0].shape[1:])
+
+    def shared(layer, other):
+        axis = 1 if scan else 0
+        masks = jnp.stack([layer.mask_BxKxX, other.mask_BxKxX], axis + 1)
+        shape = (*masks.shape[:axis], -1, *masks.shape[axis + 2 :])
+        return dataclasses.replace(layer, mask_BxKxX=masks.reshape(shape))
+
+    first, second = (cut.kept if not scan else (cut.kept,) for cut in cuts)
+    kept = tuple(map(shared, first, second))
+    plain = [dataclasses.replace(cut, kept=None, prefix_ids_P=None) for cut in cuts]
+    both = dataclasses.replace(
+        jax.tree.map(interleaved, *plain),
+        kept=kept[0] if scan else kept,
+        prefix_ids_P=cuts[0].prefix_ids_P,
+    )
+    twice = jnp.repeat(tokens, 2, 0), jnp.repeat(token_lengths, 2, 0)
+    found = Compiled(model).states(both, *twice)
+    for i, cut in enumerate(cuts):
+        alone = Compiled(model).states(cut, tokens, token_lengths)
+        np.testing.assert_allclose(found[i::2], alone, atol=1e-5)
+
+
+def test_what_is_stored_is_counted_by_hand(rng):
+    ids, lengths, *_ = tiny_inputs(rng)
+    K, H = TINY.n_kv_heads, TINY.head_dim
+    count, size = Compiled(model_of()).compress(PREFIX, ids, lengths).stored()
+    np.testing.assert_array_equal(count, HEADS * np.array([4, 3, 1]))
+    assert size == 2 * H * 4, "a key and a value of one KV head, fp32"
+    for scan in (True, False):
+        keys = tiny_model("gist", base=tiny_base(scan=scan), slot_form="key_values")
+        count, size = Compiled(keys).compress(PREFIX, ids, lengths).stored()
+        assert count.tolist() == [4, 4, 3] and size == 2 * TINY.n_layers * K * H * 4
+    count, size = Compiled(tiny_model("gist")).compress(PREFIX, ids, lengths).stored()
+    assert count.tolist() == [4, 4, 3] and size == TINY.d_model * 4
+    count, _ = Compiled(tiny_model("closed_book")).compress(PREFIX, ids, lengths).stored()
+    assert not count.any()
