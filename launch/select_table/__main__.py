@@ -51,17 +51,17 @@ def measure(config: CompressionConfig, args: flags.FlagValues, folder: Path) -> 
         GistjaxError: for anything that a user can fix.
     """
     names = {name: _names(args, name) for name in LISTS}
-    ratios = _ratios(args["ratios"].value)
+    ratios = _ratios(args.ratios)
     profiles = {scorer: _profile(args, names["spreads"], scorer) for scorer in names["scorers"]}
-    run = RunDir(args["run"].value)
+    run = RunDir(args.run)
     check(config, run.config())
     make_folder(folder)
-    table = Table(run, config, folder, STARTED + args["seconds"].value)
+    table = Table(run, config, folder, STARTED + args.seconds)
     splits = [table.questions(contexts) for contexts in names["contexts"]]
     done = []
     for split in splits:
-        if args["closed_book"].value:
-            table.closed_book(split, RunDir(args["closed_book"].value))
+        if args.closed_book:
+            table.closed_book(split, RunDir(args.closed_book))
         done += [table.control(split, name) for name in (ALL, NOTHING)]
     for scorer in names["scorers"]:
         for split in splits:
@@ -72,7 +72,7 @@ def measure(config: CompressionConfig, args: flags.FlagValues, folder: Path) -> 
 
 
 def _names(args: flags.FlagValues, flag: str) -> list[str]:
-    names = [name.strip() for name in args[flag].value.split(",") if name.strip()]
+    names = [name.strip() for name in getattr(args, flag).split(",") if name.strip()]
     for name in names:
         if name not in LISTS[flag]:
             raise ConfigError(f"--{flag} cannot be {name!r}{did_you_mean(name, LISTS[flag])}")
@@ -92,8 +92,8 @@ def _ratios(text: str) -> list[float]:
 def _profile(args: flags.FlagValues, spreads: list[str], scorer: str) -> Path | None:
     if "profile" not in spreads or scorer == ASKS:
         return None
-    path = Path(args["profiles"].value) / f"{scorer}.safetensors"
-    if not args["profiles"].value or not path.is_file():
+    path = Path(args.profiles) / f"{scorer}.safetensors"
+    if not args.profiles or not path.is_file():
         raise ConfigError(
             f"--spreads=profile needs a profile of each scorer, and there is no {path}: give the "
             "folder with --profiles, or leave the spread or the scorer out."
@@ -123,22 +123,22 @@ def export(folder: Path, cell: str, to: Path) -> None:
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """Measure, tabulate or export, as the flags say."""
-    if not args["output"].value:
+    if not args.output:
         raise ConfigError("where is the table? Give its file with --output=FILE.json.")
-    output = Path(args["output"].value)
+    output = Path(args.output)
     folder = output.with_suffix(".answers")
-    for file in (output, args["table"].value):
+    for file in (output, args.table):
         if file:
             check_writable(Path(file))
-    if args["cell"].value:
-        export(folder, args["cell"].value, Path(args["to"].value or "."))
+    if args.cell:
+        export(folder, args.cell, Path(args.to or "."))
         return
-    finished = measure(config, args, folder) if args["run"].value else True
+    finished = measure(config, args, folder) if args.run else True
     known = json.loads(output.read_bytes())["rows"] if output.is_file() else []
     rows = rows_of(folder, known, config.evaluation.bootstrap_samples, config.seed)
     write_json(output, {"rows": rows})
-    if args["table"].value:
-        write_atomically(Path(args["table"].value), page(rows).encode())
+    if args.table:
+        write_atomically(Path(args.table), page(rows).encode())
     cli.print_result({"cells": len(rows), "finished": finished, "output": str(output)})
     if not finished:
         sys.exit(cli.STOPPED)

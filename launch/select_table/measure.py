@@ -102,7 +102,7 @@ class Table:
             "heads": base.n_layers * base.n_kv_heads,
             "entry_bytes": 2 * base.head_dim * dtype.itemsize,
         }
-        asked = {
+        asked: dict[str, Sequence[Any]] = {
             "ids": [example.id for example in questions.examples],
             "context_ids": [row.context_id for row in questions.rows],
             "tokens": [len(row.context_ids) for row in questions.rows],

@@ -103,7 +103,7 @@ class Programs:
             contexts.length_E,
             *(jnp.asarray(x) for x in (owner_N, tokens_NxS, length_N)),
         )
-        ids_BxA = self._run("answer", (), self._answer, (*self._decoder[1:], *given))
+        ids_BxA: Array = self._run("answer", (), self._answer, (*self._decoder[1:], *given))
         return ids_BxA.reshape(len(owner_N), -1, ids_BxA.shape[1])
 
     def _run(self, kind: str, name: Any, function: Any, arguments: tuple[Any, ...]) -> Any:

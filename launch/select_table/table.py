@@ -76,7 +76,9 @@ def _scores(
         row[f"{key}_interval"] = list(clustered_bootstrap(values_N, clusters_N, *draws))
     row |= {"normalised_f1": None, "normalised_f1_interval": None}
     if scale is not None:
-        found = normalised(content["cells"][cell]["f1"], *scale, clusters_N, *draws)
+        floor_N, ceiling_N = scale
+        f1_N = content["cells"][cell]["f1"]
+        found = normalised(f1_N, floor_N, ceiling_N, clusters_N, *draws)
         row["normalised_f1"] = found and found.value
         row["normalised_f1_interval"] = found and list(found.interval)
     return row
