@@ -236,6 +236,16 @@ def test_a_run_writes_what_it_promises(data, tmp_path):
     assert set(found["held:4|mlp@profile"]["table"]) == {str(r) for r in RATIOS}
     parts = np.load(tmp_path / "p.npz")["profile"]
     assert (np.diff(parts, axis=-1) <= 0).all()
+    cut = {"init": str(tmp_path / "cut.npz"), "evaluate": "held:4", "slots": "2,50"}
+    out |= {"seconds": 0.0}
+    of_slots = run(Options(name="slots", **cut, **out, **TINY, **LEARNED))["held:4|mlp@global"]
+    assert set(of_slots["table"]) == {"2 slots", "50 slots"}
+    split = Split(data, "held", 4)
+    tokens = np.mean([len(split.contexts[i]) for i in set(split.context_of[split.questions])])
+    shares = np.mean(of_slots["share"], (0, 1))
+    assert shares[1] == 1
+    # equal tokens tie in the first layer of this scorer, and ties are all kept
+    assert 2 / tokens <= shares[0] < 2.2 / tokens
     assert "mlp/w1" in " ".join(np.load(tmp_path / "cut.q8.npz").files)
     assert json.loads((tmp_path / "cut.held4.mlp-global.json").read_text()).keys() == {
         str(r) for r in RATIOS
