@@ -29,6 +29,7 @@ class Budget:
     context_tokens: int = 0  # of the longest context
     architecture: str = ""
     selects: bool = False  # a control reads as many tokens as there would be slots
+    bytes: int = 0  # that a context's entries may take, in place of a ratio
 
     @classmethod
     def of(cls, config: CompressionConfig) -> Budget:
@@ -40,6 +41,7 @@ class Budget:
             config.data.context_tokens,
             config.architecture,
             config.data.select != "all",
+            config.select.bytes,
         )
 
     def at(self, ratio: float) -> Budget:
@@ -99,6 +101,11 @@ class Budget:
         trained = self.ratios or (self.ratio,)
         if self.architecture in ("none", "closed_book"):
             return f"ratio={ratio:g}: this model has no number of tokens a slot to set."
+        if self.bytes and ratio:
+            return (
+                f"ratio={ratio:g}: this model keeps {self.bytes} bytes of entries of any context "
+                "(select.bytes). Leave the ratio out."
+            )
         if self.architecture == SELECT and not self.ratios:
             return ""  # what chooses entries is not trained, and neither is the cut
         if trained[0] == 0:

@@ -61,11 +61,15 @@ def entries_of(context: CompressedContext) -> Entries:
 
 
 def packed(entries: Entries, sizes: Sequence[int], stacked: bool) -> Any:
-    """Return the entries as a decoder reads them, one row of `sizes` for each layer.
+    """Return the entries as a decoder reads them, a row for each layer; numpy arrays.
 
     Args:
-        stacked: the layers in one array, as the base keeps them; sizes must then be the same.
+        sizes: how long each layer's row is, at least its entries.
+        stacked: the layers in one array, as the base keeps them: all rows are as long as the
+            longest.
     """
+    if stacked:
+        sizes = [max(sizes)] * len(sizes)
     starts = np.cumsum([0, *entries.totals])
     layers = []
     for count_K, start, size in zip(entries.count_LxK, starts, sizes, strict=False):

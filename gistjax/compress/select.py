@@ -44,13 +44,22 @@ class Selector(nnx.Module):
 
     Args:
         base: sizes of the base, which reads contexts and questions.
+
+    Raises:
+        ConfigError: if `select.bytes` is less than an entry takes.
     """
 
     def __init__(self, base: LlamaConfig, config: CompressionConfig, key: Array):
         self.base, self.budget, self.seed = base, Budget.of(config), config.seed
         self.scorer, self.spread = config.select.scorer, config.select.spread
         dtype = jnp.dtype(config.model.compute_dtype or config.model.dtype)
-        self.most = config.select.bytes // (2 * base.head_dim * dtype.itemsize)
+        entry_bytes = 2 * base.head_dim * dtype.itemsize
+        self.most = config.select.bytes // entry_bytes
+        if config.select.bytes and not self.most:
+            raise ConfigError(
+                f"select.bytes={config.select.bytes} holds no entry of this base, which takes "
+                f"{entry_bytes} bytes: raise it, or set a ratio."
+            )
         self.encoder = Encoder(base, config.encoder, True, key)
         shape = (base.n_layers, base.n_kv_heads, len(PROFILE_RATIOS))
         fixed = self.spread == "profile"
@@ -73,6 +82,9 @@ class Selector(nnx.Module):
             context: ids `[B, C]` and lengths `[B]`.
             ratio: context tokens an entry, as in `Compressor`.
             asked: the question, for a scorer that looks at it.
+
+        Raises:
+            ConfigError: if the scorer looks at the question, and there is none.
         """
         ids_BxC, length_B = context
         B, C = ids_BxC.shape

@@ -114,6 +114,11 @@ class Engine:
         return load_task(self.config.data.task).limit(self.config.data).context_tokens
 
     @property
+    def _piece_tokens(self) -> int:
+        """Longest text that is read at once."""
+        return self.max_tokens if self.config.selects else self.trained_tokens
+
+    @property
     def max_tokens(self) -> int:
         """Longest text that fits the base's positions with a question and its answer."""
         around = len(self.pretrained.prompt.prefix_ids) + written_tokens(self.config)
@@ -135,7 +140,7 @@ class Engine:
         pieces = self._pieces(text)
         contexts, seconds = [], 0.0
         for ids in pieces:
-            size = min(power_of_two(len(ids)), max(self.trained_tokens, len(ids)))
+            size = min(power_of_two(len(ids)), self._piece_tokens)
             context, spent = self.programs.compress(ids, size, ratio or self.config.ratio)
             contexts.append(context)
             seconds += spent
@@ -170,8 +175,7 @@ class Engine:
                 f"the context has {len(text)} characters, but {name} reads at most {limit} tokens: "
                 "ask about a part of it."
             )
-        piece = limit if self.config.selects else self.trained_tokens
-        pieces = cut_text(text, self.pretrained.prompt, piece)
+        pieces = cut_text(text, self.pretrained.prompt, self._piece_tokens)
         tokens = sum(map(len, pieces))
         if tokens > limit:
             raise DataError(

@@ -61,12 +61,12 @@ def attend_kept(q_BxTxNxH: Array, cache: CacheLayer, mask_BxTxU: Array, kept: Ke
     B, T, N, H = q_BxTxNxH.shape
     K, E = cache.k.shape[1], kept.k.shape[0]
     rows = (E, B // E)
-    q_ExnxTxKxGxH = (q_BxTxNxH * H**-0.5).reshape(*rows, T, K, N // K, H)
+    q_ExnxTxKxGxH = q_BxTxNxH.reshape(*rows, T, K, N // K, H)
     k, v = (x.reshape(*rows, *x.shape[1:]) for x in (cache.k, cache.v))
     # entries in one row are read by all KV heads, entries of their own by each
     own = "j" if kept.k.shape[1] == 1 and K > 1 else "k"
     logits = [
-        jnp.einsum(spec, q_ExnxTxKxGxH, keys, preferred_element_type=jnp.float32)
+        jnp.einsum(spec, q_ExnxTxKxGxH, keys, preferred_element_type=jnp.float32) * H**-0.5
         for spec, keys in (
             ("entkgh,enkuh->enkgtu", k),
             (f"entkgh,e{own}xh->enkgtx", kept.k),

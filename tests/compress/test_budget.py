@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gistjax.compress.budget import Budget
-from gistjax.config import CompressionConfig, DataConfig
+from gistjax.config import CompressionConfig, DataConfig, SelectConfig
 
 FIRST = DataConfig(select="first")
 ANY = CompressionConfig(ratio=4.0, ratios=(2.0, 4.0, 16.0))
@@ -101,6 +101,12 @@ def test_ratios_that_were_trained(ratio, config):
 )
 def test_ratios_that_were_not(ratio, config, told):
     assert told in Budget.of(config).ratio_problem(ratio)
+
+
+def test_a_budget_in_bytes_takes_no_ratio():
+    budget = Budget.of(CompressionConfig("select", select=SelectConfig(bytes=4096)))
+    assert budget.ratio_problem(0) == ""
+    assert "keeps 4096 bytes of entries" in budget.ratio_problem(8)
 
 
 def test_entries_that_are_kept_have_room_at_any_ratio():

@@ -88,6 +88,13 @@ def test_budget_in_bytes(rng):
     np.testing.assert_array_equal(counts(context).sum((1, 2)), [21, 21, 18])
 
 
+def test_a_budget_of_less_than_an_entry_is_refused():
+    entry = 2 * TINY.head_dim * 4
+    model_of(bytes=entry, ratio=0.0, model=ModelConfig(dtype="float32"))
+    with pytest.raises(ConfigError, match=f"takes {entry} bytes"):
+        model_of(bytes=entry - 1, ratio=0.0, model=ModelConfig(dtype="float32"))
+
+
 @pytest.mark.parametrize("spread", ["layer", "all", "profile"])
 @pytest.mark.parametrize("scan", [True, False])
 def test_packed_entries_answer_as_masked_ones(rng, spread, scan):
@@ -98,7 +105,6 @@ def test_packed_entries_answer_as_masked_ones(rng, spread, scan):
         masked = rows_of(context, row)
         entries = entries_of(masked)
         sizes = model.selector.room(entries, int(lengths[row]))
-        sizes = [max(sizes)] * len(sizes) if scan else sizes
         small = dataclasses.replace(masked, kept=packed(entries, sizes, scan))
         assert entries.k_TxH.shape == (int(entries.count_LxK.sum()), TINY.head_dim)
         np.testing.assert_array_equal(entries_of(small).k_TxH, entries.k_TxH)

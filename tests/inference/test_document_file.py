@@ -1,5 +1,7 @@
 """Saved documents: what is in the file, and which files are refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -79,6 +81,16 @@ def test_saved_entries_answer_as_before(spread, examples, file, tmp_path):
     rewrite(file, {**arrays, "count": arrays["count"] + 1})
     with pytest.raises(CheckpointError, match="no whole document .*compress the text again"):
         engine.open(file)
+
+
+def test_long_texts_of_similar_lengths_share_their_programs(tmp_path):
+    """A context of entries is read at once, also where it is longer than those of training."""
+    data = dataclasses.replace(SELECTED.data, context_tokens=64, context_buckets=(64,))
+    config = SELECTED.replace(select=SelectConfig("knorm"), data=data)
+    engine = gistjax.load(write_run(tmp_path / "run", config))
+    long, longer = (engine.compress("a word " * n) for n in (15, 17))
+    assert 64 < long.tokens < longer.tokens < 128 and long.pieces == longer.pieces == 1
+    assert len(engine.programs._compiled) == 1
 
 
 @pytest.mark.slow

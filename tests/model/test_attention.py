@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from gistjax.model.attention import attention, causal_attention, choose_kernel
+from gistjax.model.kv_cache import CacheLayer, KeptLayer
 from gistjax.model.masks import causal_mask
 from gistjax.runtime.devices import DETERMINISTIC
 
@@ -14,6 +15,18 @@ def inputs(T, dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(T), 3)
     shapes = ((2, T, 4, 16), (2, T, 2, 16), (2, T, 2, 16))
     return [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
+
+
+def test_entries_that_are_kept_are_weighed_as_others():
+    """In bf16 too, where the square root of 24 is rounded."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = 8 * jax.random.normal(keys[0], (2, 5, 4, 24), jnp.bfloat16)
+    k, v = (jax.random.normal(key, (2, 9, 2, 24), jnp.bfloat16) for key in keys[1:])
+    entries = KeptLayer(k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.ones((2, 2, 9), bool))
+    cache = CacheLayer(*(jnp.ones((2, 2, 5, 24), jnp.bfloat16),) * 2, 0, entries)
+    ours = attention(q, k[:, :5], v[:, :5], cache, jnp.zeros((2, 5, 5), bool))
+    theirs = attention(q, k, v, None, jnp.ones((2, 5, 9), bool))
+    chex.assert_trees_all_close(*(x.astype(jnp.float32) for x in (ours, theirs)), atol=1e-3)
 
 
 def explicit(q, k, v):
