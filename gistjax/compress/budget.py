@@ -85,11 +85,13 @@ class Budget:
         )
 
     @property
-    def nominal_ratio(self) -> float:
+    def nominal_ratio(self) -> float | None:
         """Tokens of the longest context over slots, or over the tokens that a control selects.
 
-        1 where the whole context is read, or none of it.
+        1 where the whole context is read, or none of it; None where bytes are the budget.
         """
+        if self.bytes:
+            return None
         if self.architecture == "closed_book" or (self.architecture == "none" and not self.selects):
             return 1.0
         if self.architecture == SELECT and self.ratio:

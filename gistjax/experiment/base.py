@@ -16,6 +16,7 @@ from gistjax.compress.architectures import check_architecture
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.parameters import import_trainable, split_model, start_from
 from gistjax.compress.profile import read_profile
+from gistjax.compress.scorers import SCORERS
 from gistjax.config import SELECT, CompressionConfig
 from gistjax.data.encoding import check_buckets
 from gistjax.data.prompts import Prompt
@@ -118,11 +119,30 @@ def check_fit(config: CompressionConfig, source: Source, prompt: Prompt) -> None
         )
     tokens = max(config.data.question_buckets) + written_tokens(config)
     longest = len(prompt.prefix_ids) + config.data.context_tokens + tokens
+    if repeats(config):
+        again = len(repeat_ids(prompt)) + 2 * config.data.context_tokens
+        if len(prompt.prefix_ids) + again > base.max_positions:
+            raise ConfigError(
+                f"the base reads {base.max_positions} tokens, but select.scorer="
+                f"{config.select.scorer!r} reads a context twice, prefix and question with it up "
+                f"to {len(prompt.prefix_ids) + again}: lower --config.data.context_tokens, or give "
+                "another scorer."
+            )
     if longest > base.max_positions:
         raise ConfigError(
             f"the base reads {base.max_positions} tokens, but prefix, context and question take "
             f"up to {longest}: lower --config.data.context_tokens."
         )
+
+
+def repeats(config: CompressionConfig) -> bool:
+    """Return whether the scorer of a context's entries watches the context being repeated."""
+    return config.selects and SCORERS[config.select.scorer].second == "repetition"
+
+
+def repeat_ids(prompt: Prompt) -> tuple[int, ...]:
+    """Return the tokens between a context and its repetition."""
+    return tuple(prompt.encode_question(REPEAT).tolist())
 
 
 def load_pretrained(
@@ -155,7 +175,7 @@ def build_model(
     of = pretrained.base_sha256 if config.select.profile and seeded else ""
     model = build_on(pretrained.base, pretrained.mesh, config, seeded, of)
     if model.selector is not None:
-        model.selector.repeat_ids = tuple(pretrained.prompt.encode_question(REPEAT).tolist())
+        model.selector.repeat_ids = repeat_ids(pretrained.prompt)
     return model
 
 

@@ -150,7 +150,7 @@ class Document:
                 "or put what it tells into the context."
             )
         taken = int(np.ceil(self.context.length_B[0]))
-        left = self.engine.max_tokens + QUESTION_TOKENS[0] - taken
+        left = self.engine.positions - taken
         if tokens > left:
             raise DataError(
                 f"the question has {tokens} tokens, and {self.engine.config.model.known_as} has "

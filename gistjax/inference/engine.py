@@ -26,7 +26,14 @@ from gistjax.config import CompressionConfig
 from gistjax.data.splitting import cut_text
 from gistjax.data.tasks import each_task, load_task, written_tokens
 from gistjax.errors import CheckpointError, ConfigError, DataError
-from gistjax.experiment.base import PretrainedBase, build_model, load_trained, untuned_full_context
+from gistjax.experiment.base import (
+    PretrainedBase,
+    build_model,
+    load_trained,
+    repeat_ids,
+    repeats,
+    untuned_full_context,
+)
 from gistjax.experiment.confidence import Calibration, read_calibration
 from gistjax.experiment.run_dir import SHIPPED, RunDir, asked, check_meaning
 from gistjax.inference import document_file
@@ -114,15 +121,28 @@ class Engine:
         return load_task(self.config.data.task).limit(self.config.data).context_tokens
 
     @property
+    def positions(self) -> int:
+        """The base's positions for a context and a question, with room for the longest answer."""
+        around = len(self.pretrained.prompt.prefix_ids) + written_tokens(self.config)
+        return self.pretrained.source.config.max_positions - around
+
+    @property
     def _piece_tokens(self) -> int:
         """Longest text that is read at once."""
         return self.max_tokens if self.config.selects else self.trained_tokens
 
     @property
     def max_tokens(self) -> int:
-        """Longest text that fits the base's positions with a question and its answer."""
-        around = len(self.pretrained.prompt.prefix_ids) + written_tokens(self.config)
-        return self.pretrained.source.config.max_positions - around - QUESTION_TOKENS[0]
+        """Longest text that fits the base's positions with a question and its answer.
+
+        Where a scorer watches it being repeated, with its repetition.
+        """
+        with_question = self.positions - QUESTION_TOKENS[0]
+        if not repeats(self.config):
+            return with_question
+        prompt = self.pretrained.prompt
+        left = self.pretrained.source.config.max_positions - len(prompt.prefix_ids)
+        return min(with_question, (left - len(repeat_ids(prompt))) // 2)
 
     def compress(self, text: str, ratio: float | None = None) -> Document:
         """Read a text once.

@@ -105,7 +105,7 @@ def test_ratios_that_were_not(ratio, config, told):
 
 def test_a_budget_in_bytes_takes_no_ratio():
     budget = Budget.of(CompressionConfig("select", select=SelectConfig(bytes=4096)))
-    assert budget.ratio_problem(0) == ""
+    assert budget.ratio_problem(0) == "" and budget.nominal_ratio is None
     assert "keeps 4096 bytes of entries" in budget.ratio_problem(8)
 
 

@@ -8,7 +8,8 @@ from safetensors import safe_open
 
 import gistjax
 from gistjax.config import CompressionConfig, ModelConfig, SelectConfig
-from gistjax.errors import CheckpointError
+from gistjax.errors import CheckpointError, ConfigError
+from gistjax.experiment.base import find_prompt
 from gistjax.inference.document_file import is_document, power_of_two
 from gistjax.runtime.tensors import load_tensors, save_tensors
 from tests.helpers.runs import ASKED as CONFIG
@@ -91,6 +92,18 @@ def test_long_texts_of_similar_lengths_share_their_programs(tmp_path):
     long, longer = (engine.compress("a word " * n) for n in (15, 17))
     assert 64 < long.tokens < longer.tokens < 128 and long.pieces == longer.pieces == 1
     assert len(engine.programs._compiled) == 1
+
+
+def test_a_text_that_is_read_twice_has_half_the_positions(tmp_path):
+    config = SELECTED.replace(select=SelectConfig("knorm"))
+    engine = gistjax.load(write_run(tmp_path / "run", config))
+    assert 1500 < engine.max_tokens < 2048
+    engine.config = config.replace(select=SelectConfig("kvzip"))
+    assert 900 < engine.max_tokens < 1024 and engine.positions > 1900
+    data = dataclasses.replace(config.data, context_tokens=1100, context_buckets=(1100,))
+    find_prompt(config.replace(data=data))
+    with pytest.raises(ConfigError, match="'kvzip' reads a context twice"):
+        find_prompt(engine.config.replace(data=data))
 
 
 @pytest.mark.slow
