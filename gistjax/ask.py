@@ -50,7 +50,7 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     """Answer every question, and print answers or one JSON object."""
     check_flags(args, words)
     check_ratio(config, args.ratio)
-    check_threshold(args.run, args.threshold)
+    check_threshold(args.run, config, args.threshold)
     trained = "compressor" if config.compresses else "adapter, which compresses nothing"
     from gistjax.inference.engine import load  # slow: flags are checked first
     from gistjax.inference.text import read_context
@@ -127,7 +127,7 @@ def check_ratio(config: CompressionConfig, ratio: float | None) -> None:
         raise ConfigError(problem)
 
 
-def check_threshold(run: str, threshold: float | None) -> None:
+def check_threshold(run: str, config: CompressionConfig, threshold: float | None) -> None:
     """Refuse a --threshold that is no chance, or that the run has no calibration for.
 
     Raises:
@@ -137,7 +137,7 @@ def check_threshold(run: str, threshold: float | None) -> None:
     if threshold is not None:
         from gistjax.experiment.confidence import Confidence, read_calibration
 
-        Confidence(read_calibration(RunDir(run)), threshold)
+        Confidence(read_calibration(RunDir(run), config.architecture), threshold)
 
 
 def check_save(file: Path, contexts: list[str]) -> None:

@@ -44,6 +44,11 @@ def calibrate(rundir: str | Path, config: CompressionConfig | None = None) -> di
     check_writable(run.calibration_file)
     trained = run.config()
     config = asked(config or trained, trained)
+    if config.architecture != trained.architecture:
+        raise ConfigError(
+            f"a calibration is of the run as it was trained, with architecture="
+            f"{trained.architecture!r}: leave --config.architecture={config.architecture} out."
+        )
     check_held_out(config.data, trained.data)
     evaluator, weights = prepare(run, config)
     assert isinstance(evaluator, Evaluator)  # of one task

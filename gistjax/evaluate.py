@@ -61,9 +61,9 @@ def evaluate_run(
     for file in (output, slot_attention, kept_entries):
         if file:
             check_writable(Path(file))
-    confidence = Confidence(read_calibration(run), threshold)
     trained = run.config()
     config = asked(config or trained, trained)
+    confidence = Confidence(read_calibration(run, config.architecture), threshold)
     evaluator, weights = prepare(run, config, confidence)
     with explained(config, "a forward pass"):
         result = evaluator.measure(*weights)

@@ -1,6 +1,7 @@
 """The command, on a tiny run: what it asks about, and what it leaves."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -41,6 +42,14 @@ def gistjax_fit(log_probabilities, right):
 
     assert len(log_probabilities) == len(right) == 4 and (log_probabilities < 0).all()
     return Calibration(0.5, 0.25)
+
+
+def test_a_run_is_calibrated_as_it_was_trained(tmp_path):
+    whole = ASKED.replace(architecture="none", slot_start="tokens", slot_positions="packed")
+    run = RunDir(tmp_path)
+    run.config_file.write_text(json.dumps({"config": whole.to_json()}))
+    with pytest.raises(ConfigError, match="architecture='none': leave .*=select out"):
+        calibrate(tmp_path, whole.replace(architecture="select"))
 
 
 @pytest.mark.parametrize(

@@ -148,14 +148,20 @@ def write_calibration(run: RunDir, calibration: Calibration, about: dict[str, An
     write_json(run.calibration_file, {**own, "fitted_on": about})
 
 
-def read_calibration(run: RunDir) -> Calibration | None:
+def read_calibration(run: RunDir, architecture: str = "") -> Calibration | None:
     """Return the calibration of a run's compressor; None if there is none.
+
+    Args:
+        architecture: with which the run is asked, where that may differ: a full context of which
+            entries are kept has none.
 
     Raises:
         CheckpointError: if the file is damaged, of a later version or of another compressor.
     """
     stored = _read(run)
-    return Calibration(stored["slope"], stored["intercept"]) if stored else None
+    if not stored or (architecture and architecture != run.config().architecture):
+        return None
+    return Calibration(stored["slope"], stored["intercept"])
 
 
 def copy_calibration(run: RunDir, target: RunDir) -> None:

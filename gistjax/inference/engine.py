@@ -77,7 +77,8 @@ def load(
         raise ConfigError(problem)
     pretrained, weights = load_trained(directory, config)
     compressor = sha256_of(directory.exported)
-    return Engine(config, pretrained, weights, compressor, read_calibration(directory))
+    calibration = read_calibration(directory, config.architecture)
+    return Engine(config, pretrained, weights, compressor, calibration)
 
 
 class Engine:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, DataError
 from gistjax.evaluation.selective import accuracy_area, calibration_error
 from gistjax.experiment.confidence import (
@@ -79,6 +80,14 @@ def test_a_calibration_is_read_as_it_was_written_and_goes_with_a_copy(run, tmp_p
     run.calibration_file.unlink()
     copy_calibration(run, copy)
     assert not copy.calibration_file.exists(), "an earlier copy's is of another compressor"
+
+
+def test_a_full_context_of_which_entries_are_kept_has_no_calibration(run):
+    write_calibration(run, Calibration(0.5, -0.25), {})
+    config = CompressionConfig("none")
+    run.config_file.write_text(json.dumps({"config": config.to_json()}))
+    assert read_calibration(run, "none") == Calibration(0.5, -0.25)
+    assert read_calibration(run, "select") is None
 
 
 @pytest.mark.parametrize(
