@@ -45,6 +45,8 @@ SCORERS = (
     ASKS,
 )
 """What chooses the entries that are kept (`gistjax.compress.scorers`)."""
+SLOT_KEYS = ("slot_form", "slot_place", "slot_start", "slot_positions", "connector")
+"""Keys that are about slots alone."""
 SPREADS = ("head", "layer", "all", "profile")
 UNCOMPRESSED = ("none", "closed_book")
 """Controls that have no slots: the whole context, and none of it."""

@@ -32,7 +32,7 @@ from gistjax.errors import ConfigError
 from gistjax.estimate.out_of_memory import explained
 from gistjax.evaluation.kept_entries import profile_parts
 from gistjax.experiment.base import load_trained
-from gistjax.experiment.run_dir import RunDir, check_meaning
+from gistjax.experiment.run_dir import RunDir, asked, check_meaning
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import check_writable
@@ -58,6 +58,7 @@ def profile_run(
     """
     run, file = RunDir(rundir), Path(output)
     check_writable(file)
+    config = asked(config, run.config())
     validate(config)
     _check_has_profile(config)
     check_meaning(config, run.config())

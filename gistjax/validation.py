@@ -14,6 +14,7 @@ from typing import Any
 from gistjax.config import (
     ASKS,
     DEFAULT_LOSS_WEIGHTS,
+    SLOT_KEYS,
     TASKS,
     TEXT_LOSSES,
     CompressionConfig,
@@ -158,8 +159,7 @@ def check_trains(config: CompressionConfig) -> None:
 def _select_rules(config: CompressionConfig) -> Rules:
     select = config.select
     untouched = type(config)()
-    slot_keys = ("slot_form", "slot_place", "slot_start", "slot_positions", "connector")
-    changed = [key for key in slot_keys if getattr(config, key) != getattr(untouched, key)]
+    changed = [key for key in SLOT_KEYS if getattr(config, key) != getattr(untouched, key)]
     return (
         (
             config.selects or select == type(select)(),
@@ -168,8 +168,8 @@ def _select_rules(config: CompressionConfig) -> Rules:
         ),
         (
             not config.selects or not changed,
-            f"{', '.join(changed)} is about slots, and architecture='select' has none: leave it as "
-            "it is.",
+            f"architecture='select' has no slots, which {', '.join(changed)} would be about: leave "
+            "that out.",
         ),
         (
             not select.profile or select.spread == "profile",

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import gistjax
 from gistjax.compress import EXPORTED
-from gistjax.config import DEFAULT_LOSS_WEIGHTS, CompressionConfig, file_name
+from gistjax.config import DEFAULT_LOSS_WEIGHTS, SLOT_KEYS, CompressionConfig, file_name
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.runtime.files import read_json, write_json
 from gistjax.runtime.texts import user_path
@@ -306,7 +306,13 @@ def asked(config: CompressionConfig, trained: CompressionConfig) -> CompressionC
     """Return the configuration that a finished run is asked with.
 
     Another `data.task` than in its training takes the place of a mixture that it was trained on.
+    Keys of slots and encoder, which a full context has and does not read, are not those of its cut.
     """
+    if config.selects and trained.architecture == "none":
+        default = CompressionConfig()
+        unread = (*SLOT_KEYS, "encoder")
+        kept = {key for key in unread if getattr(config, key) != getattr(trained, key)}
+        config = config.replace(**{k: getattr(default, k) for k in unread if k not in kept})
     if config.data.task == trained.data.task or config.data.tasks != trained.data.tasks:
         return config
     return config.replace(data=replace(config.data, tasks={}))

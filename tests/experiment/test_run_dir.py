@@ -10,7 +10,7 @@ from gistjax.config import CompressionConfig, DataConfig, EncoderConfig, LoraCon
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.base import load_trained
 from gistjax.experiment.inputs import check_sources
-from gistjax.experiment.run_dir import RunDir, check_meaning
+from gistjax.experiment.run_dir import RunDir, asked, check_meaning
 from gistjax.inference.engine import load
 
 ANY = CompressionConfig(ratio=4.0, ratios=(2.0, 4.0, 16.0))
@@ -71,3 +71,13 @@ def test_an_unfinished_run_is_named_alike_by_all_that_read_one(tmp_path):
             r"is the run finished\? The command that began it goes on\.",
             str(error.value),
         ), name
+
+
+def test_a_cut_has_no_key_of_slots_that_its_full_context_does_not_read():
+    own = EncoderConfig(kind="lora", bidirectional=True)
+    full = CompressionConfig(architecture="none", slot_start="window_means", encoder=own)
+    cut = asked(full.replace(architecture="select"), full)
+    assert (cut.slot_start, cut.encoder) == ("architecture", EncoderConfig())
+    check_meaning(cut, full)
+    mine = asked(full.replace(architecture="select", slot_start="window_ends"), full)
+    assert mine.slot_start == "window_ends"  # what is asked for is refused, not dropped
