@@ -41,10 +41,10 @@ def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
         raise ConfigError("give two or more runs, as in --run runs/a_s42 --run runs/a_s43.")
     if output.is_dir() and any(output.iterdir()):
         raise CheckpointError(f"{output} has files in it: give another --output.")
-    configs = [RunDir(run).config() for run in runs]
-    check_alike(runs, configs)
-    abouts = [RunDir(run).about() for run in runs]
     directories = [RunDir(run) for run in runs]
+    configs = [run.config() for run in directories]
+    check_alike(runs, configs)
+    abouts = [run.about() for run in directories]
     tensors = [load_tensors(run.finished(run.exported))[0] for run in directories]
     for run, about, arrays in zip(runs, abouts, tensors, strict=True):
         if "mean_of" in about or not RunDir(run).is_finished:

@@ -97,7 +97,7 @@ class Selector(nnx.Module):
             nothing,
             kept=kept_of(cache, P, C, kept_LxBxKxC),
             length_B=length_B,
-            slots_B=-(-total_B // self.heads),
+            slots_B=-(-jnp.sum(kept_LxBxKxC, axis=(0, 2, 3)) // self.heads),
         )
 
     @property

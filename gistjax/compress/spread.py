@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from gistjax.model.masks import lengths_to_valid
+
 PROFILE_RATIOS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Tokens an entry at which a profile has its parts; between them they are interpolated."""
 
@@ -19,14 +21,10 @@ def largest(score: Array, valid: Array, n: Array) -> Array:
     Args:
         n: int32, in the other axes' shape.
     """
-    return (ranks(score, valid) < n[..., None]) & valid
-
-
-def ranks(score: Array, valid: Array) -> Array:
-    """Number the scores over the last axis, int32: the largest is 0, and what is not valid last."""
     score = jnp.where(valid, score.astype(jnp.float32), -jnp.inf)
     order = jnp.argsort(score, axis=-1, descending=True, stable=True)
-    return jnp.argsort(order, axis=-1)
+    rank = jnp.argsort(order, axis=-1)
+    return (rank < n[..., None]) & valid
 
 
 def keep(score_LxBxKxC: Array, length_B: Array, total_B: Array, spread: str) -> Array:
@@ -40,18 +38,15 @@ def keep(score_LxBxKxC: Array, length_B: Array, total_B: Array, spread: str) -> 
             entries of the highest scores.
     """
     L, B, K, C = score_LxBxKxC.shape
-    valid = jnp.broadcast_to((jnp.arange(C) < length_B[:, None])[None, :, None], (L, B, K, C))
-    if spread == "head":
-        return largest(
-            score_LxBxKxC, valid, jnp.broadcast_to(total_B[:, None] // (L * K), (L, B, K))
-        )
-    groups = (L, B, K * C) if spread == "layer" else (1, B, L * K * C)
+    groups = {"head": L * K, "layer": L, "all": 1}[spread]
 
-    def grouped(x: Array) -> Array:
-        return x.swapaxes(0, 1).reshape(B, *((L, K * C) if spread == "layer" else (1, L * K * C)))
+    def grouped(x_LxBxKxC: Array) -> Array:
+        return x_LxBxKxC.swapaxes(0, 1).reshape(B, groups, -1)
 
-    n_BxG = jnp.broadcast_to(total_B[:, None] // (L if spread == "layer" else 1), (B, groups[0]))
-    kept = largest(grouped(score_LxBxKxC), grouped(valid), n_BxG)
+    n_BxG = jnp.broadcast_to(total_B[:, None] // groups, (B, groups))
+    valid = lengths_to_valid(length_B, C)[None, :, None]
+    valid = grouped(jnp.broadcast_to(valid, score_LxBxKxC.shape))
+    kept = largest(grouped(score_LxBxKxC), valid, n_BxG)
     return kept.reshape(B, L, K, C).swapaxes(0, 1)
 
 
@@ -60,25 +55,14 @@ def count_at(score_LxBxKxC: Array, length_B: Array) -> Array:
 
     Every ratio divides by a whole number: the budget is ⌈tokens / ratio⌉ entries a KV head.
     """
-    L, B, K, C = score_LxBxKxC.shape
-    valid_BxLxKxC = jnp.broadcast_to(
-        (jnp.arange(C) < length_B[:, None])[:, None, None], (B, L, K, C)
-    )
-    rank_BxLxKxC = ranks(
-        score_LxBxKxC.swapaxes(0, 1).reshape(B, -1), valid_BxLxKxC.reshape(B, -1)
-    ).reshape(B, L, K, C)
-    counts = []
-    for ratio in PROFILE_RATIOS:
-        total_B = L * K * -(-length_B // int(ratio))
-        kept_BxLxKxC = valid_BxLxKxC & (rank_BxLxKxC < total_B[:, None, None, None])
-        counts.append(kept_BxLxKxC.sum(-1).swapaxes(0, 1))
-    return jnp.stack(counts)
+    L, _, K, _ = score_LxBxKxC.shape
+    totals = [L * K * -(-length_B // int(ratio)) for ratio in PROFILE_RATIOS]
+    return jnp.stack([keep(score_LxBxKxC, length_B, total, "all").sum(-1) for total in totals])
 
 
 def keep_parts(score_LxBxKxC: Array, length_B: Array, parts_LxBxK: Array) -> Array:
     """Mark the entries that are kept where each KV head has its number, `[L, B, K, C]`."""
-    valid = jnp.arange(score_LxBxKxC.shape[-1]) < length_B[:, None]
-    valid = jnp.broadcast_to(valid[None, :, None], score_LxBxKxC.shape)
+    valid = lengths_to_valid(length_B, score_LxBxKxC.shape[-1])[None, :, None]
     return largest(score_LxBxKxC, valid, parts_LxBxK)
 
 

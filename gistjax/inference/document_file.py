@@ -207,8 +207,10 @@ def unpack_entries(
     k, v, count = arrays["k"], arrays["v"], arrays["count"]
     shape = (int(count.sum()), base.head_dim)
     for array, wanted in ((count, (base.n_layers, base.n_kv_heads)), (k, shape), (v, shape)):
-        if array.shape != wanted or (count < 0).any():
+        if array.shape != wanted:
             raise ValueError(f"an array has shape {array.shape} instead of {wanted}")
+    if count.dtype != np.int32 or count.min() < 0 or numbers["tokens"] < 1:
+        raise ValueError("a number of entries or tokens is none")
     entries_a_head = -(-int(count.sum()) // count.size)
     no_position = np.zeros((1, 0), bool)
     one_row: dict[str, Any] = {

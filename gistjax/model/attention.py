@@ -36,14 +36,12 @@ def attention(
         q, k, v = (x[:, :causal] for x in (q_BxTxNxH, k_BxTxKxH, v_BxTxKxH))
         parts.append(causal_attention(q, k, v, kernel))
     if mask_BxTxU is not None:
-        if cache is not None:
-            k, v = (jnp.swapaxes(x_BxKxUxH, 1, 2) for x_BxKxUxH in (cache.k, cache.v))
-        else:
-            k, v = k_BxTxKxH, v_BxTxKxH
-        q = q_BxTxNxH[:, causal:]
+        q, k, v = q_BxTxNxH[:, causal:], k_BxTxKxH, v_BxTxKxH
         if cache is not None and cache.kept is not None:
             parts.append(attend_kept(q, cache, mask_BxTxU, cache.kept))
         else:
+            if cache is not None:
+                k, v = (jnp.swapaxes(x_BxKxUxH, 1, 2) for x_BxKxUxH in (cache.k, cache.v))
             parts.append(
                 jax.nn.dot_product_attention(
                     q, k, v, mask=mask_BxTxU[:, None], implementation="xla"

@@ -79,9 +79,13 @@ def test_saved_entries_answer_as_before(spread, examples, file, tmp_path):
         assert arrays["count"].sum() == n and about["version"] == "3"
         for example in examples:
             assert opened.ask(example.question).text == document.ask(example.question).text
-    rewrite(file, {**arrays, "count": arrays["count"] + 1})
-    with pytest.raises(CheckpointError, match="no whole document .*compress the text again"):
-        engine.open(file)
+    moved = arrays["count"].copy()
+    moved[0, 0], moved[-1, -1] = -1, moved[-1, -1] + moved[0, 0] + 1
+    wrong = ({"count": arrays["count"] + 1}, {"count": moved}, {"count": arrays["count"] * 1.0})
+    for change, tokens in [*((change, document.tokens) for change in wrong), ({}, 0)]:
+        rewrite(file, {**arrays, **change}, tokens=str(tokens))
+        with pytest.raises(CheckpointError, match="no whole document .*compress the text again"):
+            engine.open(file)
 
 
 def test_long_texts_of_similar_lengths_share_their_programs(tmp_path):
