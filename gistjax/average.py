@@ -1,13 +1,13 @@
 """Average the parameters of finished runs into a run of its own.
 
     python -m gistjax.average --run runs/a_s42 --run runs/a_s43 --run runs/a_s44
-        --output runs/a_mean [--dtype float16]
+        --output runs/a_mean [--dtype float16|int8]
     python -m gistjax.evaluate --run runs/a_mean
 
 The runs must differ in their seed alone and start from the same weights (`init_from`): from
 different ones they end too far apart for their mean to work. The output has the first run's
-configuration with the names of all runs, and answers at the cost of one. The method is that of
-Wortsman et al. 2022, arXiv:2203.05482.
+configuration with the names of all runs, and answers at the cost of one; int8 is of its matrices
+(gistjax/compress/exported.py). The method is that of Wortsman et al. 2022, arXiv:2203.05482.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from gistjax.compress.exported import load_exported, packed, save_exported
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.run_dir import RunDir, provenance
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import make_folder, write_json
-from gistjax.runtime.tensors import load_tensors, save_tensors
 
 
 def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
@@ -45,7 +45,7 @@ def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
     configs = [run.config() for run in directories]
     check_alike(runs, configs)
     abouts = [run.about() for run in directories]
-    tensors = [load_tensors(run.finished(run.exported))[0] for run in directories]
+    tensors = [load_exported(run.finished(run.exported))[0] for run in directories]
     for run, about, arrays in zip(runs, abouts, tensors, strict=True):
         if "mean_of" in about or not RunDir(run).is_finished:
             raise CheckpointError(f"{run} is a mean already, or a run that is not finished.")
@@ -53,13 +53,16 @@ def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
             raise CheckpointError(f"{run} has another {' and '.join(differing)} than {runs[0]}.")
         if _shapes(arrays) != _shapes(tensors[0]):
             raise CheckpointError(f"{run} has other parameters than {runs[0]}.")
+    kept = "float32" if dtype == "int8" else dtype
     means = {
-        name: np.mean([arrays[name] for arrays in tensors], axis=0, dtype=np.float64).astype(dtype)
+        name: np.mean([arrays[name] for arrays in tensors], axis=0, dtype=np.float64).astype(kept)
         for name in tensors[0]
     }
+    if dtype == "int8":
+        means = packed(means)
     make_folder(output)
     write_json(RunDir(output).config_file, {**abouts[0], "mean_of": [run.name for run in runs]})
-    save_tensors(RunDir(output).exported, means, provenance(configs[0]))
+    save_exported(RunDir(output).exported, means, provenance(configs[0]))
 
 
 def check_alike(runs: list[Path], configs: list[CompressionConfig]) -> None:
@@ -105,7 +108,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "dtype",
         "float32",
-        ["float32", "float16"],
+        ["float32", "float16", "int8"],
         "Type of the numbers written.",
         flag_values=values,
     )

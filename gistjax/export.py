@@ -1,10 +1,12 @@
 """Write a finished run in a form that others take.
 
     python -m gistjax.export --run RUN --to safetensors|peft --output DIR [--push organisation/name]
+    python -m gistjax.export --run RUN --to safetensors --bits 8 --output DIR
     python -m gistjax.export --run RUN --to prompt_embeds --output DIR --context FILE "question" …
 
     safetensors     compressor.safetensors, config.json, its calibration if there is one, and a
-                    model card (README.md), which `gistjax.load` takes
+                    model card (README.md), which `gistjax.load` takes; with --bits 8 its matrices
+                    in int8 (gistjax/compress/exported.py)
     peft            the decoder's adapter for PyTorch (gistjax/sharing/peft.py)
     prompt_embeds   a text's slots between template and question, as embeddings for vLLM
                     (gistjax/sharing/prompt_embeds.py)
@@ -22,10 +24,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from absl import flags
-from safetensors.numpy import load_file
 
 from gistjax.compress import EXPORTED
+from gistjax.compress.exported import is_packed, load_stored, packed, save_exported
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.experiment.confidence import copy_calibration
@@ -40,7 +43,6 @@ from gistjax.experiment.run_dir import (
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import make_folder, write_atomically, write_json
-from gistjax.runtime.tensors import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class Request:
     contexts: list[str]  # of --context
     questions: list[str]
     push: str = ""
+    bits: int = 0  # of the weights that are written; 0: as they are
 
 
 def export_safetensors(request: Request) -> list[str]:
@@ -65,11 +68,15 @@ def export_safetensors(request: Request) -> list[str]:
 
     run, output = request.run, request.output
     directory = RunDir(run)
-    _, metadata = load_tensors(directory.finished(directory.exported))  # whole, or an error
+    stored, metadata = load_stored(directory.finished(directory.exported))  # whole, or an error
+    arrays = packed(stored) if request.bits and not is_packed(stored) else stored
+    rounds = is_packed(arrays) and not is_packed(stored)
     scores = directory.metrics() if directory.is_finished else {}
     about = directory.about()
-    card = model_card(request.config, about, scores)
+    card = model_card(request.config, about, scores, weights_of(arrays, rounds))
     in_place = run.resolve() == output.resolve()
+    if in_place and request.bits:
+        raise ConfigError("--bits takes another --output than the run, which keeps its weights.")
     if in_place and request.push:
         raise ConfigError(
             "--push takes another --output than the run: the files there may name local folders."
@@ -79,21 +86,49 @@ def export_safetensors(request: Request) -> list[str]:
     if not in_place:
         config = without_folders(request.config).to_json()
         write_json(output / "config.json", {**about, "format": FORMAT, "config": config})
-        copy_without_folders(directory.exported, output / EXPORTED, metadata)
-        copy_calibration(directory, RunDir(output))
+        write_compressor(arrays, metadata, directory, RunDir(output), rounds)
     write_atomically(output / CARD, card.encode())
     own = [CALIBRATION] if (output / CALIBRATION).is_file() else []
     return [EXPORTED, "config.json", CARD, *own]
 
 
-def copy_without_folders(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
-    """Copy a compressor: as it is, or, where its metadata names local folders, without them."""
+def weights_of(arrays: Mapping[str, np.ndarray], rounded: bool) -> str:
+    """Return a sentence on the bytes of a compressor's parameters."""
+    size = f"Its weights take {sum(array.nbytes for array in arrays.values()):,} bytes"
+    if not is_packed(arrays):
+        return f"{size}."
+    own = "; the scores were measured before they were rounded" if rounded else ""
+    return f"{size}, large matrices in int8{own}."
+
+
+def write_compressor(
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    run: RunDir,
+    target: RunDir,
+    rounds: bool,
+) -> None:
+    """Write a run's compressor with its calibration: a copy, or one that names no local folder.
+
+    Args:
+        arrays: what the file is to hold.
+        metadata: that of the run's file.
+        rounds: the arrays are not those of the run, whose calibration they then do not have.
+    """
     config = CompressionConfig.from_dict(json.loads(metadata.get("config", "{}")))
-    if config == without_folders(config):
-        write_atomically(target, source.read_bytes())
+    if config == without_folders(config) and not rounds:
+        write_atomically(target.exported, run.exported.read_bytes())
+    else:
+        why = "whose weights are rounded" if rounds else "which names no folder"
+        log.warning("warning: documents of the run are not opened by this copy, %s", why)
+        own = provenance(config) if "config" in metadata else {}
+        save_exported(target.exported, arrays, {**metadata, **own})
+    if not rounds:
+        copy_calibration(run, target)
         return
-    log.warning("warning: documents of the run are not opened by this copy, which names no folder")
-    save_tensors(target, load_file(source), provenance(config))
+    if run.calibration_file.is_file():
+        log.warning("warning: its calibration is of other weights and stays: calibrate the copy")
+    target.calibration_file.unlink(missing_ok=True)
 
 
 def check_output(folder: Path, in_place: bool) -> None:
@@ -156,14 +191,7 @@ EXPORTS: dict[str, Callable[[Request], list[str]]] = {
 
 def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) -> None:
     """Write the files, push them if asked, and print what was written."""
-    if not args.output:
-        raise ConfigError("--output is missing: the folder to write to.")
-    if words and args.to != "prompt_embeds":
-        raise ConfigError(
-            f"unexpected argument {words[0]!r}: questions are for --to prompt_embeds."
-        )
-    if args.dry_run and not args.push:
-        raise ConfigError("--dry_run is of --push: it tells what would be uploaded.")
+    check_arguments(args, words)
     trained = RunDir(args.run).config()
     check_meaning(config, trained)
     if config.architecture != trained.architecture:
@@ -172,7 +200,10 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
             f"leave --config.architecture={config.architecture} out, and set it where the copy is "
             "asked or evaluated."
         )
-    request = Request(Path(args.run), config, Path(args.output), args.context, words, args.push)
+    bits = int(args.bits or 0)
+    request = Request(
+        Path(args.run), config, Path(args.output), args.context, words, args.push, bits
+    )
     names = EXPORTS[args.to](request)
     result = {"output": args.output, "files": sorted(names)}
     if args.push:
@@ -180,6 +211,24 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
 
         result |= push(request.output, names, args.push, args.dry_run)
     cli.print_result(result)
+
+
+def check_arguments(args: flags.FlagValues, words: list[str]) -> None:
+    """Refuse flags and words that do not go together.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    if not args.output:
+        raise ConfigError("--output is missing: the folder to write to.")
+    if words and args.to != "prompt_embeds":
+        raise ConfigError(
+            f"unexpected argument {words[0]!r}: questions are for --to prompt_embeds."
+        )
+    if args.dry_run and not args.push:
+        raise ConfigError("--dry_run is of --push: it tells what would be uploaded.")
+    if args.bits and args.to != "safetensors":
+        raise ConfigError(f"--bits is of --to safetensors: {args.to} has a dtype of its own.")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -194,6 +243,8 @@ def define_flags(values: flags.FlagValues) -> None:
     about = "--to prompt_embeds: the text, a file; - is standard input"
     define_path("context", "", about, values, many=True)
     flags.DEFINE_enum("to", "safetensors", list(EXPORTS), "The form.", flag_values=values)
+    about = "--to safetensors: bits of the weights in large matrices; by default those of the run."
+    flags.DEFINE_enum("bits", None, ["8"], about, flag_values=values)
     about = "With --push: tell what would be uploaded, and stop."
     flags.DEFINE_bool("dry_run", False, about, values)
 

@@ -6,6 +6,7 @@ import pytest
 
 from gistjax.average import average
 from gistjax.compress import EXPORTED
+from gistjax.compress.exported import load_exported
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.run_dir import RunDir
@@ -22,7 +23,9 @@ def write(tmp_path):
         about = {"config": config.to_json(), **hashes}
         (run / "config.json").write_text(json.dumps(about))
         (run / "metrics.json").write_text("{}")
-        save_tensors(run / EXPORTED, {"a": np.array(values, np.float32)})
+        b = np.outer(values, np.ones(4)).astype(np.float32)
+        arrays = {"a": np.array(values, np.float32), "lora/adapters/q/b": b}
+        save_tensors(run / EXPORTED, arrays)
         return run
 
     return write_run
@@ -42,6 +45,17 @@ def test_the_mean_is_of_every_run(write, tmp_path, dtype):
         average(runs, mean)
     with pytest.raises(CheckpointError, match="a mean already"):
         average([mean, runs[1]], tmp_path / "again")
+
+
+def test_a_mean_in_int8_has_its_matrices_in_it_alone(write, tmp_path):
+    runs = [write(f"s{seed}", [seed, -3.0 * seed], seed=seed) for seed in (1, 2)]
+    average(runs, tmp_path / "mean", "int8")
+    stored, about = load_tensors(tmp_path / "mean" / EXPORTED)
+    assert stored["lora/adapters/q/b"].dtype == np.int8 and about["version"] == "2"
+    arrays, _ = load_exported(tmp_path / "mean" / EXPORTED)
+    assert arrays["a"].tolist() == [1.5, -4.5]
+    expected = np.outer([1.5, -4.5], np.ones(4))
+    np.testing.assert_allclose(arrays["lora/adapters/q/b"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,14 @@ from safetensors.numpy import load_file, save_file
 
 import gistjax
 from gistjax import export
+from gistjax.compress.exported import load_exported, packed
 from gistjax.config import ModelConfig, SelectConfig
 from gistjax.errors import CheckpointError, ConfigError, ExportError, StorageError, WeightsError
+from gistjax.experiment.confidence import Calibration, write_calibration
 from gistjax.experiment.evaluator import write_unscored
 from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
-from gistjax.runtime.tensors import load_tensors, pack_int8, save_tensors
+from gistjax.runtime.tensors import load_tensors, save_tensors
 from gistjax.weights.tokenizers import BYTE_TEMPLATE
 from tests.helpers.folders import write_base
 from tests.helpers.runs import ASKED as CONFIG
@@ -180,6 +182,8 @@ def test_slots_that_engines_cannot_place_are_refused(command, rundir, tmp_path, 
         (["--output=out", "--to=prompt_embeds", "Who?"], "needs --context FILE"),
         (["--output=out", "--to=peftt"], "peftt"),
         (["--output=out", "--dry_run"], "--dry_run is of --push"),
+        (["--output=out", "--to=peft", "--bits=8"], "--bits is of --to safetensors"),
+        (["--output=out", "--bits=4"], "bits"),
         (["--output=out", "--push=one/two/three", "--dry_run"], "named organisation/model"),
         (["--output=out", "--push=alone", "--dry_run"], "named organisation/model"),
     ],
@@ -231,6 +235,11 @@ def test_a_folder_that_cannot_be_made_is_named(command, tmp_path):
     for to in ("safetensors", "peft"):
         with pytest.raises(StorageError, match="file cannot be made"):
             command(f"--output={tmp_path}/file", f"--to={to}")
+
+
+def test_a_run_keeps_its_own_weights(command, rundir):
+    with pytest.raises(ConfigError, match="--bits takes another --output than the run"):
+        command(f"--output={rundir}", "--bits=8")
 
 
 def test_an_unfinished_run_is_refused(command, rundir, tmp_path):
@@ -315,14 +324,57 @@ def test_a_compressor_that_named_folders_is_copied_without_them(
     run = shutil.copytree(from_folder, tmp_path / "run")
     arrays, metadata = load_tensors(run / "compressor.safetensors")
     config = json.dumps(RunDir(run).config().to_json())
-    save_tensors(run / "compressor.safetensors", pack_int8(arrays), {"config": config})
+    save_tensors(run / "compressor.safetensors", packed(arrays), {"config": config})
     command(f"--output={tmp_path / 'out'}", run=run)
     assert str(from_folder.parent) not in contents(tmp_path / "out")
     assert "documents of the run are not opened by this copy" in caplog.text
     copied, theirs = load_tensors(tmp_path / "out" / "compressor.safetensors")
-    assert theirs["config"] == metadata["config"]
+    assert theirs["config"] == metadata["config"] and theirs["version"] == "2"
     for name, array in load_tensors(run / "compressor.safetensors")[0].items():
         np.testing.assert_array_equal(copied[name], array)
+
+
+def first_logits(run):
+    """What the model makes of the question's last token."""
+    document = gistjax.load(run).compress(TEXT)
+    tokens_1xS = jnp.asarray([document.engine.pretrained.prompt.encode_question("Who?")])
+    model = document.engine.model()
+    last_1x1 = jnp.full((1, 1), tokens_1xS.shape[1] - 1)
+    length_1 = jnp.full(1, tokens_1xS.shape[1])
+    h_1x1xD, _ = model.prefill_with(document.context, tokens_1xS, length_1, 4, last_1x1)
+    return np.asarray(model.base.logits(h_1x1xD)).ravel()
+
+
+@pytest.mark.slow
+def test_in_8_bits_a_compressor_answers_nearly_alike(command, rundir, tmp_path, caplog, rng):
+    """Its card says how many bytes, and that its scores are those of the run."""
+    run = shutil.copytree(rundir, tmp_path / "run")
+    arrays, metadata = load_tensors(run / "compressor.safetensors")
+    trained = {k: x + 0.02 * rng.normal(size=x.shape).astype(x.dtype) for k, x in arrays.items()}
+    save_tensors(run / "compressor.safetensors", trained, metadata)
+    write_calibration(RunDir(run), Calibration(0.5, 0.0), {})
+    out = tmp_path / "out"
+    assert "calibration.json" not in command(f"--output={out}", "--bits=8", run=run)["files"]
+    assert "documents of the run are not opened" in caplog.text
+    assert "calibrate the copy" in caplog.text
+    whole, small = (folder / "compressor.safetensors" for folder in (run, out))
+    arrays, metadata = load_tensors(small)
+    assert metadata["version"] == "2" and small.stat().st_size < 0.4 * whole.stat().st_size
+    assert arrays["lora/adapters/q/a"].dtype == np.int8
+    size = sum(array.nbytes for array in arrays.values())
+    card = (out / "README.md").read_text()
+    assert f"take {size:,} bytes, large matrices in int8; the scores were measured before" in card
+    untrained, ours, theirs = (first_logits(folder) for folder in (rundir, run, out))
+    changed = np.abs(ours - untrained).mean()
+    assert 0 < np.abs(theirs - ours).mean() < 0.02 * changed
+    again = command(f"--output={tmp_path / 'again'}", "--bits=8", run=out)
+    assert "README.md" in again["files"]
+    assert (tmp_path / "again" / "compressor.safetensors").read_bytes() == small.read_bytes()
+    command(f"--output={tmp_path / 'peft'}", "--to=peft", run=out)
+    factor = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    a_LxDxR = load_exported(small)[0]["lora/adapters/q/a"]
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+    np.testing.assert_array_equal(factor[name], a_LxDxR[1].T)
 
 
 def test_what_may_name_folders_is_not_pushed(command, from_folder):

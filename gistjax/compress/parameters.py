@@ -18,6 +18,7 @@ from flax import nnx
 from gistjax.compress import EXPORTED
 from gistjax.compress.architectures import find_architecture
 from gistjax.compress.compressed_lm import CompressedLM
+from gistjax.compress.exported import load_exported, save_exported
 from gistjax.config import UNCOMPRESSED, CompressionConfig
 from gistjax.errors import CheckpointError
 from gistjax.model.config import LlamaConfig
@@ -25,7 +26,6 @@ from gistjax.model.layer import random_initializer
 from gistjax.model.llama import Execution, Llama
 from gistjax.model.lora import Trainable
 from gistjax.runtime.sharding import is_primary, path_name, put, to_host
-from gistjax.runtime.tensors import load_tensors, save_tensors
 from gistjax.settings import PARAMETERS_OF_0_1
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def export_trainable(trainable: Any, path: Path, metadata: dict[str, str]) -> No
         for key, leaf in jax.tree_util.tree_leaves_with_path(trainable)
     }
     if is_primary():
-        save_tensors(path, arrays, metadata)
+        save_exported(path, arrays, metadata)
 
 
 def import_trainable(path: Path, trainable: Any) -> Any:
@@ -217,7 +217,7 @@ def find_exported(path: Path) -> Path:
 
 def _load(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays of an exported compressor by today's names, and its metadata."""
-    arrays, metadata = load_tensors(file)
+    arrays, metadata = load_exported(file)
     return {name.replace(*PARAMETERS_OF_0_1): array for name, array in arrays.items()}, metadata
 
 

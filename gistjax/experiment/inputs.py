@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from gistjax.compress.exported import load_exported
 from gistjax.compress.parameters import import_trainable, split_model, start_from
 from gistjax.compress.profile import read_profile
 from gistjax.config import DEFAULT_LOSS_WEIGHTS, TASKS, TEXT_LOSSES, CompressionConfig
@@ -36,7 +37,7 @@ from gistjax.experiment.base import (
 from gistjax.experiment.run_dir import RunDir
 from gistjax.experiment.start import check_start, note_base
 from gistjax.runtime.sharding import rows_per_step
-from gistjax.runtime.tensors import hash_tensors, load_tensors
+from gistjax.runtime.tensors import hash_tensors
 from gistjax.runtime.texts import user_path
 from gistjax.training import targets
 from gistjax.weights.registry import resolve
@@ -73,7 +74,7 @@ def check_sources(config: CompressionConfig) -> dict[str, str]:
     if config.loss_weights.get("distillation"):
         teacher = RunDir(config.teacher)
         teacher.config()
-        found["teacher_sha256"] = hash_tensors(load_tensors(teacher.finished(teacher.exported))[0])
+        found["teacher_sha256"] = hash_tensors(load_exported(teacher.finished(teacher.exported))[0])
     return found
 
 

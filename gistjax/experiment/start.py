@@ -6,11 +6,12 @@ import json
 import logging
 from collections.abc import Iterator
 
+from gistjax.compress.exported import load_exported
 from gistjax.compress.parameters import find_exported
 from gistjax.config import CompressionConfig, LoraConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.run_dir import RunDir
-from gistjax.runtime.tensors import hash_tensors, load_tensors
+from gistjax.runtime.tensors import hash_tensors
 from gistjax.runtime.texts import user_path
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def check_start(config: CompressionConfig) -> str:
         ConfigError: naming the keys that have another value here.
     """
     file = find_exported(user_path(config.init_from))
-    arrays, metadata = load_tensors(file)
+    arrays, metadata = load_exported(file)
     if "config" not in metadata:
         log.warning("%s does not say how it was trained: its weights are taken as they are", file)
         return hash_tensors(arrays)

@@ -21,8 +21,6 @@ from safetensors.numpy import save
 from gistjax.errors import CheckpointError
 from gistjax.runtime.files import write_atomically
 
-SCALE = ".scale"
-"""Suffix that makes an int8 array's name that of its scales."""
 BLANK = "0" * 64
 DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
@@ -48,40 +46,8 @@ def save_tensors(
     write_atomically(path, content[: found.start(1)] + digest + content[found.end(1) :])
 
 
-def pack_int8(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Pack matrices as int8 with fp32 scales, other arrays unchanged; `load_tensors` undoes it.
-
-    One scale serves the longer of a matrix's last two axes: a low-rank adapter gets one for each
-    rank component.
-    """
-    packed: dict[str, np.ndarray] = {}
-    for name, array in arrays.items():
-        if array.ndim < 2:
-            packed[name] = array
-            continue
-        axis = -2 if array.shape[-2] > array.shape[-1] else -1
-        largest = np.abs(array.astype(np.float32)).max(axis=axis, keepdims=True)
-        scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-        packed[name] = np.rint(array / scale).astype(np.int8)
-        packed[name + SCALE] = scale
-    return packed
-
-
-def _unpack_int8(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return what `pack_int8` packed, in fp32.
-
-    Raises:
-        KeyError: if an int8 array has no scales.
-    """
-    return {
-        name: array * arrays[name + SCALE] if array.dtype == np.int8 else array
-        for name, array in arrays.items()
-        if not (name.endswith(SCALE) and arrays[name.removesuffix(SCALE)].dtype == np.int8)
-    }
-
-
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return arrays and metadata of a `save_tensors` file; `pack_int8`'s matrices as fp32.
+    """Return arrays and metadata of a `save_tensors` file.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or was not written by `save_tensors`.
@@ -105,8 +71,7 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:
             names = file.keys()
-            arrays = {name: file.get_tensor(name) for name in names}
-            return _unpack_int8(arrays), file.metadata()
+            return {name: file.get_tensor(name) for name in names}, file.metadata()
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"cannot read {path}: {error}.") from error
 

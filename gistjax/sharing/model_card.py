@@ -30,7 +30,7 @@ print(engine.compress("Anneke Dursel built the mill.").ask("Who built the mill?"
 ```
 
 The base is not included. It has to be the one that the compressor was trained on: {weights}, in
-{dtype} (SHA-256 of all weights `{base_sha256}`).
+{dtype} (SHA-256 of all weights `{base_sha256}`).{size}
 
 ## How good
 
@@ -49,13 +49,17 @@ trained on were not measured. The licences of the base and of the data apply.
 
 
 def model_card(
-    config: CompressionConfig, stored: Mapping[str, Any], metrics: Mapping[str, Any]
+    config: CompressionConfig,
+    stored: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    size: str = "",
 ) -> str:
     """Return Markdown with the hub's header.
 
     Args:
         stored: the run's `config.json`.
         metrics: the run's `metrics.json`; empty where there is none.
+        size: a sentence on the bytes of the weights.
     """
     base = base_model(config, stored)
     header = [MARK, "tags: [context-compression]"]
@@ -71,6 +75,7 @@ def model_card(
         architecture=config.architecture,
         dtype=config.model.dtype,
         base_sha256=stored["base_sha256"],
+        size=size and f" {size}",
         scores=_scores(metrics, config.compresses),
         data=_data(config, stored),
     )

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays, floating_dtypes
+
+from gistjax.runtime.quantize import check_scales, dequantize, quantize
+
+NUMBERS = {"allow_nan": False, "allow_infinity": False}
+
+
+@given(
+    arrays(
+        floating_dtypes(sizes=(16, 32), endianness="="),
+        st.tuples(*[st.integers(1, 4)] * 3),
+        elements=st.one_of(
+            st.floats(width=16, **NUMBERS), st.sampled_from([0.0, -0.0, 2.0**-24, 65504.0])
+        ),
+    ),
+    st.sampled_from([(0,), (1,), (2,), (1, 2)]),
+)
+def test_each_number_comes_back_within_half_a_scale(array, axes):
+    values, scale = quantize(array, axes)
+    assert (values.dtype, scale.dtype) == (np.int8, np.float32)
+    assert scale.size * np.prod([array.shape[axis] for axis in axes]) == array.size
+    check_scales(values, scale)
+    error = np.abs(dequantize(values, scale).astype(np.float64) - array)
+    assert (error <= 0.5 * scale.astype(np.float64) * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [0.0, 0.0],
+        [-3.5, -3.5],
+        [1e-45, -2e-45],
+        [2e-43, -1.7e-43],  # a scale that were a multiple of 1.4e-45 itself would give 142
+        [3.4e38, -3.4e38],
+        [1.1754944e-38, 1e-40],
+        [],
+    ],
+)
+def test_extremes_come_back_too(row):
+    array = np.array([row, row], np.float32)
+    values, scale = quantize(array, 1)
+    assert scale.shape == (2, 1) and np.isfinite(scale).all() and (scale > 0).all()
+    back = dequantize(values, scale)
+    assert np.isfinite(back).all()
+    assert (np.abs(back.astype(np.float64) - array) <= scale * (0.5 + 1e-4)).all()
+    if len(set(row)) == 1:
+        np.testing.assert_allclose(back, array, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused(bad):
+    with pytest.raises(ValueError, match="not finite"):
+        quantize(np.array([1.0, bad]), 0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "says"),
+    [
+        (np.ones((2, 1), np.int8), "are int8"),
+        (np.ones(2, np.float32), "have shape"),
+        (np.ones((2, 3), np.float32), "have shape"),
+        (np.ones((3, 4), np.float16), "have shape"),
+        (np.array([[1], [np.nan]], np.float32), "not finite and positive"),
+        (np.array([[1], [np.inf]], np.float16), "not finite and positive"),
+        (np.array([[1], [-1]], np.float32), "not finite and positive"),
+        (np.array([[1], [0]], np.float32), "not finite and positive"),
+    ],
+)
+def test_scales_that_are_none_are_refused(scale, says):
+    with pytest.raises(ValueError, match=says):
+        check_scales(np.ones((2, 4), np.int8), scale)
+
+
+def test_half_scales_do_not_overflow():
+    values, scale = np.full((1, 2), 127, np.int8), np.full((1, 1), 60000, np.float16)
+    assert dequantize(values, scale).tolist() == [[127 * 60000.0] * 2]
