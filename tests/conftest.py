@@ -35,8 +35,17 @@ settings.register_profile("gistjax", deadline=None, max_examples=40)
 settings.load_profile("gistjax")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the files of most slow tests, so that no worker ends long after others."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is long unless it is asked for; start with the files of most slow tests.
+
+    So no worker ends long after others.
+    """
+    long = [item for item in items if item.get_closest_marker("long")]
+    for item in long:
+        item.add_marker("slow")
+    if not os.environ.get("LONG_TESTS"):
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 

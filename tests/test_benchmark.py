@@ -60,12 +60,14 @@ def test_training_is_measured_deterministically():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["memory", "train", "generate", "answer"])
-def test_kept_entries_are_measured(mode):
-    kept = ["--config.architecture=select", "--config.ratio=8"]
-    done = run(f"--mode={mode}", *kept, "--config.data.validation_examples=3")
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["architecture"] == "select" and result["mode"] == mode
+def test_kept_entries_are_measured():
+    modes = ("memory", "train", "generate", "answer")
+    kept = ("--config.architecture=select", "--config.ratio=8")
+    words = (*kept, "--config.data.validation_examples=3", ",".join(modes))
+    done = run(*words, program=("-c", SEVERAL))
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    found = [(result["mode"], result["architecture"]) for result in results]
+    assert found == [(mode, "select") for mode in modes], done.stderr
 
 
 def test_a_question_needs_room_beside_the_answer():

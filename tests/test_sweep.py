@@ -21,7 +21,7 @@ TINY = {
     "lora.rank": 2,
     "max_steps": 1,
     "accumulation": 1,
-    "batch_size": 8,
+    "batch_size": 1,
     "contrastive_layers": 1,
     "data.path": "sample",
     "data.context": "paragraph",

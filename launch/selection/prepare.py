@@ -28,8 +28,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import transformers
 from absl import flags
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gistjax.data.filling import Filler, join
 from gistjax.errors import DataError, WeightsError
@@ -196,7 +196,7 @@ def byte_alphabet() -> dict[str, int]:
     return alphabet | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def vocabulary(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+def vocabulary(tokenizer: transformers.PreTrainedTokenizerFast) -> list[str]:
     """Return the bytes of each token, one Latin-1 character each; nothing for special tokens."""
     alphabet, special = byte_alphabet(), set(tokenizer.all_special_ids)
 
@@ -251,7 +251,7 @@ def main(values: flags.FlagValues) -> None:
     file = open_gguf(path)
     # transformers' reading, as the figures have it: it splits two spaces before a digit differently
     # from gistjax's, in about one text of 5,000
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
         rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]

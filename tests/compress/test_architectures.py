@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +16,7 @@ from gistjax.compress.windows import masked_softmax, window_ends, window_means, 
 from gistjax.config import ARCHITECTURES, CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.model.config import LlamaConfig
+from tests.helpers.lazy import torch
 from tests.helpers.tiny import TINY
 
 LLAMA_8B = LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128)

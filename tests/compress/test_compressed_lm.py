@@ -42,13 +42,18 @@ PLACES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("encoder", "family"),
+    ("name", "encoder", "family"),
     [
-        *((encoder, "llama") for encoder in ENCODERS),
-        *(("lora", family) for family in FAMILIES if family != "llama"),
+        (name, encoder, family)
+        if name == "gist" or encoder == "bidirectional"
+        else pytest.param(name, encoder, family, marks=pytest.mark.long)
+        for name in ARCHITECTURES
+        for encoder, family in (
+            *((encoder, "llama") for encoder in ENCODERS),
+            *(("lora", family) for family in FAMILIES if family != "llama"),
+        )
     ],
 )
-@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_with_every_encoder(name, encoder, family, rng):
     base = tiny_base(FAMILIES[family])
     model = Compiled(tiny_model(name, encoder=ENCODERS[encoder], base=base))
@@ -97,7 +102,13 @@ def test_wider_padding_changes_nothing(name, form, rng):
 @pytest.mark.parametrize(
     ("name", "form", "slots"),
     [
-        pytest.param(name, form, *place.values, id=f"{place.id}-{name}-{form}")
+        pytest.param(
+            name,
+            form,
+            *place.values,
+            id=f"{place.id}-{name}-{form}",
+            marks=pytest.mark.long if place.id != "packed" and name != "gist" else (),
+        )
         for name, form in FORMS
         for place in (PLACES if name in ARCHITECTURES else PLACES[:1])  # controls have no slots
     ],
@@ -163,8 +174,16 @@ def test_mean_pool_of_one_token_a_slot_is_the_uncompressed_model(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("slots", SLOTS[1:])
+@pytest.mark.parametrize(
+    ("name", "slots"),
+    [
+        (name, slots)
+        if slots is SLOTS[1] or name == "gist"
+        else pytest.param(name, slots, marks=pytest.mark.long)
+        for name in ARCHITECTURES
+        for slots in SLOTS[1:]
+    ],
+)
 def test_training_starts_at_the_uncompressed_model(name, slots, rng):
     """A slot a token: window means are the embeddings, and the head's gate is shut."""
     ids, length, tokens, tokens_length = tiny_inputs(rng)

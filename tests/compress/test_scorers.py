@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from gistjax.compress import scorers
 from gistjax.compress.scorers import ALWAYS, SCORERS, Reading
@@ -18,6 +17,7 @@ from gistjax.model.layer import Seen
 from gistjax.runtime.sharding import one_device
 from gistjax.weights.registry import load_base, resolve
 from tests.helpers.families import OWN, V, torch_model
+from tests.helpers.lazy import torch
 from tests.helpers.tiny import TINY, tiny_base
 from tests.helpers.torch_scores import scores as reference
 

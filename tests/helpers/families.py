@@ -1,11 +1,11 @@
 """Small random models of every family, by transformers, as a folder and as a GGUF file."""
 
 import gguf
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+import transformers
 
 from gistjax.weights.gguf_file import INTERLEAVED
 from tests.helpers.gguf_files import add, interleave
+from tests.helpers.lazy import torch
 
 V = 97
 SIZES = {
@@ -27,8 +27,8 @@ OWN = {
 def torch_model(family, **changes):
     """A model whose biases and norms matter."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **{**SIZES, **OWN[family], **changes})
-    model = AutoModelForCausalLM.from_config(config).eval()
+    config = transformers.AutoConfig.for_model(family, **{**SIZES, **OWN[family], **changes})
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn_like(weight)

@@ -1,9 +1,10 @@
 """What entries are worth by each method's formula, in PyTorch, on one row without padding."""
 
-import torch
-import torch.nn.functional as F
+import numpy as np
 
-MIN = torch.finfo(torch.float32).min
+from tests.helpers.lazy import F, torch
+
+MIN = float(np.finfo(np.float32).min)
 
 
 class Pass:

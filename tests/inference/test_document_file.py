@@ -62,7 +62,7 @@ def test_a_saved_document_answers_as_before(formed, examples, file):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spread", ["all", "layer"])
+@pytest.mark.parametrize("spread", ["all", pytest.param("layer", marks=pytest.mark.long)])
 def test_saved_entries_answer_as_before(spread, examples, file, tmp_path):
     """And hold what the budget says, a count a KV head beside it."""
     config = SELECTED.replace(select=SelectConfig("kvzip", spread))

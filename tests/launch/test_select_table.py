@@ -36,7 +36,7 @@ FULL = CompressionConfig(
         context="paragraph",
         context_tokens=96,
         context_buckets=(64, 96),
-        question_buckets=(24, 32),
+        question_buckets=(32,),
         validation_examples=25,
     ),
     evaluation=EvaluationConfig(
@@ -91,7 +91,7 @@ def made(run, profiles, tmp_path_factory):
 @pytest.mark.parametrize(
     ("scorer", "spread", "ratio"),
     [
-        ("kvzip", "head", 2.0),
+        pytest.param("kvzip", "head", 2.0, marks=pytest.mark.long),
         ("kvzip", "all", 8.0),
         ("kvzip", "profile", 8.0),
         ("question_aware", "layer", 8.0),

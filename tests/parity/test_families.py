@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
+import transformers
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.config import CompressionConfig, LoraConfig, ModelConfig
 from gistjax.runtime.sharding import one_device
 from gistjax.weights.registry import load_base, resolve
 from tests.helpers.families import OWN, V, torch_model, write_gguf
+from tests.helpers.lazy import torch
 from tests.helpers.tiny import Compiled, all_logits
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def test_folder_and_gguf_are_the_model_of_transformers(family, tied, tmp_path, r
     expected, continued = logits_of(model, ids), continuations(model, ids)
     own = {"head_dim": OWN[family]["head_dim"]} if "head_dim" in OWN[family] else {}
     if family != "smollm3":  # which transformers does not read from GGUF
-        theirs = AutoModelForCausalLM.from_pretrained(
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path, gguf_file="m.gguf", dtype="float32", **own
         )  # which reads no key_length
         assert_close(logits_of(theirs, ids), expected)

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaConfig as TorchConfig
-from transformers import LlamaForCausalLM
+import transformers
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.config import CompressionConfig, LoraConfig, MeshConfig, ModelConfig
 from gistjax.runtime.sharding import make_mesh
 from gistjax.weights.registry import load_base, resolve
+from tests.helpers.lazy import torch
 from tests.helpers.tiny import Compiled, all_logits
 
 pytestmark = pytest.mark.slow
@@ -40,7 +39,7 @@ def torch_llama(**changes):
         "rms_norm_eps": 1e-5, "rope_parameters": ROPE_31, **changes,
     }  # fmt: skip
     torch.manual_seed(0)
-    model = LlamaForCausalLM(TorchConfig(**settings)).eval()
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(

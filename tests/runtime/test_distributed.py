@@ -118,8 +118,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5, err_msg=name)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("LONG_TESTS"), reason="takes minutes: set LONG_TESTS=1")
+@pytest.mark.long
 def test_a_signal_to_one_process_stops_both_and_they_resume(tmp_path):
     config = CONFIG.replace(max_steps=12)
     log = tmp_path / "run" / "metrics.jsonl"

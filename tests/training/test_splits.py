@@ -110,30 +110,43 @@ def whole():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("K", [2, 4, 8])
+@pytest.mark.parametrize("K", [2, pytest.param(4, marks=pytest.mark.long), 8])
 @pytest.mark.parametrize("name", ROWS)
 def test_micro_batches_make_no_difference(name, K, whole):
     assert_same(whole(name), outcome(step_rows(ROWS[name]), K))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)])
+@pytest.mark.parametrize(
+    ("mesh", "K"),
+    [
+        pytest.param(MeshConfig(), 1, marks=pytest.mark.long),
+        pytest.param(MeshConfig(data=2, fsdp=2, tensor=2), 1, marks=pytest.mark.long),
+        (MeshConfig(data=2, fsdp=2, tensor=2), 2),
+    ],
+)
 @pytest.mark.parametrize("name", ["padding", "every task, padding"])
-def test_devices_make_no_difference(name, mesh, whole):
-    devices = make_mesh(mesh)
-    for K in (1, 2) if mesh.tensor > 1 else (1,):
-        assert_same(whole(name), outcome(step_rows(ROWS[name]), K, devices))
+def test_devices_make_no_difference(name, mesh, K, whole):
+    assert_same(whole(name), outcome(step_rows(ROWS[name]), K, make_mesh(mesh)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("K", [2, 4])
+@pytest.mark.parametrize("K", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_micro_batches_of_contexts_with_two_questions_make_no_difference(K, whole):
     name = "padding alone in halves"
     assert_same(whole(name, 2), outcome(step_rows(ROWS[name], 2), K))
 
 
 @pytest.mark.slow
-def test_the_planners_text_rows_keep_their_weight_in_every_split():
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "mesh"),
+    [
+        (8, 4, MeshConfig()),
+        pytest.param(8, 4, None, marks=pytest.mark.long),
+        pytest.param(4, 8, None, marks=pytest.mark.long),
+    ],
+)
+def test_the_planners_text_rows_keep_their_weight_in_every_split(batch_size, accumulation, mesh):
     """150 questions beside 19 clozes, three or four in a step: most micro-batches have none."""
     rng = np.random.default_rng(0)
 
@@ -148,16 +161,14 @@ def test_the_planners_text_rows_keep_their_weight_in_every_split():
         settings = PlanSettings(batch_size, accumulation=accumulation)
         return TrainPlan(rows, Buckets((16,), (9,)), settings).batch(0)
 
-    def step_of(batches, mesh=None):
-        mesh = mesh or one_device()
+    def step_of(batches, mesh):
         state, frozen, step = start(mesh, weights={"teacher_forcing": 1.0, "cloze": 1.0})
         return logged(*step(state, frozen, put_batch(batches, mesh, leading=1)))
 
-    one = step_of(batch(32, 1))
+    one = step_of(batch(32, 1), one_device())
     assert 0 < (batch(32, 1).objective_B == 3).sum() < 8
-    for batch_size, accumulation in ((8, 4), (4, 8)):
-        assert_same(one, step_of(batch(batch_size, accumulation)))
-    assert_same(one, step_of(batch(8, 4), make_mesh(MeshConfig())))
+    devices = make_mesh(mesh) if mesh else one_device()
+    assert_same(one, step_of(batch(batch_size, accumulation), devices))
 
 
 @pytest.mark.slow

@@ -5,8 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from transformers import SeedOssConfig, SeedOssForCausalLM
+import transformers
 
 from gistjax.config import MeshConfig, ModelConfig
 from gistjax.errors import WeightsError
@@ -14,6 +13,7 @@ from gistjax.model.masks import causal_mask, lengths_to_valid
 from gistjax.runtime.sharding import make_mesh
 from gistjax.weights import families, registry
 from gistjax.weights.registry import load_base, resolve
+from tests.helpers.lazy import torch
 from tests.helpers.pages import python_blocks
 from tests.helpers.tiny import positions_of
 
@@ -31,7 +31,7 @@ def with_seed_oss(monkeypatch):
 def seed_oss(tmp_path):
     """A small random Seed-OSS, and the folder that transformers saved it to."""
     torch.manual_seed(0)
-    config = SeedOssConfig(
+    config = transformers.SeedOssConfig(
         vocab_size=97,
         hidden_size=64,
         intermediate_size=112,
@@ -41,7 +41,7 @@ def seed_oss(tmp_path):
         head_dim=24,
         max_position_embeddings=256,
     )
-    model = SeedOssForCausalLM(config).eval()
+    model = transformers.SeedOssForCausalLM(config).eval()
     for layer in model.model.layers:
         torch.nn.init.normal_(layer.self_attn.k_proj.bias)
     model.save_pretrained(tmp_path)

@@ -5,8 +5,8 @@ import json
 import gguf
 import numpy as np
 import pytest
+import transformers
 from safetensors.numpy import load_file, save_file
-from transformers import AutoConfig
 
 from gistjax.errors import WeightsError
 from gistjax.weights.families import FAMILIES
@@ -59,7 +59,7 @@ def test_a_published_config_is_the_known_one(name):
 
 @pytest.mark.parametrize("family", OWN)
 def test_every_key_that_transformers_writes_is_known(family):
-    theirs = AutoConfig.for_model(family, **OWN[family]).to_dict()
+    theirs = transformers.AutoConfig.for_model(family, **OWN[family]).to_dict()
     FAMILIES[family](json.loads(json.dumps(theirs)))
 
 

@@ -6,12 +6,12 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
+import transformers
 from flax import nnx
 from huggingface_hub.utils import filter_repo_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from transformers import LlamaForCausalLM
 
 from gistjax.config import MeshConfig, ModelConfig
 from gistjax.data.prompts import make_prompt
@@ -176,7 +176,7 @@ def test_a_single_file_is_read_before_older_shards(folder, shards, left, caplog)
     shutil.copy(folder / "model.safetensors", shards)
     assert base_hash(load(shards)) == base_hash(load("random"))
     assert "model.safetensors is read; model.safetensors.index.json beside it" in caplog.text
-    theirs = LlamaForCausalLM.from_pretrained(shards, dtype="float32")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(shards, dtype="float32")
     norm = theirs.model.norm.weight.detach().numpy()
     np.testing.assert_array_equal(
         norm, load_file(folder / "model.safetensors")["model.norm.weight"]
@@ -204,7 +204,7 @@ def test_tied_weights_are_found_under_either_name(copy, kept):
 
     rewrite(copy, tie)
     (copy / "config.json").write_text(json.dumps(HF | {"tie_word_embeddings": True}))
-    theirs = LlamaForCausalLM.from_pretrained(copy, dtype="float32")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(copy, dtype="float32")
     read = load(copy)
     assert read.output is None
     for matrix in (theirs.get_input_embeddings(), theirs.get_output_embeddings()):
