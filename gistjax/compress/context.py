@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from gistjax.model.config import LlamaConfig
-from gistjax.model.kv_cache import Cache, Kept
+from gistjax.model.kv_cache import Cache, Kept, PackedEntries
 from gistjax.model.layer import take_positions
 from gistjax.model.masks import lengths_to_valid
 
@@ -53,6 +53,9 @@ class CompressedContext:
 
     def stored(self) -> tuple[Array, int]:
         """Slots, or entries kept, of each row `[B]`, and the bytes of one."""
+        if isinstance(self.kept, PackedEntries):
+            size = 2 * self.kept.k_TxH.shape[-1] * self.kept.k_TxH.dtype.itemsize
+            return jnp.sum(self.kept.count)[None], size
         if self.kept is not None:
             in_layers = isinstance(self.kept, tuple)
             masks = [x.mask_BxKxX for x in self.kept] if in_layers else [*self.kept.mask_BxKxX]

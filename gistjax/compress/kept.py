@@ -1,8 +1,8 @@
-"""Packed entries: of a context that was read, only what is kept, each layer's in one row.
+"""Packed entries: of a context that was read, only what is kept, of all layers in one run.
 
-What KV heads keep differs, so a layer's entries of all its KV heads stand in one row, and a mask
-says whose each is. Rows are as long as those of the longest context of a class of lengths would
-be: few shapes, few compilations.
+What layers and KV heads keep differs, and from context to context. So the entries stand one behind
+another, each KV head's together, and where those of one begin is data. The run's length and the
+most entries of a KV head are rounded up: few shapes, few compilations.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from gistjax.compress.context import CompressedContext
-from gistjax.model.kv_cache import KeptLayer
+from gistjax.model.kv_cache import KeptLayer, PackedEntries
 
 CLASSES_AN_OCTAVE = 16
 LEAST = 16
 
 
-def size_class(n: int) -> int:
-    """Return the least size that holds n, of sixteen from each power of two to the next."""
+def size_class(n: int, an_octave: int = CLASSES_AN_OCTAVE) -> int:
+    """Return the least size that holds n, of so many from each power of two to the next."""
     if n <= LEAST:
         return LEAST
     octave = 1 << ((n - 1).bit_length() - 1)
-    step = max(octave // CLASSES_AN_OCTAVE, 1)
+    step = max(octave // an_octave, 1)
     return -(-n // step) * step
 
 
@@ -38,54 +37,33 @@ class Entries:
     v_TxH: np.ndarray
     count_LxK: np.ndarray  # int32, entries of each KV head
 
-    @property
-    def totals(self) -> list[int]:
-        """Entries of each layer."""
-        totals: list[int] = self.count_LxK.sum(1).tolist()
-        return totals
-
 
 def entries_of(context: CompressedContext) -> Entries:
     """Return what is kept of a context of one row, in numpy arrays."""
-    assert context.kept is not None
+    kept: Any = context.kept
+    if isinstance(kept, PackedEntries):
+        count_LxK = np.asarray(kept.count)
+        k_TxH, v_TxH = (np.asarray(x)[: count_LxK.sum()] for x in (kept.k_TxH, kept.v_TxH))
+        return Entries(k_TxH, v_TxH, count_LxK)
     keys, values, counts = [], [], []
-    for layer in _layers(context.kept):
+    for layer in _layers(kept):
         mask_KxX = np.asarray(layer.mask_BxKxX)[0]
         counts.append(mask_KxX.sum(1))
-        for k in range(len(mask_KxX)):
-            row = k if layer.k.shape[1] > 1 else 0
-            keys.append(np.asarray(layer.k)[0, row][mask_KxX[k]])
-            values.append(np.asarray(layer.v)[0, row][mask_KxX[k]])
-    count_LxK = np.asarray(counts, np.int32)
-    return Entries(np.concatenate(keys), np.concatenate(values), count_LxK)
+        keys.append(np.asarray(layer.k)[0][mask_KxX])
+        values.append(np.asarray(layer.v)[0][mask_KxX])
+    return Entries(np.concatenate(keys), np.concatenate(values), np.asarray(counts, np.int32))
 
 
-def packed(entries: Entries, sizes: Sequence[int], stacked: bool) -> Any:
-    """Return the entries as a decoder reads them, a row for each layer; numpy arrays.
-
-    Args:
-        sizes: how long each layer's row is, at least its entries.
-        stacked: the layers in one array, as the base keeps them: all rows are as long as the
-            longest.
-    """
-    if stacked:
-        sizes = [max(sizes)] * len(sizes)
-    starts = np.cumsum([0, *entries.totals])
-    layers = []
-    for count_K, start, size in zip(entries.count_LxK, starts, sizes, strict=False):
-        owner_X = np.repeat(np.arange(len(count_K)), count_K)
-        n = len(owner_X)
-        mask_KxX = np.zeros((len(count_K), size), bool)
-        mask_KxX[owner_X, np.arange(n)] = True
-        k, v = (
-            np.pad(x[start : start + n], ((0, size - n), (0, 0)))[None, None]
-            for x in (entries.k_TxH, entries.v_TxH)
-        )
-        arrays: tuple[Any, ...] = (k, v, mask_KxX[None])
-        layers.append(KeptLayer(*arrays))
-    if not stacked:
-        return tuple(layers)
-    return jax.tree.map(lambda *x: np.stack(x), *layers)
+def packed(entries: Entries) -> PackedEntries:
+    """Return the entries as a decoder reads them, in numpy arrays."""
+    count_LxK = entries.count_LxK
+    n = int(count_LxK.sum())
+    size = size_class(n)
+    k_TxH, v_TxH = (np.pad(x, ((0, size - n), (0, 0))) for x in (entries.k_TxH, entries.v_TxH))
+    start_LxK = (np.cumsum(count_LxK) - count_LxK.ravel()).reshape(count_LxK.shape)
+    most = min(size_class(int(count_LxK.max()), 1), size)
+    arrays: tuple[Any, ...] = (k_TxH, v_TxH, start_LxK.astype(np.int32), count_LxK, most)
+    return PackedEntries(*arrays)
 
 
 def _layers(kept: Any) -> Sequence[KeptLayer]:

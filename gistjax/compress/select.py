@@ -10,19 +10,16 @@ While training and scoring the others are masked; `gistjax.compress.kept` packs 
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 
 from gistjax.compress.budget import Budget
 from gistjax.compress.context import CompressedContext, soft_context
 from gistjax.compress.encoder import Encoder
-from gistjax.compress.kept import Entries, size_class
 from gistjax.compress.layers import parameter
 from gistjax.compress.scorers import SCORERS, Reading, Scorer
 from gistjax.compress.spread import PROFILE_RATIOS, keep, keep_parts, shares_at, whole_parts
@@ -115,25 +112,6 @@ class Selector(nnx.Module):
         else:
             slots_B = self.budget.slots(length_B, ratio)
         return self.heads * slots_B
-
-    def room(self, entries: Entries, tokens: int) -> list[int]:
-        """Entries a layer that contexts up to the end of a class of lengths need.
-
-        Args:
-            entries: what was kept of one of so many tokens.
-        """
-        longest = size_class(tokens)
-        most = math.ceil(sum(entries.totals) * longest / (tokens * self.heads))
-        layers, total_1 = self.base.n_layers, jnp.full(1, most * self.heads)
-        sizes = [most * self.base.n_kv_heads] * layers
-        if self.profile is not None:
-            share_Lx1xK = shares_at(self.profile[...], jnp.full(1, longest / most))
-            parts_Lx1xK = whole_parts(share_Lx1xK, jnp.full(1, longest), total_1)
-            # a number that is rounded may be one less in a longer context
-            sizes = (np.asarray(parts_Lx1xK).sum((1, 2)) + self.base.n_kv_heads).tolist()
-        if all(total <= size for total, size in zip(entries.totals, sizes, strict=True)):
-            return sizes
-        return [size_class(max(entries.totals))] * layers
 
     def choose(
         self, score_LxBxKxC: Array, length_B: Array, total_B: Array, spread: str | None = None

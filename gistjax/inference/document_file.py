@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 import gistjax
 from gistjax.compress.context import CompressedContext
-from gistjax.compress.kept import Entries, entries_of
+from gistjax.compress.kept import Entries, entries_of, packed
 from gistjax.errors import CheckpointError
 from gistjax.model.config import LlamaConfig
 from gistjax.model.kv_cache import Cache
@@ -198,8 +198,8 @@ def unpack_entries(
     prefix_ids_P: np.ndarray,
     base: LlamaConfig,
     numbers: dict[str, int],
-) -> tuple[CompressedContext, Entries, int]:
-    """Return the context whose arrays `read` found, without its entries; those; and its tokens.
+) -> CompressedContext:
+    """Return the context whose arrays `read` found, of kept entries, packed; numpy arrays.
 
     Raises:
         KeyError, ValueError: if an array is missing, or of another shape than the base asks for.
@@ -222,7 +222,7 @@ def unpack_entries(
         "length_B": np.asarray([numbers["positions"]], np.int32),
         "slots_B": np.asarray([entries_a_head], np.int32),
     }
-    return CompressedContext(kv=None, **one_row), Entries(k, v, count), numbers["tokens"]
+    return CompressedContext(kv=None, kept=packed(Entries(k, v, count)), **one_row)
 
 
 def _padded(array: np.ndarray, shape: tuple[int, ...], axis: int, size: int) -> np.ndarray:

@@ -238,8 +238,8 @@ class Engine:
             )
         try:
             if self.config.selects:
-                context = self.programs.packed(
-                    *document_file.unpack_entries(arrays, self.programs.prefix_ids_P, base, numbers)
+                context = document_file.unpack_entries(
+                    arrays, self.programs.prefix_ids_P, base, numbers
                 )
             else:
                 context = document_file.unpack(

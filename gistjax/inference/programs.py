@@ -15,9 +15,8 @@ from jax import Array
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext, DecodeState
 from gistjax.compress.decoding import Written, continue_greedily
-from gistjax.compress.kept import Entries, entries_of, packed
+from gistjax.compress.kept import entries_of, packed
 from gistjax.inference.recent import Recent
-from gistjax.model.layer import Layer
 
 KEPT_PROGRAMS = 32
 """Compiled programs that stay: one for each combination of function, shapes and ratio."""
@@ -79,18 +78,8 @@ class Programs:
         context, seconds = self._timed(self._compress, *given, static=(ratio,))
         context = jax.device_get(context)
         if context.kept is not None:
-            context = self.packed(context, entries_of(context), len(ids))
+            context = dataclasses.replace(context, kept=packed(entries_of(context)))
         return context, seconds
-
-    def packed(
-        self, context: CompressedContext, entries: Entries, tokens: int
-    ) -> CompressedContext:
-        """Return a context with the entries that are kept of its tokens, and no others."""
-        model = self.model()
-        assert model.selector is not None
-        sizes = model.selector.room(entries, tokens)
-        stacked = isinstance(model.base.layers, Layer)
-        return dataclasses.replace(context, kept=packed(entries, sizes, stacked))
 
     def prefill(self, context: CompressedContext, room: int) -> tuple[DecodeState, float]:
         """Read prompt and slots, with room for so many tokens."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from gistjax.errors import ConfigError
-from gistjax.model.kv_cache import CacheLayer, KeptLayer
+from gistjax.model.kv_cache import CacheLayer, KeptLayer, PackedEntries
 from gistjax.runtime.devices import is_deterministic
 
 
@@ -38,7 +38,10 @@ def attention(
     if mask_BxTxU is not None:
         q, k, v = q_BxTxNxH[:, causal:], k_BxTxKxH, v_BxTxKxH
         if cache is not None and cache.kept is not None:
-            parts.append(attend_kept(q, cache, mask_BxTxU, cache.kept))
+            kept = cache.kept
+            if isinstance(kept, PackedEntries):
+                kept, q = kept.windows(q)
+            parts.append(attend_kept(q, cache, mask_BxTxU, kept))
         else:
             if cache is not None:
                 k, v = (jnp.swapaxes(x_BxKxUxH, 1, 2) for x_BxKxUxH in (cache.k, cache.v))
@@ -54,31 +57,29 @@ def attend_kept(q_BxTxNxH: Array, cache: CacheLayer, mask_BxTxU: Array, kept: Ke
     """Values `[B, T, N, H]`: one softmax over the cache and what is kept of a context.
 
     Where there are fewer rows of entries, E, than of queries, B = E·n, each is read by n in a row,
-    whose masks differ.
+    whose masks may differ.
     """
     B, T, N, H = q_BxTxNxH.shape
     K, E = cache.k.shape[1], kept.k.shape[0]
     rows = (E, B // E)
     q_ExnxTxKxGxH = q_BxTxNxH.reshape(*rows, T, K, N // K, H)
     k, v = (x.reshape(*rows, *x.shape[1:]) for x in (cache.k, cache.v))
-    # entries in one row are read by all KV heads, entries of their own by each
-    own = "j" if kept.k.shape[1] == 1 and K > 1 else "k"
     logits = [
         jnp.einsum(spec, q_ExnxTxKxGxH, keys, preferred_element_type=jnp.float32) * H**-0.5
         for spec, keys in (
             ("entkgh,enkuh->enkgtu", k),
-            (f"entkgh,e{own}xh->enkgtx", kept.k),
+            ("entkgh,ekxh->enkgtx", kept.k),
         )
     ]
     masks = mask_BxTxU[:, None, None], kept.mask_BxKxX[:, :, None, None]
     masked = [
-        jnp.where(mask.reshape(*rows, *mask.shape[1:]), x, -jnp.inf)
+        jnp.where(mask.reshape(E, -1, *mask.shape[1:]), x, -jnp.inf)
         for mask, x in zip(masks, logits, strict=True)
     ]
     weights = jax.nn.softmax(jnp.concatenate(masked, axis=-1), axis=-1).astype(q_BxTxNxH.dtype)
     dense, chosen = jnp.split(weights, [cache.k.shape[2]], axis=-1)
     y_ExnxTxKxGxH = jnp.einsum("enkgtu,enkuh->entkgh", dense, v)
-    y_ExnxTxKxGxH += jnp.einsum(f"enkgtx,e{own}xh->entkgh", chosen, kept.v)
+    y_ExnxTxKxGxH += jnp.einsum("enkgtx,ekxh->entkgh", chosen, kept.v)
     return y_ExnxTxKxGxH.reshape(B, T, N, H)
 
 

@@ -7,7 +7,7 @@ them a cache may hold entries that were kept of a context read before, others fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -21,20 +21,55 @@ from gistjax.model.rope import apply_rope, rope_angles
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KeptLayer:
-    """Entries of one layer, and which KV head reads which of them.
+    """Entries of one layer, each KV head's own, and which of them it reads.
 
-    Either each KV head has its own, J = K, or all stand in one row, J = 1: then a mask that gives
-    each entry to one KV head packs unequal numbers without padding. Several rows that follow each
-    other may share entries, each with a mask of its own.
+    Several rows that follow each other may share entries, through masks of their own or one mask.
     """
 
-    k: Array  # [E, J, X, H], rotated; B is a multiple of E
+    k: Array  # [E, K, X, H], rotated; B is a multiple of E
     v: Array
-    mask_BxKxX: Array  # True where a KV head reads an entry
+    mask_BxKxX: Array  # True where a KV head reads an entry; B or E rows
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PackedEntries:
+    """Entries of one context, of every layer and KV head one behind another: all rows read them."""
+
+    k_TxH: Array  # rotated; by layer, then KV head, then position; the last are padding
+    v_TxH: Array
+    start: Array  # int32 [L, K], or [K] of one layer: where those of a KV head begin
+    count: Array  # how many they are
+    most: int = field(metadata={"static": True})  # X; no KV head has more
+
+    def layer(self, index: Array | int) -> PackedEntries:
+        """The same, of one layer."""
+        return replace(self, start=self.start[index], count=self.count[index])
+
+    def windows(self, queries: Array) -> tuple[KeptLayer, Array]:
+        """Of each KV head of a layer X entries with its own among them, the others masked.
+
+        Args:
+            queries: those that read them; they are returned too. Windows are cut when these are
+                there: XLA would cut those of all layers first, before a loop that decodes too, and
+                hold them together.
+        """
+        start_K, queries = jax.lax.optimization_barrier((self.start, queries))
+        first_K = jnp.minimum(start_K, len(self.k_TxH) - self.most)
+
+        def cut(x_TxH: Array) -> Array:
+            window = jax.vmap(lambda at: jax.lax.dynamic_slice_in_dim(x_TxH, at, self.most))
+            x_KxXxH: Array = window(first_K)
+            return x_KxXxH[None]
+
+        number_KxX = (first_K - start_K)[:, None] + jnp.arange(self.most)
+        mask_KxX = (number_KxX >= 0) & (number_KxX < self.count[:, None])
+        return KeptLayer(cut(self.k_TxH), cut(self.v_TxH), mask_KxX[None]), queries
 
 
 Kept = Any
-"""Entries of every layer: a tuple of `KeptLayer`, or one whose arrays begin with an axis L."""
+"""Entries of every layer: a tuple of `KeptLayer`, or one whose arrays begin with an axis L; or
+`PackedEntries`."""
 
 
 @jax.tree_util.register_dataclass
@@ -45,7 +80,7 @@ class CacheLayer:
     k: Array
     v: Array
     start: Array | int
-    kept: KeptLayer | None = None
+    kept: KeptLayer | PackedEntries | None = None
 
     def write(self, k_BxTxKxH: Array, v_BxTxKxH: Array) -> CacheLayer:
         """Write T positions, from the same index on in every row."""
@@ -85,14 +120,15 @@ class Cache:
 
     def layer(self, index: Array | int, start: Array | int) -> CacheLayer:
         """One layer's part; what it is given next goes to index `start`."""
+        is_packed = isinstance(self.kept, PackedEntries)
+        parts = self.k, self.v, None if is_packed else self.kept
         if isinstance(self.k, tuple):
-            kept = None if self.kept is None else self.kept[index]
-            return CacheLayer(self.k[index], self.v[index], start, kept)
-        k, v, kept = jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False),
-            (self.k, self.v, self.kept),
-        )
-        return CacheLayer(k, v, start, kept)
+            k, v, kept = (None if part is None else part[index] for part in parts)
+        else:
+            k, v, kept = jax.tree.map(
+                lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), parts
+            )
+        return CacheLayer(k, v, start, self.kept.layer(index) if is_packed else kept)
 
     def put(self, index: Any, layer: CacheLayer) -> Cache:
         """The cache with one layer's part replaced."""
@@ -135,8 +171,10 @@ class Cache:
     def repeat(self, n: int) -> Cache:
         """Each row n times in a row."""
         rows = 0 if isinstance(self.k, tuple) else 1
-        cache: Cache = jax.tree.map(lambda x: jnp.repeat(x, n, axis=rows), self)
-        return cache
+        is_packed = isinstance(self.kept, PackedEntries)  # which all rows read
+        own = replace(self, kept=None) if is_packed else self
+        cache: Cache = jax.tree.map(lambda x: jnp.repeat(x, n, axis=rows), own)
+        return replace(cache, kept=self.kept) if is_packed else cache
 
     def turned(self, by: Array | float, config: LlamaConfig) -> Cache:
         """The same entries `by` positions further on.

@@ -104,8 +104,7 @@ def test_packed_entries_answer_as_masked_ones(rng, spread, scan):
     for row in range(3):
         masked = rows_of(context, row)
         entries = entries_of(masked)
-        sizes = model.selector.room(entries, int(lengths[row]))
-        small = dataclasses.replace(masked, kept=packed(entries, sizes, scan))
+        small = dataclasses.replace(masked, kept=packed(entries))
         assert entries.k_TxH.shape == (int(entries.count_LxK.sum()), TINY.head_dim)
         np.testing.assert_array_equal(entries_of(small).k_TxH, entries.k_TxH)
         one, n = tokens[row : row + 1], token_lengths[row : row + 1]
@@ -113,6 +112,22 @@ def test_packed_entries_answer_as_masked_ones(rng, spread, scan):
         np.testing.assert_allclose(ours[0, : int(n[0])], theirs[0, : int(n[0])], atol=1e-5)
         answers = [Compiled(model).greedy(c, one, n, 4, 60) for c in (small, masked)]
         np.testing.assert_array_equal(*answers)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_several_questions_read_one_packed_context(rng, scan):
+    ids, lengths, tokens, token_lengths = tiny_inputs(rng)
+    model = Compiled(model_of(scan=scan))
+    masked = rows_of(model.compress(PREFIX, ids, lengths), 0)
+    small = dataclasses.replace(masked, kept=packed(entries_of(masked)))
+    last = token_lengths[:, None] - 1
+    states = []
+    for context in (small, masked):
+        state = model.prefill(context, 16).repeat(3)
+        h_3x1xD, state = model.append(tokens, state, last, token_lengths)
+        again_3x1xD, _ = model.decode_step(tokens[:, :1], state, 0)
+        states.append((h_3x1xD, again_3x1xD))
+    chex.assert_trees_all_close(*states, atol=1e-5)
 
 
 def test_what_is_thrown_away_is_not_read(rng):
