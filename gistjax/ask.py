@@ -34,6 +34,7 @@ from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import check_writable, is_file
 from gistjax.runtime.texts import as_typed, read_lines
+from gistjax.validation import note_budget
 
 if TYPE_CHECKING:
     from gistjax.inference.document import Answer, Document
@@ -55,6 +56,8 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     from gistjax.inference.engine import load  # slow: flags are checked first
     from gistjax.inference.text import read_context
 
+    if args.context and args.ratio is None:
+        note_budget(config)
     text = read_context(args.context) if args.context else None
     log.info("loading %s and its %s …", config.model.known_as, trained)
     engine = load(args.run, config)
@@ -104,7 +107,7 @@ def check_flags(args: flags.FlagValues, words: list[str]) -> None:
             f"{args.context[0] if args.context else 'FILE'} --context {file}."
         )
     if args.document and args.ratio is not None:
-        raise ConfigError("--ratio is for compressing: the slots in --document have theirs.")
+        raise ConfigError("--ratio is for compressing: what is in --document has its own.")
     if args.document and args.full:
         raise ConfigError("--full reads the text itself: give --context instead of --document.")
     if args.document and not is_file(args.document):
@@ -191,7 +194,8 @@ def about(document: Document) -> str:
         read = f"{document.slots} of {document.tokens} tokens are read"
         return f"this run ({config.architecture}) compresses nothing: {read} as they are"
     spent = f", compressed in {1e3 * document.seconds:.0f} ms" if document.seconds else ""
-    slots = f"{document.tokens} tokens in {document.slots} slots"
+    what = "entries a KV head" if config.selects else "slots"
+    slots = f"{document.tokens} tokens in {document.slots} {what}"
     return f"{slots} ({megabytes(document.nbytes)}){spent}"
 
 
@@ -207,7 +211,7 @@ class Exchange:
     question: str
     slots: Answer
     full_context: Answer | None
-    compresses: bool = True  # else these are no slots, but tokens that a control reads
+    read: str = "slots"  # what the first answer is from: slots, entries, or a control's tokens
 
     @classmethod
     def of(
@@ -220,14 +224,16 @@ class Exchange:
         """
         answer = document.ask(question, threshold)
         compared = full.ask(question) if full else None
-        return cls(question, answer, compared, document.engine.config.compresses)
+        config = document.engine.config
+        read = "entries" if config.selects else "slots" if config.compresses else "tokens"
+        return cls(question, answer, compared, read)
 
     def __str__(self) -> str:
         lines = [cli.coloured(self.question, "bold")]
-        own, of = ("from slots:   ", "slots") if self.compresses else ("this run:     ", "tokens")
-        titles = (own, "full context: ") if self.full_context else ("", "")
+        own = "this run:" if self.read == "tokens" else f"from {self.read}:"
+        titles = (f"{own:14}", "full context: ") if self.full_context else ("", "")
         for title, answer, unit in zip(
-            titles, (self.slots, self.full_context), (of, "tokens"), strict=True
+            titles, (self.slots, self.full_context), (self.read, "tokens"), strict=True
         ):
             if answer:
                 cost = f"{answer.positions} {unit}, {1e3 * answer.seconds:.0f} ms"
@@ -274,7 +280,7 @@ def define_flags(values: flags.FlagValues) -> None:
         ("document", "", "Ask about a compressed text that --save kept, instead of a text."),
     ):
         define_path(name, default, about, values)
-    about = "Tokens a slot; by default what the compressor is set to."
+    about = "Tokens a slot or an entry; by default what the compressor is set to."
     flags.DEFINE_float("ratio", None, about, flag_values=values)
     about = "Withhold answers whose chance of being right is less, from 0 to 1."
     flags.DEFINE_float("threshold", None, about, flag_values=values)

@@ -30,7 +30,7 @@ from gistjax.experiment.task_evaluator import MixtureEvaluator
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import check_writable, write_json
-from gistjax.validation import validate
+from gistjax.validation import note_budget, validate
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ def prepare(
     """
     trained = run.config()
     validate(config)
+    note_budget(config)
     check_meaning(config, trained)
     untrained = config.compresses and config.ratio not in (0, trained.ratio)
     budget = Budget.of(trained if trained.compresses else config)

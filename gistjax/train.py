@@ -41,7 +41,7 @@ from gistjax.training.losses import LossSettings
 from gistjax.training.metrics_log import MetricsLog
 from gistjax.training.optimizer import make_optimizer
 from gistjax.training.step import init_state, make_train_step, state_shardings
-from gistjax.validation import check_trains, validate
+from gistjax.validation import check_trains, note_budget, validate
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ def run_single_ablation(
     show_progress()
     validate(config)
     check_trains(config)
+    note_budget(config)
     run = RunDir(workdir or default_workdir(config))
 
     # Devices, and beside their start the files: mistakes are told before weights are loaded

@@ -7,6 +7,7 @@ between them.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,8 @@ from gistjax.config import (
 )
 from gistjax.errors import ConfigError, did_you_mean
 from gistjax.settings import walk
+
+log = logging.getLogger(__name__)
 
 Rules = tuple[tuple[bool, str], ...]
 """Conditions that must hold, each with the message where it does not."""
@@ -153,6 +156,16 @@ def check_trains(config: CompressionConfig) -> None:
             "there is nothing to train on: give --config.data.train_examples above 0, or text "
             "(--config.text.path) and a weight of one of its tasks. A finished run is scored by "
             "`python -m gistjax.evaluate`."
+        )
+
+
+def note_budget(config: CompressionConfig) -> None:
+    """Say how much is kept of each context where entries are, and nothing says how many."""
+    if config.selects and not (config.ratio or config.ratios or config.select.bytes):
+        log.info(
+            "note: no ratio is set, so %d entries a KV head are kept of any context, on average "
+            "(target_length); --config.ratio=8 keeps one of eight",
+            config.target_length,
         )
 
 

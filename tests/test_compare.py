@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
-from gistjax.compare import compare, control, read_predictions, table
+from gistjax.compare import compare, control, define_flags, read_predictions, table
 from gistjax.config import CompressionConfig, DataConfig
-from gistjax.errors import DataError
+from gistjax.errors import ConfigError, DataError
+from gistjax.runtime.cli import parse
 
 ROOT = Path(__file__).parents[1]
 
@@ -198,6 +200,13 @@ def test_the_command_prints_one_json_line(runs):
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert json.loads(done.stdout) == compare(of, [full, zero], samples=1, seed=3)
+
+
+def test_runs_without_their_flags_are_told_of_them():
+    values = flags.FlagValues()
+    define_flags(values)
+    with pytest.raises(ConfigError, match="'runs/a'.* a path stands after --of or --with"):
+        parse(["compare", "runs/a", "runs/b"], lambda argv: CompressionConfig(), values)
 
 
 def test_mistakes_exit_with_2_and_no_traceback(runs):

@@ -19,6 +19,7 @@ from gistjax.data.dataset import load_dataset
 from gistjax.data.encoding import encode_splits
 from gistjax.errors import CheckpointError, ConfigError, StorageError
 from gistjax.evaluate import evaluate_run
+from gistjax.experiment import base
 from gistjax.experiment.base import load_trained
 from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
@@ -86,8 +87,8 @@ def test_parts_are_those_that_the_budget_of_all_heads_keeps(full, profile):
     np.testing.assert_allclose(found["parts"], np.minimum.accumulate(wanted, -1), rtol=1e-6)
     assert (wanted[..., 0] == 1).all() and len(np.unique(wanted[..., 3])) > 1
     del about["sha256"]
-    base = {"format": "gistjax-profile", "base_sha256": pretrained.base_sha256}
-    assert about == {**base, "scorer": "keydiff", "contexts": f"{N}", "tokens": f"{tokens}"}
+    origin = {"format": "gistjax-profile", "base_sha256": pretrained.base_sha256}
+    assert about == {**origin, "scorer": "keydiff", "contexts": f"{N}", "tokens": f"{tokens}"}
     own = {"profile": str(file), "base_model": "tiny-random"}
     assert said == {**own, "scorer": "keydiff", "contexts": N, "tokens": tokens}
 
@@ -110,6 +111,26 @@ def test_a_full_context_is_evaluated_and_asked_with_it(full, profile, tmp_path):
     other = with_profile(tmp_path / "none")
     with pytest.raises(CheckpointError, match="none"):
         evaluate_run(full, other)
+
+
+@pytest.mark.parametrize("wrong", ["missing", "no profile", "other base", "other sizes"])
+def test_a_profile_that_does_not_fit_is_refused_before_the_base_is_loaded(
+    wrong, full, tmp_path, monkeypatch
+):
+    file, shape = tmp_path / "p", (2, 2, len(PROFILE_RATIOS))
+    if wrong == "no profile":
+        save_tensors(file, {"parts": np.ones(shape, np.float32)}, {})
+    elif wrong != "missing":
+        shape = (3, *shape[1:]) if wrong == "other sizes" else shape
+        write_profile(file, np.ones(shape), {"base_sha256": wrong})
+
+    def load(*_):
+        raise AssertionError("the base is loaded")
+
+    monkeypatch.setattr(base, "load_pretrained", load)
+    for use in (evaluate_run, gistjax.load):
+        with pytest.raises((CheckpointError, ConfigError), match=f"{file}"):
+            use(full, with_profile(file))
 
 
 def trains(**select):

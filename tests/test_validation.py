@@ -9,10 +9,11 @@ from gistjax.config import (
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
+    SelectConfig,
     TextConfig,
 )
 from gistjax.errors import ConfigError
-from gistjax.validation import check_trains, validate
+from gistjax.validation import check_trains, note_budget, validate
 
 WRONG = [
     ({"architecture": "gst"}, "did you mean 'gist'"),
@@ -108,3 +109,20 @@ def test_distillation_needs_a_teacher():
     with pytest.raises(ConfigError, match="--config.teacher"):
         validate(CompressionConfig(loss_weights=weights))
     validate(CompressionConfig(loss_weights=weights, teacher="runs/full_context"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_noted"),
+    [
+        ({}, True),
+        ({"ratio": 8.0}, False),
+        ({"ratios": (2.0, 8.0)}, False),
+        ({"select": SelectConfig(bytes=5000)}, False),
+        ({"architecture": "gist"}, False),
+        ({"architecture": "none"}, False),
+    ],
+)
+def test_what_is_kept_without_a_ratio_is_said(changes, is_noted, caplog):
+    caplog.set_level("INFO")
+    note_budget(CompressionConfig(**{"architecture": "select", "target_length": 32, **changes}))
+    assert ("so 32 entries a KV head are kept" in caplog.text) == is_noted

@@ -118,4 +118,5 @@ class Budget:
         if trained[0] <= ratio <= trained[-1]:
             return ""
         known = " to ".join(f"{end:g}" for end in dict.fromkeys((trained[0], trained[-1])))
-        return f"ratio={ratio:g}: this compressor was trained with {known} tokens a slot."
+        what = "an entry" if self.architecture == SELECT else "a slot"
+        return f"ratio={ratio:g}: this compressor was trained with {known} tokens {what}."

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +168,18 @@ def start_from(
             f"{file} does not fit this configuration, which has no place for {', '.join(left)}: "
             "set lora, encoder, slot_start and connector as where it was trained."
         )
-    total = len(jax.tree.leaves(trainable))
-    log.info("%d of %d parameter arrays from %s", len(taken), total, file)
-    return result if make is None or len(taken) == total else _filled(result, make())
+    names = [path_name(key) for key, _ in jax.tree_util.tree_leaves_with_path(trainable)]
+    new = [name for name in names if name not in taken]
+    log.info("%d parameter arrays from %s%s", len(taken), file, _told_of_new(new))
+    return result if make is None or not new else _filled(result, make())
+
+
+def _told_of_new(names: Sequence[str]) -> str:
+    """Return what is said of parameters that an earlier stage did not have."""
+    begin = [name for name in names if name != PROFILE]
+    shown = ", ".join(begin[:3]) + (", …" if len(begin) > 3 else "")
+    said = f"; {len(begin)} that this architecture adds begin anew ({shown})" if begin else ""
+    return said + ("; the profile is that of select.profile" if PROFILE in names else "")
 
 
 def _resized(

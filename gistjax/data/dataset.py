@@ -42,6 +42,9 @@ def load_dataset(data: DataConfig, seed: int) -> Dataset:
         return _load(data, seed)
     tasks = each_task(data)
     for name, own in tasks.items():
+        with told_of(name):
+            _check_trains(own)
+    for name, own in tasks.items():
         if own.path not in ("", *PACKAGED) and not Path(own.path).is_dir():
             raise DataError(
                 f"data.tasks.{name}: {own.path} is no folder. --config.data.path of a mixture "
@@ -54,11 +57,15 @@ def load_dataset(data: DataConfig, seed: int) -> Dataset:
     return joined(parts)
 
 
+def _check_trains(data: DataConfig) -> None:
+    if data.train_examples or data.holdout:
+        load_task(data.task).check_trains(data.task, data)
+
+
 def _load(data: DataConfig, seed: int) -> Dataset:
     report, task = DataReport(), load_task(data.task)
     wanted = {"train": data.train_examples, "validation": data.validation_examples}
-    if data.train_examples or data.holdout:
-        task.check_trains(data.task, data)
+    _check_trains(data)
     read = _read_held_out if data.holdout and any(wanted.values()) else _read_splits
     train, validation = read(task, data, wanted, report)
     drawn = {}

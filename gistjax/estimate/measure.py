@@ -25,7 +25,12 @@ from gistjax.data.encoding import encode_splits
 from gistjax.data.example import Batch, Buckets
 from gistjax.data.mixture import MixedPlan
 from gistjax.estimate.flops import layer_parameters, step_flops
-from gistjax.estimate.memory import compute_dtype, memory_estimate, prefix_tokens
+from gistjax.estimate.memory import (
+    compute_dtype,
+    memory_estimate,
+    prefix_tokens,
+    with_question,
+)
 from gistjax.estimate.train_program import train_program
 from gistjax.experiment.base import build_model, build_on, find_prompt, load_pretrained
 from gistjax.experiment.evaluator import make_generator
@@ -272,7 +277,7 @@ def bare_model(config: CompressionConfig) -> tuple[CompressedLM, Mesh]:
     start_jax(config)
     mesh = make_mesh(config.mesh)
     base = load_base(resolve(config.model), config.model, mesh)
-    return build_on(base, mesh, config), mesh
+    return with_question(build_on(base, mesh, config)), mesh
 
 
 def full_batch(config: CompressionConfig, rows: int, tokens: int, answer_tokens: int) -> Batch:

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from gistjax.compress.budget import Budget
+from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.parameters import abstract_model, parameter_counts
+from gistjax.compress.scorers import CHUNK, SCORERS
 from gistjax.config import TEXT_LOSSES, CompressionConfig, LoraConfig, ModelConfig
 from gistjax.data.prompts import make_prompt
 from gistjax.data.tasks import load_task
@@ -37,6 +39,8 @@ from gistjax.weights.tokenizers import load_tokenizer
 GIB = 2**30
 PREFIX_TOKENS = 44
 """Prompt tokens before the context where there is no tokenizer to count them: Llama 3.1's."""
+REPEAT_TOKENS = 16
+"""Tokens that ask to repeat a context (KVzip), about as many as chat templates make of it."""
 STATES_KEPT = 5
 """Copies of the context's states that cross-attention keeps: as they come, normed, as keys before
 and after rotation, as values. Other architectures keep fewer."""
@@ -47,6 +51,13 @@ def prefix_tokens(source: Source) -> int:
     if source.path is None:
         return PREFIX_TOKENS
     return len(make_prompt(load_tokenizer(source)).prefix_ids)
+
+
+def with_question(model: CompressedLM) -> CompressedLM:
+    """Return a model that was built without a prompt, asked as one with a prompt to repeat."""
+    if model.selector is not None:
+        model.selector.repeat_ids = (0,) * REPEAT_TOKENS
+    return model
 
 
 def compute_dtype(model: ModelConfig) -> jnp.dtype:
@@ -117,7 +128,26 @@ def activation_bytes(
     layer += max(each.layer(base, model) for each in through) if model.remat else 0
     gradients = 4 * trainable
     most = max(kept + max(logits, layer), gradients)
+    if config.selects and SCORERS[config.select.scorer].second == "repetition":
+        first = through[0].kept(base, model) + trainable * size
+        most = max(most, first + repetition_bytes(config, base, prefix))
     return most + (gradients if config.accumulation > 1 else 0)
+
+
+def repetition_bytes(config: CompressionConfig, base: LlamaConfig, prefix: int) -> float:
+    """Estimate the bytes that KVzip's second pass holds beside the first (calculated).
+
+    It has no gradient: a cache of both passes, their mask, one layer's products, and the
+    probabilities that a chunk of queries pays, before and after the softmax.
+    """
+    size = compute_dtype(config.model).itemsize
+    E, C = config.batch_size, max(config.data.context_buckets)
+    S = REPEAT_TOKENS + C
+    U = prefix + C + S
+    cache = 2 * base.n_layers * E * U * base.n_kv_heads * base.head_dim * size
+    layer = Pass(E, S, U, base.n_layers, config.lora, 1).layer(base, config.model)
+    chunk = 2 * E * min(CHUNK, S) * U * base.n_heads * 4
+    return cache + E * S * U + layer + chunk
 
 
 def passes(config: CompressionConfig, base: LlamaConfig, prefix: int) -> Iterator[Pass]:

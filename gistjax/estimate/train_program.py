@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from gistjax.compress.parameters import abstract_model, split_model
 from gistjax.config import CompressionConfig
 from gistjax.data.example import Batch, Targets
-from gistjax.estimate.memory import answer_tokens
+from gistjax.estimate.memory import answer_tokens, with_question
 from gistjax.model.config import LlamaConfig
 from gistjax.model.llama import Execution
 from gistjax.runtime.sharding import one_device
@@ -57,7 +57,7 @@ def train_program(
         mesh: mesh of one device; by default the first of this machine.
     """
     execution = Execution(config.model.compute_dtype, kernel, config.model.remat)
-    model = abstract_model(config, base, config.model.scan_layers, execution)
+    model = with_question(abstract_model(config, base, config.model.scan_layers, execution))
     graphdef, trainable, frozen = split_model(model)
     optimizer = make_optimizer(config.optimizer, 1000, trainable)
     state = TrainState(

@@ -70,9 +70,12 @@ def kept_map(
     Returns:
         `parts` `[L][K]`, the part of its entries that a KV head keeps of all `n` contexts with
         their `tokens`; and `contexts`, for each `{"context_id", "words", "kept"}`, where `kept`
-        has for each token of each word how many of the L·K KV heads keep it.
+        has for each token of each word how many of the L·K KV heads keep it. Nothing, if no
+        context has a token.
     """
     tokens = sum(mask.shape[2] for mask in kept)
+    if not tokens:
+        return {}
     counts_LxK = np.sum([mask.sum(2) for mask in kept], axis=0)
     real = [i for i, row in enumerate(contexts) if len(row.context_ids)]
     return {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
@@ -145,6 +146,23 @@ def repeat_ids(prompt: Prompt) -> tuple[int, ...]:
     return tuple(prompt.encode_question(REPEAT).tolist())
 
 
+def check_profile(config: CompressionConfig, base_sha256: str = "") -> np.ndarray | None:
+    """Return the parts of the profile that a configuration names, `[L, K, R]`; None without one.
+
+    Args:
+        base_sha256: hash of the base, where it is known before its weights are loaded.
+
+    Raises:
+        CheckpointError, ConfigError: as `read_profile` does.
+    """
+    if config.select.spread != "profile":
+        return None
+    sizes = None
+    if config.model.path or "/" not in config.model.name:
+        sizes = resolve(config.model, offline=True).config
+    return read_profile(config.select.profile, sizes, base_sha256)
+
+
 def load_pretrained(
     config: CompressionConfig,
     mesh: Mesh | None = None,
@@ -236,11 +254,14 @@ def load_trained(
             one, or the compressor does not fit.
     """
     exported = run.finished(run.exported)
+    cuts = config.selects and not run.config().selects  # a full context of which entries are kept
+    if cuts:
+        check_profile(config, run.about().get("base_sha256", ""))
     if pretrained is None:
         pretrained = load_pretrained(config)
         pretrained.check_run(run)
     graphdef, shapes, frozen = split_model(build_model(config, pretrained, seeded=False))
-    if config.selects and not run.config().selects:  # a full context of which entries are kept
+    if cuts:
         trained = start_from(
             exported, shapes, SELECT, lambda: split_model(build_model(config, pretrained))[1]
         )

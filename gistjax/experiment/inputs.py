@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 from gistjax.compress.exported import load_exported
 from gistjax.compress.parameters import import_trainable, split_model, start_from
-from gistjax.compress.profile import read_profile
 from gistjax.config import DEFAULT_LOSS_WEIGHTS, TASKS, TEXT_LOSSES, CompressionConfig
 from gistjax.data.batching import PlanSettings, TrainPlan, longest_answer
 from gistjax.data.encoding import encode_splits
@@ -31,6 +30,7 @@ from gistjax.experiment.base import (
     PretrainedBase,
     build_model,
     check_fit,
+    check_profile,
     find_prompt,
     load_pretrained,
 )
@@ -60,16 +60,14 @@ def check_sources(config: CompressionConfig) -> dict[str, str]:
         DataError: if there is no text at `text.path`, and a loss needs it.
         WeightsError: if there is no such model, or its file is damaged.
     """
-    sizes = None
     if config.model.path or "/" not in config.model.name:
-        sizes = resolve(config.model, offline=True).config
+        resolve(config.model, offline=True)
     if any(map(config.loss_weights.get, TEXT_LOSSES)):
         find_text(config.text.path)
     found = {}
     if config.init_from:
         found["start_sha256"] = check_start(config)
-    if config.select.spread == "profile":
-        parts = read_profile(config.select.profile, sizes)
+    if (parts := check_profile(config)) is not None:
         found["profile_sha256"] = hash_tensors({"parts": parts})
     if config.loss_weights.get("distillation"):
         teacher = RunDir(config.teacher)

@@ -34,7 +34,7 @@ class Answer:
     """An answer, how sure the model is of it, and its cost."""
 
     text: str  # empty if it is withheld, or says that the context has no answer
-    positions: int  # slots (or, in full context, tokens) that stood in place of the context
+    positions: int  # slots, entries a KV head or (full context) tokens in place of the context
     seconds: float  # compilation not counted
     tokens: int  # generated, the one that ends the answer included
     score: float  # if calibrated the chance that what was written is right, else its probability
@@ -63,26 +63,27 @@ class AnswerIds(NamedTuple):
 
 @dataclass
 class Document:
-    """A text as its slots, ready for questions."""
+    """A text as its slots, or as what is kept of its entries, ready for questions."""
 
     engine: Engine
     context: CompressedContext  # one row, numpy arrays
     tokens: int  # of the text
     pieces: int  # compressed one by one, if the text is longer than contexts in training
-    seconds: float  # to compress, and to read the slots before a question; 0 if opened from a file
+    seconds: float  # to compress, and to be read before a question; 0 if opened from a file
     _states: Recent[DecodeState] = field(default_factory=lambda: Recent(KEPT_STATES), repr=False)
 
     def __repr__(self) -> str:
-        return f"Document({self.tokens} tokens in {self.slots} slots)"
+        what = "entries a KV head" if self.engine.config.selects else "slots"
+        return f"Document({self.tokens} tokens in {self.slots} {what})"
 
     @property
     def slots(self) -> int:
-        """Number of slots that stand for the text."""
+        """Number of slots that stand for the text, or of entries a KV head, on average."""
         return int(self.context.slots_B[0])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the slots, as a file keeps them."""
+        """Bytes of the slots or entries, as a file keeps them."""
         return sum(array.nbytes for array in document_file.pack(self.context).values())
 
     @overload
@@ -159,7 +160,7 @@ class Document:
         return next(size for size in QUESTION_TOKENS if size >= tokens)
 
     def _state(self, size: int) -> DecodeState:
-        """Return prompt and slots as read, with room for a question of a length and its answer."""
+        """Return prompt and context as read, with room for a question of a length and an answer."""
 
         def read() -> DecodeState:
             room = size + written_tokens(self.engine.config)
@@ -170,7 +171,7 @@ class Document:
         return self._states.get(size, read)
 
     def save(self, file: str | Path) -> int:
-        """Write the slots as safetensors; only the compressor that made them can read them.
+        """Write slots or entries as safetensors; only the compressor that made them can read them.
 
         Returns:
             The file's size in bytes.

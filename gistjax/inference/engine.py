@@ -149,8 +149,8 @@ class Engine:
         """Read a text once.
 
         Args:
-            ratio: context tokens a slot, within those that the compressor was trained with; by
-                default `config.ratio`.
+            ratio: context tokens a slot or an entry, within those that the compressor was trained
+                with; by default `config.ratio`.
 
         Raises:
             ConfigError: if the compressor was not trained with such a ratio, or it is no number.
@@ -179,7 +179,8 @@ class Engine:
         """
         if not isinstance(ratio, Real) or isinstance(ratio, bool):
             kind = type(ratio).__name__
-            raise ConfigError(f"ratio must be a number of tokens a slot, as in 4.0, not {kind}.")
+            what = "an entry" if self.config.selects else "a slot"
+            raise ConfigError(f"ratio must be a number of tokens {what}, as in 4.0, not {kind}.")
         if problem := Budget.of(self.config).ratio_problem(float(ratio)):
             raise ConfigError(problem)
 

@@ -42,6 +42,11 @@ def define_path(
         flags.DEFINE(parser, name, default, about, values, serializer)
 
 
+def path_flags(values: flags.FlagValues) -> list[str]:
+    """Return the names of the flags that take a path, in the order in which they were defined."""
+    return [name for name in values if isinstance(values[name].parser, _PathParser)]
+
+
 def plain_overrides(argv: list[str]) -> list[str]:
     """Return a command line with the last override of each key alone, tuples as ml_collections
     takes them.

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict, config_flags
 
 from gistjax.config import ARCHITECTURES, CompressionConfig
 from gistjax.errors import ConfigError, GistjaxError, did_you_mean, first_line
-from gistjax.runtime.arguments import OVERRIDE, plain_overrides, tidy_path
+from gistjax.runtime.arguments import OVERRIDE, path_flags, plain_overrides, tidy_path
 from gistjax.runtime.files import is_file, to_json
 from gistjax.runtime.logs import HUB
 from gistjax.runtime.signals import Stopped
@@ -86,7 +86,7 @@ def run_bare(main: Callable[[flags.FlagValues], None], define_flags: DefineFlags
         values = _flags(define_flags)
         if HELP & set(sys.argv):
             print_help(values)
-        _no_words(_parse_flags(sys.argv, values))
+        _no_words(_parse_flags(sys.argv, values), values)
         main(values)
 
     guard(parsed)
@@ -160,8 +160,9 @@ def parse(
         ConfigError: for an unknown flag or key (with the nearest known one), a wrong type, a
             missing file.
     """
-    config, words = _parse(argv, defaults, flags.FlagValues() if values is None else values)
-    _no_words(words)
+    values = flags.FlagValues() if values is None else values
+    config, words = _parse(argv, defaults, values)
+    _no_words(words, values)
     return config
 
 
@@ -188,10 +189,13 @@ def _parse_flags(argv: list[str], values: flags.FlagValues) -> list[str]:
         raise ConfigError(f"{str(error).strip()} (see --help)") from error
 
 
-def _no_words(words: list[str]) -> None:
+def _no_words(words: list[str], values: flags.FlagValues) -> None:
     if words:
+        paths = " or ".join(f"--{name}" for name in path_flags(values))
+        after = f", and a path stands after {paths}" if paths else ""
         raise ConfigError(
-            f"unexpected argument {words[0]!r}: options start with --, as in --config.seed=1."
+            f"unexpected argument {words[0]!r}: options start with --, as in --config.seed=1"
+            f"{after} (see --help)."
         )
 
 

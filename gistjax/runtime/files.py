@@ -175,7 +175,8 @@ class RunLock:
     """A lock on a run directory for a `with` block; `run.lock` in it says who holds it.
 
     The operating system holds the lock and lets go of it when the process ends, however it ends:
-    the file that a killed process leaves behind keeps nobody out.
+    the file that a killed process leaves behind keeps nobody out. A directory that was made for the
+    lock, and has nothing else in it at the end, goes with it.
 
     Raises:
         CheckpointError: if another process holds the directory, naming its pid and host.
@@ -186,6 +187,7 @@ class RunLock:
         self.path = rundir / "run.lock"
 
     def __enter__(self) -> RunLock:
+        self._made = [folder for folder in self.path.parents if not folder.exists()]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a+", encoding="utf-8")
@@ -209,16 +211,30 @@ class RunLock:
                 f"{self.path} cannot be locked: {error.strerror}. "
                 "Choose a --workdir on a file system with locks."
             ) from error
+        if self._is_gone():
+            self._file.close()
+            return self.__enter__()
         if left := self._holder():
             log.warning("%s was left by %s, which has ended: recovered", self.path, left)
         self._sign()
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The file itself stays: removing it could hand the directory to two.
+        # Where there is a run, the file stays: removing it could hand the directory to two.
         with contextlib.suppress(OSError):
             self._file.truncate(0)
+            if self._made and os.listdir(self.path.parent) == [self.path.name]:
+                self.path.unlink()
+                for folder in self._made:  # innermost first, up to one that is not empty
+                    folder.rmdir()
         self._file.close()
+
+    def _is_gone(self) -> bool:
+        """Whether who held the lock has removed its file since it was opened here."""
+        try:
+            return not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+        except OSError:
+            return True
 
     def _holder(self) -> str:
         self._file.seek(0)

@@ -248,6 +248,7 @@ def test_what_is_no_mixture_is_refused_by_name(folder, changes, message):
         ({"hotpotqa": 1.0}, DataError, r"data\.tasks\.hotpotqa: .*hotpotqa is no folder"),
         ({"gsm8k_numbers": 1.0}, DataError, r"data\.tasks\.gsm8k_numbers: .*gsm8k is no folder"),
         ({"nq": 1.0}, ConfigError, r"data\.tasks\.nq: .*for evaluation only"),
+        ({"hotpotqa": 1.0, "nq": 1.0}, ConfigError, r"data\.tasks\.nq: .*for evaluation only"),
     ],
 )
 def test_a_task_without_data_is_refused_by_name(folder, tasks, error, message):

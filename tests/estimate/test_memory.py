@@ -6,7 +6,8 @@ import math
 import pytest
 from absl import flags
 
-from gistjax.config import CompressionConfig, DataConfig, LoraConfig, ModelConfig
+from gistjax.compress.parameters import abstract_model
+from gistjax.config import CompressionConfig, DataConfig, LoraConfig, ModelConfig, SelectConfig
 from gistjax.estimate import memory
 from gistjax.estimate.flops import layer_parameters
 from gistjax.estimate.memory import (
@@ -15,6 +16,7 @@ from gistjax.estimate.memory import (
     memory_estimate,
     passes,
     prefix_tokens,
+    with_question,
 )
 from gistjax.model.config import LlamaConfig
 from gistjax.runtime import cli
@@ -116,6 +118,29 @@ def test_norms_of_queries_and_keys_keep_both_as_they_come():
     base, each = dataclasses.replace(BASE, qk_norms=True), Pass(1, 1, 0, 3, NONE, 1)
     heads = (BASE.n_heads + BASE.n_kv_heads) * BASE.head_dim
     assert each.layer(base, BF16) - each.layer(BASE, BF16) == 2 * heads
+
+
+def test_a_second_pass_over_the_context_is_counted():
+    """Both caches, with KVzip's question, where little else is held."""
+    rows = DataConfig(context_tokens=4096, context_buckets=(4096,), question_buckets=(8,))
+    kept = CompressionConfig(
+        architecture="select",
+        loss_weights={"teacher_forcing": 1.0},
+        lora=LoraConfig(rank=0),
+        model=ModelConfig(remat=True, scan_layers=False),
+        batch_size=1,
+        data=dataclasses.replace(rows, questions_per_context=1),
+    )
+    base = KNOWN["llama-3.1-8b-instruct"].config
+    one, two = (
+        activation_bytes(kept.replace(select=SelectConfig(scorer)), base, 44, 0)
+        for scorer in ("knorm", "kvzip")
+    )
+    position = 2 * base.n_layers * base.n_kv_heads * base.head_dim * 2
+    both = position * (44 + 2 * 4096 + memory.REPEAT_TOKENS)
+    assert two - one > both
+    model = with_question(abstract_model(kept.replace(select=SelectConfig("kvzip")), base))
+    assert len(model.selector.repeat_ids) == memory.REPEAT_TOKENS
 
 
 @pytest.mark.parametrize(

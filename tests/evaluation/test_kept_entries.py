@@ -50,6 +50,13 @@ def test_the_map_by_hand(tokenizer, contexts):
         assert sum(context["kept"], []) == mask.sum((0, 1)).tolist()
 
 
+def test_contexts_without_a_token_have_no_map(tokenizer, contexts):
+    empty, none = contexts[2:], [np.zeros((3, 2, 0), bool)]
+    assert kept_map(empty, none, tokenizer, 2) == {} == joined_maps([{}])
+    one = kept_map(contexts[:1], [np.ones((3, 2, contexts[0].context_length), bool)], tokenizer, 2)
+    assert joined_maps([{}, one]) == one
+
+
 def test_maps_of_several_tasks_are_weighted_by_tokens():
     one = {"n": 1, "tokens": 10, "parts": [[0.5, 0.0]], "contexts": [{"context_id": 1}]}
     two = {"n": 2, "tokens": 30, "parts": [[0.1, 0.4]], "contexts": [{"context_id": 2}]}

@@ -20,6 +20,40 @@ def test_a_second_holder_is_refused_and_told_of_the_first(tmp_path):
         pass
 
 
+def test_a_directory_that_was_made_for_nothing_goes(tmp_path):
+    with RunLock(tmp_path / "runs" / "a"):
+        assert (tmp_path / "runs" / "a" / "run.lock").exists()
+    assert not list(tmp_path.iterdir())
+    with RunLock(tmp_path / "runs" / "a"):
+        (tmp_path / "runs" / "a" / "config.json").touch()
+    with RunLock(tmp_path / "runs" / "b"):
+        pass
+    assert {path.name for path in (tmp_path / "runs").rglob("*")} == {
+        "a",
+        "run.lock",
+        "config.json",
+    }
+    (tmp_path / "there").mkdir()
+    with RunLock(tmp_path / "there"):
+        pass
+    assert (tmp_path / "there" / "run.lock").exists()
+
+
+def test_who_waited_for_a_directory_that_has_gone_holds_the_one_that_is_there(
+    tmp_path, monkeypatch
+):
+    lock, flock = RunLock(tmp_path / "run"), fcntl.flock
+
+    def late(file, how):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        lock.path.unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with lock, pytest.raises(CheckpointError, match="in use by process"):
+        RunLock(tmp_path / "run").__enter__()
+
+
 def test_room_is_asked_for_only_where_it_is_lacking(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"Not a directory\): choose another --workdir"):

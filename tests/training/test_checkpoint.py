@@ -275,7 +275,8 @@ def test_leaves_are_made_only_where_the_file_lacks_some(tmp_path, name, made):
     assert len(makes) == made
 
 
-def test_another_head_starts_fresh_behind_its_gate(tmp_path):
+def test_another_head_starts_fresh_behind_its_gate(tmp_path, caplog):
+    caplog.set_level("INFO")
     gated = {"slot_start": "window_means"}
     earlier = exported(tmp_path, "pooling", **gated)
     earlier.compressor.gate[...] = earlier.compressor.gate[...] + 1
@@ -286,6 +287,7 @@ def test_another_head_starts_fresh_behind_its_gate(tmp_path):
     started = start_from(tmp_path, fresh, "conv")
     assert_equal(started.lora, earlier.lora)
     assert_equal(started.compressor, fresh.compressor)
+    assert "that this architecture adds begin anew (compressor/architecture/" in caplog.text
     _, same, _ = split_model(tiny_model("pooling", seed=6, **gated))
     assert_equal(start_from(tmp_path, same, "pooling").compressor, earlier.compressor)
 
