@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
@@ -17,6 +17,7 @@ from gistjax.experiment.confidence import Confidence
 from gistjax.inference import document_file
 from gistjax.inference.recent import Recent
 from gistjax.inference.text import check_text
+from gistjax.model.kv_cache import Kept
 from gistjax.runtime.texts import user_path
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Document:
     pieces: int  # compressed one by one, if the text is longer than contexts in training
     seconds: float  # to compress, and to be read before a question; 0 if opened from a file
     _states: Recent[DecodeState] = field(default_factory=lambda: Recent(KEPT_STATES), repr=False)
+    _kept: Kept | None = field(default=None, repr=False)  # on the device, once for all states
 
     def __repr__(self) -> str:
         what = "entries a KV head" if self.engine.config.selects else "slots"
@@ -166,7 +168,10 @@ class Document:
             room = size + written_tokens(self.engine.config)
             state, seconds = self.engine.programs.prefill(self.context, room)
             self.seconds += seconds
-            return state
+            if self.context.kept is None:
+                return state
+            self._kept = state.cache.kept if self._kept is None else self._kept
+            return replace(state, cache=replace(state.cache, kept=self._kept))
 
         return self._states.get(size, read)
 

@@ -58,7 +58,7 @@ class PackedEntries:
         first_K = jnp.minimum(start_K, len(self.k_TxH) - self.most)
 
         def cut(x_TxH: Array) -> Array:
-            window = jax.vmap(lambda at: jax.lax.dynamic_slice_in_dim(x_TxH, at, self.most))
+            window: Any = jax.vmap(lambda at: jax.lax.dynamic_slice_in_dim(x_TxH, at, self.most))
             x_KxXxH: Array = window(first_K)
             return x_KxXxH[None]
 
@@ -120,15 +120,17 @@ class Cache:
 
     def layer(self, index: Array | int, start: Array | int) -> CacheLayer:
         """One layer's part; what it is given next goes to index `start`."""
-        is_packed = isinstance(self.kept, PackedEntries)
-        parts = self.k, self.v, None if is_packed else self.kept
-        if isinstance(self.k, tuple):
-            k, v, kept = (None if part is None else part[index] for part in parts)
-        else:
-            k, v, kept = jax.tree.map(
-                lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), parts
+
+        def part(x: Any) -> Any:
+            if isinstance(x, PackedEntries):
+                return x.layer(index)
+            if isinstance(x, tuple):
+                return x[index]
+            return jax.tree.map(
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), x
             )
-        return CacheLayer(k, v, start, self.kept.layer(index) if is_packed else kept)
+
+        return CacheLayer(part(self.k), part(self.v), start, part(self.kept))
 
     def put(self, index: Any, layer: CacheLayer) -> Cache:
         """The cache with one layer's part replaced."""

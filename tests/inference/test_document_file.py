@@ -79,6 +79,9 @@ def test_saved_entries_answer_as_before(spread, examples, file, tmp_path):
         assert arrays["count"].sum() == n and about["version"] == "3"
         for example in examples:
             assert opened.ask(example.question).text == document.ask(example.question).text
+    document.ask("why " * 40)
+    states = document._states._values.values()
+    assert len(states) == 2 and len({id(state.cache.kept.k_TxH) for state in states}) == 1
     moved = arrays["count"].copy()
     moved[0, 0], moved[-1, -1] = -1, moved[-1, -1] + moved[0, 0] + 1
     wrong = ({"count": arrays["count"] + 1}, {"count": moved}, {"count": arrays["count"] * 1.0})
