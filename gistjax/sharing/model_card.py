@@ -76,7 +76,7 @@ def model_card(
         dtype=config.model.dtype,
         base_sha256=stored["base_sha256"],
         size=size and f" {size}",
-        scores=_scores(metrics, config.compresses),
+        scores=_scores(metrics, config),
         data=_data(config, stored),
     )
 
@@ -129,14 +129,15 @@ def _entries(config: CompressionConfig) -> str:
     return f"{config.target_length} entries a KV head on average"
 
 
-def _scores(metrics: Mapping[str, Any], compresses: bool) -> str:
+def _scores(metrics: Mapping[str, Any], config: CompressionConfig) -> str:
     if "final_f1" not in metrics:
         return "Not measured."
     interval = metrics.get("final_f1_interval")
-    name = "this compressor" if compresses else "this adapter"
+    name = "this compressor" if config.compresses else "this adapter"
+    kept = "entries" if config.selects else "slots"
     rows = [(name, metrics["final_f1"], interval, metrics["final_em"])]
     if metrics.get("shuffled_f1") is not None:
-        rows.append(("the same, with another text's slots", metrics["shuffled_f1"], None, None))
+        rows.append((f"the same, with another text's {kept}", metrics["shuffled_f1"], None, None))
     if metrics.get("baseline_f1") is not None:
         interval, em = metrics.get("baseline_f1_interval"), metrics["baseline_em"]
         rows.append(("the untuned base with the whole text", metrics["baseline_f1"], interval, em))
@@ -149,7 +150,8 @@ def _scores(metrics: Mapping[str, Any], compresses: bool) -> str:
         em, between = block["final_em"], f" [{low:.3f}, {high:.3f}]"
         lines.append(f"| of these, {task} | {block['final_f1']:.3f}{between} | {em:.3f} |")
     effective = metrics.get("effective_compression_ratio")
-    ratio = f" at {effective:.2f} tokens a slot" if effective and compresses else ""
+    each = "an entry" if config.selects else "a slot"
+    ratio = f" at {effective:.2f} tokens {each}" if effective and config.compresses else ""
     questions = f"{metrics['n_examples']} validation questions{ratio}"
     of = "; means over tasks" if metrics.get("tasks") else ""
     lines.append(f"\nOn {questions}{of}; 95 % intervals; seed {metrics['seed']}.")
