@@ -44,7 +44,9 @@ SCORERS = (
     "random",
     ASKS,
 )
-"""What chooses the entries that are kept (`gistjax.compress.scorers`)."""
+"""What chooses the entries that are kept, without training (`gistjax.compress.scorers`)."""
+LEARNED = ("conv", "pooling", "cross_attention", "gist")
+"""What is trained to choose them (`gistjax.compress.learned`)."""
 SLOT_KEYS = ("slot_form", "slot_place", "slot_start", "slot_positions", "connector")
 """Keys that are about slots alone."""
 SPREADS = ("head", "layer", "all", "profile")
@@ -71,7 +73,7 @@ TASKS: dict[str, str] = {
 }
 """Modules of the tasks, each of which defines its `TASK` (`gistjax.data.tasks`)."""
 DEFAULT_LOSS_WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
-DEFAULT_LOSS_WEIGHTS |= dict.fromkeys(("distillation", *TEXT_LOSSES), 0.0)
+DEFAULT_LOSS_WEIGHTS |= dict.fromkeys(("distillation", "kvzip", *TEXT_LOSSES), 0.0)
 
 
 def file_name(path: str) -> str:
@@ -127,7 +129,7 @@ class EncoderConfig:
         choices=("embeddings", "hidden", "lora"),
     )
     layers: int = setting(-1, "base layers that the encoder runs; -1 is all", least=-1)
-    bidirectional: bool = setting(False, "lora only: context tokens see later ones too")
+    bidirectional: bool = setting(False, "lora, or select: context tokens see later ones too")
     lora: LoraConfig = setting(LoraConfig, "the encoder's adapter")
 
 
@@ -135,7 +137,9 @@ class EncoderConfig:
 class SelectConfig:
     """Architecture `select`: which entries of the key/value cache are kept."""
 
-    scorer: str = setting("kvzip", "what says how much an entry is worth", choices=SCORERS)
+    scorer: str = setting(
+        "kvzip", "what says how much an entry is worth", choices=(*SCORERS, *LEARNED)
+    )
     spread: str = setting(
         "all",
         "what the budget is for: each KV head, each layer, all; or parts by profile",
@@ -145,6 +149,12 @@ class SelectConfig:
         "", "file of the parts that KV heads keep (`python -m gistjax.profile` writes it)"
     )
     bytes: int = setting(0, "most bytes of entries a context, in place of ratio; 0: none", least=0)
+    warmup: float = setting(
+        0.15, "learned scorer: share of the training in which KVzip chooses for it", least=0, most=1
+    )
+    temperature: float = setting(
+        1.0, "learned scorer: of the gate through which the loss teaches it; 0: no gate", least=0
+    )
 
 
 @dataclass(frozen=True)
@@ -231,6 +241,7 @@ class OptimizerConfig:
 
     compressor_lr: float = setting(1e-4, "peak learning rate of the compressor", least=0)
     lora_lr: float = setting(5e-5, "peak learning rate of the adapters", least=0)
+    scorer_lr: float = setting(2e-4, "peak learning rate of a learned scorer", least=0)
     warmup_fraction: float = setting(0.05, "share of the steps with rising rate", least=0, below=1)
     weight_decay: float = setting(0.01, "decay of matrices, times the learning rate", least=0)
     clip_norm: float = setting(1.0, "largest norm of all gradients together", above=0)
@@ -278,6 +289,9 @@ class CompressionConfig:
         0.0, "tokens a slot: ⌈tokens / ratio⌉ slots, at most M; 0: M, at most one a token"
     )
     ratios: tuple[float, ...] = setting((), "in training, one of these is drawn for each context")
+    ratios_per_question: int = setting(
+        1, "select: so many of `ratios` are drawn for each question", least=1
+    )
     ratio_growth: float = setting(
         0.0, "share of the training over which they come in, first to last", least=0, most=1
     )
@@ -351,6 +365,11 @@ class CompressionConfig:
     def selects(self) -> bool:
         """Whether entries of the key/value cache are kept in place of slots."""
         return self.architecture == SELECT
+
+    @property
+    def learns_scores(self) -> bool:
+        """Whether what is kept is chosen by a scorer that is trained."""
+        return self.selects and self.select.scorer in LEARNED
 
     def replace(self, **changes: Any) -> CompressionConfig:
         """Return a copy with some fields changed."""

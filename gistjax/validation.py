@@ -15,6 +15,7 @@ from typing import Any
 from gistjax.config import (
     ASKS,
     DEFAULT_LOSS_WEIGHTS,
+    LEARNED,
     SLOT_KEYS,
     TASKS,
     TEXT_LOSSES,
@@ -193,6 +194,21 @@ def _select_rules(config: CompressionConfig) -> Rules:
             not select.bytes or config.ratio == 0 and not config.ratios,
             f"select.bytes={select.bytes} and ratio={config.ratio} are two budgets: set one to 0.",
         ),
+        (
+            config.learns_scores or not config.loss_weights.get("kvzip"),
+            "loss_weights.kvzip teaches a scorer, which is to be learned: set "
+            f"--config.architecture=select and --config.select.scorer to one of {LEARNED}.",
+        ),
+        (
+            config.selects or config.ratios_per_question == 1,
+            "ratios_per_question is for architecture='select', whose contexts are read once for "
+            "all ratios: leave it at 1.",
+        ),
+        (
+            config.ratios_per_question <= max(len(config.ratios), 1),
+            f"ratios_per_question={config.ratios_per_question} is more than there are in "
+            f"ratios={config.ratios}: lower the first.",
+        ),
     )
 
 
@@ -246,7 +262,7 @@ def _encoder_rules(config: CompressionConfig) -> Rules:
             "encoder.kind='lora' or 'embeddings' (no adapter of its own) and encoder.layers=-1.",
         ),
         (
-            not encoder.bidirectional or encoder.kind == "lora",
+            not encoder.bidirectional or encoder.kind == "lora" or config.selects,
             "encoder.bidirectional=True needs encoder.kind='lora': the untuned base is causal.",
         ),
         (

@@ -80,7 +80,7 @@ def test_parts_are_those_that_the_budget_of_all_heads_keeps(full, profile):
         score = model.selector.read(model.base, model.lora, prefix, context)[1]
         heads = score.shape[0] * score.shape[2]
         totals = [jnp.array([heads * -(-n // int(ratio))]) for ratio in PROFILE_RATIOS]
-        kept = [keep(score, context[1], total, "all").sum((1, 3)) for total in totals]
+        kept = [keep(score, context[1], total, "all").kept.sum((1, 3)) for total in totals]
         kept_RxLxK, tokens = kept_RxLxK + np.stack(kept), tokens + n
     found, about = load_tensors(file)
     wanted = np.moveaxis(kept_RxLxK, 0, -1) / tokens

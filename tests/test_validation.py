@@ -37,6 +37,21 @@ WRONG = [
     ({"ratio": 0.5}, "ratio=0.5"),
     ({"ratios": (0.5, 4.0)}, "ratios="),
     ({"ratios": (4.0, 2.0)}, "ascend"),
+    ({"ratios_per_question": 2}, "is for architecture='select'"),
+    (
+        {
+            "architecture": "select",
+            "ratios": (4.0,),
+            "ratios_per_question": 2,
+            "loss_weights": {"teacher_forcing": 1.0},
+        },
+        "more than there are in ratios",
+    ),
+    (
+        {"architecture": "select", "loss_weights": {"teacher_forcing": 1.0, "kvzip": 1.0}},
+        "teaches a scorer, which is to be learned",
+    ),
+    ({"loss_weights": {"kvzip": 1.0}}, "select.scorer to one of"),
     ({"slot_place": "inside"}, "slot_form="),
     ({"slot_start": "mean"}, "window_means"),
     ({"loss_weights": {"cloze": 1.0}}, "config.text.path"),

@@ -67,10 +67,11 @@ class Reading:
 class Scorer:
     """A method, and what it watches."""
 
-    score: Callable[[Reading, Array, Seen], Array]
-    """Function of the reading, the layer's number (int32) and what is seen there, that returns
-    fp32 `[B, K, C]`: the larger, the sooner it is kept. Padding has any finite value."""
-    second: Literal["", "repetition", "question"] = ""  # what is read in a second pass
+    score: Callable[[Reading, Any, Seen], Array]
+    """Function of the reading, the layer's number (int32) or a learned scorer's weights for it,
+    and what is seen there, that returns fp32 `[B, K, C]`: the larger, the sooner it is kept.
+    Padding has any finite value."""
+    second: Literal["", "repetition", "question", "gists"] = ""  # what is read in a second pass
 
 
 def kvzip(reading: Reading, layer: Array, seen: Seen) -> Array:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +22,16 @@ from gistjax.compress.budget import Budget
 from gistjax.compress.context import CompressedContext, soft_context
 from gistjax.compress.encoder import Encoder
 from gistjax.compress.layers import parameter
+from gistjax.compress.learned import LEARNED, new_gists, new_weights
 from gistjax.compress.scorers import SCORERS, Reading, Scorer
-from gistjax.compress.spread import PROFILE_RATIOS, keep, keep_parts, shares_at, whole_parts
+from gistjax.compress.spread import PROFILE_RATIOS, Cut, keep, keep_parts, shares_at, whole_parts
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.model.config import LlamaConfig
 from gistjax.model.kv_cache import Cache, Kept, KeptLayer
 from gistjax.model.layer import Seen
 from gistjax.model.llama import Llama
-from gistjax.model.lora import LoRA
+from gistjax.model.lora import LoRA, frozen
 from gistjax.model.masks import causal_mask, context_mask, lengths_to_valid
 
 Asked = tuple[Array, Array]
@@ -49,6 +51,7 @@ class Selector(nnx.Module):
     def __init__(self, base: LlamaConfig, config: CompressionConfig, key: Array):
         self.base, self.budget, self.seed = base, Budget.of(config), config.seed
         self.scorer, self.spread = config.select.scorer, config.select.spread
+        self.temperature = config.select.temperature
         dtype = jnp.dtype(config.model.compute_dtype or config.model.dtype)
         entry_bytes = 2 * base.head_dim * dtype.itemsize
         self.most = config.select.bytes // entry_bytes
@@ -57,7 +60,10 @@ class Selector(nnx.Module):
                 f"select.bytes={config.select.bytes} holds no entry of this base, which takes "
                 f"{entry_bytes} bytes: raise it, or set a ratio."
             )
+        key_s = jax.random.key(0)  # whatever the seed: runs that start otherwise have no mean
         self.encoder = Encoder(base, config.encoder, True, key)
+        self.learned = new_weights(self.scorer, base, key_s) if config.learns_scores else None
+        self.gists = new_gists(base, key_s) if self.scorer == "gist" else None
         shape = (base.n_layers, base.n_kv_heads, len(PROFILE_RATIOS))
         fixed = self.spread == "profile"
         self.profile = parameter(jnp.ones(shape), decay=False) if fixed else None
@@ -114,20 +120,28 @@ class Selector(nnx.Module):
         return self.heads * slots_B
 
     def choose(
-        self, score_LxBxKxC: Array, length_B: Array, total_B: Array, spread: str | None = None
+        self, score_LxExKxC: Array, length_E: Array, total_B: Array, spread: str | None = None
     ) -> Array:
-        """Mark what is kept, `[L, B, K, C]`.
+        """Mark what is kept, `[L, B, K, C]` (`cut`)."""
+        return self.cut(score_LxExKxC, length_E, total_B, spread).kept
+
+    def cut(
+        self, score_LxExKxC: Array, length_E: Array, total_B: Array, spread: str | None = None
+    ) -> Cut:
+        """Mark what is kept, and say which score is the least that is.
 
         Args:
+            total_B: entries, as in `spread.keep`: for several rows a context where B is more.
             spread: another than the configured one; `profile` needs a model that has one.
         """
         spread = spread or self.spread
         if spread != "profile":
-            return keep(score_LxBxKxC, length_B, total_B, spread)
+            return keep(score_LxExKxC, length_E, total_B, spread)
         assert self.profile is not None
         profile_LxKxR = jax.lax.stop_gradient(self.profile[...])
+        length_B = jnp.repeat(length_E, len(total_B) // len(length_E))
         share_LxBxK = shares_at(profile_LxKxR, self.heads * length_B / jnp.maximum(total_B, 1))
-        return keep_parts(score_LxBxKxC, length_B, whole_parts(share_LxBxK, length_B, total_B))
+        return keep_parts(score_LxExKxC, length_E, whole_parts(share_LxBxK, length_B, total_B))
 
     def read(
         self,
@@ -146,7 +160,8 @@ class Selector(nnx.Module):
         if self.encoder.bidirectional:
             mask_BxTxT = context_mask(lengths_to_valid(P + length_B, P + C), P)
         reading = Reading(self.base, P, ids_BxC, length_B, self.seed)
-        scorer = SCORERS[self.scorer]
+        scorer = (SCORERS | LEARNED)[self.scorer]
+        own = jnp.arange(self.base.n_layers) if self.learned is None else _values(self.learned)
         if scorer.second == "question" and asked is None:
             raise ConfigError(
                 f"select.scorer={self.scorer!r} looks at the question, which is not known while a "
@@ -161,19 +176,29 @@ class Selector(nnx.Module):
             base.empty_cache(B, P + C),
             0,
             first,
-            jnp.arange(self.base.n_layers),
+            own,
         )
         if not scorer.second:
             return cache, score
+        if self.gists is not None:
+            gists_BxJxD = jnp.broadcast_to(
+                self.gists[...].astype(base.dtype), (B, *self.gists.shape)
+            )
+            read = gists_BxJxD, jnp.full(B, gists_BxJxD.shape[1])
+            adapter, cached = frozen(self.encoder.lora or lora), jax.lax.stop_gradient(cache)
+            return cache, second_pass(base, adapter, cached, reading, read, scorer, own)
         if scorer.second == "repetition" or asked is None:
-            asked = self._repetition(ids_BxC, length_B)
-        return cache, second_pass(base, lora, cache, reading, asked, scorer)
+            read = self.repetition(base, ids_BxC, length_B)
+        else:
+            read = base.embed(asked[0]), asked[1]
+        return cache, second_pass(base, lora, cache, reading, read, scorer)
 
-    def _repetition(self, ids_BxC: Array, length_B: Array) -> Asked:
-        """The question that asks to repeat the context, and the context."""
+    def repetition(self, base: Llama, ids_BxC: Array, length_B: Array) -> tuple[Array, Array]:
+        """Embeddings of the question that asks to repeat the context, and of the context."""
         repeat_R = jnp.asarray(self.repeat_ids, ids_BxC.dtype)
         repeat_BxR = jnp.broadcast_to(repeat_R, (ids_BxC.shape[0], len(repeat_R)))
-        return jnp.concatenate([repeat_BxR, ids_BxC], axis=1), len(repeat_R) + length_B
+        ids_BxS = jnp.concatenate([repeat_BxR, ids_BxC], axis=1)
+        return base.embed(ids_BxS), len(repeat_R) + length_B
 
 
 def second_pass(
@@ -181,12 +206,18 @@ def second_pass(
     lora: LoRA | None,
     cache: Cache,
     reading: Reading,
-    asked: Asked,
+    read: tuple[Array, Array],
     scorer: Scorer,
+    own: Any = None,
 ) -> Array:
-    """The scores of a scorer that watches a decoder read tokens behind the context."""
-    tokens_BxS, asked_B = asked
-    B, S = tokens_BxS.shape
+    """The scores of a scorer that watches a decoder read something behind the context.
+
+    Args:
+        read: vectors `[B, S, D]`, and how many `[B]`.
+        own: the scorer's weights, stacked along L; by default the layers' numbers.
+    """
+    x_BxSxD, asked_B = read
+    B, S, _ = x_BxSxD.shape
     U = reading.prefix + reading.size
     end_B = reading.end_B
     grown = base.empty_cache(B, U + S).insert(0, cache)
@@ -194,28 +225,37 @@ def second_pass(
     context_BxSxU = jnp.broadcast_to(lengths_to_valid(end_B, U)[:, None], (B, S, U))
     score_LxBxKxC: Array
     _, score_LxBxKxC = base.observe(
-        base.embed(tokens_BxS),
+        x_BxSxD,
         end_B[:, None] + jnp.arange(S),
         jnp.concatenate([context_BxSxU, own_BxSxS], axis=2),
         lora,
         grown,
         U,
         partial(scorer.score, dataclasses.replace(reading, asked_B=asked_B)),
-        jnp.arange(reading.config.n_layers),
+        jnp.arange(reading.config.n_layers) if own is None else own,
     )
     return score_LxBxKxC
 
 
-def kept_of(cache: Cache, prefix: int, size: int, kept_LxBxKxC: Array) -> Kept:
+def kept_of(
+    cache: Cache, prefix: int, size: int, kept_LxBxKxC: Array, gate_LxBxKxC: Array | None = None
+) -> Kept:
     """The context's entries in a cache, each KV head's own, those that are not kept masked."""
 
     def entries(x: Array) -> Array:
         return jax.lax.slice_in_dim(x, prefix, prefix + size, axis=-2)
 
     if isinstance(cache.k, tuple):
-        layers = zip(cache.k, cache.v, jnp.unstack(kept_LxBxKxC), strict=True)
-        return tuple(KeptLayer(entries(k), entries(v), kept) for k, v, kept in layers)
-    return KeptLayer(entries(cache.k), entries(cache.v), kept_LxBxKxC)
+        kept = jnp.unstack(kept_LxBxKxC)
+        gates = [None] * len(kept) if gate_LxBxKxC is None else jnp.unstack(gate_LxBxKxC)
+        layers = zip(cache.k, cache.v, kept, gates, strict=True)
+        return tuple(KeptLayer(entries(k), entries(v), mask, gate) for k, v, mask, gate in layers)
+    return KeptLayer(entries(cache.k), entries(cache.v), kept_LxBxKxC, gate_LxBxKxC)
+
+
+def _values(weights: Any) -> dict[str, Array]:
+    """The arrays of a dictionary of parameters."""
+    return {name: weight[...] for name, weight in weights.items()}
 
 
 def _nothing(layer: Array, seen: Seen) -> None:

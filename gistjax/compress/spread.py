@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from gistjax.model.masks import lengths_to_valid
@@ -13,41 +16,105 @@ PROFILE_RATIOS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 LEAST_PART = 1e-6
 HALVINGS = 40
+LOWEST, HIGHEST = np.int32(-(2**31)), np.int32(2**31 - 1)
+
+
+class Cut(NamedTuple):
+    """Which entries are kept."""
+
+    kept: Array  # bool
+    threshold: Array  # fp32, the least score that is kept; infinite where nothing is decided
 
 
 def largest(score: Array, valid: Array, n: Array) -> Array:
     """Mark the n largest scores over the last axis, among the valid; of equal ones the first.
 
     Args:
-        n: int32, in the other axes' shape.
+        n: int32, in the other axes' shape or one that broadcasts with it.
+    """
+    return cut(score, valid, n).kept
+
+
+def cut(score: Array, valid: Array, n: Array) -> Cut:
+    """Mark the n largest scores over the last axis, and say which is the least of them.
+
+    Args:
+        score, valid, n: as in `largest`.
+
+    Returns:
+        Thresholds with a last axis of 1: ∞ where n is 0, −∞ where everything valid is kept.
     """
     score = jnp.where(valid, score.astype(jnp.float32), -jnp.inf)
-    order = jnp.argsort(score, axis=-1, descending=True, stable=True)
-    rank = jnp.argsort(order, axis=-1)
-    return (rank < n[..., None]) & valid
+    n = n[..., None]
+    least = nth_largest(score, n)
+    above, equal = score > least, (score == least) & valid
+    left = n - jnp.sum(above, axis=-1, keepdims=True)
+    place = jnp.arange(score.shape[-1])
+    last = nth_largest(jnp.where(equal, -place.astype(jnp.float32), -jnp.inf), left)
+    kept = (above | (equal & (-place >= last))) & (n > 0)
+    everything = n >= jnp.sum(valid, axis=-1, keepdims=True)
+    kept = jnp.where(everything, valid, kept)
+    threshold = jnp.where(n > 0, jnp.where(everything, -jnp.inf, least), jnp.inf)
+    return Cut(kept, threshold)
 
 
-def keep(score_LxBxKxC: Array, length_B: Array, total_B: Array, spread: str) -> Array:
+def nth_largest(score: Array, n: Array) -> Array:
+    """Return the n-th largest of fp32 scores over the last axis, the largest where n is 0.
+
+    By bisection on the bits of a float: sorting the scores of all layers takes longer than the
+    pass that they are of.
+
+    Args:
+        n: int32, with a last axis of 1.
+    """
+    score = jnp.where(score == 0, 0.0, score)  # -0.0 has other bits
+    bits = _ordered(jax.lax.bitcast_convert_type(score, jnp.int32))
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low | high) - ((low ^ high) >> 1)  # their mean rounded up, without overflow
+        enough = jnp.sum(bits >= middle, axis=-1, keepdims=True) >= n
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
+
+    n = jnp.maximum(n, 1)
+    shape = jnp.broadcast_shapes((*score.shape[:-1], 1), n.shape)
+    bounds = jnp.full(shape, LOWEST), jnp.full(shape, HIGHEST)
+    low, _ = jax.lax.fori_loop(0, 32, halve, bounds)
+    return jax.lax.bitcast_convert_type(_ordered(low), jnp.float32)
+
+
+def _ordered(bits: Array) -> Array:
+    """Turn the bits of a float into an integer that compares as it does; its own inverse."""
+    turned: Array = bits ^ ((bits >> 31) & HIGHEST)
+    return turned
+
+
+def keep(score_LxExKxC: Array, length_E: Array, total_B: Array, spread: str) -> Cut:
     """Mark the entries that are kept of each context, `[L, B, K, C]`.
 
     Args:
-        score_LxBxKxC: what each entry is worth.
-        length_B: context tokens.
-        total_B: int32, entries that may be kept of all layers and KV heads together.
+        score_LxExKxC: what each entry is worth.
+        length_E: context tokens.
+        total_B: int32, entries that may be kept of all layers and KV heads together; several in a
+            row for each context where B is a multiple of E.
         spread: `head` and `layer` give each KV head or layer the same number, `all` gives the
             entries of the highest scores.
     """
-    L, B, K, C = score_LxBxKxC.shape
+    L, E, K, C = score_LxExKxC.shape
     groups = {"head": L * K, "layer": L, "all": 1}[spread]
+    rows = len(total_B) // E
 
-    def grouped(x_LxBxKxC: Array) -> Array:
-        return x_LxBxKxC.swapaxes(0, 1).reshape(B, groups, -1)
+    def grouped(x_LxExKxC: Array) -> Array:
+        return x_LxExKxC.swapaxes(0, 1).reshape(E, 1, groups, -1)
 
-    n_BxG = jnp.broadcast_to(total_B[:, None] // groups, (B, groups))
-    valid = lengths_to_valid(length_B, C)[None, :, None]
-    valid = grouped(jnp.broadcast_to(valid, score_LxBxKxC.shape))
-    kept = largest(grouped(score_LxBxKxC), valid, n_BxG)
-    return kept.reshape(B, L, K, C).swapaxes(0, 1)
+    valid = lengths_to_valid(length_E, C)[None, :, None]
+    valid = grouped(jnp.broadcast_to(valid, score_LxExKxC.shape))
+    n_ExnxG = jnp.broadcast_to(total_B.reshape(E, rows, 1) // groups, (E, rows, groups))
+    found = cut(grouped(score_LxExKxC), valid, n_ExnxG)
+    kept_BxLxKxC = found.kept.reshape(E * rows, L, K, C)
+    threshold_BxG = found.threshold.reshape(E * rows, groups)
+    threshold_BxLxK = jnp.repeat(threshold_BxG, L * K // groups, axis=1).reshape(-1, L, K)
+    return Cut(kept_BxLxKxC.swapaxes(0, 1), threshold_BxLxK.swapaxes(0, 1))
 
 
 def count_at(score_LxBxKxC: Array, length_B: Array) -> Array:
@@ -57,13 +124,16 @@ def count_at(score_LxBxKxC: Array, length_B: Array) -> Array:
     """
     L, _, K, _ = score_LxBxKxC.shape
     totals = [L * K * -(-length_B // int(ratio)) for ratio in PROFILE_RATIOS]
-    return jnp.stack([keep(score_LxBxKxC, length_B, total, "all").sum(-1) for total in totals])
+    return jnp.stack([keep(score_LxBxKxC, length_B, total, "all").kept.sum(-1) for total in totals])
 
 
-def keep_parts(score_LxBxKxC: Array, length_B: Array, parts_LxBxK: Array) -> Array:
+def keep_parts(score_LxExKxC: Array, length_E: Array, parts_LxBxK: Array) -> Cut:
     """Mark the entries that are kept where each KV head has its number, `[L, B, K, C]`."""
-    valid = lengths_to_valid(length_B, score_LxBxKxC.shape[-1])[None, :, None]
-    return largest(score_LxBxKxC, valid, parts_LxBxK)
+    L, E, K, C = score_LxExKxC.shape
+    valid = lengths_to_valid(length_E, C)[None, :, None, None]
+    parts_LxExnxK = parts_LxBxK.reshape(L, E, -1, K)
+    found = cut(score_LxExKxC[:, :, None], valid, parts_LxExnxK)
+    return Cut(found.kept.reshape(L, -1, K, C), found.threshold.reshape(L, -1, K))
 
 
 def shares_at(profile_LxKxR: Array, ratio_B: Array) -> Array:

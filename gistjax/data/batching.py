@@ -36,6 +36,8 @@ class PlanSettings:
     max_steps: int = -1  # -1 follows the epochs
     ratios: tuple[float, ...] = ()  # context tokens a slot, ascending; one is drawn for a context
     ratio_growth: float = 0.0  # share of the training over which the ratios come into use
+    ratios_a_row: int = 0  # drawn for each row in place of each context
+    kvzip_chooses: float | None = None  # share of the training, where a scorer is trained
 
     @classmethod
     def of(cls, config: CompressionConfig, devices: int = 1) -> PlanSettings:
@@ -53,6 +55,8 @@ class PlanSettings:
             max_steps=config.max_steps,
             ratios=config.ratios,
             ratio_growth=config.ratio_growth,
+            ratios_a_row=config.ratios_per_question if config.selects else 0,
+            kvzip_chooses=config.select.warmup if config.learns_scores else None,
         )
 
     def check_enough(self, units: float) -> None:
@@ -157,8 +161,10 @@ class TrainPlan:
                 drawn; by default this plan's own.
         """
         shape, units = self._step(step)
+        settings, of = self._settings, of or (step, self.total_steps)
+        units = _copied(units, settings.ratios_a_row or 1)
         flat = make_batch(
-            [[self._rows[i] for i in u if i >= 0] for u in units], shape, self._settings.questions
+            [[self._rows[i] for i in u if i >= 0] for u in units], shape, units.shape[1]
         )
         if self._views is not None:
             flat = dataclasses.replace(flat, context_view_ExD=self._views[flat.context_id_E])
@@ -168,21 +174,33 @@ class TrainPlan:
             flat = dataclasses.replace(
                 flat, teacher=jax.tree.map(lambda x: x[picked], self._teacher)
             )
-        if self._settings.ratios:
-            of = of or (step, self.total_steps)
-            flat = dataclasses.replace(flat, ratio_E=self._draw_ratios(*of, len(units)))
-        K = self._settings.accumulation
+        if settings.ratios:
+            flat = dataclasses.replace(flat, ratio_N=self._draw_ratios(*of, units))
+        K = settings.accumulation
+        if settings.kvzip_chooses is not None:
+            chooses = np.full(K, of[0] < settings.kvzip_chooses * of[1])
+            flat = dataclasses.replace(flat, kvzip_chooses_1=chooses)
         flat = dataclasses.replace(flat, prefix_ids_P=np.tile(flat.prefix_ids_P, K))
         batch: Batch = jax.tree.map(lambda x: x.reshape(K, -1, *x.shape[1:]), flat)
         return batch
 
-    def _draw_ratios(self, step: int, total_steps: int, units: int) -> np.ndarray:
-        """Draw a ratio for each context, from those in use at this step."""
+    def _draw_ratios(self, step: int, total_steps: int, units: np.ndarray) -> np.ndarray:
+        """Draw a ratio for each context or each row, from those in use at this step.
+
+        Those of one row's copies differ, as far as there are so many.
+        """
         share = (step + 1) / max(self._settings.ratio_growth * total_steps, 1)
         ratios = self._settings.ratios
         in_use = ratios[: max(math.ceil(round(min(share, 1) * len(ratios), 6)), 1)]
         rng = np.random.default_rng([self._settings.seed, step, 1])
-        return rng.choice(np.asarray(in_use, np.float32), units)
+        if not self._settings.ratios_a_row:
+            return rng.choice(np.asarray(in_use, np.float32), len(units))
+        drawn = np.empty(units.shape, np.float32)
+        for unit, of_unit in zip(units, drawn, strict=True):
+            for row in np.unique(unit):
+                places = np.flatnonzero(unit == row)
+                of_unit[places] = np.resize(rng.permutation(in_use), len(places))
+        return drawn.ravel()
 
     def _unit_shapes(self, buckets: Buckets) -> list[Shape]:
         """Return the shape of every unit.
@@ -226,6 +244,12 @@ class TrainPlan:
             unit[: len(members)] = rng.permutation(members)
             dealt.append(unit.reshape(-1, Q, order="F"))  # even shares, so that no unit is empty
         return np.concatenate(dealt)
+
+
+def _copied(units: np.ndarray, n: int) -> np.ndarray:
+    """Repeat the rows of each unit n times, `[K·E, n·Q]`; those that are missing stay last."""
+    copied = np.tile(units, (1, n))
+    return np.take_along_axis(copied, np.argsort(copied < 0, axis=1, kind="stable"), axis=1)
 
 
 def total_steps(epochs: float, steps_per_epoch: float, max_steps: int = -1) -> int:

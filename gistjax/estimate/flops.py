@@ -66,7 +66,7 @@ def batch_flops(config: CompressionConfig, base: LlamaConfig, batch: Batch) -> f
     if not config.compresses or config.selects:
         memory = 0 if config.architecture == "closed_book" else contexts.sum()
         return step_flops(config, base, 0, memory + tokens)[0]
-    slots = Budget.of(config).slots(contexts, batch.ratio_E)
+    slots = Budget.of(config).slots(contexts, batch.ratio_N)
     return sum(step_flops(config, base, contexts.sum(), slots.sum() + tokens))
 
 

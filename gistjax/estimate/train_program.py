@@ -74,7 +74,7 @@ def train_program(
 
 def _largest_batch(config: CompressionConfig, prefix: int, width: int) -> Batch:
     K, E = config.accumulation, config.batch_size
-    B = E * config.data.questions_per_context
+    B = E * config.data.questions_per_context * config.ratios_per_question
     C, S = max(config.data.context_buckets), max(config.data.question_buckets)
 
     def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -96,5 +96,6 @@ def _largest_batch(config: CompressionConfig, prefix: int, width: int) -> Batch:
         objective_B=array(B),
         context_view_ExD=array(E, width, dtype=jnp.float32) if contrasts else None,
         teacher=targets,
-        ratio_E=array(E, dtype=jnp.float32) if config.ratios else None,
+        ratio_N=array(B if config.selects else E, dtype=jnp.float32) if config.ratios else None,
+        kvzip_chooses_1=array(1, dtype=jnp.bool_) if config.learns_scores else None,
     )

@@ -120,7 +120,7 @@ def check_fit(config: CompressionConfig, source: Source, prompt: Prompt) -> None
         )
     tokens = max(config.data.question_buckets) + written_tokens(config)
     longest = len(prompt.prefix_ids) + config.data.context_tokens + tokens
-    if repeats(config):
+    if repeats(config) or config.learns_scores:  # such a one is taught by another that repeats
         again = len(repeat_ids(prompt)) + 2 * config.data.context_tokens
         if len(prompt.prefix_ids) + again > base.max_positions:
             raise ConfigError(
@@ -138,7 +138,8 @@ def check_fit(config: CompressionConfig, source: Source, prompt: Prompt) -> None
 
 def repeats(config: CompressionConfig) -> bool:
     """Return whether the scorer of a context's entries watches the context being repeated."""
-    return config.selects and SCORERS[config.select.scorer].second == "repetition"
+    scorer = SCORERS.get(config.select.scorer)
+    return config.selects and scorer is not None and scorer.second == "repetition"
 
 
 def repeat_ids(prompt: Prompt) -> tuple[int, ...]:

@@ -327,6 +327,11 @@ def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None
     keys: Sequence[str] = MEANING
     if config.selects and trained.architecture == "none":  # any scorer may cut its cache
         keys = ("lora",)
+        if config.learns_scores:
+            raise ConfigError(
+                f"select.scorer={config.select.scorer!r} is trained, and this full-context model "
+                "has none: train with --config.init_from set to it, or give another scorer."
+            )
         if config.encoder.kind == "lora":
             raise ConfigError(
                 "encoder.kind='lora' would read contexts with an adapter that this full-context "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -41,7 +43,8 @@ def attention(
             kept = cache.kept
             if isinstance(kept, PackedEntries):
                 kept, q = kept.windows(q)
-            parts.append(attend_kept(q, cache, mask_BxTxU, kept))
+            attend = attend_kept if kept.gate_BxKxX is None else attend_gated
+            parts.append(attend(q, cache, mask_BxTxU, kept))
         else:
             if cache is not None:
                 k, v = (jnp.swapaxes(x_BxKxUxH, 1, 2) for x_BxKxUxH in (cache.k, cache.v))
@@ -81,6 +84,59 @@ def attend_kept(q_BxTxNxH: Array, cache: CacheLayer, mask_BxTxU: Array, kept: Ke
     y_ExnxTxKxGxH = jnp.einsum("enkgtu,enkuh->entkgh", dense, v)
     y_ExnxTxKxGxH += jnp.einsum("enkgtx,ekxh->entkgh", chosen, kept.v)
     return y_ExnxTxKxGxH.reshape(B, T, N, H)
+
+
+MOST_ABOVE = 4.0
+"""How far, in logits, an entry that was thrown away may stand above all that was kept."""
+
+
+@jax.checkpoint  # its logits are many: one set for each question
+def attend_gated(q_BxTxNxH: Array, cache: CacheLayer, mask_BxTxU: Array, kept: KeptLayer) -> Array:
+    """What `attend_kept` returns, with a gradient of the gates of each KV head's own entries.
+
+    A gate is a factor of an entry's exponential, 1 or 0, in the sum too. Its gradient tells what an
+    entry that was thrown away would have brought, so it needs the logit without a mask.
+    """
+    B, T, N, H = q_BxTxNxH.shape
+    E, K, X, _ = kept.k.shape
+    assert kept.gate_BxKxX is not None
+    q_ExnxTxKxGxH = q_BxTxNxH.reshape(E, B // E, T, K, N // K, H) * H**-0.5
+    k, v = (x.reshape(E, B // E, *x.shape[1:]) for x in (cache.k, cache.v))
+    mask = mask_BxTxU.reshape(E, B // E, 1, 1, T, -1)
+    mask_kept, gate = (x.reshape(E, -1, K, 1, 1, X) for x in (kept.mask_BxKxX, kept.gate_BxKxX))
+    dense = jnp.where(mask, product("entkgh,enkuh->enkgtu", q_ExnxTxKxGxH, k), -jnp.inf)
+    chosen = product("entkgh,ekxh->enkgtx", q_ExnxTxKxGxH, kept.k)
+    tops = [
+        jnp.max(x, axis=-1, keepdims=True) for x in (dense, jnp.where(mask_kept, chosen, -jnp.inf))
+    ]
+    top = jax.lax.stop_gradient(jnp.maximum(*tops))
+    dense = jnp.exp(dense - top)
+    chosen = jnp.exp(jnp.minimum(chosen - top, MOST_ABOVE)) * gate
+    total = jnp.sum(dense, axis=-1) + jnp.sum(chosen, axis=-1)
+    y = jnp.einsum("enkgtu,enkuh->enkgth", dense.astype(v.dtype), v).astype(jnp.float32)
+    y += jnp.einsum("enkgtx,ekxh->enkgth", chosen.astype(v.dtype), kept.v)
+    y_ExnxTxKxGxH = jnp.moveaxis(y / total[..., None], 4, 2)
+    return y_ExnxTxKxGxH.astype(q_BxTxNxH.dtype).reshape(B, T, N, H)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(spec: str, x: Array, y: Array) -> Array:
+    """Einsum in fp32 whose gradients are products in the arguments' dtype, as of other products."""
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
+def _product_forward(spec: str, x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    return product(spec, x, y), (x, y)
+
+
+def _product_backward(spec: str, xy: tuple[Array, Array], dz: Array) -> tuple[Array, Array]:
+    gradients: tuple[Array, Array] = jax.vjp(partial(jnp.einsum, spec), *xy)[1](
+        dz.astype(xy[0].dtype)
+    )
+    return gradients
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def causal_attention(

@@ -29,6 +29,7 @@ class KeptLayer:
     k: Array  # [E, K, X, H], rotated; B is a multiple of E
     v: Array
     mask_BxKxX: Array  # True where a KV head reads an entry; B or E rows
+    gate_BxKxX: Array | None = None  # fp32, in training: the mask as 1 or 0, with a gradient
 
 
 @jax.tree_util.register_dataclass
@@ -173,10 +174,8 @@ class Cache:
     def repeat(self, n: int) -> Cache:
         """Each row n times in a row."""
         rows = 0 if isinstance(self.k, tuple) else 1
-        is_packed = isinstance(self.kept, PackedEntries)  # which all rows read
-        own = replace(self, kept=None) if is_packed else self
-        cache: Cache = jax.tree.map(lambda x: jnp.repeat(x, n, axis=rows), own)
-        return replace(cache, kept=self.kept) if is_packed else cache
+        k, v = jax.tree.map(lambda x: jnp.repeat(x, n, axis=rows), (self.k, self.v))
+        return replace(self, k=k, v=v)  # rows that follow each other share what is kept
 
     def turned(self, by: Array | float, config: LlamaConfig) -> Cache:
         """The same entries `by` positions further on.

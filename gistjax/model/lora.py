@@ -100,6 +100,14 @@ class LoRA(nnx.Module):
         )
 
 
+def frozen(lora: LoRA | None) -> LoRA | None:
+    """Return an adapter that gets no gradient."""
+    if lora is None:
+        return None
+    graphdef, weights = nnx.split(lora)
+    return nnx.merge(graphdef, jax.lax.stop_gradient(weights))
+
+
 def lora_dot(
     x_BxTxI: Array, w: Array, factors: LoRAWeights | None, gathered: NamedSharding | None = None
 ) -> Array:

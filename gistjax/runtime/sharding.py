@@ -197,13 +197,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def put_batch(batch: Any, mesh: Mesh, leading: int = 0) -> Any:
     """Place host arrays on the mesh, rows split over `ROWS`; `leading` axes before them stay whole.
 
-    What all rows share, by its name's suffix `_P`, is replicated.
+    What all rows share, by its name's suffix `_P` or `_1`, is replicated.
     """
     rows = NamedSharding(mesh, P(*([None] * leading), ROWS))
     return put(
         batch,
         jax.tree_util.tree_map_with_path(
-            lambda path, _: replicated(mesh) if path_name(path).endswith("_P") else rows, batch
+            lambda path, _: replicated(mesh) if path_name(path).endswith(("_P", "_1")) else rows,
+            batch,
         ),
     )
 

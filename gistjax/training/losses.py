@@ -8,7 +8,7 @@ objective without rows gives 0.
     teacher_forcing, generation                answers to questions
     distillation                               answers to questions, from a teacher's distributions
     reconstruction, continuation, cloze        tasks on plain text (`data.text`), by teacher forcing
-    contrastive                                contexts
+    contrastive, kvzip                         contexts
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from jax.scipy.special import xlogy
 from gistjax.compress.compressed_lm import CompressedLM, answer_positions
 from gistjax.compress.context import CompressedContext, DecodeState
 from gistjax.compress.decoding import EndIds, continue_greedily
+from gistjax.compress.taught import learn
 from gistjax.config import TEXT_LOSSES
 from gistjax.data.example import OBJECTIVES, Batch
 from gistjax.model.masks import lengths_to_valid
@@ -92,11 +93,30 @@ class Forward:
             self.whole = Whole.of(jax.tree.map(lambda x: jnp.asarray(x)[None], self.batch))
 
     @cached_property
+    def learned(self) -> tuple[CompressedContext, Array]:
+        """What a scorer in training keeps of the contexts, and its error `[E]` to KVzip's."""
+        model, batch = self.model, self.batch
+        assert model.selector is not None
+        context = batch.context_ids_ExC, batch.context_length_E
+        chooses = jnp.any(jnp.asarray(batch.kvzip_chooses_1))
+        return learn(
+            model.selector,
+            model.base,
+            model.lora,
+            batch.prefix_ids_P,
+            context,
+            batch.ratio_N,
+            chooses,
+        )
+
+    @cached_property
     def context(self) -> CompressedContext:
         """The compressed contexts, `[E, …]`."""
         batch = self.batch
+        if batch.kvzip_chooses_1 is not None:
+            return self.learned[0]
         return self.model.compress(
-            batch.prefix_ids_P, batch.context_ids_ExC, batch.context_length_E, batch.ratio_E
+            batch.prefix_ids_P, batch.context_ids_ExC, batch.context_length_E, batch.ratio_N
         )
 
     @cached_property
@@ -245,10 +265,18 @@ def contrastive(forward: Forward) -> Array:
     return jnp.sum(jnp.where(batch.context_id_E >= 0, loss_E, 0.0)) / whole.contexts
 
 
+def kvzip(forward: Forward) -> Array:
+    """Squared error of a learned scorer to the logarithm of KVzip's scores, over all entries."""
+    real_E = forward.batch.context_id_E >= 0
+    assert forward.whole is not None
+    return jnp.sum(jnp.where(real_E, forward.learned[1], 0.0)) / forward.whole.contexts
+
+
 LOSSES: dict[str, Callable[[Forward], Array]] = {
     "teacher_forcing": teacher_forcing,
     "generation": generation,
     "contrastive": contrastive,
+    "kvzip": kvzip,
     "distillation": distillation,
     "reconstruction": reconstruction,
     "continuation": continuation,
@@ -256,7 +284,7 @@ LOSSES: dict[str, Callable[[Forward], Array]] = {
 }
 OBJECTIVE_OF = {name: "answer" for name in ("teacher_forcing", "generation", "distillation")}
 OBJECTIVE_OF |= {name: name for name in TEXT_LOSSES}
-"""The objective whose rows a loss is a mean over; `contrastive` is one over contexts."""
+"""The objective whose rows a loss is a mean over; `contrastive` and `kvzip` are over contexts."""
 
 
 def _cross_entropy(forward: Forward, h_BxAxD: Array) -> Array:

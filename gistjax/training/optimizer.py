@@ -16,11 +16,14 @@ from gistjax.config import OptimizerConfig
 from gistjax.errors import ConfigError
 from gistjax.runtime.sharding import path_name
 
+SCORER = "scorer"
+
 GROUPS: tuple[tuple[str, str], ...] = (
     (r"lora/adapters/.*", "lora"),
     (r"(compressor|selector)/encoder/lora/adapters/.*", "lora"),
     (r"compressor/(gate|(architecture|connector)/.*)", "compressor"),
     (r"selector/profile", "compressor"),
+    (r"selector/(learned/.*|gists)", SCORER),
 )
 """Parameter name to learning-rate group. Every trainable leaf must match exactly one."""
 
@@ -65,7 +68,7 @@ def is_decayed(trainable: Any) -> Any:
 def schedules(config: OptimizerConfig, total_steps: int) -> dict[str, optax.Schedule]:
     """Linear warm-up and cosine decay to zero, for each group; no step is lost at rate 0."""
     warmup = min(max(round(config.warmup_fraction * total_steps), 1), max(total_steps - 1, 1))
-    peaks = {"compressor": config.compressor_lr, "lora": config.lora_lr}
+    peaks = {"compressor": config.compressor_lr, "lora": config.lora_lr, SCORER: config.scorer_lr}
     return {
         group: optax.warmup_cosine_decay_schedule(
             peak / (warmup + 1), peak, warmup, max(total_steps, warmup + 1)
@@ -96,8 +99,21 @@ def make_optimizer(
             optax.scale_by_learning_rate(schedule),
         )
 
-    by_group = {group: adamw(s) for group, s in schedules(config, total_steps).items()}
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.partition(by_group, label_groups(trainable)),
-    )
+    groups = label_groups(trainable)
+    rates = schedules(config, total_steps)
+    if SCORER not in jax.tree.leaves(groups):
+        del rates[SCORER]  # the optimizer's state, which a checkpoint holds, has no place for it
+    by_group = {group: adamw(schedule) for group, schedule in rates.items()}
+    return optax.chain(_clip(config.clip_norm, groups), optax.partition(by_group, groups))
+
+
+def _clip(norm: float, groups: Any) -> optax.GradientTransformation:
+    """Clip all gradients together, but those of a learned scorer apart.
+
+    While that is far off, its gradients are large: they must not slow the adapters down.
+    """
+    clip = optax.clip_by_global_norm(norm)
+    if SCORER not in jax.tree.leaves(groups):
+        return clip
+    apart = jax.tree.map(lambda group: group if group == SCORER else "others", groups)
+    return optax.partition({SCORER: clip, "others": clip}, apart)

@@ -85,7 +85,8 @@ def same_kept(ours, theirs, lengths, ratio):
     """Part of the entries that are kept by ours and by their scores, one budget a KV head."""
     total = jnp.array([ours.shape[0] * ours.shape[2] * -(-n // ratio) for n in lengths])
     a, b = (
-        np.asarray(keep(jnp.array(x), jnp.array(lengths), total, "head")) for x in (ours, theirs)
+        np.asarray(keep(jnp.array(x), jnp.array(lengths), total, "head").kept)
+        for x in (ours, theirs)
     )
     return (a & b).sum() / a.sum()
 
@@ -166,7 +167,7 @@ def streamed(prefix, n, budget):
     seen = Seen(*(jnp.zeros((1, prefix + 8, 1, 1)),) * 6, None, None)
     reading = Reading(TINY, prefix, jnp.zeros((1, 8), jnp.int32), jnp.array([n]), 0)
     score = scorers.streaming(reading, jnp.array(0), seen)
-    return np.flatnonzero(keep(score[None], jnp.array([n]), jnp.array([budget]), "head"))
+    return np.flatnonzero(keep(score[None], jnp.array([n]), jnp.array([budget]), "head").kept)
 
 
 @pytest.mark.parametrize(

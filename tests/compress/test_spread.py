@@ -46,7 +46,9 @@ SPREADS = st.sampled_from(["head", "layer", "all"])
 def test_the_best_are_kept_and_the_first_of_equal_ones(lengths, total, spread, seed):
     score = np.random.default_rng(seed).integers(0, 6, (L, B, K, C)).astype(np.float32)
     totals = np.minimum(total, L * K * np.array(lengths)).astype(np.int32)
-    kept = np.asarray(keep(jnp.asarray(score), jnp.asarray(lengths), jnp.asarray(totals), spread))
+    kept = np.asarray(
+        keep(jnp.asarray(score), jnp.asarray(lengths), jnp.asarray(totals), spread).kept
+    )
     for row, n in enumerate(lengths):
         found = {tuple(int(i) for i in place) for place in np.argwhere(kept[:, row])}
         assert found == reference(score[:, row], n, totals[row], spread)
@@ -73,7 +75,7 @@ def test_counts_at_every_ratio_are_those_of_what_is_kept(lengths, seed):
     counts = count_at(jnp.asarray(score), jnp.asarray(lengths))
     for ratio, count_LxBxK in zip(PROFILE_RATIOS, counts, strict=True):
         total = (L * K * np.ceil(np.array(lengths) / ratio)).astype(np.int32)
-        kept = keep(jnp.asarray(score), jnp.asarray(lengths), jnp.asarray(total), "all")
+        kept = keep(jnp.asarray(score), jnp.asarray(lengths), jnp.asarray(total), "all").kept
         np.testing.assert_array_equal(count_LxBxK, kept.sum(-1))
 
 
@@ -84,7 +86,7 @@ def test_whole_parts_by_hand():
     parts = whole_parts(share, jnp.array([3]), jnp.array([8]))  # none beyond the length
     np.testing.assert_array_equal(parts[:, 0], [[3, 3], [1, 1]])
     score = jnp.arange(2.0 * 2 * 3).reshape(2, 1, 2, 3)
-    kept = keep_parts(score, jnp.array([3]), jnp.array([[[2, 0]], [[3, 1]]]))
+    kept = keep_parts(score, jnp.array([3]), jnp.array([[[2, 0]], [[3, 1]]])).kept
     np.testing.assert_array_equal(kept[:, 0], [[[0, 1, 1], [0, 0, 0]], [[1, 1, 1], [0, 0, 1]]])
 
 

@@ -282,7 +282,7 @@ def test_ratios_come_in_one_after_the_other():
     def drawn(growth, step):
         settings = PlanSettings(8, epochs=20, ratios=(1.0, 2.0, 4.0, 8.0), ratio_growth=growth)
         plan = TrainPlan(random_rows(60), BUCKETS, settings)
-        return plan.total_steps, set(plan.batch(step).ratio_E.ravel().tolist())
+        return plan.total_steps, set(plan.batch(step).ratio_N.ravel().tolist())
 
     total, first = drawn(0.5, 0)
     assert first == {1.0}
@@ -290,13 +290,37 @@ def test_ratios_come_in_one_after_the_other():
     assert drawn(0.5, total - 1)[1] == {1.0, 2.0, 4.0, 8.0}
     assert drawn(0.0, 0)[1] == {1.0, 2.0, 4.0, 8.0}
     plan = TrainPlan(random_rows(60), BUCKETS, PlanSettings(4, accumulation=2, ratios=(2.0,)))
-    chex.assert_shape(plan.batch(0).ratio_E, (2, 4))
+    chex.assert_shape(plan.batch(0).ratio_N, (2, 4))
+
+
+def test_several_ratios_are_drawn_for_each_question():
+    ratios = (1.0, 2.0, 4.0, 8.0)
+    rows = [
+        TokenizedExample(np.full(1 + c, c, np.int32), np.full(1 + i % 5, i), np.full(2, -i), c, i)
+        for i, c in enumerate(np.repeat(np.arange(20), np.arange(20) % 5 + 1))
+    ]
+    settings = PlanSettings(4, questions=3, ratios=ratios, ratios_a_row=2, kvzip_chooses=0.5)
+    once = TrainPlan(rows, BUCKETS, dataclasses.replace(settings, ratios_a_row=1))
+    twice = TrainPlan(rows, BUCKETS, settings)
+    for step in range(twice.total_steps):
+        batch = twice.batch(step)
+        chex.assert_shape((batch.ratio_N, batch.question_length_B), (1, 24))
+        chex.assert_shape((once.batch(step).ratio_N, batch.kvzip_chooses_1), [(1, 12), (1, 1)])
+        assert bool(batch.kvzip_chooses_1) == (step < 0.5 * twice.total_steps)
+        asked = batch.tokens_BxS.reshape(4, 6, -1)
+        drawn, lengths = batch.ratio_N.reshape(4, 6), batch.answer_length_B.reshape(4, 6)
+        for unit, rows_of_unit in enumerate(once.rows(step)):
+            n = int((rows_of_unit >= 0).sum())
+            assert (lengths[unit, : 2 * n] > 0).all() and (lengths[unit, 2 * n :] == 0).all()
+            np.testing.assert_array_equal(asked[unit, :n], asked[unit, n : 2 * n])
+            assert (drawn[unit, :n] != drawn[unit, n : 2 * n]).all()
+            assert set(drawn[unit, : 2 * n]) <= set(ratios)
 
 
 def test_the_drawn_ratios_depend_on_step_and_seed():
     def drawn(seed, step):
         settings = PlanSettings(16, seed, epochs=9, ratios=(1.0, 2.0, 4.0, 8.0))
-        return TrainPlan(random_rows(64), BUCKETS, settings).batch(step).ratio_E.ravel().tolist()
+        return TrainPlan(random_rows(64), BUCKETS, settings).batch(step).ratio_N.ravel().tolist()
 
     each = [drawn(seed, step) for seed in (0, 1) for step in (0, 1, 2)]
     assert len(set(map(tuple, each))) == 6

@@ -111,9 +111,9 @@ def test_a_task_with_one_question_a_context_has_no_rows_of_padding_for_more():
 def test_ratios_come_in_by_the_mixture_s_steps():
     settings = dataclasses.replace(SETTINGS, ratios=(2.0, 16.0), ratio_growth=1.0)
     plan = mixed(settings=settings)
-    first = [plan.batch(step).ratio_E.max() for step in range(plan.total_steps // 2 - 1)]
+    first = [plan.batch(step).ratio_N.max() for step in range(plan.total_steps // 2 - 1)]
     assert max(first) == 2.0
-    assert max(plan.batch(plan.total_steps - 1 - i).ratio_E.max() for i in range(5)) == 16.0
+    assert max(plan.batch(plan.total_steps - 1 - i).ratio_N.max() for i in range(5)) == 16.0
 
 
 def test_text_keeps_its_share_of_the_units():

@@ -163,7 +163,7 @@ def test_text_tasks_are_means_over_their_own_rows(rng):
 def test_the_batchs_ratios_decide_the_slots(rng):
     model, batch = tiny_model("pooling", target_length=16, ratios=(2.0, 4.0)), tiny_batch(rng)
     ratio = np.array([2, 4, 4, 2], np.float32)
-    memory = Forward(model, dataclasses.replace(batch, ratio_E=ratio), settings()).context
+    memory = Forward(model, dataclasses.replace(batch, ratio_N=ratio), settings()).context
     np.testing.assert_array_equal(memory.slots_B, np.ceil(batch.context_length_E / ratio))
 
 

@@ -7,7 +7,13 @@ import optax
 import pytest
 from flax import nnx
 
-from gistjax.config import ARCHITECTURES, EncoderConfig, LoraConfig, OptimizerConfig
+from gistjax.config import (
+    ARCHITECTURES,
+    EncoderConfig,
+    LoraConfig,
+    OptimizerConfig,
+    SelectConfig,
+)
 from gistjax.errors import ConfigError
 from gistjax.model.lora import Trainable
 from gistjax.runtime.sharding import path_name
@@ -120,6 +126,27 @@ def test_clipping_scales_the_whole_gradient():
     once, again = (update(g, start, trainable)[1] for g in (grads, clipped))
     for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_a_scorer_has_a_rate_and_a_norm_of_its_own():
+    select = SelectConfig("conv")
+    trainable = trainable_of("select", select=select, lora=LoraConfig(rank=2))
+    names = by_name(label_groups(trainable))
+    scorers = {name for name in names if name.startswith("selector/learned/")}
+    assert len(scorers) == 4
+    assert all((group == "scorer") == (name in scorers) for name, group in names.items())
+    config = OptimizerConfig(lora_lr=1e-3, scorer_lr=1e-2, clip_norm=1.0, weight_decay=0.0)
+    optimizer = make_optimizer(config, 10, trainable)
+    gradients = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.full(x.shape, 1e3 if path_name(path) in scorers else 1e-6), trainable
+    )
+    state = optimizer.init(trainable)
+    for _ in range(2):  # clipped together, those of the adapters would be nothing beside epsilon
+        updates, state = optimizer.update(gradients, state, trainable)
+    rates = schedules(config, 10)
+    for name, update in by_name(updates).items():
+        rate = rates["scorer" if name in scorers else "lora"](1)
+        np.testing.assert_allclose(-update, np.full(update.shape, rate), rtol=0.02)
 
 
 def test_nothing_to_train_is_refused():
