@@ -23,7 +23,7 @@ from tests.helpers.runs import TRAINED
 DATA = dataclasses.replace(
     TRAINED.data, tasks={"squad": 0.5, "question": 1.0}, train_examples=-1, validation_examples=4
 )
-MIXTURE = TRAINED.replace(data=DATA)
+MIXTURE = TRAINED.replace(data=DATA, loss_weights={"teacher_forcing": 1.0})
 
 
 def block(f1, normalised_f1=None, **more):
@@ -107,7 +107,7 @@ def test_each_task_has_a_block_with_its_controls(finished):
 def test_a_mixture_goes_on_exactly_and_with_its_own_weights_alone(finished, tmp_path):
     whole = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
     unscored = dataclasses.replace(DATA, validation_examples=0)
-    short = TRAINED.replace(data=unscored, eval_every=-1)
+    short = MIXTURE.replace(data=unscored, eval_every=-1)
     again = tmp_path / "again"
     run_single_ablation(short, again)
     (again / "metrics.json").unlink()
