@@ -72,7 +72,7 @@ class Broken(LastToken):
         ("Bare", "has no `gives`"),
         ("Nothing", "gives nothing, but slot_form='soft_tokens' takes slots"),
         ("Undeclared", "architecture/secret': declare its partition_spec"),
-        ("TooMany", r"returns float32 \(2, 512, 32\) .* return \(2, 8, 32\)"),
+        ("TooMany", r"returns float32 \(2, 192, 32\) .* return \(2, 8, 32\)"),
         ("Broken", "does not run on 2 contexts .*missing"),
         ("Absent", "cannot be imported .*Absent"),
     ],

@@ -56,8 +56,8 @@ TRAINED = CompressionConfig(
     data=DataConfig(
         path="sample",
         context="paragraph",
-        context_tokens=512,
-        context_buckets=(512,),
+        context_tokens=192,
+        context_buckets=(192,),
         question_buckets=(192, 256),
         validation_examples=9,
     ),

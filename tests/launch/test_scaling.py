@@ -35,6 +35,10 @@ def test_a_mesh_is_measured_beside_one_device():
         "--",
         "--config.model.name=tiny-random",
         "--config.data.context_tokens=64",
+        "--tokens=12",
+        "--answer_tokens=4",
+        "--config.loss_weights.generation=0",
+        "--config.loss_weights.contrastive=0",
         "--repeats=1",
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
