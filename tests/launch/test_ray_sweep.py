@@ -15,13 +15,14 @@ from gistjax.errors import ConfigError
 from gistjax.sweep import read_sweep
 from launch.plan import dry_run
 from launch.ray_sweep import resources_of_a_run, start_ray
-from tests.stress.kills import BAD, ENVIRONMENT, ROOT, soak
+from tests.stress.kills import BAD, ENVIRONMENT, ROOT, SETTINGS, soak
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a run dies with its worker by Linux's means")
-def test_killed_workers_and_drivers_end_in_one_result_each(tmp_path):
+def test_killed_workers_and_drivers_end_in_one_result_each(tmp_path, monkeypatch):
     """The short form of `kills.py`."""
+    monkeypatch.setitem(SETTINGS, "batch_size", 2)
     found = soak(
         tmp_path,
         runs=1,

@@ -1,7 +1,10 @@
+import functools
 from pathlib import Path
 
+import gguf
 import jax
 import pytest
+import transformers
 
 from gistjax.config import MeshConfig, ModelConfig
 from gistjax.runtime.sharding import make_mesh
@@ -33,20 +36,28 @@ def smollm2(smollm2_path):
 
 
 @pytest.fixture(scope="session")
-def torch_smollm2(smollm2_path):
-    """The same file, read by transformers into PyTorch."""
-    from transformers import AutoModelForCausalLM
-
-    folder, file = smollm2_path.parent, smollm2_path.name
-    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype="float32").eval()
+def read_once():
+    """A GGUF file is read once, though transformers asks for its config, weights and vocabulary."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+        yield
 
 
 @pytest.fixture(scope="session")
-def their_tokenizer(smollm2_path):
-    """The file's tokenizer, read by transformers."""
-    from transformers import AutoTokenizer
+def torch_smollm2(smollm2_path, read_once):
+    """The same file, read by transformers into PyTorch."""
+    folder, file = smollm2_path.parent, smollm2_path.name
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file, dtype="float32"
+    ).eval()
 
-    return AutoTokenizer.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name)
+
+@pytest.fixture(scope="session")
+def their_tokenizer(smollm2_path, read_once):
+    """The file's tokenizer, read by transformers."""
+    return transformers.AutoTokenizer.from_pretrained(
+        smollm2_path.parent, gguf_file=smollm2_path.name
+    )
 
 
 @pytest.fixture
