@@ -61,6 +61,7 @@ def command(rundir, loaded, tmp_path, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_each_question_is_answered_from_slots_and_from_the_text(command, capsys):
     command("--context=text.txt", "Who wrote?", "--full", "Where?", "--json")
     out = json.loads(capsys.readouterr().out)

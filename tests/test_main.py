@@ -54,6 +54,7 @@ def test_mistakes_are_those_of_the_command(words, code, says):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_help_is_that_of_the_command():
     theirs = subprocess.run(
         [sys.executable, "-m", "gistjax.compare", "--help"], capture_output=True, text=True
@@ -68,6 +69,7 @@ def test_names_are_listed_before_they_are_imported():
         gistjax.lode  # noqa: B018
 
 
+@pytest.mark.slow
 def test_importing_is_quick_and_defines_no_flag():
     """JAX comes with the first name that needs it."""
     code = (

@@ -107,6 +107,7 @@ def test_turned_keys_are_those_of_the_same_pass_at_later_positions(form, family,
         assert (np.abs(np.asarray(k) - np.asarray(before)).max() > 0.1) == rotates
 
 
+@pytest.mark.slow
 def test_joined_keys_are_those_of_the_pieces_turned(rng):
     model = Compiled(tiny_model("gist", slot_form="key_values"))
     (first, second), _ = pieces_of(model, rng)

@@ -95,8 +95,15 @@ def test_a_budget_of_less_than_an_entry_is_refused():
         model_of(bytes=entry - 1, ratio=0.0, model=ModelConfig(dtype="float32"))
 
 
-@pytest.mark.parametrize("spread", ["layer", "all", "profile"])
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spread", "scan"),
+    [
+        pytest.param(spread, scan, marks=() if scan == (spread == "all") else pytest.mark.long)
+        for spread in ("layer", "all", "profile")
+        for scan in (True, False)
+    ],
+)
 def test_packed_entries_answer_as_masked_ones(rng, spread, scan):
     ids, lengths, tokens, token_lengths = tiny_inputs(rng)
     model = model_of(spread=spread, scan=scan)
@@ -130,6 +137,7 @@ def test_several_questions_read_one_packed_context(rng, scan):
     chex.assert_trees_all_close(*states, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_thrown_away_is_not_read(rng):
     ids, lengths, tokens, token_lengths = tiny_inputs(rng)
     model = model_of()
@@ -146,6 +154,7 @@ def test_what_is_thrown_away_is_not_read(rng):
         assert (jnp.abs(gradient).max(-1) > 0)[kept.mask_BxKxX].mean() > 0.9
 
 
+@pytest.mark.slow
 def test_rows_alone_and_padding_change_nothing(rng):
     ids, lengths, tokens, token_lengths = tiny_inputs(rng)
     model = model_of("kvzip")
@@ -186,6 +195,7 @@ def test_a_question_has_to_be_known(rng):
         model_of("question_aware").compress(PREFIX, ids, lengths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False])
 def test_rows_that_share_entries_read_them_through_masks_of_their_own(rng, scan):
     ids, lengths, tokens, token_lengths = tiny_inputs(rng)
@@ -216,6 +226,7 @@ def test_rows_that_share_entries_read_them_through_masks_of_their_own(rng, scan)
         np.testing.assert_allclose(found[i::2], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_counted_by_hand(rng):
     ids, lengths, *_ = tiny_inputs(rng)
     K, H = TINY.n_kv_heads, TINY.head_dim

@@ -91,6 +91,7 @@ def test_saved_entries_answer_as_before(spread, examples, file, tmp_path):
             engine.open(file)
 
 
+@pytest.mark.slow
 def test_long_texts_of_similar_lengths_share_their_programs(tmp_path):
     """A context of entries is read at once, also where it is longer than those of training."""
     data = dataclasses.replace(SELECTED.data, context_tokens=64, context_buckets=(64,))

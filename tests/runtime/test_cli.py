@@ -102,6 +102,7 @@ def run(*words):
     return done, time.monotonic() - start
 
 
+@pytest.mark.slow
 def test_a_users_mistake_exits_with_2_and_no_traceback():
     done, _ = run("--config=configs/gist_m64.py", "--config.target_length=9999")
     assert done.returncode == 2

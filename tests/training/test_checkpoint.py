@@ -180,6 +180,7 @@ def test_a_step_can_be_saved_again_where_it_was_damaged(saved_twice):
     assert_equal(restored(folder), states[6])
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_save_left_is_removed_and_not_taken_for_a_step(saved_twice, caplog):
     folder, states = saved_twice
     shutil.copytree(folder / "3", folder / "unfinished" / "9")
@@ -188,6 +189,7 @@ def test_what_an_interrupted_save_left_is_removed_and_not_taken_for_a_step(saved
     assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
 
 
+@pytest.mark.slow
 def test_a_stray_file_that_orbax_would_read_is_moved_out_and_nothing_is_lost(saved_twice, caplog):
     folder, states = saved_twice
     stray = folder / "6" / "array_metadatas" / "process_0.tmp"

@@ -45,7 +45,8 @@ def log_probability(model, ids, length, context_tokens, target):
     return logits[target] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
 
 
-@pytest.mark.parametrize("architecture", ["gist", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gist", "none"])
 @pytest.mark.parametrize("weights", [{"teacher_forcing": 1.0}, ALL])
 def test_teacher_forcing_token_by_token(architecture, weights, rng):
     model, batch = tiny_model(architecture), tiny_batch(rng)
@@ -181,6 +182,7 @@ def test_total_is_the_weighted_sum_and_zero_weights_cost_nothing(rng, monkeypatc
     assert set(parts) == {"teacher_forcing", "contrastive"}
 
 
+@pytest.mark.slow
 def test_padding_rows_do_not_count(rng):
     model, batch = tiny_model("gist"), tiny_batch(rng)
     padded = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:2])]), batch)
