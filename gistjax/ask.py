@@ -50,6 +50,7 @@ UNTUNED = (
 def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) -> None:
     """Answer every question, and print answers or one JSON object."""
     check_flags(args, words)
+    check_bits(config, args)
     check_ratio(config, args.ratio)
     check_threshold(args.run, config, args.threshold)
     trained = "compressor" if config.compresses else "adapter, which compresses nothing"
@@ -72,7 +73,7 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         )
     if not args.json:
         print(about(document))
-    saved = save(document, Path(args.save)) if args.save else {}
+    saved = save(document, Path(args.save), args.bits) if args.save else {}
     if full and not args.json:
         print(UNTUNED)
     exchanges = []
@@ -118,6 +119,18 @@ def check_flags(args: flags.FlagValues, words: list[str]) -> None:
         check_save(Path(args.save), args.context)
 
 
+def check_bits(config: CompressionConfig, args: flags.FlagValues) -> None:
+    """Refuse --bits where no entries are saved.
+
+    Raises:
+        ConfigError: saying what to change.
+    """
+    if args.bits and not args.save:
+        raise ConfigError("--bits is of --save FILE: give both.")
+    if args.bits and not config.selects:
+        raise ConfigError("--bits is of kept entries: give --config.architecture=select, or none.")
+
+
 def check_ratio(config: CompressionConfig, ratio: float | None) -> None:
     """Refuse a --ratio that the compressor was not trained with.
 
@@ -161,10 +174,10 @@ def check_save(file: Path, contexts: list[str]) -> None:
         raise ConfigError(f"--save={file} is there and no saved document: give another file.")
 
 
-def save(document: Document, file: Path) -> dict[str, Any]:
+def save(document: Document, file: Path, bits: str | None) -> dict[str, Any]:
     """Keep a document in a file, and say so; a saved document in its place is replaced."""
     replaced = ", in place of the one that was there" if is_file(file) else ""
-    size = document.save(file)
+    size = document.save(file, int(bits) if bits else None)
     log.info("kept in %s, %s%s", file, megabytes(size), replaced)
     return {"saved": str(file), "saved_bytes": size}
 
@@ -282,6 +295,8 @@ def define_flags(values: flags.FlagValues) -> None:
         define_path(name, default, about, values)
     about = "Tokens a slot or an entry; by default what the compressor is set to."
     flags.DEFINE_float("ratio", None, about, flag_values=values)
+    about = "With --save: bits of each number of kept entries; by default as they are."
+    flags.DEFINE_enum("bits", None, ["8", "4"], about, flag_values=values)
     about = "Withhold answers whose chance of being right is less, from 0 to 1."
     flags.DEFINE_float("threshold", None, about, flag_values=values)
     about = "Also answer from the whole text, by the untuned base."

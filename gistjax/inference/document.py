@@ -175,14 +175,18 @@ class Document:
 
         return self._states.get(size, read)
 
-    def save(self, file: str | Path) -> int:
+    def save(self, file: str | Path, bits: int | None = None) -> int:
         """Write slots or entries as safetensors; only the compressor that made them can read them.
+
+        Args:
+            bits: 8 or 4, of each number of kept entries; as they are unless given.
 
         Returns:
             The file's size in bytes.
 
         Raises:
+            ConfigError: if there are no such bits, or no kept entries.
             StorageError: if the disk is full or fails.
         """
         about = document_file.About(self.tokens, self.pieces, **self.engine.origin())
-        return document_file.write(user_path(file), self.context, about)
+        return document_file.write(user_path(file), self.context, about, bits)

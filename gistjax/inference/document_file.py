@@ -9,6 +9,8 @@ or, where entries are kept of the cache, version 3:
     k, v        [entries, head]                   by layer, KV head and position
     count       [layers, KV heads]                how many of each
 
+or, where these are in 8 or 4 bits, version 4 (`gistjax.inference.rounded`).
+
 Its metadata has the format's name and version, the compressor and base that made it (SHA-256), the
 gistjax that wrote it, and the numbers of tokens, pieces and positions. Version 1, of gistjax 0.1,
 is called `gistjax-memory` and has padding; it is read too.
@@ -26,12 +28,14 @@ from safetensors import SafetensorError, safe_open
 import gistjax
 from gistjax.compress.context import CompressedContext
 from gistjax.compress.kept import Entries, entries_of, packed
-from gistjax.errors import CheckpointError
+from gistjax.errors import CheckpointError, ConfigError
+from gistjax.inference.rounded import restore_entries, round_entries
 from gistjax.model.config import LlamaConfig
 from gistjax.model.kv_cache import Cache
+from gistjax.runtime.quantize import BITS
 from gistjax.runtime.tensors import load_tensors, save_tensors
 
-FORMAT, VERSION, KEPT = "gistjax-document", "2", "3"
+FORMAT, VERSION, KEPT, ROUNDED = "gistjax-document", "2", "3", "4"
 FORMAT_1 = "gistjax-memory"
 
 
@@ -68,15 +72,27 @@ def pack(context: CompressedContext) -> dict[str, np.ndarray]:
     return {**arrays, "k": k, "v": v}
 
 
-def write(file: Path, context: CompressedContext, about: About) -> int:
+def write(file: Path, context: CompressedContext, about: About, bits: int | None = None) -> int:
     """Write a context of one row; returns the file's size in bytes.
 
+    Args:
+        bits: of each number of kept entries; as they are unless given.
+
     Raises:
+        ConfigError: if they are not 8 or 4, or no entries are kept.
         StorageError: if the disk is full or fails.
     """
+    arrays, form = pack(context), {"version": VERSION if context.kept is None else KEPT}
+    if bits is not None:
+        if bits not in BITS or isinstance(bits, bool):
+            raise ConfigError(f"bits={bits!r}: entries are saved in 8 or 4 bits, or as they are.")
+        if context.kept is None:
+            raise ConfigError("bits are of kept entries (architecture 'select'): leave them out.")
+        form = {"version": ROUNDED, "bits": str(bits), "dtype": arrays["k"].dtype.name}
+        arrays = round_entries(entries_of(context), bits)
     metadata = {
         "format": FORMAT,
-        "version": VERSION if context.kept is None else KEPT,
+        **form,
         "gistjax": gistjax.__version__,
         "compressor": about.compressor,
         "base": about.base,
@@ -85,7 +101,7 @@ def write(file: Path, context: CompressedContext, about: About) -> int:
         "pieces": str(about.pieces),
         "positions": str(int(context.length_B[0])),
     }
-    save_tensors(file, pack(context), metadata)
+    save_tensors(file, arrays, metadata)
     return file.stat().st_size
 
 
@@ -106,11 +122,11 @@ def read(
     kind, version = metadata.get("format"), metadata.get("version")
     if kind not in (FORMAT, FORMAT_1):
         raise CheckpointError(f"{file} holds no document: give a file that --save or `save` wrote.")
-    if kind == FORMAT and version not in (VERSION, KEPT):
+    if kind == FORMAT and version not in (VERSION, KEPT, ROUNDED):
         raise CheckpointError(
             f"{file} is a document of version {version}, written by gistjax "
             f"{metadata.get('gistjax')}; this is {gistjax.__version__}, which reads 1 to "
-            f"{KEPT}: update gistjax, or compress the text again."
+            f"{ROUNDED}: update gistjax, or compress the text again."
         )
     if not (metadata.get("base_sha256") or metadata.get("compressor")):
         raise CheckpointError(f"{file} does not say which base made it: compress the text again.")
@@ -126,9 +142,20 @@ def read(
     try:
         if kind == FORMAT_1:
             arrays, metadata = _from_version_1(arrays, metadata)
+        elif version == ROUNDED:
+            arrays = restore_entries(arrays, _bits(file, metadata), metadata["dtype"])
         return arrays, {name: int(metadata[name]) for name in ("tokens", "pieces", "positions")}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise not_whole(file, error) from error
+
+
+def _bits(file: Path, metadata: dict[str, str]) -> int:
+    if metadata["bits"] not in map(str, BITS):
+        raise CheckpointError(
+            f"{file} has entries in {metadata['bits']} bits, and this gistjax reads 8 and 4: "
+            "update gistjax, or compress the text again."
+        )
+    return int(metadata["bits"])
 
 
 def not_whole(file: Path, error: Exception) -> CheckpointError:

@@ -1,4 +1,8 @@
-"""Numbers in 8 bits: each group of an array shares one symmetric scale. Pure numpy."""
+"""Numbers in few bits, groups of which share a scale. Pure numpy.
+
+Weights are int8 with one symmetric scale a group (`quantize`). Keys and values are codes of 8 or 4
+bits with a scale and an offset a group (`to_codes`); codes of 4 bits stand two in a byte.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ import numpy as np
 
 LARGEST = 127
 TINY = float(np.finfo(np.float32).tiny)
+
+BITS = (8, 4)
+"""Widths of codes."""
+LEAST_HALF = float(np.finfo(np.float16).smallest_subnormal)
 
 
 def quantize(array: np.ndarray, axes: int | tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -45,3 +53,52 @@ def check_scales(values: np.ndarray, scale: np.ndarray) -> None:
         raise ValueError(f"its scales have shape {scale.shape}, its values {values.shape}")
     if not (np.isfinite(scale) & (scale > 0)).all():
         raise ValueError("a scale is not finite and positive")
+
+
+def to_codes(array: np.ndarray, axis: int, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return codes, uint8, with scales and offsets, fp16; `from_codes` is within half a scale.
+
+    Args:
+        array: floating-point numbers.
+        axis: along which numbers share scale and offset. It has size 1 in both.
+        bits: 8 or 4; codes are below 2 to that power.
+
+    Raises:
+        ValueError: if a number is not finite, or beyond half precision.
+    """
+    wide, levels = array.astype(np.float32), np.float32(2**bits - 1)
+    if not np.isfinite(wide).all():
+        raise ValueError("a number is not finite")
+    offset = -_half_above(-wide.min(axis=axis, keepdims=True))
+    low = offset.astype(np.float32)
+    scale = _half_above((wide.max(axis=axis, keepdims=True) - low) / levels)
+    scale = np.maximum(scale, np.float16(LEAST_HALF))
+    if not (np.isfinite(offset).all() and np.isfinite(scale).all()):
+        raise ValueError("a number is beyond half precision")
+    codes = np.rint((wide - low) / scale.astype(np.float32))
+    return np.clip(codes, 0, levels).astype(np.uint8), scale, offset
+
+
+def from_codes(codes: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Return `codes · scale + offset` in fp32."""
+    return codes.astype(np.float32) * scale.astype(np.float32) + offset.astype(np.float32)
+
+
+def _half_above(x: np.ndarray) -> np.ndarray:
+    """Return the least fp16 numbers that are not below x; infinite beyond the largest."""
+    with np.errstate(over="ignore"):
+        half = x.astype(np.float16)
+        return np.where(half < x, np.nextafter(half, np.float16(np.inf)), half)
+
+
+def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Return codes as bytes, along the last axis, which is even; of two the first is low."""
+    return codes if bits == 8 else codes[..., ::2] | codes[..., 1::2] << 4
+
+
+def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
+    """Return the codes that `pack_bits` packed."""
+    if bits == 8:
+        return packed
+    *rows, width = packed.shape
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*rows, 2 * width)

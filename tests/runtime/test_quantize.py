@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays, floating_dtypes
 
-from gistjax.runtime.quantize import check_scales, dequantize, quantize
+from gistjax.runtime.quantize import (
+    check_scales,
+    dequantize,
+    from_codes,
+    pack_bits,
+    quantize,
+    to_codes,
+    unpack_bits,
+)
 
 NUMBERS = {"allow_nan": False, "allow_infinity": False}
 
@@ -78,3 +86,47 @@ def test_scales_that_are_none_are_refused(scale, says):
 def test_half_scales_do_not_overflow():
     values, scale = np.full((1, 2), 127, np.int8), np.full((1, 1), 60000, np.float16)
     assert dequantize(values, scale).tolist() == [[127 * 60000.0] * 2]
+
+
+SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 3).map(lambda n: 2 * n))
+
+
+@given(
+    arrays(
+        np.float32,
+        SHAPES,
+        elements=st.one_of(
+            st.floats(-6e4, 6e4, width=32, **NUMBERS),
+            st.sampled_from([0.0, -0.0, 1e-45, -1e-40, 2.0**-24, 100.001, -100.001]),
+        ),
+    ),
+    st.sampled_from([0, 1]),
+    st.sampled_from([8, 4]),
+)
+def test_each_code_is_within_half_a_scale(array, axis, bits):
+    """Also at the ends of its range, though scale and offset are of half precision."""
+    codes, scale, offset = to_codes(array, axis, bits)
+    assert (codes.dtype, scale.dtype, offset.dtype) == (np.uint8, np.float16, np.float16)
+    assert codes.max() < 2**bits and np.isfinite(scale).all() and (scale > 0).all()
+    error = np.abs(from_codes(codes, scale, offset).astype(np.float64) - array)
+    wide = np.abs(array).max() + np.abs(offset.astype(np.float64)).max()
+    assert (error <= scale.astype(np.float64) / 2 + 1e-6 * wide).all()
+    packed = pack_bits(codes, bits)
+    assert packed.nbytes == codes.size * bits // 8
+    np.testing.assert_array_equal(unpack_bits(packed, bits), codes)
+
+
+def test_codes_lie_as_the_page_says():
+    """Of two codes of 4 bits in a byte the first is in its low half."""
+    codes = np.array([[1, 2, 15, 0]], np.uint8)
+    assert pack_bits(codes, 4).tolist() == [[0x21, 0x0F]]
+    assert pack_bits(codes, 8) is codes
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [(np.nan, "not finite"), (-np.inf, "not finite"), (-7e4, "beyond half"), (-65510.0, "beyond")],
+)
+def test_what_has_no_code_is_refused(bad, says):
+    with pytest.raises(ValueError, match=says):
+        to_codes(np.full((1, 2), bad, np.float32), 1, 4)
