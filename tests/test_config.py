@@ -19,16 +19,19 @@ from gistjax.runtime.cli import read_config_file
 from gistjax.settings import walk
 from gistjax.validation import validate
 
+NEEDS = {"pretrain": "config.text.path", "kept": "config.teacher"}
+"""What has to be given beside a config file."""
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_file_is_valid(path):
     config = read_config_file(str(path))
-    if path.stem == "pretrain":
-        with pytest.raises(ConfigError, match="config.text.path"):
+    if path.stem in NEEDS:
+        with pytest.raises(ConfigError, match=NEEDS[path.stem]):
             validate(config)
-        config = config.replace(text=dataclasses.replace(config.text, path="text"))
+        text = dataclasses.replace(config.text, path="text")
+        config = config.replace(text=text, teacher="runs/full_context")
     validate(config)
 
 
