@@ -22,7 +22,6 @@ def get_config():
     losses = {"teacher_forcing": 0.0, "generation": 0.0, "contrastive": 0.0}
     return CompressionConfig(
         architecture="select",
-        target_length=512,
         ratio=8.0,
         ratios=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
         ratios_per_question=2,

@@ -288,7 +288,9 @@ class CompressionConfig:
     ratio: float = setting(
         0.0, "tokens a slot: ⌈tokens / ratio⌉ slots, at most M; 0: M, at most one a token"
     )
-    ratios: tuple[float, ...] = setting((), "in training, one of these is drawn for each context")
+    ratios: tuple[float, ...] = setting(
+        (), "in training, one is drawn for each context; of select, for each question"
+    )
     ratios_per_question: int = setting(
         1, "select: so many of `ratios` are drawn for each question", least=1
     )

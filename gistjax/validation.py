@@ -262,8 +262,11 @@ def _encoder_rules(config: CompressionConfig) -> Rules:
             "encoder.kind='lora' or 'embeddings' (no adapter of its own) and encoder.layers=-1.",
         ),
         (
-            not encoder.bidirectional or encoder.kind == "lora" or config.selects,
-            "encoder.bidirectional=True needs encoder.kind='lora': the untuned base is causal.",
+            not encoder.bidirectional
+            or encoder.kind == "lora"
+            or (config.selects and config.lora.rank > 0),
+            "encoder.bidirectional=True needs encoder.kind='lora', or architecture='select' and "
+            "lora.rank above 0: the untuned base is causal.",
         ),
         (
             encoder.kind != "lora" or encoder.lora.rank > 0,

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from gistjax import benchmark
+from gistjax.config import SelectConfig
 from gistjax.estimate import measure
 
 TINY = (
@@ -81,6 +82,9 @@ def test_rows_are_full():
     assert batch.tokens_BxS.shape == (3, 64) and batch.context_ids_ExC.shape == (3, 512)
     assert (batch.question_length_B + batch.answer_length_B == 64).all()
     assert (batch.context_length_E == 512).all()
+    assert batch.kvzip_chooses_1 is None
+    learns = benchmark.defaults().replace(architecture="select", select=SelectConfig("conv"))
+    assert measure.full_batch(learns, 3, 64, 16).kvzip_chooses_1.tolist() == [False]
 
 
 def test_every_mode_is_measured():

@@ -78,6 +78,15 @@ WRONG = [
     ({"architecture": "closed_book"}, "contrastive=0"),
     ({"encoder": EncoderConfig(kind="bert")}, "encoder.kind"),
     ({"encoder": EncoderConfig(bidirectional=True)}, "encoder.kind='lora'"),
+    (
+        {
+            "architecture": "select",
+            "encoder": EncoderConfig(bidirectional=True),
+            "lora": LoraConfig(rank=0),
+            "loss_weights": {"teacher_forcing": 1.0},
+        },
+        "lora.rank above 0",
+    ),
     ({"encoder": EncoderConfig(kind="lora", lora=LoraConfig(rank=0))}, "encoder.lora.rank"),
     ({"encoder": EncoderConfig(kind="lora", layers=0)}, "layers to adapt"),
     ({"lora": LoraConfig(targets=("q", "qq"))}, "lora.targets cannot be 'qq'"),

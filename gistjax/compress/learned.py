@@ -15,7 +15,8 @@ from flax import nnx
 from jax import Array
 
 from gistjax.compress.layers import parameter
-from gistjax.compress.scorers import Reading, Scorer, attended
+from gistjax.compress.scorers import SCORERS, Reading, Scorer, attended
+from gistjax.config import CompressionConfig
 from gistjax.model.config import LlamaConfig
 from gistjax.model.layer import Seen
 from gistjax.model.masks import lengths_to_valid
@@ -85,6 +86,22 @@ LEARNED: dict[str, Scorer] = {
     "gist": Scorer(gist, "gists"),
 }
 """By name; `gistjax.config.LEARNED` lists them."""
+
+
+def find_scorer(name: str) -> Scorer:
+    """Return a scorer, trained or not, by its name."""
+    return (SCORERS | LEARNED)[name]
+
+
+def repeats(config: CompressionConfig, trains: bool = False) -> bool:
+    """Return whether contexts are read a second time, repeated, to score their entries.
+
+    Args:
+        trains: in training, where KVzip teaches a learned scorer too.
+    """
+    if trains and config.learns_scores:
+        return True
+    return config.selects and find_scorer(config.select.scorer).second == "repetition"
 
 
 def new_weights(scorer: str, base: LlamaConfig, key: Array) -> nnx.Dict[nnx.Param[Array]]:

@@ -22,8 +22,8 @@ from gistjax.compress.budget import Budget
 from gistjax.compress.context import CompressedContext, soft_context
 from gistjax.compress.encoder import Encoder
 from gistjax.compress.layers import parameter
-from gistjax.compress.learned import LEARNED, new_gists, new_weights
-from gistjax.compress.scorers import SCORERS, Reading, Scorer
+from gistjax.compress.learned import find_scorer, new_gists, new_weights
+from gistjax.compress.scorers import Reading, Scorer
 from gistjax.compress.spread import PROFILE_RATIOS, Cut, keep, keep_parts, shares_at, whole_parts
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
@@ -95,13 +95,10 @@ class Selector(nnx.Module):
         cache, score_LxBxKxC = self.read(base, lora, prefix_ids_P, context, asked)
         total_B = self.entries(length_B, ratio)
         kept_LxBxKxC = self.choose(jax.lax.stop_gradient(score_LxBxKxC), length_B, total_B)
-        nothing = soft_context(prefix_ids_P, base.embed(ids_BxC[:, :0]), jnp.zeros_like(length_B))
-        return dataclasses.replace(
-            nothing,
-            kept=kept_of(cache, P, C, kept_LxBxKxC),
-            length_B=length_B,
-            slots_B=-(-jnp.sum(kept_LxBxKxC, axis=(0, 2, 3)) // self.heads),
-        )
+        kept = kept_of(cache, P, C, kept_LxBxKxC)
+        slots_B = -(-jnp.sum(kept_LxBxKxC, axis=(0, 2, 3)) // self.heads)
+        compressed = kept_context(prefix_ids_P, base.embed(ids_BxC[:, :0]), kept, length_B)
+        return dataclasses.replace(compressed, slots_B=slots_B)
 
     @property
     def heads(self) -> int:
@@ -159,8 +156,8 @@ class Selector(nnx.Module):
         mask_BxTxT = None  # causal: padding stands last, where nobody sees it
         if self.encoder.bidirectional:
             mask_BxTxT = context_mask(lengths_to_valid(P + length_B, P + C), P)
-        reading = Reading(self.base, P, ids_BxC, length_B, self.seed)
-        scorer = (SCORERS | LEARNED)[self.scorer]
+        reading = self.reading(prefix_ids_P, context)
+        scorer = find_scorer(self.scorer)
         own = jnp.arange(self.base.n_layers) if self.learned is None else _values(self.learned)
         if scorer.second == "question" and asked is None:
             raise ConfigError(
@@ -192,6 +189,10 @@ class Selector(nnx.Module):
         else:
             read = base.embed(asked[0]), asked[1]
         return cache, second_pass(base, lora, cache, reading, read, scorer)
+
+    def reading(self, prefix_ids_P: Array, context: tuple[Array, Array]) -> Reading:
+        """What a scorer knows of the pass that reads contexts behind the prompt."""
+        return Reading(self.base, prefix_ids_P.shape[0], *context, self.seed)
 
     def repetition(self, base: Llama, ids_BxC: Array, length_B: Array) -> tuple[Array, Array]:
         """Embeddings of the question that asks to repeat the context, and of the context."""
@@ -251,6 +252,14 @@ def kept_of(
         layers = zip(cache.k, cache.v, kept, gates, strict=True)
         return tuple(KeptLayer(entries(k), entries(v), mask, gate) for k, v, mask, gate in layers)
     return KeptLayer(entries(cache.k), entries(cache.v), kept_LxBxKxC, gate_LxBxKxC)
+
+
+def kept_context(
+    prefix_ids_P: Array, nothing_Bx0xD: Array, kept: Kept, length_B: Array
+) -> CompressedContext:
+    """A compressed context of kept entries alone, which has no positions of its own."""
+    nothing = soft_context(prefix_ids_P, nothing_Bx0xD, jnp.zeros_like(length_B))
+    return dataclasses.replace(nothing, kept=kept, length_B=length_B)
 
 
 def _values(weights: Any) -> dict[str, Array]:

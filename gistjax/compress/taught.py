@@ -5,16 +5,14 @@ Shapes: E contexts, B rows of questions on them, a multiple of E in the order of
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from gistjax.compress.context import CompressedContext, soft_context
+from gistjax.compress.context import CompressedContext
 from gistjax.compress.learned import LEAST
 from gistjax.compress.scorers import SCORERS, Reading
-from gistjax.compress.select import Selector, kept_of, second_pass
+from gistjax.compress.select import Selector, kept_context, kept_of, second_pass
 from gistjax.compress.spread import Cut
 from gistjax.model.kv_cache import Cache
 from gistjax.model.llama import Llama
@@ -49,9 +47,8 @@ def learn(
     """
     ids_ExC, length_E = context
     E, C = ids_ExC.shape
-    P = prefix_ids_P.shape[0]
     cache, score_LxExKxC = selector.read(base, lora, prefix_ids_P, context)
-    reading = Reading(selector.base, P, ids_ExC, length_E, selector.seed)
+    reading = selector.reading(prefix_ids_P, context)
     log_LxExKxC = log_kvzip(selector, base, lora, cache, reading)
     error = jnp.square(score_LxExKxC - jnp.maximum(log_LxExKxC, FLOOR))
     real_Ex1xC = lengths_to_valid(length_E, C)[:, None]
@@ -62,9 +59,8 @@ def learn(
     cut = selector.cut(jax.lax.stop_gradient(score_LxExKxC), length_E, total_B)
     temperature = selector.temperature
     gate = gate_of(score_LxExKxC, cut, length_E, temperature) if temperature else None
-    nothing = soft_context(prefix_ids_P, base.embed(ids_ExC[:, :0]), jnp.zeros_like(length_E))
-    kept = kept_of(cache, P, C, cut.kept, gate)
-    taught = dataclasses.replace(nothing, kept=kept, length_B=length_E)
+    kept = kept_of(cache, reading.prefix, C, cut.kept, gate)
+    taught = kept_context(prefix_ids_P, base.embed(ids_ExC[:, :0]), kept, length_E)
     return taught, error_E / (selector.heads * length_E)
 
 
@@ -75,7 +71,7 @@ def log_kvzip(
     cache = jax.lax.stop_gradient(cache)
     repetition = selector.repetition(base, reading.ids_BxC, reading.length_B)
     score = second_pass(base, frozen(lora), cache, reading, repetition, SCORERS["kvzip"])
-    return jnp.log(jnp.maximum(jax.lax.stop_gradient(score), LEAST))
+    return jnp.log(jnp.maximum(score, LEAST))
 
 
 def gate_of(score_LxExKxC: Array, cut: Cut, length_E: Array, temperature: float) -> Array:

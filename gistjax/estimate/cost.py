@@ -22,7 +22,7 @@ from gistjax.config import TEXT_LOSSES, CompressionConfig
 from gistjax.data.batching import PlanSettings, total_steps
 from gistjax.data.dataset import load_dataset
 from gistjax.data.tasks import told_of
-from gistjax.estimate.memory import GIB
+from gistjax.estimate.memory import GIB, rows_of_context
 
 MEASURED = Path(__file__).parent / "step_times.json"
 QUESTIONS_PER_PARAGRAPH = 4.6  # SQuAD v1.1: 87,599 training questions on 18,896 paragraphs
@@ -164,7 +164,7 @@ def positions_of(config: CompressionConfig, layers: int) -> float:
     """
     context, tokens = config.data.context_tokens, max(config.data.question_buckets)
     positions = float(
-        Budget.of(config).decoder_positions(context) + tokens * config.data.questions_per_context
+        Budget.of(config).decoder_positions(context) + tokens * rows_of_context(config)
     )
     if config.encoder.kind != "embeddings":
         share = 1.0 if config.encoder.layers < 0 else config.encoder.layers / layers
@@ -181,7 +181,7 @@ def _position_s(near: Measurement) -> float:
 def _micro_step_s(config: CompressionConfig, near: Measurement) -> float:
     seconds = config.batch_size * positions_of(config, near["layers"]) * _position_s(near)
     if config.loss_weights.get("generation"):
-        rows = config.batch_size * config.data.questions_per_context
+        rows = config.batch_size * rows_of_context(config)
         seconds += DECODED * (near["decode_token_s"] + rows * _position_s(near))
     return float(seconds)
 

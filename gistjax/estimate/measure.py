@@ -295,6 +295,7 @@ def full_batch(config: CompressionConfig, rows: int, tokens: int, answer_tokens:
         context_id_E=np.arange(rows, dtype=np.int32),
         objective_B=np.zeros(rows, np.int32),
         context_view_ExD=rng.standard_normal((rows, base.d_model), np.float32),
+        kvzip_chooses_1=np.zeros(1, bool) if config.learns_scores else None,
     )
 
 

@@ -22,8 +22,9 @@ import jax.numpy as jnp
 
 from gistjax.compress.budget import Budget
 from gistjax.compress.compressed_lm import CompressedLM
+from gistjax.compress.learned import repeats
 from gistjax.compress.parameters import abstract_model, parameter_counts
-from gistjax.compress.scorers import CHUNK, SCORERS
+from gistjax.compress.scorers import CHUNK
 from gistjax.config import TEXT_LOSSES, CompressionConfig, LoraConfig, ModelConfig
 from gistjax.data.prompts import make_prompt
 from gistjax.data.tasks import load_task
@@ -58,6 +59,11 @@ def with_question(model: CompressedLM) -> CompressedLM:
     if model.selector is not None:
         model.selector.repeat_ids = (0,) * REPEAT_TOKENS
     return model
+
+
+def rows_of_context(config: CompressionConfig) -> int:
+    """Return how many rows a step has for each context: its questions, at each of their ratios."""
+    return config.data.questions_per_context * config.ratios_per_question
 
 
 def compute_dtype(model: ModelConfig) -> jnp.dtype:
@@ -122,13 +128,13 @@ def activation_bytes(
     # fp32 logits with their gradient, then the backward pass of a layer, which remat computes
     # again, and which a scan copies out of the stack of weights: whichever is more
     scored = 1 + sum(bool(loss_weights.get(name)) for name in ("generation", "distillation"))
-    rows = config.batch_size * config.data.questions_per_context
+    rows = config.batch_size * rows_of_context(config)
     logits = scored * rows * answer_tokens(config) * base.vocab_size * (4 + size)
     layer: float = matrices if model.scan_layers else 0
     layer += max(each.layer(base, model) for each in through) if model.remat else 0
     gradients = 4 * trainable
     most = max(kept + max(logits, layer), gradients)
-    if config.selects and SCORERS[config.select.scorer].second == "repetition":
+    if repeats(config, trains=True):
         first = through[0].kept(base, model) + trainable * size
         most = max(most, first + repetition_bytes(config, base, prefix))
     return most + (gradients if config.accumulation > 1 else 0)
@@ -158,7 +164,7 @@ def passes(config: CompressionConfig, base: LlamaConfig, prefix: int) -> Iterato
     """
     model, encoder, lora = config.model, config.encoder, config.lora
     E, C = config.batch_size, max(config.data.context_buckets)
-    B, S = E * config.data.questions_per_context, max(config.data.question_buckets)
+    B, S = E * rows_of_context(config), max(config.data.question_buckets)
     X, A = Budget.of(config).decoder_positions(C), answer_tokens(config)
     generates = bool(config.loss_weights.get("generation"))
     U = prefix + X + S + (A if generates else 0)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from gistjax.compress.parameters import abstract_model, split_model
 from gistjax.config import CompressionConfig
 from gistjax.data.example import Batch, Targets
-from gistjax.estimate.memory import answer_tokens, with_question
+from gistjax.estimate.memory import answer_tokens, rows_of_context, with_question
 from gistjax.model.config import LlamaConfig
 from gistjax.model.llama import Execution
 from gistjax.runtime.sharding import one_device
@@ -74,7 +74,7 @@ def train_program(
 
 def _largest_batch(config: CompressionConfig, prefix: int, width: int) -> Batch:
     K, E = config.accumulation, config.batch_size
-    B = E * config.data.questions_per_context * config.ratios_per_question
+    B = E * rows_of_context(config)
     C, S = max(config.data.context_buckets), max(config.data.question_buckets)
 
     def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:

@@ -15,9 +15,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from gistjax.compress.architectures import check_architecture
 from gistjax.compress.compressed_lm import CompressedLM
+from gistjax.compress.learned import repeats
 from gistjax.compress.parameters import import_trainable, split_model, start_from
 from gistjax.compress.profile import read_profile
-from gistjax.compress.scorers import SCORERS
 from gistjax.config import SELECT, CompressionConfig
 from gistjax.data.encoding import check_buckets
 from gistjax.data.prompts import Prompt
@@ -120,7 +120,7 @@ def check_fit(config: CompressionConfig, source: Source, prompt: Prompt) -> None
         )
     tokens = max(config.data.question_buckets) + written_tokens(config)
     longest = len(prompt.prefix_ids) + config.data.context_tokens + tokens
-    if repeats(config) or config.learns_scores:  # such a one is taught by another that repeats
+    if repeats(config, trains=True):
         again = len(repeat_ids(prompt)) + 2 * config.data.context_tokens
         if len(prompt.prefix_ids) + again > base.max_positions:
             raise ConfigError(
@@ -134,12 +134,6 @@ def check_fit(config: CompressionConfig, source: Source, prompt: Prompt) -> None
             f"the base reads {base.max_positions} tokens, but prefix, context and question take "
             f"up to {longest}: lower --config.data.context_tokens."
         )
-
-
-def repeats(config: CompressionConfig) -> bool:
-    """Return whether the scorer of a context's entries watches the context being repeated."""
-    scorer = SCORERS.get(config.select.scorer)
-    return config.selects and scorer is not None and scorer.second == "repetition"
 
 
 def repeat_ids(prompt: Prompt) -> tuple[int, ...]:

@@ -332,11 +332,11 @@ def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None
                 f"select.scorer={config.select.scorer!r} is trained, and this full-context model "
                 "has none: train with --config.init_from set to it, or give another scorer."
             )
-        if config.encoder.kind == "lora":
+        if config.encoder.kind == "lora" or config.encoder.bidirectional:
             raise ConfigError(
                 "encoder.kind='lora' would read contexts with an adapter that this full-context "
-                "model does not have: set --config.encoder.kind=embeddings and "
-                "--config.encoder.bidirectional=False."
+                "model does not have, and it was trained to read them causally: set "
+                "--config.encoder.kind=embeddings and --config.encoder.bidirectional=False."
             )
     if changed := [name for name in keys if getattr(config, name) != getattr(trained, name)]:
         raise ConfigError(

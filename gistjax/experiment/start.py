@@ -80,6 +80,8 @@ def _changed(ours: CompressionConfig, theirs: CompressionConfig) -> Iterator[str
     for key in ("layers", "bidirectional") if adapts else ("kind", "layers", "bidirectional"):
         if getattr(ours.encoder, key) != getattr(theirs.encoder, key):
             yield f"encoder.{key}={getattr(theirs.encoder, key)!r}"
+    if theirs.learns_scores and ours.select.scorer != theirs.select.scorer:
+        yield f"select.scorer={theirs.select.scorer!r}"
     if ours.encoder.kind == theirs.encoder.kind == "lora":
         yield from _adapter("encoder.lora", ours.encoder.lora, theirs.encoder.lora)
 

@@ -21,6 +21,7 @@ import numpy as np
 from gistjax.compress.budget import Budget
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import join
+from gistjax.compress.learned import repeats
 from gistjax.compress.parameters import split_model
 from gistjax.config import CompressionConfig
 from gistjax.data.splitting import cut_text
@@ -31,7 +32,6 @@ from gistjax.experiment.base import (
     build_model,
     load_trained,
     repeat_ids,
-    repeats,
     untuned_full_context,
 )
 from gistjax.experiment.confidence import Calibration, read_calibration

@@ -120,6 +120,16 @@ def test_norms_of_queries_and_keys_keep_both_as_they_come():
     assert each.layer(base, BF16) - each.layer(BASE, BF16) == 2 * heads
 
 
+def test_a_question_is_a_row_at_each_of_its_ratios():
+    kept = CompressionConfig(architecture="select", loss_weights={"teacher_forcing": 1.0})
+    twice = kept.replace(ratios=(2.0, 4.0), ratios_per_question=2)
+    questions = dataclasses.replace(kept.data, questions_per_context=2)
+    base = KNOWN["llama-3.1-8b-instruct"].config
+    assert activation_bytes(twice, base, 44, 0) == activation_bytes(
+        kept.replace(data=questions), base, 44, 0
+    )
+
+
 def test_a_second_pass_over_the_context_is_counted():
     """Both caches, with KVzip's question, where little else is held."""
     rows = DataConfig(context_tokens=4096, context_buckets=(4096,), question_buckets=(8,))
@@ -132,10 +142,11 @@ def test_a_second_pass_over_the_context_is_counted():
         data=dataclasses.replace(rows, questions_per_context=1),
     )
     base = KNOWN["llama-3.1-8b-instruct"].config
-    one, two = (
+    one, two, taught = (
         activation_bytes(kept.replace(select=SelectConfig(scorer)), base, 44, 0)
-        for scorer in ("knorm", "kvzip")
+        for scorer in ("knorm", "kvzip", "conv")
     )
+    assert taught == two  # KVzip teaches it
     position = 2 * base.n_layers * base.n_kv_heads * base.head_dim * 2
     both = position * (44 + 2 * 4096 + memory.REPEAT_TOKENS)
     assert two - one > both

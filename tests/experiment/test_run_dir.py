@@ -6,7 +6,13 @@ import re
 import pytest
 
 from gistjax.compare import compare
-from gistjax.config import CompressionConfig, DataConfig, EncoderConfig, LoraConfig
+from gistjax.config import (
+    CompressionConfig,
+    DataConfig,
+    EncoderConfig,
+    LoraConfig,
+    SelectConfig,
+)
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.base import load_trained
 from gistjax.experiment.inputs import check_sources
@@ -81,3 +87,17 @@ def test_a_cut_has_no_key_of_slots_that_its_full_context_does_not_read():
     check_meaning(cut, full)
     mine = asked(full.replace(architecture="select", slot_start="window_ends"), full)
     assert mine.slot_start == "window_ends"  # what is asked for is refused, not dropped
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"encoder": EncoderConfig(bidirectional=True)}, "trained to read them causally"),
+        ({"encoder": EncoderConfig(kind="lora")}, "does not have"),
+        ({"select": SelectConfig("gist")}, "this full-context model has none"),
+    ],
+)
+def test_a_cut_that_its_full_context_was_not_trained_for_is_refused(changes, says):
+    full = CompressionConfig(architecture="none")
+    with pytest.raises(ConfigError, match=says):
+        check_meaning(full.replace(architecture="select", **changes), full)

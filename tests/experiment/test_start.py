@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from gistjax.config import CompressionConfig, EncoderConfig, LoraConfig
+from gistjax.config import CompressionConfig, EncoderConfig, LoraConfig, SelectConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.run_dir import provenance
 from gistjax.experiment.start import check_start, note_base
@@ -52,6 +52,14 @@ def lora(**changes):
 def test_a_start_that_would_mean_something_else_is_refused(changes, told, tmp_path):
     with pytest.raises(ConfigError, match=f"init_from: .*trained with .*{told}"):
         start(tmp_path, EARLIER, EARLIER.replace(**changes))
+
+
+@pytest.mark.parametrize("scorer", ["pooling", "kvzip"])
+def test_another_scorer_than_the_trained_one_is_refused(scorer, tmp_path):
+    kept = EARLIER.replace(architecture="select", select=SelectConfig("conv"))
+    start(tmp_path, kept, kept)
+    with pytest.raises(ConfigError, match="trained with select.scorer='conv'"):
+        start(tmp_path, kept, kept.replace(select=SelectConfig(scorer)))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,14 @@ import dataclasses
 from pathlib import Path
 
 from gistjax.compress.parameters import export_trainable, split_model
-from gistjax.config import CompressionConfig, DataConfig, EvaluationConfig, LoraConfig, ModelConfig
+from gistjax.config import (
+    SLOT_KEYS,
+    CompressionConfig,
+    DataConfig,
+    EvaluationConfig,
+    LoraConfig,
+    ModelConfig,
+)
 from gistjax.experiment import base
 from gistjax.experiment.run_dir import RunDir, provenance
 
@@ -30,6 +37,13 @@ ASKED = CompressionConfig(
         batch_size=1, max_answer_tokens=6, bootstrap_samples=10, baseline=False
     ),
 )
+SELECTED = ASKED.replace(
+    architecture="select",
+    ratio=4.0,
+    loss_weights={"teacher_forcing": 1.0},
+    **{key: getattr(CompressionConfig(), key) for key in (*SLOT_KEYS, "encoder")},
+)
+"""The same, entries of the cache kept."""
 
 
 def write_run(rundir, config):

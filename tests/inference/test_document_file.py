@@ -7,26 +7,16 @@ import pytest
 from safetensors import safe_open
 
 import gistjax
-from gistjax.config import CompressionConfig, ModelConfig, SelectConfig
+from gistjax.config import ModelConfig, SelectConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.base import find_prompt
 from gistjax.inference.document_file import is_document, power_of_two
 from gistjax.runtime.tensors import load_tensors, save_tensors
 from tests.helpers.runs import ASKED as CONFIG
-from tests.helpers.runs import write_run
+from tests.helpers.runs import SELECTED, write_run
 
 KEPT = CONFIG.replace(slot_form="key_values", slot_positions="packed")
 STACKED = KEPT.replace(model=ModelConfig("tiny-random", dtype="float32", scan_layers=True))
-DEFAULT = CompressionConfig()
-SELECTED = CONFIG.replace(
-    architecture="select",
-    ratio=4.0,
-    encoder=DEFAULT.encoder,
-    slot_start=DEFAULT.slot_start,
-    slot_positions=DEFAULT.slot_positions,
-    connector=DEFAULT.connector,
-    loss_weights={"teacher_forcing": 1.0},
-)
 FORMS = {"soft tokens": CONFIG, "keys and values": KEPT, "stacked layers": STACKED}
 
 

@@ -7,24 +7,13 @@ import pytest
 import gistjax
 from gistjax import ask
 from gistjax.compress.kept import Entries, entries_of
-from gistjax.config import CompressionConfig, SelectConfig
+from gistjax.config import SelectConfig
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.inference.rounded import restore_entries, round_entries
 from gistjax.runtime.tensors import load_tensors, save_tensors
-from tests.helpers.runs import ASKED as CONFIG
-from tests.helpers.runs import write_run
+from tests.helpers.runs import SELECTED, write_run
 
-DEFAULT = CompressionConfig()
-SELECTED = CONFIG.replace(
-    architecture="select",
-    ratio=4.0,
-    encoder=DEFAULT.encoder,
-    slot_start=DEFAULT.slot_start,
-    slot_positions=DEFAULT.slot_positions,
-    connector=DEFAULT.connector,
-    loss_weights={"teacher_forcing": 1.0},
-    select=SelectConfig("knorm", "all"),
-)
+KNORM = SELECTED.replace(select=SelectConfig("knorm", "all"))
 COUNT = np.array([[3, 0], [1, 4]], np.int32)
 
 
@@ -75,7 +64,7 @@ def test_entries_that_have_no_code_are_refused(rng, bad, says):
 
 @pytest.fixture(scope="module")
 def selecting(tmp_path_factory):
-    return gistjax.load(write_run(tmp_path_factory.mktemp("selecting") / "run", SELECTED))
+    return gistjax.load(write_run(tmp_path_factory.mktemp("selecting") / "run", KNORM))
 
 
 @pytest.fixture(scope="module")
