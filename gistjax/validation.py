@@ -265,8 +265,8 @@ def _encoder_rules(config: CompressionConfig) -> Rules:
             not encoder.bidirectional
             or encoder.kind == "lora"
             or (config.selects and config.lora.rank > 0),
-            "encoder.bidirectional=True needs encoder.kind='lora', or architecture='select' and "
-            "lora.rank above 0: the untuned base is causal.",
+            "encoder.bidirectional=True needs an adapter (lora.rank) with architecture='select', "
+            "with others encoder.kind='lora': the untuned base is causal.",
         ),
         (
             encoder.kind != "lora" or encoder.lora.rank > 0,

@@ -85,7 +85,7 @@ WRONG = [
             "lora": LoraConfig(rank=0),
             "loss_weights": {"teacher_forcing": 1.0},
         },
-        "lora.rank above 0",
+        r"needs an adapter \(lora.rank\)",
     ),
     ({"encoder": EncoderConfig(kind="lora", lora=LoraConfig(rank=0))}, "encoder.lora.rank"),
     ({"encoder": EncoderConfig(kind="lora", layers=0)}, "layers to adapt"),
