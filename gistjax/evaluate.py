@@ -1,10 +1,11 @@
 """A finished run on a split, scored anew.
 
     python -m gistjax.evaluate --run runs/compression_ablations/M64_gist
-        [--config.KEY=VALUE …] [--output FILE] [--threshold 0.5]
+        [--config.KEY=VALUE …] [--output FILE] [--threshold 0.5] [--bits 4]
 
 The configuration is the run's own `config.json`; overrides change what is evaluated on (data, batch
-size), not what was trained.
+size), not what was trained. With --bits a run of kept entries answers from them as a document that
+was saved in so many bits has them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from gistjax.compress.budget import Budget
 from gistjax.config import CompressionConfig
 from gistjax.data.dataset import load_dataset
 from gistjax.data.encoding import encode_splits
+from gistjax.data.tasks import each_task, load_task
 from gistjax.errors import ConfigError
 from gistjax.estimate.out_of_memory import explained
 from gistjax.experiment.base import load_trained
@@ -30,6 +32,7 @@ from gistjax.experiment.task_evaluator import MixtureEvaluator
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import check_writable, write_json
+from gistjax.runtime.quantize import BITS, widths
 from gistjax.validation import note_budget, validate
 
 log = logging.getLogger(__name__)
@@ -42,6 +45,7 @@ def evaluate_run(
     slot_attention: str | Path | None = None,
     kept_entries: str | Path | None = None,
     threshold: float | None = None,
+    bits: int | None = None,
 ) -> dict[str, Any]:
     """Scores a run's exported compressor on the validation split of its data.
 
@@ -53,6 +57,7 @@ def evaluate_run(
         slot_attention: a JSON file for what each slot reads.
         kept_entries: a JSON file for what each KV head keeps, of architecture `select`.
         threshold: withhold answers whose chance of being right is less: they are scored as none.
+        bits: of kept entries, rounded as a saved document has them; as they are unless given.
 
     Raises:
         GistjaxError: for anything that a user can fix.
@@ -63,8 +68,10 @@ def evaluate_run(
             check_writable(Path(file))
     trained = run.config()
     config = asked(config or trained, trained)
+    if bits is not None:
+        check_bits(config, bits)
     confidence = Confidence(read_calibration(run, config.architecture), threshold)
-    evaluator, weights = prepare(run, config, confidence)
+    evaluator, weights = prepare(run, config, confidence, bits)
     with explained(config, "a forward pass"):
         result = evaluator.measure(*weights)
     if output:
@@ -73,11 +80,35 @@ def evaluate_run(
         write_json(Path(slot_attention), result.slot_attention, indent=None)
     if kept_entries:
         write_json(Path(kept_entries), result.kept_entries, indent=None)
-    return result.metrics
+    return result.metrics if bits is None else {**result.metrics, "bits": bits}
+
+
+def check_bits(config: CompressionConfig, bits: int) -> None:
+    """Refuse bits of what is not saved in them, or of what is not scored from it.
+
+    Raises:
+        ConfigError: saying what to change.
+    """
+    if bits not in BITS:
+        raise ConfigError(f"bits={bits!r}: entries are saved in {widths()} bits, or as they are.")
+    if not config.selects:
+        raise ConfigError(
+            f"--bits is of kept entries, and architecture={config.architecture!r} keeps none: "
+            "leave it out, or give --config.architecture=select to a run of the whole context."
+        )
+    for name in each_task(config.data):
+        if load_task(name).likelihood:
+            raise ConfigError(
+                f"task {name!r} also scores how likely its gold answers are, which is not read "
+                "from rounded entries: leave --bits out."
+            )
 
 
 def prepare(
-    run: RunDir, config: CompressionConfig, confidence: Confidence | None = None
+    run: RunDir,
+    config: CompressionConfig,
+    confidence: Confidence | None = None,
+    bits: int | None = None,
 ) -> tuple[Evaluator | MixtureEvaluator, tuple[Any, Any]]:
     """Return what answers a run's questions, and the model's trained and frozen leaves.
 
@@ -102,7 +133,7 @@ def prepare(
     _, rows, report = encode_splits(dataset, pretrained.prompt, config.data, config.seed)
     log.info("%s", report)
     kind = MixtureEvaluator if config.data.mixture else Evaluator
-    evaluator = kind(config, pretrained, rows, dataset.validation, graphdef, confidence)
+    evaluator = kind(config, pretrained, rows, dataset.validation, graphdef, confidence, bits)
     trainable, frozen = weights
     return evaluator, (trainable, frozen)
 
@@ -110,7 +141,8 @@ def prepare(
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """Score the run and print its metrics."""
     files = args.output or None, args.slot_attention or None, args.kept_entries or None
-    cli.print_result(evaluate_run(args.run, config, *files, threshold=args.threshold))
+    bits = int(args.bits) if args.bits else None
+    cli.print_result(evaluate_run(args.run, config, *files, threshold=args.threshold, bits=bits))
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -120,6 +152,8 @@ def define_flags(values: flags.FlagValues) -> None:
     define_path("output", "", about, values)
     about = "Withhold answers whose chance of being right is less, from 0 to 1."
     flags.DEFINE_float("threshold", None, about, flag_values=values)
+    about = "Architecture select: score kept entries as --save --bits of `ask` keeps them."
+    flags.DEFINE_enum("bits", None, [*map(str, BITS)], about, flag_values=values)
     about = "Also write what each slot reads to this JSON file."
     define_path("slot_attention", "", about, values)
     about = "Architecture select: also write what each KV head keeps to this JSON file."

@@ -6,15 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 
+import gistjax
 from gistjax import evaluate
+from gistjax.data.dataset import load_dataset
 from gistjax.data.prompts import make_prompt
 from gistjax.errors import ConfigError
 from gistjax.experiment.confidence import Calibration, Confidence, write_calibration
 from gistjax.experiment.evaluator import EvalResult
 from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime.files import write_json
+from gistjax.runtime.tensors import load_tensors
 from gistjax.weights.tokenizers import byte_tokenizer
-from tests.helpers.runs import ASKED
+from tests.helpers.runs import ASKED, SELECTED, write_run
 
 PREDICTIONS = [{"id": f"{i}", "f1": i / 8} for i in range(8)]
 
@@ -45,12 +48,12 @@ def test_a_run_is_scored_on_its_own_split_or_another(measured):
     assert evaluate.evaluate_run(run) == {"final_f1": 0.75}
     evaluate.evaluate_run(run, ASKED.replace(data=data), *files)
     assert [json.loads(file.read_text()) for file in files] == [PREDICTIONS, [{"context_id": 3}]]
-    for (config, _, rows, examples, graph, confidence), n, longest in zip(
+    for (config, _, rows, examples, graph, confidence, bits), n, longest in zip(
         made, (4, 7), (422, 100), strict=True
     ):
         assert len(rows) == len(examples) == config.data.validation_examples == n
         assert [row.example_index for row in rows] == list(range(n)) and graph == "graph"
-        assert confidence == Confidence()
+        assert confidence == Confidence() and bits is None
         assert [row.context_id for row in rows] == [example.context_id for example in examples]
         assert max(len(row.context_ids) for row in rows) == longest
 
@@ -70,6 +73,47 @@ def test_a_threshold_takes_the_calibration_of_the_run(measured):
     (run / "compressor.safetensors").write_bytes(b"weights")
     write_calibration(RunDir(run), Calibration(2.0, 1.0), {})
     evaluate.evaluate_run(run, threshold=0.5)
-    assert made[-1][-1] == Confidence(Calibration(2.0, 1.0), 0.5)
+    assert made[-1][5] == Confidence(Calibration(2.0, 1.0), 0.5)
     evaluate.evaluate_run(run)
-    assert made[-1][-1] == Confidence(Calibration(2.0, 1.0))
+    assert made[-1][5] == Confidence(Calibration(2.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("config", "bits", "says"),
+    [
+        (ASKED, 4, "of kept entries, and architecture='pooling' keeps none"),
+        (ASKED.replace(architecture="none"), 8, "architecture='none' keeps none"),
+        (SELECTED, 5, "bits=5: entries are saved in"),
+        (
+            SELECTED.replace(data=dataclasses.replace(SELECTED.data, task="gsm8k")),
+            4,
+            "task 'gsm8k' also scores how likely its gold answers are",
+        ),
+    ],
+)
+def test_bits_of_what_is_not_saved_in_them_are_refused(tmp_path, config, bits, says):
+    write_json(tmp_path / "config.json", {"config": config.to_json()})
+    with pytest.raises(ConfigError, match=says):
+        evaluate.evaluate_run(tmp_path, bits=bits)
+
+
+@pytest.mark.slow
+def test_in_few_bits_a_run_answers_as_its_saved_documents_do(tmp_path):
+    config = SELECTED.replace(select=dataclasses.replace(SELECTED.select, scorer="knorm"))
+    run, output = write_run(tmp_path / "run", config), tmp_path / "predictions"
+    found = evaluate.evaluate_run(run, bits=4, output=output)
+    whole = evaluate.evaluate_run(run)
+    assert found["bits"] == 4 and "bits" not in whole
+    assert found["bytes_per_context_token"] < whole["bytes_per_context_token"] / 3
+    engine, stored, tokens = gistjax.load(run), 0, 0
+    examples = load_dataset(config.data, config.seed).validation
+    for example, row in zip(examples, json.loads(output.read_text()), strict=True):
+        document = engine.compress(example.context)
+        document.save(tmp_path / "document", 4)
+        answer = engine.open(tmp_path / "document").ask(example.question)
+        assert answer.written == row["prediction"]
+        assert answer.score == pytest.approx(row["score"], rel=1e-4, abs=0)
+        assert document.ask(example.question).score != pytest.approx(row["score"], rel=1e-4, abs=0)
+        stored += sum(x.nbytes for x in load_tensors(tmp_path / "document")[0].values())
+        tokens += document.tokens
+    assert found["bytes_per_context_token"] == stored / tokens

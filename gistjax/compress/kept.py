@@ -38,8 +38,8 @@ class Entries:
     count_LxK: np.ndarray  # int32, entries of each KV head
 
 
-def entries_of(context: CompressedContext) -> Entries:
-    """Return what is kept of a context of one row, in numpy arrays."""
+def entries_of(context: CompressedContext, row: int = 0) -> Entries:
+    """Return what is kept of one row of a context, each of whose rows is a context of its own."""
     kept: Any = context.kept
     if isinstance(kept, PackedEntries):
         count_LxK = np.asarray(kept.count)
@@ -47,11 +47,22 @@ def entries_of(context: CompressedContext) -> Entries:
         return Entries(k_TxH, v_TxH, count_LxK)
     keys, values, counts = [], [], []
     for layer in _layers(kept):
-        mask_KxX = np.asarray(layer.mask_BxKxX)[0]
+        mask_KxX = np.asarray(layer.mask_BxKxX)[row]
         counts.append(mask_KxX.sum(1))
-        keys.append(np.asarray(layer.k)[0][mask_KxX])
-        values.append(np.asarray(layer.v)[0][mask_KxX])
+        keys.append(np.asarray(layer.k)[row][mask_KxX])
+        values.append(np.asarray(layer.v)[row][mask_KxX])
     return Entries(np.concatenate(keys), np.concatenate(values), np.asarray(counts, np.int32))
+
+
+def put_entries(context: CompressedContext, row: int, entries: Entries) -> None:
+    """Write entries where `entries_of` found as many, into masked numpy arrays."""
+    start = 0
+    for layer in _layers(context.kept):
+        mask_KxX = np.asarray(layer.mask_BxKxX)[row]
+        end = start + int(mask_KxX.sum())
+        np.asarray(layer.k)[row][mask_KxX] = entries.k_TxH[start:end]
+        np.asarray(layer.v)[row][mask_KxX] = entries.v_TxH[start:end]
+        start = end
 
 
 def packed(entries: Entries) -> PackedEntries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext
 from gistjax.compress.decoding import Written, before_end, greedy
+from gistjax.compress.rounded import round_rows
 from gistjax.data.batching import evaluation_batches
 from gistjax.data.example import Batch, Buckets, TokenizedExample
 from gistjax.runtime.sharding import put_batch, to_host
@@ -40,6 +42,7 @@ class Generator:
 
     Args:
         asks: show a context's question to what compresses it.
+        bits: answer from kept entries as a document saved in so many bits has them.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class Generator:
         batch_size: int,
         buckets: Buckets,
         asks: bool = False,
+        bits: int | None = None,
     ):
+        self._bits = bits
         self._mesh, self._end_ids = mesh, end_ids
         self._batch_size, self._buckets, self._asks = batch_size, buckets, asks
         self._compiled: dict[Any, Callable[..., Any]] = {}
@@ -100,16 +105,26 @@ class Generator:
                 compress = self._compile("compress", self._compress, given)
                 context, seconds = _timed(compress, given)
                 answers.compress_s += seconds
+                context, stored = self._stored(context, len(indices))
                 question = (*weights, context, batch.tokens_BxS, batch.question_length_B)
                 answer = self._compile("answer", self._answer, question)
                 written, seconds = _timed(answer, question)
                 answers.answer_s += seconds
-                stored_B, size = context.stored()
                 self._collect(answers, indices, *to_host((written, context.slots_B)))
-                answers.stored_bytes += size * int(to_host(stored_B)[: len(indices)].sum())
+                answers.stored_bytes += stored
                 answers.shapes.add((batch.context_ids_ExC.shape[1], batch.tokens_BxS.shape[1]))
                 bar.update(len(indices))
         return answers
+
+    def _stored(self, context: CompressedContext, rows: int) -> tuple[CompressedContext, int]:
+        """Return a context as it is stored, and the bytes of its first rows, which are real."""
+        if self._bits is None:
+            stored_B, size = context.stored()
+            return context, size * int(to_host(stored_B)[:rows].sum())
+        host = dataclasses.replace(context, kept=to_host(context.kept))
+        kept, size_R = round_rows(host, self._bits, rows)
+        kept = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), kept, context.kept)
+        return dataclasses.replace(context, kept=kept), int(size_R.sum())
 
     def slots(
         self, trainable: Any, frozen: Any, rows: Sequence[TokenizedExample]

@@ -22,12 +22,7 @@ from gistjax.evaluation.generate import Answers, Generator
 from gistjax.evaluation.kept_entries import kept_map
 from gistjax.evaluation.likelihood import gold_log_likelihood, with_golds
 from gistjax.evaluation.metrics import Scores, check_metrics, score
-from gistjax.evaluation.selective import (
-    Judged,
-    answerable_metrics,
-    area_of,
-    selective_metrics,
-)
+from gistjax.evaluation.selective import Judged, answerable_metrics, area_of, selective_metrics
 from gistjax.evaluation.slot_attention import slot_attention
 from gistjax.evaluation.statistics import (
     clustered_bootstrap,
@@ -50,7 +45,6 @@ from gistjax.runtime.sharding import is_primary, rows_per_step
 
 SLOT_CONTEXTS = 2
 """Contexts of which the report shows what each slot reads, or of which words entries are kept."""
-
 
 FULL_CONTEXT, CLOSED_BOOK = "full context", "closed book"
 CONTROLS = {FULL_CONTEXT: untuned_full_context, CLOSED_BOOK: untuned_closed_book}
@@ -109,9 +103,9 @@ def _origin(config: CompressionConfig) -> dict[str, Any]:
 
 
 def make_generator(
-    config: CompressionConfig, pretrained: PretrainedBase, graphdef: Any
+    config: CompressionConfig, pretrained: PretrainedBase, graphdef: Any, bits: int | None = None
 ) -> Generator:
-    """Return what answers questions with a model of this structure."""
+    """Return what answers questions with a model of this structure (`bits`: of its entries)."""
     return Generator(
         graphdef,
         pretrained.mesh,
@@ -120,6 +114,7 @@ def make_generator(
         batch_size=config.evaluation.batch_size * rows_per_step(pretrained.mesh),
         buckets=Buckets.of(config.data),
         asks=config.selects and config.select.scorer == ASKS,
+        bits=bits,
     )
 
 
@@ -131,6 +126,7 @@ class Evaluator:
         examples: the same questions with their gold answers.
         graphdef: the model's structure.
         confidence: makes scores of the answers, and says which of them are withheld.
+        bits: of kept entries, as a file has them; as they are unless given.
     """
 
     def __init__(
@@ -141,13 +137,14 @@ class Evaluator:
         examples: Sequence[Example],
         graphdef: Any,
         confidence: Confidence | None = None,
+        bits: int | None = None,
     ):
         self._config, self._pretrained, self._graphdef = config, pretrained, graphdef
         self._confidence = confidence or Confidence()
         check_metrics(examples)
         self._rows, self._examples = rows, examples
         self._rows_read = select(config, pretrained, rows)
-        self._generator = make_generator(config, pretrained, graphdef)
+        self._generator = make_generator(config, pretrained, graphdef, bits)
 
     def headline(self, trainable: Any, frozen: Any) -> dict[str, float]:
         """Return F1 and EM alone, for validation during training."""

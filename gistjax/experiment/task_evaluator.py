@@ -34,6 +34,7 @@ class MixtureEvaluator:
         examples: Sequence[Example],
         graphdef: Any,
         confidence: Confidence | None = None,
+        bits: int | None = None,
     ):
         self._tokens, self._parts = dict[str, int](), dict[str, Evaluator]()
         for name, data in each_task(config.data).items():
@@ -42,7 +43,7 @@ class MixtureEvaluator:
             self._tokens[name] = sum(len(row.context_ids) for row in own_rows)
             own_config = config.replace(data=data)
             self._parts[name] = Evaluator(
-                own_config, pretrained, own_rows, own_examples, graphdef, confidence
+                own_config, pretrained, own_rows, own_examples, graphdef, confidence, bits
             )
 
     def headline(self, trainable: Any, frozen: Any) -> dict[str, float]:

@@ -9,7 +9,7 @@ or, where entries are kept of the cache, version 3:
     k, v        [entries, head]                   by layer, KV head and position
     count       [layers, KV heads]                how many of each
 
-or, where these are in 8 or 4 bits, version 4 (`gistjax.inference.rounded`).
+or, where these are in 8 or 4 bits, version 4 (`gistjax.compress.rounded`).
 
 Its metadata has the format's name and version, the compressor and base that made it (SHA-256), the
 gistjax that wrote it, and the numbers of tokens, pieces and positions. Version 1, of gistjax 0.1,
@@ -28,11 +28,11 @@ from safetensors import SafetensorError, safe_open
 import gistjax
 from gistjax.compress.context import CompressedContext
 from gistjax.compress.kept import Entries, entries_of, packed
+from gistjax.compress.rounded import restore_entries, round_entries
 from gistjax.errors import CheckpointError, ConfigError
-from gistjax.inference.rounded import restore_entries, round_entries
 from gistjax.model.config import LlamaConfig
 from gistjax.model.kv_cache import Cache
-from gistjax.runtime.quantize import BITS
+from gistjax.runtime.quantize import BITS, widths
 from gistjax.runtime.tensors import load_tensors, save_tensors
 
 FORMAT, VERSION, KEPT, ROUNDED = "gistjax-document", "2", "3", "4"
@@ -79,13 +79,15 @@ def write(file: Path, context: CompressedContext, about: About, bits: int | None
         bits: of each number of kept entries; as they are unless given.
 
     Raises:
-        ConfigError: if they are not 8 or 4, or no entries are kept.
+        ConfigError: if entries are not saved in so many, or no entries are kept.
         StorageError: if the disk is full or fails.
     """
     arrays, form = pack(context), {"version": VERSION if context.kept is None else KEPT}
     if bits is not None:
         if bits not in BITS or isinstance(bits, bool):
-            raise ConfigError(f"bits={bits!r}: entries are saved in 8 or 4 bits, or as they are.")
+            raise ConfigError(
+                f"bits={bits!r}: entries are saved in {widths()} bits, or as they are."
+            )
         if context.kept is None:
             raise ConfigError("bits are of kept entries (architecture 'select'): leave them out.")
         form = {"version": ROUNDED, "bits": str(bits), "dtype": arrays["k"].dtype.name}
@@ -152,7 +154,7 @@ def read(
 def _bits(file: Path, metadata: dict[str, str]) -> int:
     if metadata["bits"] not in map(str, BITS):
         raise CheckpointError(
-            f"{file} has entries in {metadata['bits']} bits, and this gistjax reads 8 and 4: "
+            f"{file} has entries in {metadata['bits']} bits, and this gistjax reads {widths()}: "
             "update gistjax, or compress the text again."
         )
     return int(metadata["bits"])

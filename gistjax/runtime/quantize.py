@@ -11,9 +11,16 @@ import numpy as np
 LARGEST = 127
 TINY = float(np.finfo(np.float32).tiny)
 
+LEAST_HALF = float(np.finfo(np.float16).smallest_subnormal)
+
 BITS = (8, 4)
 """Widths of codes."""
-LEAST_HALF = float(np.finfo(np.float16).smallest_subnormal)
+
+
+def widths() -> str:
+    """Return the widths of codes in words: 8 or 4."""
+    *first, last = map(str, BITS)
+    return f"{', '.join(first)} or {last}"
 
 
 def quantize(array: np.ndarray, axes: int | tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

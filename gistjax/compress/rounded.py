@@ -1,4 +1,4 @@
-"""Kept entries in few bits, as a file holds them.
+"""Kept entries in few bits, as a file holds them, and as they are read again.
 
     k, v                 uint8 [entries, head · bits / 8]   codes, by layer, KV head and position
     k_scale, k_offset    fp16 [heads that keep any, head]   of each KV head's channels
@@ -13,13 +13,17 @@ beside their codes, a value 4 bytes an entry.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gistjax.compress.kept import Entries
+from gistjax.compress.context import CompressedContext
+from gistjax.compress.kept import Entries, entries_of, put_entries
 from gistjax.errors import DataError
+from gistjax.model.kv_cache import Kept
 from gistjax.runtime.quantize import from_codes, pack_bits, to_codes, unpack_bits
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -81,6 +85,29 @@ def restore_entries(
     v_TxH = from_codes(unpack_bits(arrays["v"], bits), arrays["v_scale"], arrays["v_offset"])
     wanted = jnp.dtype(dtype)
     return {"k": k_TxH.astype(wanted), "v": v_TxH.astype(wanted), "count": count_LxK}
+
+
+def round_rows(context: CompressedContext, bits: int, rows: int) -> tuple[Kept, np.ndarray]:
+    """Return what is kept of a context, its first rows as files would give them back.
+
+    Args:
+        context: of masked entries, in numpy arrays; it stays as it is.
+
+    Returns:
+        the entries, and the bytes of each of those rows' arrays in a file, int64 `[rows]`.
+
+    Raises:
+        DataError: as `round_entries`.
+    """
+    whole = dataclasses.replace(context, kept=jax.tree.map(np.array, context.kept))
+    size_R = np.zeros(rows, np.int64)
+    for row in range(rows):
+        entries = entries_of(context, row)
+        arrays = round_entries(entries, bits)
+        back = restore_entries(arrays, bits, entries.k_TxH.dtype.name)
+        put_entries(whole, row, Entries(back["k"], back["v"], back["count"]))
+        size_R[row] = sum(array.nbytes for array in arrays.values())
+    return whole.kept, size_R
 
 
 def _counts(count_LxK: np.ndarray) -> np.ndarray:

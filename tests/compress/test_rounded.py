@@ -1,0 +1,103 @@
+"""Kept entries in few bits: layout, bytes, and that evaluation answers from what a file holds."""
+
+import dataclasses
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+import gistjax
+from gistjax.compress.kept import Entries, entries_of, packed
+from gistjax.compress.rounded import restore_entries, round_entries, round_rows
+from gistjax.config import SelectConfig
+from gistjax.errors import DataError
+from gistjax.runtime.quantize import BITS
+from gistjax.runtime.tensors import load_tensors
+from tests.helpers.runs import SELECTED, write_run
+
+COUNT = np.array([[3, 0], [1, 4]], np.int32)
+
+
+def entries(rng, dtype=np.float32):
+    """Of eight channels, two of them large in every key."""
+    k, v = rng.normal(size=(2, 8, 8)).astype(np.float32)
+    k[:, [1, 5]] += 50
+    return Entries(k.astype(dtype), v.astype(dtype), COUNT)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+def test_entries_come_back_within_half_a_scale(rng, bits, dtype):
+    given = entries(rng, dtype)
+    arrays = round_entries(given, bits)
+    back = restore_entries(arrays, bits, np.dtype(dtype).name)
+    assert back["k"].dtype == back["v"].dtype == dtype
+    own = np.finfo(np.float32).eps if dtype == np.float32 else float(ml_dtypes.finfo(dtype).eps)
+    owner_T = np.repeat(range(3), COUNT[COUNT > 0])
+    for name, scale in (("k", arrays["k_scale"][owner_T]), ("v", arrays["v_scale"])):
+        exact = getattr(given, f"{name}_TxH").astype(np.float64)
+        error = np.abs(back[name].astype(np.float64) - exact)
+        assert (error <= scale.astype(np.float64) / 2 + 2 * own * np.abs(exact) + 1e-6).all()
+    assert arrays["k_scale"].max() < 5 / (2**bits - 1), "large channels widen no other's range"
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_every_byte_is_as_calculated(rng, bits):
+    arrays = round_entries(entries(rng), bits)
+    codes, of_keys, of_values, counts = 2 * 8 * 8 * bits // 8, 3 * 8 * 4, 8 * 4, 4 * 4
+    assert sum(x.nbytes for x in arrays.values()) == codes + of_keys + of_values + counts
+
+
+def test_a_context_that_keeps_nothing_is_nothing():
+    none = np.zeros((0, 8), np.float32)
+    arrays = round_entries(Entries(none, none, 0 * COUNT), 4)
+    assert restore_entries(arrays, 4, "float32")["k"].shape == (0, 8)
+
+
+@pytest.mark.parametrize(("bad", "says"), [(np.nan, "not finite"), (1e6, "beyond half precision")])
+def test_entries_that_have_no_code_are_refused(rng, bad, says):
+    for name in ("k", "v"):
+        given = entries(rng)
+        getattr(given, f"{name}_TxH")[2, 3] = bad
+        with pytest.raises(DataError, match=f"cannot be kept in 4 bits: .*{says}"):
+            round_entries(given, 4)
+
+
+@pytest.fixture(scope="module")
+def selecting(tmp_path_factory):
+    config = SELECTED.replace(select=SelectConfig("knorm", "all"))
+    return gistjax.load(write_run(tmp_path_factory.mktemp("selecting") / "run", config))
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("bits", BITS)
+def test_rounded_rows_are_what_saved_documents_hold(selecting, tmp_path, rng, bits, stacked):
+    """To the last bit; what pads the batch and what is not kept stay as they are."""
+    model, P = selecting.model(), selecting.programs.prefix_ids_P
+    ids_BxC = rng.integers(8, 61, (3, 24)).astype(np.int32)
+    context = jax.device_get(model.compress(P, ids_BxC, np.array([24, 17, 9], np.int32)))
+    if stacked:
+        context = dataclasses.replace(
+            context, kept=jax.tree.map(lambda *x: np.stack(x), *context.kept)
+        )
+    kept, size_R = round_rows(context, bits, 2)
+    rounded = dataclasses.replace(context, kept=kept)
+    for row in range(2):
+        given = entries_of(context, row)
+        one = dataclasses.replace(
+            context, kept=packed(given), slots_B=context.slots_B[[row]], length_B=[24]
+        )
+        file = tmp_path / f"{row}"
+        gistjax.Document(selecting, one, 24, 1, 0.0).save(file, bits)
+        ours, theirs = entries_of(rounded, row), entries_of(selecting.open(file).context)
+        for name in ("k_TxH", "v_TxH", "count_LxK"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+        assert (ours.k_TxH != given.k_TxH).any()
+        assert size_R[row] == sum(x.nbytes for x in load_tensors(file)[0].values())
+    same = (entries_of(x, 2).v_TxH for x in (rounded, context))
+    np.testing.assert_array_equal(*same)
+    layers = ([kept], [context.kept]) if stacked else (kept, context.kept)
+    for ours, theirs in zip(*layers, strict=True):
+        hidden = ~theirs.mask_BxKxX
+        np.testing.assert_array_equal(ours.k[hidden], theirs.k[hidden])
