@@ -1,14 +1,14 @@
 """Kept entries in few bits, as a file holds them, and as they are read again.
 
-    k, v                 uint8 [entries, head · bits / 8]   codes, by layer, KV head and position
+    k, v                 uint8 [entries, ⌈head · bits / 8⌉] codes, by layer, KV head and position
     k_scale, k_offset    fp16 [heads that keep any, head]   of each KV head's channels
     v_scale, v_offset    fp16 [entries, 1]                  of each entry
     count                int32 [layers, KV heads]           entries of each
 
-A number is `code · scale + offset`; of 4 bits two codes stand in a byte, the even channel in its
-low half. Keys have channels that are large in every entry, so each channel has a range of its own;
-values have not (KIVI, Liu et al. 2024, arXiv:2402.02750). A KV head's keys cost 4 bytes a channel
-beside their codes, a value 4 bytes an entry.
+A number is `code · scale + offset`; codes are packed by channel (`pack_bits`), of 3 bits eight in
+three bytes. Keys have channels that are large in every entry, so each channel has a range of its
+own; values have not (KIVI, Liu et al. 2024, arXiv:2402.02750). A KV head's keys cost 4 bytes a
+channel beside their codes, a value 4 bytes an entry.
 """
 
 from __future__ import annotations
@@ -74,15 +74,15 @@ def restore_entries(
     count_N = _counts(count_LxK)
     T, H = int(count_N.sum()), arrays["k_scale"].shape[-1]
     for name in ("k", "v"):
-        _check(name, arrays[name], np.uint8, (T, H * bits // 8))
+        _check(name, arrays[name], np.uint8, (T, -(-H * bits // 8)))
     for part in ("scale", "offset"):
         _check(f"k_{part}", arrays[f"k_{part}"], np.float16, (len(count_N), H))
         _check(f"v_{part}", arrays[f"v_{part}"], np.float16, (T, 1))
     scale_TxH, offset_TxH = (
         np.repeat(arrays[f"k_{part}"], count_N, axis=0) for part in ("scale", "offset")
     )
-    k_TxH = from_codes(unpack_bits(arrays["k"], bits), scale_TxH, offset_TxH)
-    v_TxH = from_codes(unpack_bits(arrays["v"], bits), arrays["v_scale"], arrays["v_offset"])
+    k_TxH = from_codes(unpack_bits(arrays["k"], bits, H), scale_TxH, offset_TxH)
+    v_TxH = from_codes(unpack_bits(arrays["v"], bits, H), arrays["v_scale"], arrays["v_offset"])
     wanted = jnp.dtype(dtype)
     return {"k": k_TxH.astype(wanted), "v": v_TxH.astype(wanted), "count": count_LxK}
 

@@ -179,7 +179,7 @@ class Document:
         """Write slots or entries as safetensors; only the compressor that made them can read them.
 
         Args:
-            bits: 8 or 4, of each number of kept entries; as they are unless given.
+            bits: 8, 4, 3 or 2, of each number of kept entries; as they are unless given.
 
         Returns:
             The file's size in bytes.

@@ -9,7 +9,7 @@ or, where entries are kept of the cache, version 3:
     k, v        [entries, head]                   by layer, KV head and position
     count       [layers, KV heads]                how many of each
 
-or, where these are in 8 or 4 bits, version 4 (`gistjax.compress.rounded`).
+or, where these are in 8, 4, 3 or 2 bits, version 4 (`gistjax.compress.rounded`).
 
 Its metadata has the format's name and version, the compressor and base that made it (SHA-256), the
 gistjax that wrote it, and the numbers of tokens, pieces and positions. Version 1, of gistjax 0.1,

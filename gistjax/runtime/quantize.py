@@ -1,7 +1,7 @@
 """Numbers in few bits, groups of which share a scale. Pure numpy.
 
-Weights are int8 with one symmetric scale a group (`quantize`). Keys and values are codes of 8 or 4
-bits with a scale and an offset a group (`to_codes`); codes of 4 bits stand two in a byte.
+Weights are int8 with one symmetric scale a group (`quantize`). Keys and values are codes of 2 to 8
+bits with a scale and an offset a group (`to_codes`), which are packed (`pack_bits`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ TINY = float(np.finfo(np.float32).tiny)
 
 LEAST_HALF = float(np.finfo(np.float16).smallest_subnormal)
 
-BITS = (8, 4)
+BITS = (8, 4, 3, 2)
 """Widths of codes."""
 
 
 def widths() -> str:
-    """Return the widths of codes in words: 8 or 4."""
+    """Return the widths of codes in words: 8, 4, 3 or 2."""
     *first, last = map(str, BITS)
     return f"{', '.join(first)} or {last}"
 
@@ -68,7 +68,7 @@ def to_codes(array: np.ndarray, axis: int, bits: int) -> tuple[np.ndarray, np.nd
     Args:
         array: floating-point numbers.
         axis: along which numbers share scale and offset. It has size 1 in both.
-        bits: 8 or 4; codes are below 2 to that power.
+        bits: 1 to 8; codes are below 2 to that power.
 
     Raises:
         ValueError: if a number is not finite, or beyond half precision.
@@ -99,13 +99,18 @@ def _half_above(x: np.ndarray) -> np.ndarray:
 
 
 def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Return codes as bytes, along the last axis, which is even; of two the first is low."""
-    return codes if bits == 8 else codes[..., ::2] | codes[..., 1::2] << 4
+    """Return codes as bytes, along the last axis: W codes in ⌈W · bits / 8⌉.
+
+    The bits of a code stand behind those of the code before it, the lowest first, as bits stand in
+    a byte: of 4 bits the first of two codes is low, of 3 bits eight codes take three bytes.
+    """
+    bits_WxN = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
+    rows, n = codes.shape[:-1], codes.shape[-1] * bits
+    return np.packbits(bits_WxN.reshape(*rows, n), axis=-1, bitorder="little")
 
 
-def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
-    """Return the codes that `pack_bits` packed."""
-    if bits == 8:
-        return packed
-    *rows, width = packed.shape
-    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*rows, 2 * width)
+def unpack_bits(packed: np.ndarray, bits: int, width: int) -> np.ndarray:
+    """Return the codes that `pack_bits` packed, so many along the last axis."""
+    bits_N = np.unpackbits(packed, axis=-1, count=width * bits, bitorder="little")
+    bits_WxN = bits_N.reshape(*packed.shape[:-1], width, bits)
+    return np.packbits(bits_WxN, axis=-1, bitorder="little")[..., 0]

@@ -48,9 +48,9 @@ def test_in_8_bits_the_answers_are_nearly_those(selecting, document, examples, t
         assert theirs.score == pytest.approx(ours.score, rel=0.05)
 
 
-@pytest.mark.parametrize("bits", [0, 2, 16, True, "4"])
+@pytest.mark.parametrize("bits", [0, 1, 5, 16, True, "4"])
 def test_other_bits_are_refused(document, tmp_path, bits):
-    with pytest.raises(ConfigError, match="saved in 8 or 4 bits, or as they are"):
+    with pytest.raises(ConfigError, match="saved in 8, 4, 3 or 2 bits, or as they are"):
         document.save(tmp_path / "document", bits)
     assert not list(tmp_path.iterdir())
 
@@ -101,9 +101,11 @@ def test_other_bits_in_a_file_are_refused_by_name(selecting, document, tmp_path)
     file = tmp_path / "document"
     document.save(file, 4)
     arrays, about = load_tensors(file)
-    for bits in ("3", "16", "-4", "4.0", ""):
+    for bits in ("5", "16", "-4", "4.0", ""):
         save_tensors(file, arrays, about | {"bits": bits})
-        with pytest.raises(CheckpointError, match=f"in {bits} bits, and this gistjax reads 8 or 4"):
+        with pytest.raises(
+            CheckpointError, match=f"in {bits} bits, and this gistjax reads 8, 4, 3 or 2"
+        ):
             selecting.open(file)
 
 

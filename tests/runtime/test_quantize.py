@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays, floating_dtypes
 
 from gistjax.runtime.quantize import (
+    BITS,
     check_scales,
     dequantize,
     from_codes,
@@ -88,7 +89,7 @@ def test_half_scales_do_not_overflow():
     assert dequantize(values, scale).tolist() == [[127 * 60000.0] * 2]
 
 
-SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 3).map(lambda n: 2 * n))
+SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 6))
 
 
 @given(
@@ -101,7 +102,7 @@ SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 3).map(lambda n: 2 * n))
         ),
     ),
     st.sampled_from([0, 1]),
-    st.sampled_from([8, 4]),
+    st.sampled_from(BITS),
 )
 def test_each_code_is_within_half_a_scale(array, axis, bits):
     """Also at the ends of its range, though scale and offset are of half precision."""
@@ -111,16 +112,30 @@ def test_each_code_is_within_half_a_scale(array, axis, bits):
     error = np.abs(from_codes(codes, scale, offset).astype(np.float64) - array)
     wide = np.abs(array).max() + np.abs(offset.astype(np.float64)).max()
     assert (error <= scale.astype(np.float64) / 2 + 1e-6 * wide).all()
+    width = codes.shape[-1]
+    np.testing.assert_array_equal(unpack_bits(pack_bits(codes, bits), bits, width), codes)
+
+
+@given(st.sampled_from(BITS), st.data())
+def test_codes_are_packed_and_unpacked(bits, data):
+    """In the fewest bytes, as one number whose digits are the codes, the first the lowest."""
+    shape = data.draw(st.tuples(st.integers(0, 3), st.integers(1, 40)))
+    codes = data.draw(arrays(np.uint8, shape, elements=st.integers(0, 2**bits - 1)))
     packed = pack_bits(codes, bits)
-    assert packed.nbytes == codes.size * bits // 8
-    np.testing.assert_array_equal(unpack_bits(packed, bits), codes)
+    assert packed.dtype == np.uint8 and packed.shape == (shape[0], -(-shape[1] * bits // 8))
+    for row, content in zip(codes.tolist(), packed, strict=True):
+        number = sum(code << bits * i for i, code in enumerate(row))
+        assert int.from_bytes(content.tobytes(), "little") == number
+    np.testing.assert_array_equal(unpack_bits(packed, bits, shape[1]), codes)
 
 
 def test_codes_lie_as_the_page_says():
     """Of two codes of 4 bits in a byte the first is in its low half."""
-    codes = np.array([[1, 2, 15, 0]], np.uint8)
-    assert pack_bits(codes, 4).tolist() == [[0x21, 0x0F]]
-    assert pack_bits(codes, 8) is codes
+    codes = np.array([[1, 2, 7, 0, 0, 0, 0, 7]], np.uint8)
+    assert pack_bits(codes, 4).tolist() == [[0x21, 0x07, 0, 0x70]]
+    assert pack_bits(codes, 3).tolist() == [[0b11_010_001, 0b1, 0b11100000]]
+    assert pack_bits(codes % 4, 2).tolist() == [[0b00_11_10_01, 0b11_00_00_00]]
+    assert pack_bits(codes, 8).tolist() == codes.tolist()
 
 
 @pytest.mark.parametrize(
