@@ -188,5 +188,21 @@ class Document:
             ConfigError: if there are no such bits, or no kept entries.
             StorageError: if the disk is full or fails.
         """
-        about = document_file.About(self.tokens, self.pieces, **self.engine.origin())
-        return document_file.write(user_path(file), self.context, about, bits)
+        return document_file.write(user_path(file), self.context, self._about(), bits)
+
+    def describe(self, bits: int | None = None) -> dict[str, int]:
+        """Return the bytes of each part of the file that `save` writes, in all those of the file.
+
+        `keys` and `values` (soft tokens: `vectors`), `scales` of what is in few bits, `tables` of
+        positions, or of how many entries each KV head keeps, and the file's `header`.
+
+        Args:
+            bits: as in `save`.
+
+        Raises:
+            ConfigError: as `save`.
+        """
+        return document_file.bytes_by_part(self.context, self._about(), bits)
+
+    def _about(self) -> document_file.About:
+        return document_file.About(self.tokens, self.pieces, **self.engine.origin())

@@ -33,10 +33,19 @@ from gistjax.errors import CheckpointError, ConfigError
 from gistjax.model.config import LlamaConfig
 from gistjax.model.kv_cache import Cache
 from gistjax.runtime.quantize import BITS, widths
-from gistjax.runtime.tensors import load_tensors, save_tensors
+from gistjax.runtime.tensors import load_tensors, save_tensors, tensor_bytes
 
 FORMAT, VERSION, KEPT, ROUNDED = "gistjax-document", "2", "3", "4"
 FORMAT_1 = "gistjax-memory"
+
+PARTS = {
+    "keys": ("k",),
+    "values": ("v",),
+    "vectors": ("x",),
+    "scales": ("k_scale", "k_offset", "v_scale", "v_offset"),
+    "tables": ("count", "position"),
+}
+"""The arrays of a file by what they are."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,38 @@ def write(file: Path, context: CompressedContext, about: About, bits: int | None
         ConfigError: if entries are not saved in so many, or no entries are kept.
         StorageError: if the disk is full or fails.
     """
+    save_tensors(file, *_content(context, about, bits))
+    return file.stat().st_size
+
+
+def bytes_by_part(
+    context: CompressedContext, about: About, bits: int | None = None
+) -> dict[str, int]:
+    """Return the bytes of each part of the file that `write` writes: in all, those of the file.
+
+    They are those of `PARTS` that it has, and its header: names, shapes and metadata.
+
+    Raises:
+        ConfigError: as `write`.
+    """
+    arrays, metadata = _content(context, about, bits)
+    found = {
+        part: sum(arrays[name].nbytes for name in names if name in arrays)
+        for part, names in PARTS.items()
+        if not arrays.keys().isdisjoint(names)
+    }
+    header = len(tensor_bytes(arrays, metadata)) - sum(found.values())
+    return {**found, "header": header}
+
+
+def _content(
+    context: CompressedContext, about: About, bits: int | None
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the arrays and the metadata of a file.
+
+    Raises:
+        ConfigError: as `write`.
+    """
     arrays, form = pack(context), {"version": VERSION if context.kept is None else KEPT}
     if bits is not None:
         if bits not in BITS or isinstance(bits, bool):
@@ -103,8 +144,7 @@ def write(file: Path, context: CompressedContext, about: About, bits: int | None
         "pieces": str(about.pieces),
         "positions": str(int(context.length_B[0])),
     }
-    save_tensors(file, arrays, metadata)
-    return file.stat().st_size
+    return arrays, metadata
 
 
 def read(

@@ -33,6 +33,13 @@ def save_tensors(
     Raises:
         StorageError: if the disk is full or fails; a file that was there stays.
     """
+    write_atomically(path, tensor_bytes(arrays, metadata))
+
+
+def tensor_bytes(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Return what `save_tensors` writes."""
     plain = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
     size, data = int.from_bytes(plain[:8], "little"), memoryview(plain)
     tensors = json.loads(plain[8 : 8 + size])
@@ -43,7 +50,7 @@ def save_tensors(
     found = DIGEST.search(content)
     assert found is not None
     digest = _digest(content, found).encode()
-    write_atomically(path, content[: found.start(1)] + digest + content[found.end(1) :])
+    return content[: found.start(1)] + digest + content[found.end(1) :]
 
 
 def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

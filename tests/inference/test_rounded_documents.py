@@ -39,6 +39,27 @@ def test_a_document_in_few_bits_is_opened(selecting, document, tmp_path, bits):
     assert load_tensors(file)[1]["bits"] == str(bits)
 
 
+@pytest.mark.parametrize("bits", [None, *BITS])
+def test_the_parts_of_a_file_are_described(document, tmp_path, bits):
+    file = tmp_path / "document"
+    size = document.save(file, bits)
+    parts, arrays = document.describe(bits), load_tensors(file)[0]
+    assert sum(parts.values()) == size and parts["header"] < 2_000
+    assert (parts["keys"], parts["values"]) == (arrays["k"].nbytes, arrays["v"].nbytes)
+    assert parts["tables"] == arrays["count"].nbytes
+    n, heads = len(arrays["v"]), np.count_nonzero(arrays["count"])
+    assert parts.get("scales") == (4 * n + 4 * 16 * heads if bits else None)
+
+
+def test_the_parts_of_slots_are_described(engine, examples, tmp_path):
+    document = engine.compress(examples[0].context)
+    parts, size = document.describe(), document.save(tmp_path / "document")
+    assert [*parts] == ["vectors", "tables", "header"] and sum(parts.values()) == size
+    assert parts["vectors"] == document.slots * 64 * 4
+    with pytest.raises(ConfigError, match="bits are of kept entries"):
+        document.describe(4)
+
+
 @pytest.mark.slow
 def test_in_8_bits_the_answers_are_nearly_those(selecting, document, examples, tmp_path):
     document.save(tmp_path / "document", bits=8)
