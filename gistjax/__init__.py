@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gistjax.inference.engine import Engine, load
     from gistjax.train import run_single_ablation
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Answer",

@@ -45,6 +45,7 @@ UNTUNED = (
     "full context: answered by the untuned base, which reads the whole text; a base that is tuned "
     "for it answers better"
 )
+WHOLE = "full context: the same compressor, which keeps every entry"
 
 
 def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) -> None:
@@ -71,11 +72,18 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
             document.pieces,
             engine.trained_tokens,
         )
+    if config.selects and document.tokens > engine.trained_tokens:
+        log.warning(
+            "warning: the text has %d tokens, and the compressor was trained on at most %d: how "
+            "much it loses of a longer one was not measured.",
+            document.tokens,
+            engine.trained_tokens,
+        )
     if not args.json:
         print(about(document))
     saved = save(document, Path(args.save), args.bits) if args.save else {}
     if full and not args.json:
-        print(UNTUNED)
+        print(WHOLE if config.selects else UNTUNED)
     exchanges = []
     for question in words or questions():
         exchanges.append(Exchange.of(question.strip(), document, full, args.threshold))
@@ -299,7 +307,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("bits", None, ["8", "4"], about, flag_values=values)
     about = "Withhold answers whose chance of being right is less, from 0 to 1."
     flags.DEFINE_float("threshold", None, about, flag_values=values)
-    about = "Also answer from the whole text, by the untuned base."
+    about = "Also answer from the whole text: all entries kept, or (slots) the untuned base."
     flags.DEFINE_bool("full", False, about, values)
     flags.DEFINE_bool("json", False, "Print one JSON object instead.", values)
 

@@ -4,19 +4,21 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from absl import flags
 
 from gistjax import ask
+from gistjax.config import SelectConfig
 from gistjax.errors import ConfigError, DataError, StorageError
 from gistjax.experiment.run_dir import RunDir
 from gistjax.inference import engine
 from gistjax.inference.document import Answer
 from gistjax.runtime import cli
 from tests.helpers.runs import ASKED as CONFIG
-from tests.helpers.runs import write_run
+from tests.helpers.runs import SELECTED, write_run
 
 ENGINE = SimpleNamespace(config=CONFIG)
 TEXT = "Ada wrote the first program. She lived in London."
@@ -87,6 +89,27 @@ def test_the_full_context_is_said_to_be_of_the_untuned_base(command, capsys):
     assert "untuned base" in shown[1] and shown[2] == "Who wrote?"
     assert shown[3].startswith("  from slots: ") and shown[4].startswith("  full context: ")
     assert re.search(r"49 tokens, \d+ ms, \d+ ms a token$", shown[4])
+
+
+@pytest.mark.slow
+def test_kept_entries_are_compared_with_all_of_them_and_long_texts_warned_of(
+    tmp_path, monkeypatch, capsys, caplog
+):
+    config = SELECTED.replace(select=SelectConfig("knorm"))
+    short = config.replace(
+        target_length=32, data=replace(config.data, context_tokens=32, context_buckets=(32,))
+    )
+    rundir = write_run(tmp_path / "run", short)
+    (tmp_path / "text.txt").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    values = flags.FlagValues()
+    ask.define_flags(values)
+    values(["ask", f"--run={rundir}", "--context=text.txt", "--full"])
+    with caplog.at_level("WARNING"):
+        ask.main(RunDir(rundir).config(), values, ["Who wrote?"])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1] == ask.WHOLE and "49 tokens" in shown[4] and "13 entries" in shown[3]
+    assert "the text has 49 tokens, and the compressor was trained on at most 32" in caplog.text
 
 
 def test_each_answer_stands_under_its_own_title_with_its_own_cost():

@@ -1,8 +1,8 @@
 """The file that shares a compressor: its trained parameters by name, as they are or in int8.
 
 `NAME` in int8 has its scales, fp32, in `NAME.scale`; what is in int8 is decided by `scaled_axes`. A
-file without a version holds parameters as they are; one with int8 says version 2 (the compressor in
-the package, which is older, does not).
+file without a version holds parameters as they are; one with int8 says version 2 (compressors that
+came with gistjax up to 0.2.0 do not).
 """
 
 from __future__ import annotations

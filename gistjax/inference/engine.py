@@ -103,6 +103,7 @@ class Engine:
         self.config, self.pretrained, self.compressor = config, pretrained, compressor
         self.calibration = calibration
         self.abstention = load_task(config.data.task).abstention
+        self._weights = weights
         max_tokens, prompt = written_tokens(config), pretrained.prompt
         self.programs = Programs(weights, prompt.prefix_ids, max_tokens, prompt.end_ids)
 
@@ -111,7 +112,15 @@ class Engine:
         return self.programs.model()
 
     def full_context(self) -> Engine:
-        """Return the same base, untuned, that reads the text itself: a comparison."""
+        """Return what reads the whole text, a comparison.
+
+        Of kept entries it is the same model, which keeps them all; else the base, untuned.
+        """
+        if self.config.selects:
+            whole = replace(self.config, ratio=1.0, select=replace(self.config.select, bytes=0))
+            graphdef, *_ = split_model(build_model(whole, self.pretrained))
+            weights = graphdef, *self._weights[1:]
+            return Engine(whole, self.pretrained, weights, self.compressor, self.calibration)
         config = untuned_full_context(self.config)
         weights = split_model(build_model(config, self.pretrained))
         return Engine(config, self.pretrained, weights, "")

@@ -87,12 +87,19 @@ def test_parameters_as_they_are_have_no_version(leaves, tmp_path):
         np.testing.assert_array_equal(arrays[name], array)
 
 
-def test_the_compressor_in_the_package_is_read_as_before():
+def test_the_compressor_in_the_package_is_in_int8():
     arrays, metadata = load_exported(SHIPPED / "compressor.safetensors")
     stored, _ = load_tensors(SHIPPED / "compressor.safetensors")
-    assert "version" not in metadata and not any(name.endswith(".scale") for name in arrays)
-    for name in ("lora/adapters/down/a", "compressor/head/projection"):
+    assert metadata["version"] == "2" and not any(name.endswith(".scale") for name in arrays)
+    for name in ("lora/adapters/down/a", "selector/learned/project"):
         np.testing.assert_array_equal(arrays[name], stored[name] * stored[name + ".scale"])
+
+
+def test_int8_is_read_from_files_of_before_the_version(leaves, tmp_path):
+    """The compressor of gistjax 0.1 and 0.2.0 is such a file."""
+    save_tensors(tmp_path / "x", packed(leaves), ABOUT)
+    arrays, _ = load_exported(tmp_path / "x")
+    np.testing.assert_array_equal(arrays[B], unpacked(packed(leaves))[B])
 
 
 def without_scales(arrays):

@@ -9,14 +9,14 @@ import pytest
 
 import gistjax
 from gistjax.compress.parameters import split_model
-from gistjax.config import ModelConfig
+from gistjax.config import ModelConfig, SelectConfig
 from gistjax.data import facts
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.evaluate import evaluate_run
 from gistjax.experiment import base, evaluator
 from gistjax.runtime import cli
 from tests.helpers.runs import ASKED as CONFIG
-from tests.helpers.runs import write_run
+from tests.helpers.runs import SELECTED, write_run
 
 
 @pytest.mark.slow
@@ -55,6 +55,22 @@ def test_the_full_context_answers_as_the_baseline_of_the_evaluation(
     full = engine.full_context()
     answers = [full.compress(example.context).ask(example.question).text for example in examples]
     assert answers == scored[1] != scored[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("select", [SelectConfig("knorm"), SelectConfig("knorm", bytes=4096)])
+def test_the_full_context_of_kept_entries_is_the_same_model(examples, tmp_path, select):
+    """No second one is loaded; it keeps what the budget would throw away."""
+    config = SELECTED.replace(select=select, ratio=0.0 if select.bytes else 8.0)
+    engine = gistjax.load(write_run(tmp_path / "run", config))
+    full, text = engine.full_context(), examples[0].context
+    assert all(x is y for x, y in zip(full._weights[1:], engine._weights[1:], strict=True))
+    document = full.compress(text)
+    assert engine.compress(text).slots < document.slots == document.tokens
+    all_kept = SELECTED.replace(select=SelectConfig("knorm"), ratio=1.0)
+    whole = gistjax.load(write_run(tmp_path / "whole", all_kept))
+    question = examples[0].question
+    assert document.ask(question).text == whole.compress(text).ask(question).text
 
 
 @pytest.mark.slow

@@ -23,11 +23,11 @@ def test_the_card_of_the_compressor_that_comes_with_the_repository():
     assert card.startswith(
         "---\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlibrary_name: gistjax\n"
     )
-    assert "0.700 [0.689, 0.712] | 0.581" in card and "another text's slots | 0.029" in card
-    assert "one slot for each 2 to 16 tokens (as many as asked for, 4 by default)" in card
-    assert "the mean of 6 runs' parameters, from an earlier stage" in card
+    assert "0.817 [0.808, 0.826] | 0.736" in card and "at 7.84 tokens an entry" in card
+    assert "one of 1 to 32 entries (as asked for) of the key/value cache (by `conv`)" in card
+    assert "the mean of 3 runs' parameters, from an earlier stage" in card
     assert stored["base_sha256"] in card and "None" not in card
-    assert "a GGUF file, model.gguf, such as that of `pip install" in card
+    assert "a GGUF file, SmolLM2-135M-Instruct.Q4_1.gguf, such as that of `pip install" in card
     assert "Not measured." in model_card(RunDir(SHIPPED).config(), stored, {})
 
 
