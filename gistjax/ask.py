@@ -33,6 +33,7 @@ from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import check_writable, is_file
+from gistjax.runtime.quantize import BITS
 from gistjax.runtime.texts import as_typed, read_lines
 from gistjax.validation import note_budget
 
@@ -185,9 +186,10 @@ def check_save(file: Path, contexts: list[str]) -> None:
 def save(document: Document, file: Path, bits: str | None) -> dict[str, Any]:
     """Keep a document in a file, and say so; a saved document in its place is replaced."""
     replaced = ", in place of the one that was there" if is_file(file) else ""
-    size = document.save(file, int(bits) if bits else None)
+    width = int(bits) if bits else None
+    size = document.save(file, width)
     log.info("kept in %s, %s%s", file, megabytes(size), replaced)
-    return {"saved": str(file), "saved_bytes": size}
+    return {"saved": str(file), "saved_bytes": size, "saved_parts": document.describe(width)}
 
 
 def questions() -> Iterator[str]:
@@ -304,7 +306,7 @@ def define_flags(values: flags.FlagValues) -> None:
     about = "Tokens a slot or an entry; by default what the compressor is set to."
     flags.DEFINE_float("ratio", None, about, flag_values=values)
     about = "With --save: bits of each number of kept entries; by default as they are."
-    flags.DEFINE_enum("bits", None, ["8", "4"], about, flag_values=values)
+    flags.DEFINE_enum("bits", None, [*map(str, BITS)], about, flag_values=values)
     about = "Withhold answers whose chance of being right is less, from 0 to 1."
     flags.DEFINE_float("threshold", None, about, flag_values=values)
     about = "Also answer from the whole text: all entries kept, or (slots) the untuned base."

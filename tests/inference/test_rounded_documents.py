@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from absl import flags
 
 import gistjax
-from gistjax import ask
+from gistjax import ask, evaluate
 from gistjax.compress.kept import entries_of
 from gistjax.config import SelectConfig
 from gistjax.errors import CheckpointError, ConfigError
@@ -30,6 +31,7 @@ def test_a_document_in_few_bits_is_opened(selecting, document, tmp_path, bits):
     file, whole = tmp_path / "document", tmp_path / "whole"
     saved = ask.save(document, file, str(bits))
     assert saved["saved_bytes"] == file.stat().st_size == document.save(file, bits)
+    assert saved["saved_parts"] == document.describe(bits)
     assert file.stat().st_size < document.save(whole) * (bits + 8) / 32
     opened = selecting.open(file)
     assert (opened.tokens, opened.slots) == (document.tokens, document.slots)
@@ -37,6 +39,13 @@ def test_a_document_in_few_bits_is_opened(selecting, document, tmp_path, bits):
     np.testing.assert_array_equal(ours.count_LxK, theirs.count_LxK)
     assert 0 < np.abs(ours.v_TxH - theirs.v_TxH).max() < np.ptp(ours.v_TxH) / (2**bits - 1)
     assert load_tensors(file)[1]["bits"] == str(bits)
+
+
+def test_the_widths_of_documents_are_those_of_the_commands():
+    for command in (ask, evaluate):
+        values = flags.FlagValues()
+        command.define_flags(values)
+        assert values["bits"].parser.enum_values == [*map(str, BITS)]
 
 
 @pytest.mark.parametrize("bits", [None, *BITS])
