@@ -1,4 +1,4 @@
-"""Compress long contexts into a few vectors that a frozen language model reads in their place.
+"""Compress long contexts into what a frozen language model needs of them to answer.
 
 import gistjax
 

@@ -8,11 +8,12 @@ as one. Without a question, questions are read line by line, from the keyboard o
 in. --save keeps the compressed text in a file, and --document asks about such a file. Any key of
 the run's configuration is overridden by --config.KEY=VALUE.
 
-The compressor that comes with gistjax takes texts of up to 512 tokens (about 300 words) at 2 to 16
-tokens a slot. It was trained on paragraphs, and on questions that a few words of them answer. It
-always answers, also where the text does not say; --threshold withholds answers whose chance of
-being right is less. Times leave out compiling, but a program's first
-run is slower than later ones.
+The compressor that comes with gistjax keeps entries of the key/value cache, at 1 to 32 tokens an
+entry. It was trained on texts of up to 512 tokens (about 300 words); longer ones are read with a
+warning. It was trained on paragraphs, and on questions that a few words of them answer. It always
+answers, also where the text does not say. --threshold withholds answers whose chance of being right
+is less; that takes a calibration (`gistjax.calibrate`), which this compressor does not have. Times
+leave out compiling, but a program's first run is slower than later ones.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         )
     if not args.json:
         print(about(document))
-    saved = save(document, Path(args.save), args.bits) if args.save else {}
+    bits = int(args.bits) if args.bits else None
+    saved = save(document, Path(args.save), bits) if args.save else {}
     if full and not args.json:
         print(WHOLE if config.selects else UNTUNED)
     exchanges = []
@@ -91,7 +93,8 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         if not args.json:
             print(exchanges[-1], flush=True)
     if args.json:
-        cli.print_result(summary(document, full, exchanges) | saved)
+        parts = {"saved_parts": document.describe(bits)} if saved else {}
+        cli.print_result(summary(document, full, exchanges) | saved | parts)
 
 
 def check_flags(args: flags.FlagValues, words: list[str]) -> None:
@@ -183,13 +186,12 @@ def check_save(file: Path, contexts: list[str]) -> None:
         raise ConfigError(f"--save={file} is there and no saved document: give another file.")
 
 
-def save(document: Document, file: Path, bits: str | None) -> dict[str, Any]:
+def save(document: Document, file: Path, bits: int | None) -> dict[str, Any]:
     """Keep a document in a file, and say so; a saved document in its place is replaced."""
     replaced = ", in place of the one that was there" if is_file(file) else ""
-    width = int(bits) if bits else None
-    size = document.save(file, width)
+    size = document.save(file, bits)
     log.info("kept in %s, %s%s", file, megabytes(size), replaced)
-    return {"saved": str(file), "saved_bytes": size, "saved_parts": document.describe(width)}
+    return {"saved": str(file), "saved_bytes": size}
 
 
 def questions() -> Iterator[str]:
@@ -243,7 +245,7 @@ class Exchange:
         """Ask a question of the slots and, if it is there, of the full context.
 
         Args:
-            threshold: of the answer from slots; the untuned base has no calibration.
+            threshold: of the first answer alone: the full context's is never withheld.
         """
         answer = document.ask(question, threshold)
         compared = full.ask(question) if full else None

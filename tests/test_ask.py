@@ -109,7 +109,12 @@ def test_kept_entries_are_compared_with_all_of_them_and_long_texts_warned_of(
         ask.main(RunDir(rundir).config(), values, ["Who wrote?"])
     shown = capsys.readouterr().out.splitlines()
     assert shown[1] == ask.WHOLE and "49 tokens" in shown[4] and "13 entries" in shown[3]
+    assert ask.UNTUNED not in shown
     assert "the text has 49 tokens, and the compressor was trained on at most 32" in caplog.text
+    caplog.clear()
+    values(["ask", f"--run={write_run(tmp_path / 'longer', config)}", "--context=text.txt"])
+    ask.main(config, values, ["Who wrote?"])
+    assert "trained on at most" not in caplog.text
 
 
 def test_each_answer_stands_under_its_own_title_with_its_own_cost():

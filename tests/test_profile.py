@@ -167,7 +167,10 @@ def test_a_trained_run_has_its_profile_and_goes_on_with_no_other(profile, tmp_pa
         data=ASKED.data, evaluation=EvaluationConfig(1, 4, bootstrap_samples=5, baseline=False)
     )
     assert evaluate_run(run, asked)["n_examples"] == 4
-    assert gistjax.load(run).compress(TEXT).ask("Who?").text is not None
+    engine = gistjax.load(run)
+    assert engine.compress(TEXT).ask("Who?").text is not None
+    whole = engine.full_context().compress(TEXT)
+    assert whole.slots == whole.tokens
     with pytest.raises(CheckpointError, match="profile.safetensors"):
         gistjax.run_single_ablation(config, run)
 

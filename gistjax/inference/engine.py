@@ -103,7 +103,6 @@ class Engine:
         self.config, self.pretrained, self.compressor = config, pretrained, compressor
         self.calibration = calibration
         self.abstention = load_task(config.data.task).abstention
-        self._weights = weights
         max_tokens, prompt = written_tokens(config), pretrained.prompt
         self.programs = Programs(weights, prompt.prefix_ids, max_tokens, prompt.end_ids)
 
@@ -114,12 +113,13 @@ class Engine:
     def full_context(self) -> Engine:
         """Return what reads the whole text, a comparison.
 
-        Of kept entries it is the same model, which keeps them all; else the base, untuned.
+        Of kept entries it is the same model, which keeps them all; else the base, untuned. A scorer
+        with a second pass makes it here too.
         """
         if self.config.selects:
             whole = replace(self.config, ratio=1.0, select=replace(self.config.select, bytes=0))
-            graphdef, *_ = split_model(build_model(whole, self.pretrained))
-            weights = graphdef, *self._weights[1:]
+            graphdef, *_ = split_model(build_model(whole, self.pretrained, seeded=False))
+            weights = graphdef, *self.programs.leaves
             return Engine(whole, self.pretrained, weights, self.compressor, self.calibration)
         config = untuned_full_context(self.config)
         weights = split_model(build_model(config, self.pretrained))
@@ -127,7 +127,7 @@ class Engine:
 
     @property
     def trained_tokens(self) -> int:
-        """Longest context that the compressor was trained on; longer texts go in pieces."""
+        """Longest context in training; longer ones go in pieces, unless entries are kept."""
         return load_task(self.config.data.task).limit(self.config.data).context_tokens
 
     @property

@@ -41,7 +41,7 @@ class Programs:
         max_tokens: int,
         end_ids: Sequence[int],
     ):
-        graphdef, *self._leaves = weights
+        graphdef, *self.leaves = weights
         self.prefix_ids_P = np.asarray(prefix_ids, np.int32)
         self._graphdef = graphdef
         self._compiled: Recent[Any] = Recent(KEPT_PROGRAMS)
@@ -67,7 +67,7 @@ class Programs:
 
     def model(self) -> CompressedLM:
         """Return base, adapter and compressor as one module."""
-        model: CompressedLM = nnx.merge(self._graphdef, *self._leaves)
+        model: CompressedLM = nnx.merge(self._graphdef, *self.leaves)
         return model
 
     def compress(
@@ -102,10 +102,10 @@ class Programs:
         shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(arguments))
         compiled = self._compiled.get(
             (function, shapes, static),
-            lambda: function.lower(self._leaves, *arguments, *static).compile(),
+            lambda: function.lower(self.leaves, *arguments, *static).compile(),
         )
         start = time.perf_counter()
-        result: Any = jax.block_until_ready(compiled(self._leaves, *arguments))
+        result: Any = jax.block_until_ready(compiled(self.leaves, *arguments))
         return result, time.perf_counter() - start
 
 

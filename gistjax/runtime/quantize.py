@@ -104,6 +104,8 @@ def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
     The bits of a code stand behind those of the code before it, the lowest first, as bits stand in
     a byte: of 4 bits the first of two codes is low, of 3 bits eight codes take three bytes.
     """
+    if bits == 8:
+        return codes
     bits_WxN = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
     rows, n = codes.shape[:-1], codes.shape[-1] * bits
     return np.packbits(bits_WxN.reshape(*rows, n), axis=-1, bitorder="little")
@@ -111,6 +113,8 @@ def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
 
 def unpack_bits(packed: np.ndarray, bits: int, width: int) -> np.ndarray:
     """Return the codes that `pack_bits` packed, so many along the last axis."""
+    if bits == 8:
+        return packed
     bits_N = np.unpackbits(packed, axis=-1, count=width * bits, bitorder="little")
     bits_WxN = bits_N.reshape(*packed.shape[:-1], width, bits)
     return np.packbits(bits_WxN, axis=-1, bitorder="little")[..., 0]

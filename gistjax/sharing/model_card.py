@@ -76,7 +76,7 @@ def model_card(
         dtype=config.model.dtype,
         base_sha256=stored["base_sha256"],
         size=size and f" {size}",
-        scores=_scores(metrics, config),
+        scores=_scores(metrics, config, "mean_of" in stored),
         data=_data(config, stored),
     )
 
@@ -123,13 +123,14 @@ def _entries(config: CompressionConfig) -> str:
     if config.select.bytes:
         return f"at most {config.select.bytes:,} bytes of entries"
     if config.ratios:
-        return f"one of {config.ratios[0]:g} to {config.ratios[-1]:g} entries (as asked for)"
+        least, most = config.ratios[0], config.ratios[-1]
+        return f"one entry in {least:g} to {most:g} (as asked for, {config.ratio:g} by default)"
     if config.ratio:
         return f"one of {config.ratio:g} entries"
     return f"{config.target_length} entries a KV head on average"
 
 
-def _scores(metrics: Mapping[str, Any], config: CompressionConfig) -> str:
+def _scores(metrics: Mapping[str, Any], config: CompressionConfig, mean: bool) -> str:
     if "final_f1" not in metrics:
         return "Not measured."
     interval = metrics.get("final_f1_interval")
@@ -154,7 +155,8 @@ def _scores(metrics: Mapping[str, Any], config: CompressionConfig) -> str:
     ratio = f" at {effective:.2f} tokens {each}" if effective and config.compresses else ""
     questions = f"{metrics['n_examples']} validation questions{ratio}"
     of = "; means over tasks" if metrics.get("tasks") else ""
-    lines.append(f"\nOn {questions}{of}; 95 % intervals; seed {metrics['seed']}.")
+    seed = "" if mean else f"; seed {metrics['seed']}"
+    lines.append(f"\nOn {questions}{of}; 95 % intervals{seed}.")
     return "\n".join(lines)
 
 

@@ -58,19 +58,22 @@ def test_the_full_context_answers_as_the_baseline_of_the_evaluation(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("select", [SelectConfig("knorm"), SelectConfig("knorm", bytes=4096)])
+@pytest.mark.parametrize(
+    "select", [SelectConfig("knorm"), SelectConfig("knorm", bytes=4096), SelectConfig("conv")]
+)
 def test_the_full_context_of_kept_entries_is_the_same_model(examples, tmp_path, select):
     """No second one is loaded; it keeps what the budget would throw away."""
     config = SELECTED.replace(select=select, ratio=0.0 if select.bytes else 8.0)
     engine = gistjax.load(write_run(tmp_path / "run", config))
     full, text = engine.full_context(), examples[0].context
-    assert all(x is y for x, y in zip(full._weights[1:], engine._weights[1:], strict=True))
+    assert all(x is y for x, y in zip(full.programs.leaves, engine.programs.leaves, strict=True))
     document = full.compress(text)
     assert engine.compress(text).slots < document.slots == document.tokens
-    all_kept = SELECTED.replace(select=SelectConfig("knorm"), ratio=1.0)
+    all_kept = SELECTED.replace(select=SelectConfig(select.scorer), ratio=1.0)
     whole = gistjax.load(write_run(tmp_path / "whole", all_kept))
     question = examples[0].question
-    assert document.ask(question).text == whole.compress(text).ask(question).text
+    ours, theirs = document.ask(question), whole.compress(text).ask(question)
+    assert ours.text == theirs.text and ours.score == pytest.approx(theirs.score, rel=1e-4)
 
 
 @pytest.mark.slow

