@@ -9,7 +9,7 @@ in. --save keeps the compressed text in a file, and --document asks about such a
 the run's configuration is overridden by --config.KEY=VALUE.
 
 The compressor that comes with gistjax keeps entries of the key/value cache, at 1 to 32 tokens an
-entry. It was trained on texts of up to 512 tokens (about 300 words); longer ones are read with a
+entry. It was trained on texts of up to 512 tokens (about 400 words); longer ones are read with a
 warning. It was trained on paragraphs, and on questions that a few words of them answer. It always
 answers, also where the text does not say. --threshold withholds answers whose chance of being right
 is less; that takes a calibration (`gistjax.calibrate`), which this compressor does not have. Times
@@ -140,7 +140,7 @@ def check_bits(config: CompressionConfig, args: flags.FlagValues) -> None:
     if args.bits and not args.save:
         raise ConfigError("--bits is of --save FILE: give both.")
     if args.bits and not config.selects:
-        raise ConfigError("--bits is of kept entries: give --config.architecture=select, or none.")
+        raise ConfigError("--bits is of kept entries: leave it out here.")
 
 
 def check_ratio(config: CompressionConfig, ratio: float | None) -> None:

@@ -116,9 +116,9 @@ def prepare(
         GistjaxError: for anything that a user can fix.
     """
     trained = run.config()
+    check_meaning(config, trained)
     validate(config)
     note_budget(config)
-    check_meaning(config, trained)
     untrained = config.compresses and config.ratio not in (0, trained.ratio)
     budget = Budget.of(trained if trained.compresses else config)
     if untrained and (problem := budget.ratio_problem(config.ratio)):

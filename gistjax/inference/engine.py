@@ -68,8 +68,8 @@ def load(
     config = asked(config or trained, trained)
     if base:
         config = config.replace(model=replace(config.model, path=str(base)))
-    validate(config)
     check_meaning(config, trained)
+    validate(config)
     config = config.replace(data=each_task(config.data)[config.data.main_task])
     budget = Budget.of(trained if trained.compresses else config)
     problem = budget.ratio_problem(config.ratio)

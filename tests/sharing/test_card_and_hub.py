@@ -122,7 +122,7 @@ def test_the_card_says_which_module_an_architecture_needs():
     ("changes", "says"),
     [
         ({"ratio": 8.0}, "one of 8 entries of the key/value cache (by `knorm`)"),
-        ({"ratio": 4.0, "ratios": (2.0, 8.0)}, "one entry in 2 to 8 (as asked for, 4 by default) of the"),
+        ({"ratio": 4.0, "ratios": (2.0, 8.0)}, "one entry in 2 to 8 (as asked for, 4 by default)"),
         ({"target_length": 16}, "16 entries a KV head on average of the key/value cache"),
         ({"bytes": 65_536}, "at most 65,536 bytes of entries of the key/value cache"),
     ],
