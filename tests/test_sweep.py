@@ -8,7 +8,6 @@ import pytest
 
 from gistjax import sweep
 from gistjax.compress import EXPORTED
-from gistjax.compress.parameters import find_exported
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment import base
@@ -327,17 +326,20 @@ def test_chosen_runs_and_a_mistyped_one():
         choose(runs, ["M32_gits"])
 
 
+TEXT = ["--config.text.path=text"]
 SWEEPS = sorted((ROOT / "launch/sweeps").glob("*.json"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_sweeps_are_valid(path):
-    for run in read_sweep(path, Path("out"), ["--config.text.path=text"]):
+    for run in read_sweep(path, Path("out"), TEXT):
         config = run.config()
         assert config.model.path == "", "weights are the user's to give"
-        if config.init_from and not run.after:
-            assert find_exported(ROOT / config.init_from).is_file()
+        if config.init_from and not run.after:  # a run of another sweep, by its file's name
+            start = Path(config.init_from)
+            other = read_sweep(path.with_name(f"{start.parent.name}.json"), start.parent, TEXT)
+            assert start in {run.workdir for run in other}
 
 
 def test_a_run_that_does_not_fit_the_device_is_reported(tmp_path, monkeypatch):
