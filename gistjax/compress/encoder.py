@@ -10,7 +10,7 @@ from gistjax.config import EncoderConfig
 from gistjax.model.config import LlamaConfig
 from gistjax.model.llama import Llama
 from gistjax.model.lora import LoRA
-from gistjax.model.masks import bidirectional_mask, lengths_to_valid
+from gistjax.model.masks import Bidirectional
 
 
 class Encoder(nnx.Module):
@@ -33,10 +33,9 @@ class Encoder(nnx.Module):
         if self.kind == "embeddings":
             return x_BxCxD
         C = ids_BxC.shape[1]
-        mask_BxCxC = None  # causal: padding stands last, where nobody sees it
-        if self.bidirectional:
-            mask_BxCxC = bidirectional_mask(lengths_to_valid(length_B, C))
+        # Causal by default: padding stands last, where nobody sees it.
+        mask = Bidirectional(length_B) if self.bidirectional else None
         states_BxCxD, _ = base(
-            x_BxCxD, jnp.arange(C)[None], mask_BxCxC, self.lora, n_layers=self.n_layers
+            x_BxCxD, jnp.arange(C)[None], mask, self.lora, n_layers=self.n_layers
         )
         return states_BxCxD

@@ -32,7 +32,7 @@ from gistjax.model.kv_cache import Cache, Kept, KeptLayer
 from gistjax.model.layer import Seen
 from gistjax.model.llama import Llama
 from gistjax.model.lora import LoRA, frozen
-from gistjax.model.masks import causal_mask, context_mask, lengths_to_valid
+from gistjax.model.masks import Bidirectional, causal_mask, lengths_to_valid
 
 Asked = tuple[Array, Array]
 """Question tokens `[B, S]` and their number `[B]`."""
@@ -153,9 +153,7 @@ class Selector(nnx.Module):
         B, C = ids_BxC.shape
         P = prefix_ids_P.shape[0]
         ids_BxT = jnp.concatenate([jnp.broadcast_to(prefix_ids_P, (B, P)), ids_BxC], axis=1)
-        mask_BxTxT = None  # causal: padding stands last, where nobody sees it
-        if self.encoder.bidirectional:
-            mask_BxTxT = context_mask(lengths_to_valid(P + length_B, P + C), P)
+        mask = Bidirectional(P + length_B, P) if self.encoder.bidirectional else None
         reading = self.reading(prefix_ids_P, context)
         scorer = find_scorer(self.scorer)
         own = jnp.arange(self.base.n_layers) if self.learned is None else _values(self.learned)
@@ -168,7 +166,7 @@ class Selector(nnx.Module):
         cache, score = base.observe(
             base.embed(ids_BxT),
             jnp.arange(P + C)[None],
-            mask_BxTxT,
+            mask,  # None: causal; padding stands last, where nobody sees it
             self.encoder.lora or lora,
             base.empty_cache(B, P + C),
             0,

@@ -183,7 +183,7 @@ def passes(config: CompressionConfig, base: LlamaConfig, prefix: int) -> Iterato
     else:
         if config.compresses and trained:
             layers = base.n_layers if encoder.layers < 0 else encoder.layers
-            keys = C if encoder.bidirectional or not fused else 0
+            keys = 0 if fused else C
             yield Pass(E, C, keys, layers, encoder.lora, C)
         if B > E:
             yield causal(E, prefix + X, 1, U)

@@ -1,4 +1,4 @@
-"""Attention for two forms of mask: causal, by a fused kernel where there is one, and explicit."""
+"""Attention for masks that a fused kernel knows, where there is one, and for explicit ones."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jax import Array
 
 from gistjax.errors import ConfigError
 from gistjax.model.kv_cache import CacheLayer, KeptLayer, PackedEntries
+from gistjax.model.masks import Bidirectional, Mask
 from gistjax.runtime.devices import is_deterministic
 
 
@@ -18,7 +19,7 @@ def attention(
     k_BxTxKxH: Array,
     v_BxTxKxH: Array,
     cache: CacheLayer | None,
-    mask_BxTxU: Array | None,
+    mask_BxTxU: Mask | None,
     kernel: str = "xla",
 ) -> Array:
     """Values `[B, T, N, H]` of T queries; the softmax runs in fp32.
@@ -28,9 +29,12 @@ def attention(
         cache: where they and earlier ones are kept; queries with a mask look there, and at what
             it holds of a context.
         mask_BxTxU: True where a query may look. It may be of the last queries only: those before
-            them are causal among themselves.
-        kernel: of the causal part: `xla`, or `cudnn` (flash attention on NVIDIA GPUs, bf16).
+            them are causal among themselves. `Bidirectional` is of these T positions alone.
+        kernel: where no array is the mask: `xla`, or `cudnn` (flash attention on NVIDIA GPUs,
+            bf16).
     """
+    if isinstance(mask_BxTxU, Bidirectional):
+        return bidirectional_attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, mask_BxTxU, kernel)
     masked = 0 if mask_BxTxU is None else mask_BxTxU.shape[1]
     causal = q_BxTxNxH.shape[1] - masked
     parts = []
@@ -142,21 +146,51 @@ product.defvjp(_product_forward, _product_backward)
 def causal_attention(
     q_BxTxNxH: Array, k_BxTxKxH: Array, v_BxTxKxH: Array, kernel: str = "xla"
 ) -> Array:
-    """Each position looks at itself and those before it.
+    """Each position looks at itself and those before it."""
+    return _attention_by(kernel, q_BxTxNxH, k_BxTxKxH, v_BxTxKxH)
+
+
+def bidirectional_attention(
+    q_BxTxNxH: Array, k_BxTxKxH: Array, v_BxTxKxH: Array, mask: Bidirectional, kernel: str = "xla"
+) -> Array:
+    """Each position behind the prefix looks at all real ones, each of the prefix at those before.
+
+    An empty row looks at its first position, so that no softmax runs over nothing.
+    """
+    P = mask.prefix
+    length_B = jnp.maximum(mask.length_B, 1).astype(jnp.int32)
+    behind_BxCxNxH = _attention_by(kernel, q_BxTxNxH[:, P:], k_BxTxKxH, v_BxTxKxH, length_B)
+    if not P:
+        return behind_BxCxNxH
+    q_BxPxNxH, k_BxPxKxH, v_BxPxKxH = (x[:, :P] for x in (q_BxTxNxH, k_BxTxKxH, v_BxTxKxH))
+    prefix_BxPxNxH = causal_attention(q_BxPxNxH, k_BxPxKxH, v_BxPxKxH, kernel)
+    return jnp.concatenate([prefix_BxPxNxH, behind_BxCxNxH], axis=1)
+
+
+def _attention_by(
+    kernel: str,
+    q_BxTxNxH: Array,
+    k_BxUxKxH: Array,
+    v_BxUxKxH: Array,
+    length_B: Array | None = None,
+) -> Array:
+    """Look at the first positions of each row, so many; without lengths, causally.
 
     cuDNN's backward pass takes even lengths only (jax.nn.dot_product_attention), so an odd one gets
     a position more at its end, which nobody sees.
     """
     T = q_BxTxNxH.shape[1]
-    if kernel != "xla" and T % 2:
-        q_BxTxNxH, k_BxTxKxH, v_BxTxKxH = (
-            jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q_BxTxNxH, k_BxTxKxH, v_BxTxKxH)
+    if kernel == "cudnn":
+        q_BxTxNxH, k_BxUxKxH, v_BxUxKxH = (
+            jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+            for x in (q_BxTxNxH, k_BxUxKxH, v_BxUxKxH)
         )
     y_BxTxNxH = jax.nn.dot_product_attention(
         q_BxTxNxH,
-        k_BxTxKxH,
-        v_BxTxKxH,
-        is_causal=True,
+        k_BxUxKxH,
+        v_BxUxKxH,
+        is_causal=length_B is None,
+        key_value_seq_lengths=length_B,
         implementation="cudnn" if kernel == "cudnn" else "xla",
     )
     return y_BxTxNxH[:, :T]

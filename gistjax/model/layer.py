@@ -21,6 +21,7 @@ from gistjax.model.attention import attention
 from gistjax.model.config import LlamaConfig
 from gistjax.model.kv_cache import CacheLayer
 from gistjax.model.lora import LoRAWeights, lora_dot
+from gistjax.model.masks import Bidirectional, Mask
 from gistjax.model.rope import apply_rope
 from gistjax.runtime.sharding import gathered_sharding, shard_rows
 
@@ -86,7 +87,7 @@ class Inputs:
 
     config: LlamaConfig
     rope: tuple[Array, Array]
-    mask_BxTxU: Array | None
+    mask_BxTxU: Mask | None
     kernel: str
     mesh: Mesh | None
     observe: Observer | None = None
@@ -170,13 +171,16 @@ def run_layer(
         cache = cache.write(k_BxTxKxH, v_BxTxKxH)
     mask_BxTxU, seen, observed = inputs.mask_BxTxU, cache, None
     if inputs.observe is not None:
-        read = Seen(h_BxTxD, *unrotated, q_BxTxKxGxH, k_BxTxKxH, v_BxTxKxH, cache, mask_BxTxU)
+        sees_BxTxU = _explicit(mask_BxTxU, x_BxTxD.shape[1])
+        read = Seen(h_BxTxD, *unrotated, q_BxTxKxGxH, k_BxTxKxH, v_BxTxKxH, cache, sees_BxTxU)
         observed = inputs.observe(observer, read)
     if logit_positions_BxW is not None:
-        if mask_BxTxU is None:
-            seen, mask_BxTxU = None, jnp.arange(x_BxTxD.shape[1]) <= logit_positions_BxW[:, :, None]
+        T = x_BxTxD.shape[1]
+        sees_BxTxU = _explicit(mask_BxTxU, T)
+        if sees_BxTxU is None:
+            seen, mask_BxTxU = None, jnp.arange(T) <= logit_positions_BxW[:, :, None]
         else:
-            mask_BxTxU = take_positions(mask_BxTxU, logit_positions_BxW)
+            mask_BxTxU = take_positions(sees_BxTxU, logit_positions_BxW)
         x_BxTxD, q_BxTxNxH = (take_positions(a, logit_positions_BxW) for a in (x_BxTxD, q_BxTxNxH))
     y_BxTxNxH = attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, seen, mask_BxTxU, inputs.kernel)
     x_BxTxD = x_BxTxD + project("o", y_BxTxNxH.reshape(*x_BxTxD.shape[:2], -1))
@@ -186,6 +190,11 @@ def run_layer(
     gate_BxTx1xF, up_BxTx1xF = jnp.split(gate_up_BxTx2xF, 2, axis=2)
     h_BxTxF = (jax.nn.silu(gate_BxTx1xF) * up_BxTx1xF)[:, :, 0]
     return x_BxTxD + project("down", h_BxTxF), cache, observed
+
+
+def _explicit(mask_BxTxU: Mask | None, size: int) -> Array | None:
+    """The array that a mask of `size` positions stands for."""
+    return mask_BxTxU.array(size) if isinstance(mask_BxTxU, Bidirectional) else mask_BxTxU
 
 
 def take_positions(x_BxT: Array, index_BxW: Array) -> Array:

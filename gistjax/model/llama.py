@@ -38,6 +38,7 @@ from gistjax.model.layer import (
     take_positions,
 )
 from gistjax.model.lora import LoRA, LoRAWeights
+from gistjax.model.masks import Mask
 from gistjax.model.rope import rope_angles
 from gistjax.runtime.sharding import shard_rows
 
@@ -47,7 +48,7 @@ class Execution:
     """Settings with which a decoder runs, whatever its weights are."""
 
     dtype: str = ""  # of activations and products; empty: as the weights are stored
-    kernel: str = "xla"  # of causal attention: xla | cudnn
+    kernel: str = "xla"  # of attention without a mask array: xla | cudnn
     remat: bool = False  # recompute each layer's activations in the backward pass
     mesh: Mesh | None = None  # that the weights are spread over
 
@@ -104,7 +105,7 @@ class Llama(nnx.Module):
         self,
         x_BxTxD: Array,
         positions_BxT: Array,
-        mask_BxTxU: Array | None = None,
+        mask_BxTxU: Mask | None = None,
         lora: LoRA | None = None,
         cache: Cache | None = None,
         start: Array | int = 0,
@@ -118,7 +119,7 @@ class Llama(nnx.Module):
             positions_BxT: rotary positions; one row may stand for all.
             mask_BxTxU: True where a position may look, U being T or the cache's length. It may be
                 of the last positions only: those before them look at each other causally. Without
-                a mask all do.
+                a mask all do. `Bidirectional` is for all T, where a cache begins with them.
             lora: adapters, stacked along the layers.
             cache: keys and values seen so far; this call's are written from index `start` on.
             start: index in the cache of the first of the T positions; 0 if any of them is causal.
@@ -144,7 +145,7 @@ class Llama(nnx.Module):
         self,
         x_BxTxD: Array,
         positions_BxT: Array,
-        mask_BxTxU: Array | None,
+        mask_BxTxU: Mask | None,
         lora: LoRA | None,
         cache: Cache,
         start: int,
@@ -170,7 +171,7 @@ class Llama(nnx.Module):
         assert new is not None
         return new, seen
 
-    def _inputs(self, positions_BxT: Array, mask_BxTxU: Array | None) -> Inputs:
+    def _inputs(self, positions_BxT: Array, mask_BxTxU: Mask | None) -> Inputs:
         rope, run = rope_angles(self.config, positions_BxT), self.execution
         return Inputs(self.config, rope, mask_BxTxU, run.kernel, run.mesh)
 

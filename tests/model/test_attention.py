@@ -5,15 +5,15 @@ import pytest
 
 from gistjax.model.attention import attention, causal_attention, choose_kernel
 from gistjax.model.kv_cache import CacheLayer, KeptLayer
-from gistjax.model.masks import causal_mask
+from gistjax.model.masks import Bidirectional, causal_mask, lengths_to_valid
 from gistjax.runtime.devices import DETERMINISTIC
 
 GPU = jax.default_backend() == "gpu"
 
 
-def inputs(T, dtype=jnp.float32):
+def inputs(T, dtype=jnp.float32, rows=2):
     keys = jax.random.split(jax.random.key(T), 3)
-    shapes = ((2, T, 4, 16), (2, T, 2, 16), (2, T, 2, 16))
+    shapes = ((rows, T, 4, 16), (rows, T, 2, 16), (rows, T, 2, 16))
     return [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
 
 
@@ -42,6 +42,22 @@ def test_causal_attention_is_that_of_the_causal_mask(T):
     )
 
 
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+def test_bidirectional_attention_is_that_of_its_array(prefix):
+    """Also its gradients; of padding nothing is said, and of an empty row that it is finite."""
+    mask, arrays = Bidirectional(jnp.array([7, 4, 3]), prefix), inputs(7, rows=3)
+    real = lengths_to_valid(mask.length_B, 7)[..., None, None]
+
+    def total(q, k, v, mask):
+        y = attention(q, k, v, None, mask)
+        return jnp.sum(jnp.sin(jnp.where(real, y, 0.0)))
+
+    results = [jax.value_and_grad(total, (0, 1, 2))(*arrays, m) for m in (mask, mask.array(7))]
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-5)
+    empty = attention(*arrays, None, Bidirectional(jnp.zeros(3, jnp.int32)))
+    chex.assert_tree_all_finite(empty)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not GPU, reason="cuDNN needs an NVIDIA GPU; run with JAX_PLATFORMS=cuda")
 @pytest.mark.parametrize("T", [64, 115, 160])
@@ -54,6 +70,26 @@ def test_cudnn_equals_the_causal_mask(T):
 
     fast = jax.value_and_grad(total(lambda *a: causal_attention(*a, "cudnn")), (0, 1, 2))(*arrays)
     slow = jax.value_and_grad(total(explicit), (0, 1, 2))(*wide)
+    assert_near(fast, slow)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="cuDNN needs an NVIDIA GPU; run with JAX_PLATFORMS=cuda")
+@pytest.mark.parametrize("prefix", [0, 19])
+def test_cudnn_equals_the_bidirectional_array(prefix):
+    mask, arrays = Bidirectional(jnp.array([115, 64]), prefix), inputs(115, jnp.bfloat16)
+    wide = [a.astype(jnp.float32) for a in arrays]
+    real = lengths_to_valid(mask.length_B, 115)[..., None, None]
+
+    def total(q, k, v, mask, kernel):
+        y = attention(q, k, v, None, mask, kernel).astype(jnp.float32)
+        return jnp.sum(jnp.sin(jnp.where(real, y, 0.0)))
+
+    run = jax.value_and_grad(total, (0, 1, 2))
+    assert_near(run(*arrays, mask, "cudnn"), run(*wide, mask.array(115), "xla"))
+
+
+def assert_near(fast, slow):
     for ours, reference in zip(jax.tree.leaves(fast), jax.tree.leaves(slow), strict=True):
         error = jnp.linalg.norm(ours.astype(jnp.float32) - reference) / jnp.linalg.norm(reference)
         assert error < 1e-2

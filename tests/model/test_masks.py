@@ -3,7 +3,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gistjax.model.masks import bidirectional_mask, causal_mask, lengths_to_valid
+from gistjax.model.masks import Bidirectional, causal_mask, lengths_to_valid
 from tests.helpers.tiny import positions_of
 
 # Each shape is a program to compile: two rows, of few lengths.
@@ -21,12 +21,12 @@ def test_causal_mask_is_what_its_definition_says(rows):
         assert mask[b, t, u] == expected
 
 
-@given(rows_of_bools)
-def test_bidirectional_mask_lets_real_tokens_see_all_real_ones(rows):
-    valid = np.array(rows)
-    mask = np.asarray(bidirectional_mask(jnp.array(valid)))
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=2), st.integers(0, 6))
+def test_bidirectional_lets_real_tokens_behind_the_prefix_see_all_real_ones(lengths, prefix):
+    mask = np.asarray(Bidirectional(jnp.array(lengths), prefix).array(6))
     for b, t, u in np.ndindex(mask.shape):
-        assert mask[b, t, u] == (t == u or (valid[b, t] and valid[b, u]))
+        real = t < lengths[b] and u < lengths[b]
+        assert mask[b, t, u] == (t == u or (real and (u < t or t >= prefix)))
 
 
 @given(rows_of_bools)
