@@ -24,6 +24,7 @@ from gistjax.evaluation.selective import accuracy_area, auroc, calibration_error
 from gistjax.experiment.confidence import Confidence, fit, write_calibration
 from gistjax.experiment.evaluator import Evaluator
 from gistjax.experiment.run_dir import RunDir, asked
+from gistjax.experiment.seen import check_unseen
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.devices import device_name
@@ -49,7 +50,8 @@ def calibrate(rundir: str | Path, config: CompressionConfig | None = None) -> di
             f"a calibration is of the run as it was trained, with architecture="
             f"{trained.architecture!r}: leave --config.architecture={config.architecture} out."
         )
-    check_held_out(config.data, trained.data)
+    check_asked(config.data)
+    check_unseen(run, config)
     evaluator, weights = prepare(run, config)
     assert isinstance(evaluator, Evaluator)  # of one task
     with explained(config, "a forward pass"):
@@ -77,8 +79,8 @@ def calibrate(rundir: str | Path, config: CompressionConfig | None = None) -> di
     }
 
 
-def check_held_out(data: DataConfig, trained: DataConfig) -> None:
-    """Refuse paragraphs that are not of the training split, or that the run was trained on.
+def check_asked(data: DataConfig) -> None:
+    """Refuse several tasks, and paragraphs that are not of the training split.
 
     Raises:
         ConfigError: saying which, and what to give.
@@ -93,19 +95,6 @@ def check_held_out(data: DataConfig, trained: DataConfig) -> None:
             "a calibration is made on training paragraphs, not on the validation split: set "
             "--config.data.holdout, the share of them to ask about, such as 0.05."
         )
-    same = all(_source(data, key) == _source(trained, key) for key in ("path", "name"))
-    if same and data.holdout > trained.holdout:
-        held = f"only {trained.holdout} of them were" if trained.holdout else "none of them was"
-        raise ConfigError(
-            f"--config.data.holdout={data.holdout}: the run was trained on these paragraphs, and "
-            f"{held} held out. On what it has seen it is surer than it should be: give others by "
-            "--config.data.path, or train with that holdout."
-        )
-
-
-def _source(data: DataConfig, key: str) -> str:
-    value = getattr(data, key)
-    return file_name(value) if value else ""
 
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:

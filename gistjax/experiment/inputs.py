@@ -118,7 +118,7 @@ def load_inputs(
         found = find_prompt(config)
     _note_what_to_expect(config)
     with ThreadPoolExecutor(1) as pool:
-        encoded = pool.submit(_encode, config, dataset, found[1])
+        encoded = pool.submit(encode, config, dataset, found[1])
         pretrained = pretrained or load_pretrained(config, mesh, found)
         pretrained.check_run(run)
         note_base(config, pretrained.base_sha256)
@@ -129,7 +129,7 @@ def load_inputs(
     return inputs
 
 
-def _encode(
+def encode(
     config: CompressionConfig, dataset: Dataset, prompt: Prompt
 ) -> tuple[list[TokenizedExample], list[TokenizedExample], list[TokenizedExample], DataReport]:
     """Return rows of training questions, of text and of validation questions, and a report."""
