@@ -69,8 +69,10 @@ def export_safetensors(request: Request) -> list[str]:
     run, output = request.run, request.output
     directory = RunDir(run)
     stored, metadata = load_stored(directory.finished(directory.exported))  # whole, or an error
-    arrays = packed(stored) if request.bits and not is_packed(stored) else stored
-    rounds = is_packed(arrays) and not is_packed(stored)
+    rounds = bool(request.bits) and not is_packed(stored)
+    if request.bits and not rounds:
+        log.warning("warning: %s is in int8 already: --bits=%d changes nothing.", run, request.bits)
+    arrays = packed(stored) if rounds else stored
     scores = directory.metrics() if directory.is_finished else {}
     about = directory.about()
     card = model_card(request.config, about, scores, weights_of(arrays, rounds))

@@ -367,7 +367,9 @@ def test_in_8_bits_a_compressor_answers_nearly_alike(command, rundir, tmp_path, 
     untrained, ours, theirs = (first_logits(folder) for folder in (rundir, run, out))
     changed = np.abs(ours - untrained).mean()
     assert 0 < np.abs(theirs - ours).mean() < 0.02 * changed
+    assert "already" not in caplog.text
     again = command(f"--output={tmp_path / 'again'}", "--bits=8", run=out)
+    assert f"{out} is in int8 already: --bits=8 changes nothing" in caplog.text
     assert "README.md" in again["files"]
     assert (tmp_path / "again" / "compressor.safetensors").read_bytes() == small.read_bytes()
     command(f"--output={tmp_path / 'peft'}", "--to=peft", run=out)
