@@ -27,6 +27,9 @@ from gistjax.settings import walk
 
 log = logging.getLogger(__name__)
 
+SCORER_KEYS = ("select.warmup", "select.temperature", "optimizer.scorer_lr")
+"""Keys that are about the training of a scorer alone."""
+
 Rules = tuple[tuple[bool, str], ...]
 """Conditions that must hold, each with the message where it does not."""
 
@@ -135,16 +138,19 @@ def _check_tasks(data: DataConfig) -> None:
 
 
 def check_trains(config: CompressionConfig) -> None:
-    """Refuse a training that has nothing to train on; a run that is only evaluated need not.
+    """Refuse a training that has nothing to train on, or keys that it would not read.
+
+    A run that is only evaluated may have both.
 
     Raises:
-        ConfigError: naming what to give.
+        ConfigError: naming what to give, or to leave out.
     """
     if config.selects and config.select.scorer == ASKS:
         raise ConfigError(
             f"select.scorer={ASKS!r} looks at the question, and training keeps a context for "
             "several: it is for `python -m gistjax.evaluate` alone. Give another."
         )
+    _check_scorer_keys(config)
     if config.data.train_examples:
         return
     if config.loss_weights.get("distillation"):
@@ -160,6 +166,27 @@ def check_trains(config: CompressionConfig) -> None:
         )
 
 
+def _check_scorer_keys(config: CompressionConfig) -> None:
+    """Refuse settings of a scorer's training where none is trained."""
+    changed = _changed(config, SCORER_KEYS)
+    if config.learns_scores or not changed:
+        return
+    what = f"architecture={config.architecture!r}"
+    if config.selects:
+        what = f"select.scorer={config.select.scorer!r}"
+    raise ConfigError(
+        f"{', '.join(changed)}: this is about the training of a scorer, and {what} trains none: "
+        "leave that out, or set --config.architecture=select and --config.select.scorer to one of "
+        f"{LEARNED}."
+    )
+
+
+def _changed(config: CompressionConfig, keys: tuple[str, ...]) -> list[str]:
+    """Return those of the dotted keys that have another value than by default."""
+    default = {key: value for key, value, _ in walk(type(config)())}
+    return [key for key, value, _ in walk(config) if key in keys and value != default[key]]
+
+
 def note_budget(config: CompressionConfig) -> None:
     """Say how much is kept of each context where entries are, and nothing says how many."""
     if config.selects and not (config.ratio or config.ratios or config.select.bytes):
@@ -172,8 +199,7 @@ def note_budget(config: CompressionConfig) -> None:
 
 def _select_rules(config: CompressionConfig) -> Rules:
     select = config.select
-    untouched = type(config)()
-    changed = [key for key in SLOT_KEYS if getattr(config, key) != getattr(untouched, key)]
+    changed = _changed(config, SLOT_KEYS)
     return (
         (
             config.selects or select == type(select)(),

@@ -128,6 +128,28 @@ def test_without_questions_there_must_be_text(losses, says):
         check_trains(config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"select": {"warmup": 0.0}}, "select.warmup: .* select.scorer='kvzip' trains none"),
+        ({"select": {"temperature": 2.0}}, "select.temperature: "),
+        ({"optimizer": OptimizerConfig(scorer_lr=1e-3)}, "optimizer.scorer_lr: "),
+        (
+            {"architecture": "gist", "optimizer": OptimizerConfig(scorer_lr=1e-3)},
+            "optimizer.scorer_lr: .* architecture='gist' trains none",
+        ),
+    ],
+)
+def test_settings_of_a_scorers_training_are_refused_where_none_is_trained(changes, names):
+    config = CompressionConfig(architecture="select", loss_weights={"teacher_forcing": 1.0})
+    select = changes.pop("select", {})
+    config = config.replace(select=SelectConfig(**select), **changes)
+    with pytest.raises(ConfigError, match=names):
+        check_trains(config)
+    validate(config)  # a run that is only evaluated
+    check_trains(config.replace(architecture="select", select=SelectConfig("conv", **select)))
+
+
 def test_distillation_needs_a_teacher():
     weights = {"teacher_forcing": 1.0, "distillation": 1.0}
     with pytest.raises(ConfigError, match="--config.teacher"):
