@@ -2,7 +2,7 @@
 
 Each is one of the architectures that make slots, put to another use. It reads what a layer sees of
 the context and gives the logarithm of a score, of each entry of each KV head of that layer. Two
-teachers train it (`Selector.learn`); the gradient of neither goes through it into what it reads.
+teachers train it (`taught.learn`); the gradient of neither goes through it into what it reads.
 
 `H` channels below are the scorer's own, J its queries or tokens.
 """
@@ -97,11 +97,17 @@ def repeats(config: CompressionConfig, trains: bool = False) -> bool:
     """Return whether contexts are read a second time, repeated, to score their entries.
 
     Args:
-        trains: in training, where KVzip teaches a learned scorer too.
+        trains: in training, where KVzip may teach a learned scorer.
     """
-    if trains and config.learns_scores:
+    if trains and kvzip_teaches(config):
         return True
     return config.selects and find_scorer(config.select.scorer).second == "repetition"
+
+
+def kvzip_teaches(config: CompressionConfig) -> bool:
+    """Return whether a scorer in training learns KVzip's scores, or KVzip first chooses for it."""
+    asked = config.select.warmup or config.loss_weights.get("kvzip")
+    return config.learns_scores and bool(asked)
 
 
 def new_weights(scorer: str, base: LlamaConfig, key: Array) -> nnx.Dict[nnx.Param[Array]]:

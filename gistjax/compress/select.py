@@ -22,7 +22,7 @@ from gistjax.compress.budget import Budget
 from gistjax.compress.context import CompressedContext, soft_context
 from gistjax.compress.encoder import Encoder
 from gistjax.compress.layers import parameter
-from gistjax.compress.learned import find_scorer, new_gists, new_weights
+from gistjax.compress.learned import find_scorer, kvzip_teaches, new_gists, new_weights
 from gistjax.compress.scorers import Reading, Scorer
 from gistjax.compress.spread import PROFILE_RATIOS, Cut, keep, keep_parts, shares_at, whole_parts
 from gistjax.config import CompressionConfig
@@ -51,7 +51,7 @@ class Selector(nnx.Module):
     def __init__(self, base: LlamaConfig, config: CompressionConfig, key: Array):
         self.base, self.budget, self.seed = base, Budget.of(config), config.seed
         self.scorer, self.spread = config.select.scorer, config.select.spread
-        self.temperature = config.select.temperature
+        self.temperature, self.kvzip_teaches = config.select.temperature, kvzip_teaches(config)
         dtype = jnp.dtype(config.model.compute_dtype or config.model.dtype)
         entry_bytes = 2 * base.head_dim * dtype.itemsize
         self.most = config.select.bytes // entry_bytes

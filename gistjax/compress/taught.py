@@ -34,26 +34,30 @@ def learn(
 ) -> tuple[CompressedContext, Array]:
     """Read contexts as a `Selector` does, so that a learned scorer has two teachers.
 
-    One is KVzip's score of the model as it is, by regression of its logarithm. The other is
-    whatever is read of the entries: going back, each has a gate that is the sigmoid of its
-    score's distance to the threshold (straight-through, Bengio et al. 2013, arXiv:1308.3432).
+    One is KVzip's score of the model as it is, by regression of its logarithm, if it has a weight
+    or chooses at first. The other is whatever is read of the entries: going back, each has a gate
+    that is the sigmoid of its score's distance to the threshold (straight-through, Bengio et al.
+    2013, arXiv:1308.3432).
 
     Args:
         ratio: tokens an entry, one for each row of questions; by default the configured one.
         kvzip_chooses: True while it still chooses for the scorer.
 
     Returns:
-        What is kept, its masks those of the rows, and the mean squared error `[E]`.
+        What is kept, its masks those of the rows, and the mean squared error `[E]`; 0 where KVzip
+        teaches nothing.
     """
     ids_ExC, length_E = context
     E, C = ids_ExC.shape
     cache, score_LxExKxC = selector.read(base, lora, prefix_ids_P, context)
     reading = selector.reading(prefix_ids_P, context)
-    log_LxExKxC = log_kvzip(selector, base, lora, cache, reading)
-    error = jnp.square(score_LxExKxC - jnp.maximum(log_LxExKxC, FLOOR))
-    real_Ex1xC = lengths_to_valid(length_E, C)[:, None]
-    error_E = jnp.sum(jnp.where(real_Ex1xC, error, 0.0), axis=(0, 2, 3))
-    score_LxExKxC = jnp.where(kvzip_chooses, log_LxExKxC, score_LxExKxC)
+    error_E = jnp.zeros(E)
+    if selector.kvzip_teaches:
+        log_LxExKxC = log_kvzip(selector, base, lora, cache, reading)
+        error = jnp.square(score_LxExKxC - jnp.maximum(log_LxExKxC, FLOOR))
+        real_Ex1xC = lengths_to_valid(length_E, C)[:, None]
+        error_E = jnp.sum(jnp.where(real_Ex1xC, error, 0.0), axis=(0, 2, 3))
+        score_LxExKxC = jnp.where(kvzip_chooses, log_LxExKxC, score_LxExKxC)
     rows = 1 if ratio is None else len(ratio) // E  # of questions a context
     total_B = selector.entries(jnp.repeat(length_E, rows), ratio)
     cut = selector.cut(jax.lax.stop_gradient(score_LxExKxC), length_E, total_B)

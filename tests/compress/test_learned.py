@@ -25,7 +25,7 @@ REPEAT = (7, 8)
 
 
 def model_of(scorer, scan=True, **changes):
-    select = SelectConfig(scorer, temperature=changes.pop("temperature", 1.0))
+    select = SelectConfig(scorer, warmup=changes.pop("warmup", 0.15))
     encoder = EncoderConfig(bidirectional=changes.pop("bidirectional", False))
     model = tiny_model(
         "select", base=tiny_base(scan=scan), select=select, encoder=encoder, ratio=4.0, **changes
@@ -171,6 +171,19 @@ def test_kvzip_chooses_first_and_teaches_its_logarithm(rng):
         wanted = np.maximum(np.log(kvzip[:, row, :, :n]), FLOOR)
         by_hand = np.mean((score[:, row, :, :n] - wanted) ** 2)
         np.testing.assert_allclose(error_E[row], by_hand, rtol=1e-4)
+
+
+def test_kvzip_reads_contexts_only_where_it_teaches(rng, monkeypatch):
+    """Without it the same is kept, and has the same gradients."""
+    inputs, losses = tiny_inputs(rng), {"teacher_forcing": 1.0, "kvzip": 1.0}
+    assert not model_of("kvzip", loss_weights={"teacher_forcing": 1.0}).selector.kvzip_teaches
+    teaches = model_of("conv", warmup=0.0, loss_weights=losses)
+    assert model_of("conv").selector.kvzip_teaches and teaches.selector.kvzip_teaches
+    kept, error_E, _, of_gates = learned(teaches, inputs, jnp.full(3, 4.0), False)
+    monkeypatch.setattr("gistjax.compress.taught.log_kvzip", None)
+    alone = learned(model_of("conv", warmup=0.0), inputs, jnp.full(3, 4.0), False)
+    chex.assert_trees_all_close((alone[0], alone[3]), (kept, of_gates), rtol=1e-6)
+    assert error_E.min() > 0 and not alone[1].any()
 
 
 def test_scores_begin_at_a_typical_value(rng):
