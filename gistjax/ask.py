@@ -165,7 +165,7 @@ def check_threshold(run: str, config: CompressionConfig, threshold: float | None
     if threshold is not None:
         from gistjax.experiment.confidence import Confidence, read_calibration
 
-        Confidence(read_calibration(RunDir(run), config.architecture), threshold)
+        Confidence(read_calibration(RunDir(run), config), threshold)
 
 
 def check_save(file: Path, contexts: list[str]) -> None:

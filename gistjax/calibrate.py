@@ -23,7 +23,8 @@ from gistjax.evaluate import prepare
 from gistjax.evaluation.selective import accuracy_area, auroc, calibration_error
 from gistjax.experiment.confidence import Confidence, fit, write_calibration
 from gistjax.experiment.evaluator import Evaluator
-from gistjax.experiment.run_dir import RunDir, asked
+from gistjax.experiment.meaning import asked, changed_in_use
+from gistjax.experiment.run_dir import RunDir
 from gistjax.experiment.seen import check_unseen
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
@@ -45,10 +46,9 @@ def calibrate(rundir: str | Path, config: CompressionConfig | None = None) -> di
     check_writable(run.calibration_file)
     trained = run.config()
     config = asked(config or trained, trained)
-    if config.architecture != trained.architecture:
+    if changed := changed_in_use(config, trained):
         raise ConfigError(
-            f"a calibration is of the run as it was trained, with architecture="
-            f"{trained.architecture!r}: leave --config.architecture={config.architecture} out."
+            f"a calibration is of the run as it was trained: leave --config.{changed[0]} out."
         )
     check_asked(config.data)
     check_unseen(run, config)

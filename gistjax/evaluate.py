@@ -27,7 +27,8 @@ from gistjax.estimate.out_of_memory import explained
 from gistjax.experiment.base import load_trained
 from gistjax.experiment.confidence import Confidence, read_calibration
 from gistjax.experiment.evaluator import Evaluator
-from gistjax.experiment.run_dir import RunDir, asked, check_meaning
+from gistjax.experiment.meaning import asked, check_meaning
+from gistjax.experiment.run_dir import RunDir
 from gistjax.experiment.task_evaluator import MixtureEvaluator
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
@@ -70,7 +71,7 @@ def evaluate_run(
     config = asked(config or trained, trained)
     if bits is not None:
         check_bits(config, bits)
-    confidence = Confidence(read_calibration(run, config.architecture), threshold)
+    confidence = Confidence(read_calibration(run, config), threshold)
     evaluator, weights = prepare(run, config, confidence, bits)
     with explained(config, "a forward pass"):
         result = evaluator.measure(*weights)

@@ -32,11 +32,11 @@ from gistjax.compress.exported import is_packed, load_stored, packed, save_expor
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.experiment.confidence import copy_calibration
+from gistjax.experiment.meaning import changed_in_use, check_meaning
 from gistjax.experiment.run_dir import (
     CALIBRATION,
     FORMAT,
     RunDir,
-    check_meaning,
     provenance,
     without_folders,
 )
@@ -196,11 +196,10 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     check_arguments(args, words)
     trained = RunDir(args.run).config()
     check_meaning(config, trained)
-    if config.architecture != trained.architecture:
+    if changed := changed_in_use(config, trained):
         raise ConfigError(
-            f"a run is written as it was trained, with architecture={trained.architecture!r}: "
-            f"leave --config.architecture={config.architecture} out, and set it where the copy is "
-            "asked or evaluated."
+            f"a run is written as it was trained: leave --config.{changed[0]} out, and set it "
+            "where the copy is asked or evaluated."
         )
     bits = int(args.bits or 0)
     request = Request(

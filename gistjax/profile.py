@@ -32,7 +32,8 @@ from gistjax.errors import ConfigError
 from gistjax.estimate.out_of_memory import explained
 from gistjax.evaluation.kept_entries import profile_parts
 from gistjax.experiment.base import load_trained
-from gistjax.experiment.run_dir import RunDir, asked, check_meaning
+from gistjax.experiment.meaning import asked, check_meaning
+from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import check_writable

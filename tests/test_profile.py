@@ -12,6 +12,7 @@ from flax import nnx
 
 import gistjax
 from gistjax import profile as command
+from gistjax.compress.kept import entries_of
 from gistjax.compress.profile import read_profile, write_profile
 from gistjax.compress.spread import PROFILE_RATIOS, keep
 from gistjax.config import CompressionConfig, EvaluationConfig, SelectConfig
@@ -173,6 +174,44 @@ def test_a_trained_run_has_its_profile_and_goes_on_with_no_other(profile, tmp_pa
     assert whole.slots == whole.tokens
     with pytest.raises(CheckpointError, match="profile.safetensors"):
         gistjax.run_single_ablation(config, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["all", "profile"])
+def test_a_learned_run_is_asked_with_another_spread(trained, tmp_path):
+    """With its own scorer: a spread is no weight, and a profile comes from its file."""
+    own, other = tmp_path / "own.safetensors", tmp_path / "other.safetensors"
+    halves = np.broadcast_to([1.0, *[0.5] * 6], (2, 2, len(PROFILE_RATIOS)))
+    uneven = halves * np.array([[[0.5], [1.0]], [[0.75], [0.25]]])
+    write_profile(own, halves, {})
+    write_profile(other, uneven, {})
+    profile = str(own) if trained == "profile" else ""
+    select = SelectConfig("pooling", trained, profile)
+    config = trains().replace(select=select, ratio=4.0, ratios=(2.0, 4.0), data=ASKED.data)
+    run = write_run(tmp_path / "run", config)
+    arrays, metadata = load_tensors(run / "compressor.safetensors")
+    arrays["selector/learned/shift"] = arrays["selector/learned/shift"] + 1.0
+    save_tensors(run / "compressor.safetensors", arrays, metadata)
+
+    def counts(spread, profile=""):
+        asked = dataclasses.replace(select, spread=spread, profile=str(profile))
+        engine = gistjax.load(run, config.replace(select=asked, ratio=2.0))
+        learned = engine.model().selector.learned["shift"][...]
+        np.testing.assert_array_equal(learned, arrays["selector/learned/shift"])
+        document = engine.compress(TEXT)
+        return entries_of(document.context).count_LxK, -(-document.tokens // 2)
+
+    even_LxK, n = counts("head")
+    assert (even_LxK == n).all()
+    free_LxK, n = counts("all")
+    assert free_LxK.sum() == 4 * n and len(np.unique(free_LxK)) > 1
+    uneven_LxK, n = counts("profile", other)
+    assert uneven_LxK.sum() <= 4 * n
+    assert np.argsort(uneven_LxK.ravel()).tolist() == [3, 0, 2, 1]
+    with pytest.raises(CheckpointError, match="none"):
+        counts("profile", tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"select.scorer: .* trained with another value"):
+        gistjax.load(run, config.replace(select=dataclasses.replace(select, scorer="conv")))
 
 
 def wrong_parts(parts, change):

@@ -23,6 +23,7 @@ from gistjax.data.encoding import check_buckets
 from gistjax.data.prompts import Prompt
 from gistjax.data.tasks import load_task, written_tokens
 from gistjax.errors import ConfigError, WeightsError
+from gistjax.experiment.meaning import changed_in_use
 from gistjax.experiment.run_dir import RunDir
 from gistjax.model.llama import Llama
 from gistjax.runtime.devices import device_name, start_jax
@@ -249,18 +250,21 @@ def load_trained(
             one, or the compressor does not fit.
     """
     exported = run.finished(run.exported)
-    cuts = config.selects and not run.config().selects  # a full context of which entries are kept
-    if cuts:
+    trained = run.config()
+    begins = config.selects and not trained.selects  # a full context of which entries are kept
+    if config.select.spread == "profile" and changed_in_use(config, trained):
+        begins = True  # the profile is another
+    if begins:
         check_profile(config, run.about().get("base_sha256", ""))
     if pretrained is None:
         pretrained = load_pretrained(config)
         pretrained.check_run(run)
     graphdef, shapes, frozen = split_model(build_model(config, pretrained, seeded=False))
-    if cuts:
-        trained = start_from(
+    if begins:
+        leaves = start_from(
             exported, shapes, SELECT, lambda: split_model(build_model(config, pretrained))[1]
         )
-        return pretrained, (graphdef, trained, frozen)
+        return pretrained, (graphdef, leaves, frozen)
     return pretrained, (graphdef, import_trainable(exported, shapes), frozen)
 
 

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.evaluation.selective import Judged, calibration_error
+from gistjax.experiment.meaning import changed_in_use
 from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime.files import read_json, sha256_of, write_json
 
@@ -148,18 +150,18 @@ def write_calibration(run: RunDir, calibration: Calibration, about: dict[str, An
     write_json(run.calibration_file, {**own, "fitted_on": about})
 
 
-def read_calibration(run: RunDir, architecture: str = "") -> Calibration | None:
+def read_calibration(run: RunDir, config: CompressionConfig | None = None) -> Calibration | None:
     """Return the calibration of a run's compressor; None if there is none.
 
     Args:
-        architecture: with which the run is asked, where that may differ: a full context of which
-            entries are kept has none.
+        config: with which the run is asked, where that may differ: a full context of which entries
+            are kept has none, nor have entries that are spread otherwise than in training.
 
     Raises:
         CheckpointError: if the file is damaged, of a later version or of another compressor.
     """
     stored = _read(run)
-    if not stored or (architecture and architecture != run.config().architecture):
+    if not stored or (config and changed_in_use(config, run.config())):
         return None
     return Calibration(stored["slope"], stored["intercept"])
 

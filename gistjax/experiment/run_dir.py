@@ -16,15 +16,15 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import gistjax
 from gistjax.compress import EXPORTED
-from gistjax.config import DEFAULT_LOSS_WEIGHTS, SLOT_KEYS, CompressionConfig, file_name
-from gistjax.errors import CheckpointError, ConfigError
+from gistjax.config import DEFAULT_LOSS_WEIGHTS, CompressionConfig, file_name
+from gistjax.errors import CheckpointError
 from gistjax.runtime.files import read_json, write_json
 from gistjax.runtime.texts import user_path
 from gistjax.settings import walk
@@ -60,19 +60,6 @@ TRAINED_ON = {
     "profile_sha256": ("another profile", "give the `select.profile` of its config.json as it was"),
 }
 """Hashes in `config.json` of what a run is trained on: what differs if they do, and the fix."""
-
-MEANING = (
-    "architecture",
-    "slot_form",
-    "slot_place",
-    "slot_start",
-    "slot_positions",
-    "connector",
-    "lora",
-    "encoder",
-    "select",
-)
-"""Keys without which trained weights mean something else."""
 
 
 class Origin(Protocol):
@@ -300,49 +287,6 @@ def default_workdir(config: CompressionConfig) -> Path:
     slots = f"R{config.ratio:g}_" if config.ratio else f"M{config.target_length}_"
     slots = slots if config.compresses else ""
     return Path("runs/compression_ablations") / f"{slots}{config.architecture}"
-
-
-def asked(config: CompressionConfig, trained: CompressionConfig) -> CompressionConfig:
-    """Return the configuration that a finished run is asked with.
-
-    Another `data.task` than in its training takes the place of a mixture that it was trained on.
-    Keys of slots and encoder, which a full context has and does not read, are not those of its cut.
-    """
-    if config.selects and trained.architecture == "none":
-        default = CompressionConfig()
-        unread = (*SLOT_KEYS, "encoder")
-        kept = {key for key in unread if getattr(config, key) != getattr(trained, key)}
-        config = config.replace(**{k: getattr(default, k) for k in unread if k not in kept})
-    if config.data.task == trained.data.task or config.data.tasks != trained.data.tasks:
-        return config
-    return config.replace(data=replace(config.data, tasks={}))
-
-
-def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None:
-    """Refuse a configuration in which trained weights would mean something else.
-
-    Raises:
-        ConfigError: naming the keys that differ from those of the training.
-    """
-    keys: Sequence[str] = MEANING
-    if config.selects and trained.architecture == "none":  # any scorer may cut its cache
-        keys = ("lora",)
-        if config.learns_scores:
-            raise ConfigError(
-                f"select.scorer={config.select.scorer!r} is trained, and this full-context model "
-                "has none: train with --config.init_from set to it, or give another scorer."
-            )
-        if config.encoder.kind == "lora" or config.encoder.bidirectional:
-            raise ConfigError(
-                "encoder.kind='lora' would read contexts with an adapter that this full-context "
-                "model does not have, and it was trained to read them causally: set "
-                "--config.encoder.kind=embeddings and --config.encoder.bidirectional=False."
-            )
-    if changed := [name for name in keys if getattr(config, name) != getattr(trained, name)]:
-        raise ConfigError(
-            f"{', '.join(changed)}: this model was trained with another value, so it would answer "
-            "at random: leave that --config out, or train a model with it."
-        )
 
 
 def provenance(config: CompressionConfig) -> dict[str, str]:

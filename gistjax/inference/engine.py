@@ -35,7 +35,8 @@ from gistjax.experiment.base import (
     untuned_full_context,
 )
 from gistjax.experiment.confidence import Calibration, read_calibration
-from gistjax.experiment.run_dir import SHIPPED, RunDir, asked, check_meaning
+from gistjax.experiment.meaning import asked, check_meaning
+from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.inference import document_file
 from gistjax.inference.document import QUESTION_TOKENS, Document
 from gistjax.inference.document_file import power_of_two
@@ -77,7 +78,7 @@ def load(
         raise ConfigError(problem)
     pretrained, weights = load_trained(directory, config)
     compressor = sha256_of(directory.exported)
-    calibration = read_calibration(directory, config.architecture)
+    calibration = read_calibration(directory, config)
     return Engine(config, pretrained, weights, compressor, calibration)
 
 

@@ -26,7 +26,8 @@ from gistjax.errors import DataError
 from gistjax.evaluation.metrics import METRICS
 from gistjax.experiment.base import PretrainedBase, load_pretrained, load_trained
 from gistjax.experiment.evaluator import make_generator
-from gistjax.experiment.run_dir import RunDir, check_meaning
+from gistjax.experiment.meaning import check_meaning
+from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime.devices import device_name
 from gistjax.runtime.files import sha256_of
 from gistjax.runtime.sharding import put_batch, rows_per_step, to_host

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gistjax.config import CompressionConfig
+from gistjax.config import CompressionConfig, SelectConfig
 from gistjax.errors import CheckpointError, DataError
 from gistjax.evaluation.selective import accuracy_area, calibration_error
 from gistjax.experiment.confidence import (
@@ -85,9 +85,11 @@ def test_a_calibration_is_read_as_it_was_written_and_goes_with_a_copy(run, tmp_p
 def test_a_full_context_of_which_entries_are_kept_has_no_calibration(run):
     write_calibration(run, Calibration(0.5, -0.25), {})
     config = CompressionConfig("none")
+    spread = config.replace(select=SelectConfig(spread="head"))
     run.config_file.write_text(json.dumps({"config": config.to_json()}))
-    assert read_calibration(run, "none") == Calibration(0.5, -0.25)
-    assert read_calibration(run, "select") is None
+    assert read_calibration(run, config.replace(ratio=2.0)) == Calibration(0.5, -0.25)
+    for otherwise in (config.replace(architecture="select"), spread):
+        assert read_calibration(run, otherwise) is None
 
 
 @pytest.mark.parametrize(

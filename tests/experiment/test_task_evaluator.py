@@ -13,7 +13,8 @@ from gistjax.data.tasks import load_task
 from gistjax.errors import CheckpointError
 from gistjax.evaluate import evaluate_run
 from gistjax.evaluation.statistics import mean_interval, normalised
-from gistjax.experiment.run_dir import RunDir, asked
+from gistjax.experiment.meaning import asked
+from gistjax.experiment.run_dir import RunDir
 from gistjax.experiment.task_evaluator import SHARED, means
 from gistjax.inference.engine import load
 from gistjax.report import report

@@ -1,0 +1,63 @@
+"""What a finished run may be asked with."""
+
+import pytest
+
+from gistjax.config import (
+    CompressionConfig,
+    DataConfig,
+    EncoderConfig,
+    LoraConfig,
+    SelectConfig,
+)
+from gistjax.errors import ConfigError
+from gistjax.experiment.meaning import asked, changed_in_use, check_meaning
+
+ANY = CompressionConfig(ratio=4.0, ratios=(2.0, 4.0, 16.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"architecture": "pooling"}, "architecture"),
+        ({"slot_place": "inside"}, "slot_place"),
+        ({"encoder": EncoderConfig(kind="lora")}, "encoder.kind"),
+        ({"lora": LoraConfig(alpha=1.0)}, "lora.alpha"),
+        ({"select": SelectConfig("conv", bytes=9)}, "select.scorer, select.bytes"),
+    ],
+)
+def test_what_gives_weights_another_meaning_is_refused(changes, named):
+    check_meaning(ANY.replace(ratio=2.0, seed=1, data=DataConfig(path="elsewhere")), ANY)
+    with pytest.raises(ConfigError, match=f"{named}: this model was trained"):
+        check_meaning(ANY.replace(**changes), ANY)
+
+
+def test_a_budget_may_be_spread_otherwise_and_that_is_told():
+    trained = CompressionConfig(architecture="select", select=SelectConfig("conv"))
+    other = trained.replace(select=SelectConfig("conv", "profile", "file"))
+    check_meaning(other, trained)
+    assert changed_in_use(other, trained) == ["select.spread", "select.profile"]
+    assert changed_in_use(trained.replace(ratio=2.0), trained) == []
+
+
+def test_a_cut_has_no_key_of_slots_that_its_full_context_does_not_read():
+    own = EncoderConfig(kind="lora", bidirectional=True)
+    full = CompressionConfig(architecture="none", slot_start="window_means", encoder=own)
+    cut = asked(full.replace(architecture="select"), full)
+    assert (cut.slot_start, cut.encoder) == ("architecture", EncoderConfig())
+    check_meaning(cut, full)
+    mine = asked(full.replace(architecture="select", slot_start="window_ends"), full)
+    assert mine.slot_start == "window_ends"  # what is asked for is refused, not dropped
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"encoder": EncoderConfig(bidirectional=True)}, "trained to read them causally"),
+        ({"encoder": EncoderConfig(kind="lora")}, "does not have"),
+        ({"select": SelectConfig("gist")}, "this full-context model has none"),
+    ],
+)
+def test_a_cut_that_its_full_context_was_not_trained_for_is_refused(changes, says):
+    full = CompressionConfig(architecture="none")
+    with pytest.raises(ConfigError, match=says):
+        check_meaning(full.replace(architecture="select", **changes), full)
