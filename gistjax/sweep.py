@@ -140,12 +140,12 @@ def _no_sweep(path: Path) -> str:
 def _current(name: str) -> str:
     """Return a config's name; one of 0.1's, whose file is gone, as it is spelt now."""
     if name.endswith("configs/base.py") and not Path(name).exists():
-        return name.replace("base.py", "ablation.py")  # every default
+        return name.replace("base.py", "seed/ablation.py")  # every default
     old = OLD_CONFIG.search(name)
     kept = name.endswith("gist_m64.py") or Path(name).exists()
     if old is None or kept or old[1] not in ARCHITECTURES:
         return name
-    return f"{name[: old.start()]}ablation.py:{old[1]},{old[2]}"
+    return f"{name[: old.start()]}seed/ablation.py:{old[1]},{old[2]}"
 
 
 def _expand(entry: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -161,7 +161,10 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the command's flags."""
-    folder = "Run directory; by default runs/compression_ablations/M<slots>_<architecture>."
+    folder = (
+        "Run directory; by default runs/compression_ablations/M<slots>_<architecture>, which of "
+        "architecture select names the scorer too."
+    )
     define_path("workdir", "", folder, values)
     flags.DEFINE_string("distributed", "", distributed.ABOUT, flag_values=values)
     flags.DEFINE_bool("dry_run", False, "Print what the run needs, and stop.", flag_values=values)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from gistjax.config import (
     ARCHITECTURES,
     DEFAULT_LOSS_WEIGHTS,
+    LEARNED,
     CompressionConfig,
     DataConfig,
     LoraConfig,
@@ -21,10 +22,11 @@ from gistjax.validation import validate
 
 NEEDS = {"pretrain": "config.text.path", "kept": "config.teacher"}
 """What has to be given beside a config file."""
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(FOLDER.rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_every_config_file_is_valid(path):
     config = read_config_file(str(path))
     if path.stem in NEEDS:
@@ -37,13 +39,30 @@ def test_every_config_file_is_valid(path):
 
 @pytest.mark.parametrize("architecture", ["cross_attention", "conv", "pooling", "gist"])
 @pytest.mark.parametrize("slots", [32, 64, 128])
-def test_the_twelve_ablations_are_there(architecture, slots):
-    config = read_config_file(f"ablation.py:{architecture},{slots}")
+def test_the_seeds_twelve_ablations_are_there(architecture, slots):
+    config = read_config_file(f"seed/ablation.py:{architecture},{slots}")
     assert config == CompressionConfig(architecture=architecture, target_length=slots)
     if (architecture, slots) == ("gist", 64):
-        assert read_config_file("gist_m64.py") == read_config_file("configs/ablation.py") == config
+        assert config == read_config_file("seed/gist_m64.py")
+        assert config == read_config_file("configs/seed/ablation.py")
     for wrong in (architecture, f"{architecture},many", "gist,"):
         with pytest.raises(ConfigError, match="ARCHITECTURE,SLOTS"):
+            read_config_file(f"seed/ablation.py:{wrong}")
+
+
+@pytest.mark.parametrize("entries", [32, 64, 128])
+def test_an_ablation_is_the_recipe_with_another_scorer(entries):
+    recipe = read_config_file("gist_m64.py")
+    assert recipe == read_config_file("configs/ablation.py")
+    for scorer in LEARNED:
+        config = read_config_file(f"ablation.py:{scorer},{entries}")
+        assert (config.select.scorer, config.target_length) == (scorer, entries)
+        rate = config.optimizer.scorer_lr / config.optimizer.lora_lr
+        assert rate == pytest.approx(20 if scorer in ("gist", "cross_attention") else 4)
+        optimizer = dataclasses.replace(config.optimizer, scorer_lr=recipe.optimizer.scorer_lr)
+        assert recipe == config.replace(target_length=64, select=recipe.select, optimizer=optimizer)
+    for wrong in ("gist", "gist,many", "mean_pool,64"):
+        with pytest.raises(ConfigError, match="SCORER,ENTRIES"):
             read_config_file(f"ablation.py:{wrong}")
 
 

@@ -80,7 +80,7 @@ def test_the_wheel_has_code_data_configs_and_notices(unpacked):
     package = unpacked / "gistjax"
     found = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
     code = {str(path.relative_to(ROOT / "gistjax")) for path in (ROOT / "gistjax").rglob("*.py")}
-    configs = {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+    configs = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py")}
     assert configs and found == code | DATA | configs
     licences = {path.name for path in unpacked.glob("*.dist-info/licenses/*")}
     assert licences == {"LICENSE", "NOTICE"}

@@ -51,10 +51,14 @@ def test_settings_of_sweep_run_and_command_line_in_this_order(tmp_path):
     content = {
         "set": {"epochs": 2, "target_length": 32, "seed": 1},
         "runs": [
-            {"name": "a", "config": "configs/gist_m64.py", "set": {"epochs": 3, "ratios": [2, 4]}},
+            {
+                "name": "a",
+                "config": "configs/seed/gist_m64.py",
+                "set": {"epochs": 3, "ratios": [2, 4]},
+            },
             {
                 "name": "b",
-                "config": "configs/gist_m64.py",
+                "config": "configs/seed/gist_m64.py",
                 "set": {"init_from": "@a", "ratios": [], "seed": 5},
                 "seeds": [7, 8],
             },
@@ -70,19 +74,19 @@ def test_settings_of_sweep_run_and_command_line_in_this_order(tmp_path):
     ]
     assert configs[0].ratios == (2.0, 4.0) and configs[1].init_from == "out/a"
     assert configs[1].ratios == ()
-    assert runs[0].command.startswith("python -m gistjax.train --config configs/gist_m64.py ")
+    assert runs[0].command.startswith("python -m gistjax.train --config configs/seed/gist_m64.py ")
 
 
 def test_a_grid_is_a_run_for_each_combination(tmp_path):
     entries = [
         {
             "name": "pretrain_{architecture}",
-            "config": "configs/ablation.py",
+            "config": "configs/seed/ablation.py",
             "grid": {"architecture": ["gist", "conv"]},
         },
         {
             "name": "M{target_length}_{architecture}",
-            "config": "configs/ablation.py",
+            "config": "configs/seed/ablation.py",
             "grid": {"architecture": ["gist", "conv"], "target_length": [32, 64]},
             "set": {"init_from": "@pretrain_{architecture}", "epochs": 2, "target_length": 8},
             "seeds": [1, 2],
@@ -108,8 +112,8 @@ def test_lists_of_numbers_and_of_texts_are_settings(tmp_path):
 
 def test_config_files_of_0_1_have_their_new_names(tmp_path):
     names = {
-        "configs/pooling_m32.py": "configs/ablation.py:pooling,32",
-        "configs/base.py": "configs/ablation.py",
+        "configs/pooling_m32.py": "configs/seed/ablation.py:pooling,32",
+        "configs/base.py": "configs/seed/ablation.py",
         "configs/gist_m64.py": "configs/gist_m64.py",
         "configs/qa_m4.py": "configs/qa_m4.py",
         "configs/qa.py": "configs/qa.py",
@@ -132,7 +136,7 @@ def test_a_setting_of_0_1_is_spelt_as_now(tmp_path):
     [
         ([], r"is not a sweep \(a value is of another kind\)"),
         ({}, r"is not a sweep \(there is no 'runs'\)"),
-        ({"runs": [{"config": "configs/gist_m64.py"}]}, r"\(there is no 'name'\): it needs"),
+        ({"runs": [{"config": "configs/seed/gist_m64.py"}]}, r"\(there is no 'name'\): it needs"),
         ({"runs": [{"name": "a"}]}, r"\(there is no 'config'\): it needs"),
         ({"runs": [{"name": "a", "config": "x", "set": 3}]}, "is not a sweep"),
         ({"runs": [{"name": "a", "config": "x"}] * 2}, "two runs of one name: a"),
@@ -159,8 +163,8 @@ def test_what_is_no_sweep_is_refused(content, says, tmp_path):
 
 def test_a_mistake_is_found_before_the_first_run(tmp_path):
     runs = [
-        {"name": "a", "config": "configs/gist_m64.py", "set": TINY},
-        {"name": "b", "config": "configs/gist_m64.py", "set": {**TINY, "slot_startt": "head"}},
+        {"name": "a", "config": "configs/seed/gist_m64.py", "set": TINY},
+        {"name": "b", "config": "configs/seed/gist_m64.py", "set": {**TINY, "slot_startt": "head"}},
     ]
     with pytest.raises(ConfigError, match="slot_start"):
         run_sweep(read_sweep(write(tmp_path, {"runs": runs}), tmp_path / "out", []))
@@ -169,8 +173,8 @@ def test_a_mistake_is_found_before_the_first_run(tmp_path):
 
 def test_a_run_whose_start_is_neither_chosen_nor_finished_is_refused(tmp_path):
     runs = [
-        {"name": "first", "config": "configs/gist_m64.py"},
-        {"name": "second", "config": "configs/gist_m64.py", "set": {"init_from": "@first"}},
+        {"name": "first", "config": "configs/seed/gist_m64.py"},
+        {"name": "second", "config": "configs/seed/gist_m64.py", "set": {"init_from": "@first"}},
     ]
     path = write(tmp_path, {"set": TINY, "runs": runs})
     first, second = read_sweep(path, tmp_path / "out", [])
@@ -192,8 +196,12 @@ def test_a_run_whose_start_is_neither_chosen_nor_finished_is_refused(tmp_path):
 
 def test_the_mean_of_an_earlier_runs_seeds_as_a_start(tmp_path):
     runs = [
-        {"name": "first", "config": "configs/gist_m64.py", "seeds": [1, 2]},
-        {"name": "second", "config": "configs/gist_m64.py", "set": {"init_from": "@first_mean"}},
+        {"name": "first", "config": "configs/seed/gist_m64.py", "seeds": [1, 2]},
+        {
+            "name": "second",
+            "config": "configs/seed/gist_m64.py",
+            "set": {"init_from": "@first_mean"},
+        },
     ]
     *_, second = read_sweep(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path / "out", [])
     mean = tmp_path / "out/first_mean"
@@ -213,13 +221,17 @@ def test_the_mean_of_an_earlier_runs_seeds_as_a_start(tmp_path):
 @pytest.mark.slow
 def test_stages_run_in_turn_finished_ones_are_skipped_and_a_failed_one_stops_none(tmp_path, caplog):
     runs = [
-        {"name": "first", "config": "configs/ablation.py:pooling,64"},
+        {"name": "first", "config": "configs/seed/ablation.py:pooling,64"},
         {
             "name": "broken",
-            "config": "configs/ablation.py:pooling,64",
+            "config": "configs/seed/ablation.py:pooling,64",
             "set": {"init_from": "nowhere"},
         },
-        {"name": "second", "config": "configs/ablation.py:conv,64", "set": {"init_from": "@first"}},
+        {
+            "name": "second",
+            "config": "configs/seed/ablation.py:conv,64",
+            "set": {"init_from": "@first"},
+        },
     ]
     path = write(tmp_path, {"set": TINY, "runs": runs})
     found = run_sweep(read_sweep(path, tmp_path, []))
@@ -245,7 +257,7 @@ def test_a_base_is_loaded_for_each_model_and_no_oftener(tmp_path, monkeypatch):
     run = lambda config, workdir, base: given.append(base) or SCORED  # noqa: E731
     monkeypatch.setattr(sweep.train, "run_single_ablation", run)
     runs = [
-        {"name": name, "config": "configs/gist_m64.py", "set": {**TINY, **changes}}
+        {"name": name, "config": "configs/seed/gist_m64.py", "set": {**TINY, **changes}}
         for name, changes in (
             ("a", {}),
             ("b", {"target_length": 32}),
@@ -279,7 +291,7 @@ def test_the_line_of_a_run_has_its_own_numbers():
 def test_the_exit_code_tells_of_a_failed_run(tmp_path, monkeypatch, capsys):
     found = {"a": {"error": "broken"}, "b": SCORED}
     monkeypatch.setattr(sweep, "run_sweep", lambda runs: found)
-    path = write(tmp_path, {"runs": [{"name": "a", "config": "configs/gist_m64.py"}]})
+    path = write(tmp_path, {"runs": [{"name": "a", "config": "configs/seed/gist_m64.py"}]})
     args = SimpleNamespace(sweep=path, out=tmp_path, only=[], list=False, dry_run=False)
     with pytest.raises(ConfigError, match="which sweep"):
         sweep.main(CompressionConfig(), SimpleNamespace(**{**vars(args), "sweep": ""}))
@@ -289,7 +301,7 @@ def test_the_exit_code_tells_of_a_failed_run(tmp_path, monkeypatch, capsys):
 
 
 def test_a_directory_with_another_configuration_is_refused_before_the_first_run(tmp_path):
-    runs = [{"name": name, "config": "configs/gist_m64.py", "set": TINY} for name in "ab"]
+    runs = [{"name": name, "config": "configs/seed/gist_m64.py", "set": TINY} for name in "ab"]
     path = write(tmp_path, {"runs": runs})
     theirs = read_sweep(path, tmp_path, ["--config.seed=1"])[1].config()
     (tmp_path / "b" / "checkpoint").mkdir(parents=True)
@@ -347,6 +359,6 @@ def test_a_run_that_does_not_fit_the_device_is_reported(tmp_path, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
     monkeypatch.setattr("gistjax.train.run_single_ablation", out_of_memory)
-    runs = [{"name": "a", "config": "configs/gist_m64.py"}]
+    runs = [{"name": "a", "config": "configs/seed/gist_m64.py"}]
     found = run_sweep(read_sweep(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path, []))
     assert "Out of memory" in found["a"]["error"]

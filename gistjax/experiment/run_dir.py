@@ -283,10 +283,14 @@ def _settings(config: CompressionConfig) -> dict[str, Any]:
 
 
 def default_workdir(config: CompressionConfig) -> Path:
-    """Return `runs/compression_ablations/M64_gist`; controls without slots have no M."""
+    """Return `runs/compression_ablations/M64_gist`; controls without slots have no M.
+
+    Where entries are kept it names the scorer too: `M64_select_gist`.
+    """
     slots = f"R{config.ratio:g}_" if config.ratio else f"M{config.target_length}_"
     slots = slots if config.compresses else ""
-    return Path("runs/compression_ablations") / f"{slots}{config.architecture}"
+    scorer = f"_{config.select.scorer}" if config.selects else ""
+    return Path("runs/compression_ablations") / f"{slots}{config.architecture}{scorer}"
 
 
 def provenance(config: CompressionConfig) -> dict[str, str]:

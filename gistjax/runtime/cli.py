@@ -332,14 +332,19 @@ def _find_config(name: str) -> Path:
     path = user_path(name)
     if is_file(path):
         return path
-    shipped = {file.name: file for folder in CONFIGS for file in sorted(folder.glob("*.py"))}
-    if path.name in shipped and path.parent.name in ("", "configs"):
-        return shipped[path.name]
+    shipped = {
+        file.relative_to(folder).as_posix(): file
+        for folder in CONFIGS
+        for file in sorted(folder.rglob("*.py"))
+    }
+    wanted = re.sub(r"^(.*/)?configs/", "", path.as_posix())
+    if wanted in shipped:
+        return shipped[wanted]
     ablation = re.fullmatch(r"(\w+)_m(32|64|128)(\.py)?", path.name)  # as 0.1 named them
     if ablation and ablation[1] in ARCHITECTURES:
-        now = f"configs/ablation.py:{ablation[1]},{ablation[2]}"
+        now = f"configs/seed/ablation.py:{ablation[1]},{ablation[2]}"
         raise ConfigError(f"there is no config file {name!r}; did you mean {now}?")
-    near = difflib.get_close_matches(path.name, shipped, 1)
+    near = difflib.get_close_matches(wanted, shipped, 1)
     hint = f"; did you mean configs/{near[0]}?" if near else f"; there are {', '.join(shipped)}."
     raise ConfigError(f"there is no config file {name!r}{hint}")
 

@@ -42,9 +42,9 @@ def test_killed_workers_and_drivers_end_in_one_result_each(tmp_path, monkeypatch
 @pytest.mark.slow
 def test_finished_runs_are_skipped_and_a_failed_one_is_reported_and_stops_none(tmp_path):
     entries = [
-        {"name": "finished", "config": "configs/gist_m64.py"},
-        {"name": "broken", "config": "configs/gist_m64.py", "set": {"data.path": "nowhere"}},
-        {"name": "behind", "config": "configs/gist_m64.py", "set": {"init_from": "@broken"}},
+        {"name": "finished", "config": "configs/seed/gist_m64.py"},
+        {"name": "broken", "config": "configs/seed/gist_m64.py", "set": {"data.path": "nowhere"}},
+        {"name": "behind", "config": "configs/seed/gist_m64.py", "set": {"init_from": "@broken"}},
     ]
     path = tmp_path / "sweep.json"
     path.write_text(json.dumps({"set": {"model.name": "tiny-random"}, "runs": entries}))
@@ -62,7 +62,7 @@ def test_finished_runs_are_skipped_and_a_failed_one_is_reported_and_stops_none(t
     assert found["broken"]["state"] == "failed" and found["broken"]["attempts"] == 1
     assert found["behind"]["state"] == "blocked"
     assert "there is no folder nowhere: " in done.stderr, "the end of its log"
-    assert "python -m gistjax.train --config configs/gist_m64.py" in done.stderr
+    assert "python -m gistjax.train --config configs/seed/gist_m64.py" in done.stderr
     assert "Traceback" not in done.stderr
     assert "\x1b" not in done.stderr, "quiet where there is no terminal"
 
@@ -71,7 +71,7 @@ def test_finished_runs_are_skipped_and_a_failed_one_is_reported_and_stops_none(t
 @pytest.mark.parametrize("metrics", ["{", "[]", '{"losses": {}}'])
 def test_results_of_unknown_origin_or_damaged_are_refused_before_ray_starts(tmp_path, metrics):
     path = tmp_path / "sweep.json"
-    run = {"name": "a", "config": "configs/gist_m64.py", "set": {"model.name": "tiny-random"}}
+    run = {"name": "a", "config": "configs/seed/gist_m64.py", "set": {"model.name": "tiny-random"}}
     path.write_text(json.dumps({"runs": [run]}))
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "metrics.json").write_text(metrics)

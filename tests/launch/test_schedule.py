@@ -27,7 +27,7 @@ def job(tmp_path):
 
 def new_job(folder, name, *after):
     (folder / name).mkdir()
-    return Job(Run(name, "configs/ablation.py", (), folder / name, after))
+    return Job(Run(name, "configs/seed/ablation.py", (), folder / name, after))
 
 
 def finish(job):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def sweep(tmp_path):
     entry = {
         "name": "M{target_length}",
-        "config": "configs/ablation.py",
+        "config": "configs/seed/ablation.py",
         "grid": {"target_length": [8, 16]},
         "set": {"model.name": "tiny-random", "data.path": "no where", "ratios": [2, 4]},
     }
@@ -63,7 +63,7 @@ def test_several_hosts_are_given_the_run_of_that_name(sweep, tmp_path):
     """`srun` is not here: what it would be given is said before."""
     done = bash("multi_host.sh", sweep, tmp_path, "M16")
     assert done.stdout.startswith(
-        "python -m gistjax.train --config configs/ablation.py --config.model.name=tiny-random"
+        "python -m gistjax.train --config configs/seed/ablation.py --config.model.name=tiny-random"
     )
     assert done.stdout.endswith(f"--workdir={tmp_path}/M16 --distributed=auto\n")
     done = bash("multi_host.sh", sweep, tmp_path, "M17")

@@ -48,12 +48,12 @@ def test_overrides_are_typed():
 @pytest.mark.parametrize(
     "words",
     [
-        ("--config", "configs/ablation.py:pooling,32", "--config.seed=1"),
-        ("--config.seed=1", "--config", "configs/ablation.py:pooling,32"),
+        ("--config", "configs/seed/ablation.py:pooling,32", "--config.seed=1"),
+        ("--config.seed=1", "--config", "configs/seed/ablation.py:pooling,32"),
         (
             "--dry_run",
             "--config.seed=1",
-            "--config=configs/ablation.py:pooling,32",
+            "--config=configs/seed/ablation.py:pooling,32",
             "--workdir",
             "x",
         ),
@@ -133,7 +133,7 @@ def test_traceback_on_request():
 
 @pytest.mark.slow
 def test_dry_run_of_8b_touches_no_weights_and_prints_one_json_line():
-    done, _ = run("--config=configs/gist_m64.py", "--dry_run")
+    done, _ = run("--config=configs/seed/gist_m64.py", "--dry_run")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["parameters"]["base"] == 8_030_261_248

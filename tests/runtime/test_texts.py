@@ -218,7 +218,7 @@ def test_a_sweep_has_lists_groups_and_a_mark_but_no_null(tmp_path):
     file = tmp_path / "s.json"
     run = {
         "name": "a{seed}",
-        "config": "configs/ablation.py",
+        "config": "configs/seed/ablation.py",
         "set": {"lora": {"targets": ["q", "v"], "rank": 4}, "ratios": [2, 4.0]},
         "grid": {"seed": [1]},
         "seeds": None,

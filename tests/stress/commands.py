@@ -30,7 +30,7 @@ from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
 
 ROOT = Path(__file__).parents[2]
-GIST = ("--config", "configs/gist_m64.py")
+GIST = ("--config", "configs/seed/gist_m64.py")
 TINY = (*GIST, "--config.model.name=tiny-random", "--config.data.path=sample")
 COMMANDS: dict[str, tuple[Any, cli.Defaults | None]] = {
     "train": (train, None),
@@ -227,7 +227,7 @@ def config_files(folder: Path) -> Iterator[Case]:
     for path in (binary, folder, folder / "absent.py", ROOT / "README.md"):
         yield Case(re.escape(path.name), ("--config", str(path)))
     yield Case("did you mean configs/gist_m64.py", ("--config", "configs/gist_m46.py"))
-    yield Case("did you mean configs/ablation.py:pooling,32", ("--config", "pooling_m32"))
+    yield Case("did you mean configs/seed/ablation.py:pooling,32", ("--config", "pooling_m32"))
 
 
 def command_lines() -> Iterator[Case]:

@@ -47,7 +47,7 @@ def write_sweep(folder: Path, runs: int, steps: int) -> Path:
     """Return the file of a sweep whose runs differ in their seed."""
     entry = {
         "name": "run_{seed}",
-        "config": "configs/ablation.py:pooling,64",
+        "config": "configs/seed/ablation.py:pooling,64",
         "grid": {"seed": list(range(runs))},
     }
     path = folder / "sweep.json"

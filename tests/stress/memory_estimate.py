@@ -20,7 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-LLAMA = ("--config", "configs/gist_m64.py", "--config.model.path=random")
+LLAMA = ("--config", "configs/seed/gist_m64.py", "--config.model.path=random")
 SMOL = ("--config.model.name=smollm2-135m-instruct", "--config.model.path=random")
 ANSWERS_ALONE = (
     "--config.loss_weights.generation=0",
@@ -34,7 +34,7 @@ BAR = {
     "8b_32_rows": (*LLAMA, *ANSWERS_ALONE, "--config.batch_size=32"),
     "qa": QA,
     "pretrain": ("--config", "configs/pretrain.py", *SMOL, "--config.text.path=unread"),
-    "all_losses": ("--config", "configs/gist_m64.py", *SMOL),
+    "all_losses": ("--config", "configs/seed/gist_m64.py", *SMOL),
 }
 OTHERS = {
     "qa_16_contexts": (*QA, "--config.batch_size=16"),
@@ -44,7 +44,7 @@ OTHERS = {
     "8b_remat": (*LLAMA, *ANSWERS_ALONE, "--config.batch_size=32", "--config.model.remat=True"),
     "full_context": ("--config", "configs/full_context.py", *SMOL),
     "key_values": (
-        *("--config", "configs/gist_m64.py", *SMOL, *ANSWERS_ALONE, "--config.batch_size=32"),
+        *("--config", "configs/seed/gist_m64.py", *SMOL, *ANSWERS_ALONE, "--config.batch_size=32"),
         *("--config.slot_form=key_values", "--config.encoder.kind=lora"),
     ),
 }
