@@ -5,13 +5,15 @@
     python -m gistjax.evaluate --run runs/a_mean
 
 The runs must differ in their seed alone and start from the same weights (`init_from`): from
-different ones they end too far apart for their mean to work. The output has the first run's
+different ones they end too far apart for their mean to work. What the start did not have must begin
+alike whatever the seed, as a scorer does, and an adapter does not. The output has the first run's
 configuration with the names of all runs, and answers at the cost of one; int8 is of its matrices
 (gistjax/compress/exported.py). The method is that of Wortsman et al. 2022, arXiv:2203.05482.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,19 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from gistjax.compress.exported import load_exported, packed, save_exported
+from gistjax.compress.exported import ADAPTER, AS_IT_IS, load_exported, packed, save_exported
+from gistjax.compress.parameters import ARCHITECTURE, find_exported, taken_over
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.run_dir import RunDir, provenance
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import make_folder, write_json
+from gistjax.runtime.tensors import hash_tensors
+from gistjax.runtime.texts import user_path
+from gistjax.settings import PARAMETERS_OF_0_1
+
+log = logging.getLogger(__name__)
 
 
 def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
@@ -53,6 +61,7 @@ def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
             raise CheckpointError(f"{run} has another {' and '.join(differing)} than {runs[0]}.")
         if _shapes(arrays) != _shapes(tensors[0]):
             raise CheckpointError(f"{run} has other parameters than {runs[0]}.")
+    check_drawn(runs[0], configs[0], abouts[0], list(tensors[0]))
     kept = "float32" if dtype == "int8" else dtype
     means = {
         name: np.mean([arrays[name] for arrays in tensors], axis=0, dtype=np.float64).astype(kept)
@@ -80,6 +89,51 @@ def check_alike(runs: list[Path], configs: list[CompressionConfig]) -> None:
             raise ConfigError(f"{run} and {runs[0]} differ in {', '.join(differing)}.")
     if len({config.seed for config in configs}) < len(configs):
         raise ConfigError("two of the runs have the same seed: their mean gains nothing.")
+
+
+def check_drawn(
+    run: Path, config: CompressionConfig, about: dict[str, Any], names: list[str]
+) -> None:
+    """Make sure that no parameter was drawn by each run's own seed: the start had them all.
+
+    Raises:
+        ConfigError: naming those that it did not have.
+    """
+    try:
+        file = find_exported(user_path(config.init_from))
+        theirs = hash_tensors(load_exported(file)[0])
+    except CheckpointError:
+        theirs = ""
+    if not theirs or about.get("start_sha256", theirs) != theirs:
+        log.warning(
+            "warning: the start of %s is no longer at %s: make sure that it had all parameters. "
+            "Those that each run drew by its own seed have no mean.",
+            run,
+            config.init_from,
+        )
+        return
+    had = taken_over(file, config.architecture)
+    new = [now for name in names if (now := name.replace(*PARAMETERS_OF_0_1)) not in had]
+    if drawn := [name for name in new if _is_drawn(name, config.architecture)]:
+        shown = ", ".join(drawn[:3]) + (", …" if len(drawn) > 3 else "")
+        raise ConfigError(
+            f"{config.init_from}, from which the runs start, has no {shown}: each run drew them by "
+            "its own seed, and their mean is of unlike networks. Train one run, and start the "
+            "others from it."
+        )
+
+
+def _is_drawn(name: str, architecture: str) -> bool:
+    """Whether a parameter begins with random numbers that depend on the seed.
+
+    Those of a scorer do not, and the windows of `pooling` begin as means.
+    """
+    if adapter := ADAPTER.search(name):
+        return adapter["factor"] == "a"
+    if name.startswith("compressor/connector/"):
+        return True
+    own = name.startswith(ARCHITECTURE) and architecture != "pooling"
+    return own and not AS_IT_IS.search(name)
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

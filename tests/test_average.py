@@ -9,13 +9,15 @@ from gistjax.compress import EXPORTED
 from gistjax.compress.exported import load_exported
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
-from gistjax.experiment.run_dir import RunDir
-from gistjax.runtime.tensors import load_tensors, save_tensors
+from gistjax.experiment.run_dir import RunDir, provenance
+from gistjax.runtime.tensors import hash_tensors, load_tensors, save_tensors
 
 
 @pytest.fixture
 def write(tmp_path):
-    def write_run(name, values, base="a" * 64, start="c" * 64, profile="d" * 64, **settings):
+    def write_run(
+        name, values, base="a" * 64, start="c" * 64, profile="d" * 64, arrays=None, **settings
+    ):
         run = tmp_path / name
         run.mkdir()
         config = replace(CompressionConfig(init_from="start"), **settings)
@@ -24,8 +26,8 @@ def write(tmp_path):
         (run / "config.json").write_text(json.dumps(about))
         (run / "metrics.json").write_text("{}")
         b = np.outer(values, np.ones(4)).astype(np.float32)
-        arrays = {"a": np.array(values, np.float32), "lora/adapters/q/b": b}
-        save_tensors(run / EXPORTED, arrays)
+        own = {"a": np.array(values, np.float32), "lora/adapters/q/b": b}
+        save_tensors(run / EXPORTED, arrays or own)
         return run
 
     return write_run
@@ -75,6 +77,52 @@ def test_unlike_runs_are_refused(write, tmp_path, error, message, changes):
     with pytest.raises(error, match=message):
         average(runs, tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
+
+
+def write_start(folder, names, architecture="none"):
+    """An earlier stage with these parameters; returns the hash that runs from it note."""
+    arrays = {name: np.ones(2, np.float32) for name in names}
+    folder.mkdir()
+    metadata = provenance(CompressionConfig(architecture, loss_weights={"teacher_forcing": 1.0}))
+    save_tensors(folder / EXPORTED, arrays, metadata)
+    return hash_tensors(arrays)
+
+
+OWN = "compressor/architecture/projection"
+ENCODER = "selector/encoder/lora/adapters/q/a"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "start", "new", "said"),
+    [
+        ("select", "none", ["selector/learned/project", "selector/gists"], ""),
+        ("select", "none", [ENCODER, ENCODER[:-1] + "b"], f"has no {ENCODER}: each run drew them"),
+        ("gist", "none", [OWN], f"has no {OWN}:"),
+        ("pooling", "none", [OWN], ""),
+        ("conv", "conv", ["compressor/gate"], ""),
+        ("conv", "conv", ["compressor/connector/projection"], "connector/projection"),
+        ("cross_attention", "gist", [OWN], f"has no {OWN}:"),
+    ],
+)
+def test_what_each_run_drew_by_its_seed_has_no_mean(
+    write, tmp_path, caplog, architecture, start, new, said
+):
+    had = ["lora/adapters/q/a", "lora/adapters/q/b"]
+    had += [OWN] if start == "gist" else []  # of another architecture: not taken over
+    noted = write_start(tmp_path / "start", had, start)
+    shared = {"init_from": str(tmp_path / "start"), "architecture": architecture, "start": noted}
+    names = {name: np.ones(2, np.float32) for name in [*had, *new]}
+    runs = [write(f"s{seed}", [1], arrays=names, seed=seed, **shared) for seed in (1, 2)]
+    if said:
+        with pytest.raises(ConfigError, match=said):
+            average(runs, tmp_path / "mean")
+        assert not (tmp_path / "mean").exists()
+    else:
+        average(runs, tmp_path / "mean")
+        assert not caplog.messages
+    (tmp_path / "start" / EXPORTED).unlink()
+    average(runs, tmp_path / "unknown")
+    assert "make sure that it had all parameters" in caplog.text
 
 
 def test_a_run_must_be_finished(write, tmp_path):

@@ -135,14 +135,8 @@ def start_from(
             with `trainable`, or would be left behind in part.
     """
     file = find_exported(path)
-    arrays, metadata = _load(file)
-    arrays.pop(PROFILE, None)  # the configuration names the file of its own
-    if _architecture(metadata) in (architecture, None):
-        arrays = {**arrays, **_resized(arrays, trainable, architecture)}
-    else:
-        own = r"compressor/(architecture/|gate|connector/)"
-        own = "compressor/" if architecture in UNCOMPRESSED else own
-        arrays = {name: array for name, array in arrays.items() if not re.match(own, name)}
+    arrays = taken_over(file, architecture)
+    arrays |= _resized(arrays, trainable, architecture)
     taken = []
 
     def find(key: tuple[Any, ...], leaf: jax.Array) -> Any:
@@ -172,6 +166,17 @@ def start_from(
     new = [name for name in names if name not in taken]
     log.info("%d parameter arrays from %s%s", len(taken), file, _told_of_new(new))
     return result if make is None or not new else _filled(result, make())
+
+
+def taken_over(file: Path, architecture: str) -> dict[str, np.ndarray]:
+    """Return the arrays by name that a training of an architecture takes over from a file."""
+    arrays, metadata = _load(file)
+    arrays.pop(PROFILE, None)  # the configuration names the file of its own
+    if _architecture(metadata) in (architecture, None):
+        return arrays
+    own = r"compressor/(architecture/|gate|connector/)"
+    own = "compressor/" if architecture in UNCOMPRESSED else own
+    return {name: array for name, array in arrays.items() if not re.match(own, name)}
 
 
 def _told_of_new(names: Sequence[str]) -> str:
