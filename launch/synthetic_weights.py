@@ -10,13 +10,34 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from gistjax.model.config import LlamaConfig
 from gistjax.weights.loading import expected_shapes
 from gistjax.weights.registry import KNOWN
+
+
+def hugging_face_config(c: LlamaConfig) -> dict[str, Any]:
+    """Return sizes as a `config.json` has them; the scaling of rotary positions is left out."""
+    own = {"qwen2": c.qkv_biases, "qwen3": c.qk_norms, "smollm3": c.unrotated_layers}
+    return {
+        "model_type": next((name for name, differs in own.items() if differs), "llama"),
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.d_model,
+        "intermediate_size": c.d_ff,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads,
+        "head_dim": c.head_dim,
+        "rms_norm_eps": c.rms_eps,
+        "rope_theta": c.rope_theta,
+        "tie_word_embeddings": c.tie_embeddings,
+        "max_position_embeddings": c.max_positions,
+    }
 
 
 def write_folder(name: str, folder: Path) -> None:
@@ -41,21 +62,7 @@ def write_folder(name: str, folder: Path) -> None:
         leaves = {k: s for k, s in shapes.items() if k.startswith(f"{of_layer}{layer}.")}
         save(f"model-{layer:05d}.safetensors", leaves)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    own = {"qwen2": c.qkv_biases, "qwen3": c.qk_norms, "smollm3": c.unrotated_layers}
-    config = {
-        "model_type": next((name for name, differs in own.items() if differs), "llama"),
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.d_model,
-        "intermediate_size": c.d_ff,
-        "num_hidden_layers": c.n_layers,
-        "num_attention_heads": c.n_heads,
-        "num_key_value_heads": c.n_kv_heads,
-        "head_dim": c.head_dim,
-        "rms_norm_eps": c.rms_eps,
-        "rope_theta": c.rope_theta,
-        "tie_word_embeddings": c.tie_embeddings,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(hugging_face_config(c)))
 
 
 def main() -> None:

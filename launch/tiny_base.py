@@ -33,6 +33,7 @@ from gistjax.data.prompts import Prompt, make_prompt
 from gistjax.model.layer import random_initializer
 from gistjax.model.llama import Llama
 from gistjax.weights.registry import KNOWN
+from launch.synthetic_weights import hugging_face_config
 
 CONFIG = KNOWN["tiny-facts"].config
 SPECIAL = ("<|end|>", "<|user|>", "<|answer|>")
@@ -193,18 +194,7 @@ def write(llama: Llama, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Non
     tokenizer.save_pretrained(folder)
     config = {
         "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.d_model,
-        "intermediate_size": c.d_ff,
-        "num_hidden_layers": c.n_layers,
-        "num_attention_heads": c.n_heads,
-        "num_key_value_heads": c.n_kv_heads,
-        "head_dim": c.head_dim,
-        "rms_norm_eps": c.rms_eps,
-        "rope_theta": c.rope_theta,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": c.max_positions,
+        **hugging_face_config(c),
         "hidden_act": "silu",
         "torch_dtype": "bfloat16",
     }
