@@ -161,16 +161,22 @@ def test_rms_connector_matches_the_embeddings(rng):
     np.testing.assert_allclose(rms[np.asarray(memory.valid_BxX)], 0.3, rtol=1e-4)
 
 
-def test_mean_pool_of_one_token_a_slot_is_the_uncompressed_model(rng):
-    ids, length, tokens, tokens_length = tiny_inputs(rng)
-    pooled = Compiled(tiny_model("mean_pool", target_length=16, connector="none"))
-    whole = Compiled(tiny_model("none"))
+def assert_uncompressed(model, method, inputs, atol):
+    """Its states after a compressed context are those after the whole one."""
+    ids, length, tokens, tokens_length = inputs
+    ours, whole = Compiled(model), Compiled(tiny_model("none"))
     real = lengths_to_valid(tokens_length, tokens.shape[1])
+    context = getattr(ours, method)(PREFIX, ids, length)
     chex.assert_trees_all_close(
-        pooled.states(pooled.in_sequence(PREFIX, ids, length), tokens, tokens_length)[real],
+        ours.states(context, tokens, tokens_length)[real],
         whole.states(whole.in_sequence(PREFIX, ids, length), tokens, tokens_length)[real],
-        atol=1e-5,
+        atol=atol,
     )
+
+
+def test_mean_pool_of_one_token_a_slot_is_the_uncompressed_model(rng):
+    pooled = tiny_model("mean_pool", target_length=16, connector="none")
+    assert_uncompressed(pooled, "in_sequence", tiny_inputs(rng), 1e-5)
 
 
 @pytest.mark.slow
@@ -227,16 +233,9 @@ def test_each_row_may_have_its_own_ratio(rng):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_slots_inside_the_context_start_at_the_uncompressed_model(name, rng):
-    ids, length, tokens, tokens_length = tiny_inputs(rng)
     changes = {**INSIDE, "ratio": 1.0, "target_length": 16, "connector": "none"}
-    slotted = Compiled(tiny_model(name, slot_form="key_values", **changes))
-    whole = Compiled(tiny_model("none"))
-    real = lengths_to_valid(tokens_length, tokens.shape[1])
-    chex.assert_trees_all_close(
-        slotted.states(slotted.compress(PREFIX, ids, length), tokens, tokens_length)[real],
-        whole.states(whole.in_sequence(PREFIX, ids, length), tokens, tokens_length)[real],
-        atol=1e-4,
-    )
+    slotted = tiny_model(name, slot_form="key_values", **changes)
+    assert_uncompressed(slotted, "compress", tiny_inputs(rng), 1e-4)
 
 
 @pytest.mark.slow

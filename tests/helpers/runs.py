@@ -65,15 +65,10 @@ TRAINED = CompressionConfig(
     log_every=1,
     checkpoint_every=2,
     contrastive_layers=1,
-    model=ModelConfig(name="tiny-random", dtype="float32"),
-    lora=LoraConfig(rank=2),
-    data=DataConfig(
-        path="sample",
-        context="paragraph",
-        context_tokens=192,
-        context_buckets=(192,),
-        question_buckets=(192, 256),
-        validation_examples=9,
+    model=ASKED.model,
+    lora=ASKED.lora,
+    data=dataclasses.replace(
+        ASKED.data, context_tokens=192, context_buckets=(192,), validation_examples=9
     ),
     evaluation=EvaluationConfig(batch_size=1, max_answer_tokens=4, bootstrap_samples=50),
 )

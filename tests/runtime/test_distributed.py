@@ -1,5 +1,6 @@
 """One run over two processes gives what one process gives."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -13,39 +14,23 @@ import pytest
 from safetensors.numpy import load_file
 
 from gistjax import run_single_ablation
-from gistjax.config import (
-    CompressionConfig,
-    DataConfig,
-    EvaluationConfig,
-    LoraConfig,
-    MeshConfig,
-    ModelConfig,
-)
+from gistjax.config import CompressionConfig, EvaluationConfig, MeshConfig
 from gistjax.errors import ConfigError
 from gistjax.runtime.distributed import join
+from tests.helpers.runs import TRAINED
 
 ROOT = Path(__file__).parents[2]
-CONFIG = CompressionConfig(
+CONFIG = TRAINED.replace(
     architecture="gist",
-    target_length=8,
     max_steps=2,
     batch_size=4,
     accumulation=1,
-    log_every=1,
     checkpoint_every=1,
-    contrastive_layers=1,
     loss_weights={"teacher_forcing": 0.8, "contrastive": 0.2},
     mesh=MeshConfig(fsdp=2),  # of every large parameter each process has a half
-    model=ModelConfig(name="tiny-random", dtype="float32", scan_layers=True),
-    lora=LoraConfig(rank=2),
-    data=DataConfig(
-        path="sample",
-        context="paragraph",
-        context_tokens=192,
-        context_buckets=(192,),
-        question_buckets=(256,),
-        train_examples=40,
-        validation_examples=3,
+    model=dataclasses.replace(TRAINED.model, scan_layers=True),
+    data=dataclasses.replace(
+        TRAINED.data, question_buckets=(256,), train_examples=40, validation_examples=3
     ),
     evaluation=EvaluationConfig(
         batch_size=1, max_answer_tokens=2, bootstrap_samples=20, baseline=False
