@@ -155,6 +155,11 @@ class SelectConfig:
     temperature: float = setting(
         1.0, "learned scorer: of the gate through which the loss teaches it; 0: no gate", least=0
     )
+    bits: tuple[int, ...] = setting(
+        (16,),
+        "widths in which training reads entries, drawn for each question; 16: as they are",
+        choices=(16, 8, 4, 3, 2),
+    )
 
 
 @dataclass(frozen=True)
@@ -187,9 +192,7 @@ class DataConfig:
         (30, 42, 64), "lengths of question and answer together to pad to", ascending=True
     )
     answer_tokens: int = setting(32, "longest answer to train on, unless the task says", least=2)
-    questions_per_context: int = setting(
-        1, "questions that share one compression in training", least=1
-    )
+    questions_per_context: int = setting(1, "questions that share a context in training", least=1)
     max_dropped: float = setting(
         0.1, "stop if a larger share of rows cannot be used", least=0, most=1
     )
@@ -225,12 +228,8 @@ class TextConfig:
     path: str = setting("", 'folder of *.jsonl(.gz) with {"title", "paragraphs"}; empty is no text')
     chunks: int = setting(-1, "pieces of text that are used as contexts; -1 is all", least=-1)
     min_tokens: int = setting(64, "shortest piece; the longest is data.context_tokens", least=1)
-    target_tokens: int = setting(
-        64, "longest text to write in reconstruction, continuation", least=2
-    )
-    reconstruction: int = setting(
-        1, "rows a piece: repeat the text after a given beginning", least=0
-    )
+    target_tokens: int = setting(64, "longest text of reconstruction, continuation", least=2)
+    reconstruction: int = setting(1, "rows a piece: repeat the text after its beginning", least=0)
     continuation: int = setting(1, "rows a piece: go on after the piece", least=0)
     cloze: int = setting(2, "rows a piece: fill a blank in one of its sentences", least=0)
 
@@ -318,9 +317,7 @@ class CompressionConfig:
     connector: str = setting(
         "rms", "how slots are made to look like embeddings", choices=("rms", "linear", "none")
     )
-    init_from: str = setting(
-        "", "run directory or compressor.safetensors that training starts from"
-    )
+    init_from: str = setting("", "run directory or compressor.safetensors to start training from")
     epochs: float = setting(10.0, "passes over the training rows", least=0)
     max_steps: int = setting(-1, "stop after so many optimizer steps; -1 follows epochs", least=-1)
     batch_size: int = setting(8, "rows a device and micro-step", least=1)
@@ -345,9 +342,7 @@ class CompressionConfig:
     spike_factor: float = setting(
         0.0, "a loss of more than so many times its recent mean is a spike; 0: none is", least=0
     )
-    deterministic: bool = setting(
-        False, "on GPUs: the same bytes in every run, at some cost in speed"
-    )
+    deterministic: bool = setting(False, "on GPUs: the same bytes in every run, but slower")
     model: ModelConfig = setting(ModelConfig, "the base model")
     lora: LoraConfig = setting(LoraConfig, "the decoder's adapter")
     encoder: EncoderConfig = setting(EncoderConfig, "the encoder")
@@ -372,6 +367,11 @@ class CompressionConfig:
     def learns_scores(self) -> bool:
         """Whether what is kept is chosen by a scorer that is trained."""
         return self.selects and self.select.scorer in LEARNED
+
+    @property
+    def rounds(self) -> bool:
+        """Whether training reads kept entries in fewer bits than they have."""
+        return self.selects and any(bits < 16 for bits in self.select.bits)
 
     def replace(self, **changes: Any) -> CompressionConfig:
         """Return a copy with some fields changed."""

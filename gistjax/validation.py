@@ -61,9 +61,9 @@ def _check_choices(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     for one in chosen:
         is_path = metadata.get("or_path") and "." in one
         if one not in choices and not is_path:
-            raise ConfigError(f"{name} cannot be {one!r}{did_you_mean(one, choices)}")
+            raise ConfigError(f"{name} cannot be {one!r}{did_you_mean(one, map(str, choices))}")
     if len(set(chosen)) < len(chosen):
-        raise ConfigError(f"{name}={value} names a projection twice.")
+        raise ConfigError(f"{name}={value} names one of them twice.")
 
 
 def _check_bounds(name: str, value: Any, metadata: Mapping[str, Any]) -> None:

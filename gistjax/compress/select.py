@@ -260,6 +260,17 @@ def kept_context(
     return dataclasses.replace(nothing, kept=kept, length_B=length_B)
 
 
+def read_in(context: CompressedContext, bits_B: Array) -> CompressedContext:
+    """A context of kept entries, each row of which is read as a file in its bits has them."""
+    kept: Any = context.kept
+    if isinstance(kept, tuple):
+        kept = tuple(dataclasses.replace(layer, bits_B=bits_B) for layer in kept)
+    else:
+        bits_LxB = jnp.broadcast_to(bits_B, (len(kept.k), *bits_B.shape))
+        kept = dataclasses.replace(kept, bits_B=bits_LxB)
+    return dataclasses.replace(context, kept=kept)
+
+
 def _values(weights: Any) -> dict[str, Array]:
     """The arrays of a dictionary of parameters."""
     return {name: weight[...] for name, weight in weights.items()}

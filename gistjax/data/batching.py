@@ -37,6 +37,7 @@ class PlanSettings:
     ratios: tuple[float, ...] = ()  # context tokens a slot, ascending; one is drawn for a context
     ratio_growth: float = 0.0  # share of the training over which the ratios come into use
     ratios_a_row: int = 0  # drawn for each row in place of each context
+    bits: tuple[int, ...] = ()  # of kept entries; one is drawn for each row
     kvzip_chooses: float | None = None  # share of the training, where a scorer is trained
 
     @classmethod
@@ -56,6 +57,7 @@ class PlanSettings:
             ratios=config.ratios,
             ratio_growth=config.ratio_growth,
             ratios_a_row=config.ratios_per_question if config.selects else 0,
+            bits=config.select.bits if config.rounds else (),
             kvzip_chooses=config.select.warmup if config.learns_scores else None,
         )
 
@@ -157,8 +159,8 @@ class TrainPlan:
         """Return the arrays of a step, `[K, …]`.
 
         Args:
-            of: the step within a mixture and the mixture's number of steps, by which ratios are
-                drawn; by default this plan's own.
+            of: the step within a mixture and the mixture's number of steps, by which ratios and
+                bits are drawn; by default this plan's own.
         """
         shape, units = self._step(step)
         settings, of = self._settings, of or (step, self.total_steps)
@@ -176,6 +178,10 @@ class TrainPlan:
             )
         if settings.ratios:
             flat = dataclasses.replace(flat, ratio_N=self._draw_ratios(*of, units))
+        if settings.bits:
+            rng = np.random.default_rng([settings.seed, of[0], 2])
+            drawn = rng.choice(np.asarray(settings.bits, np.int32), units.size)
+            flat = dataclasses.replace(flat, bits_B=drawn)
         K = settings.accumulation
         if settings.kvzip_chooses is not None:
             chooses = np.full(K, of[0] < settings.kvzip_chooses * of[1])

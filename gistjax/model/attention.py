@@ -11,6 +11,7 @@ from jax import Array
 from gistjax.errors import ConfigError
 from gistjax.model.kv_cache import CacheLayer, KeptLayer, PackedEntries
 from gistjax.model.masks import Bidirectional, Mask
+from gistjax.model.rounding import as_stored
 from gistjax.runtime.devices import is_deterministic
 
 
@@ -47,8 +48,7 @@ def attention(
             kept = cache.kept
             if isinstance(kept, PackedEntries):
                 kept, q = kept.windows(q)
-            attend = attend_kept if kept.gate_BxKxX is None else attend_gated
-            parts.append(attend(q, cache, mask_BxTxU, kept))
+            parts.append(attend_context(q, cache, mask_BxTxU, kept))
         else:
             if cache is not None:
                 k, v = (jnp.swapaxes(x_BxKxUxH, 1, 2) for x_BxKxUxH in (cache.k, cache.v))
@@ -58,6 +58,22 @@ def attention(
                 )
             )
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def attend_context(
+    q_BxTxNxH: Array, cache: CacheLayer, mask_BxTxU: Array, kept: KeptLayer
+) -> Array:
+    """Values `[B, T, N, H]` of the cache and of what is kept of a context, as it is to be read.
+
+    In training they are computed again going back: logits and rounded entries are many, one set for
+    each question.
+    """
+    attend = attend_kept if kept.gate_BxKxX is None else attend_gated
+    if kept.gate_BxKxX is None and kept.bits_B is None:
+        return attend(q_BxTxNxH, cache, mask_BxTxU, kept)
+    again = jax.checkpoint(lambda q, cache, mask, kept: attend(q, cache, mask, as_stored(kept)))
+    y_BxTxNxH: Array = again(q_BxTxNxH, cache, mask_BxTxU, kept)
+    return y_BxTxNxH
 
 
 def attend_kept(q_BxTxNxH: Array, cache: CacheLayer, mask_BxTxU: Array, kept: KeptLayer) -> Array:
@@ -94,7 +110,6 @@ MOST_ABOVE = 4.0
 """How far, in logits, an entry that was thrown away may stand above all that was kept."""
 
 
-@jax.checkpoint  # its logits are many: one set for each question
 def attend_gated(q_BxTxNxH: Array, cache: CacheLayer, mask_BxTxU: Array, kept: KeptLayer) -> Array:
     """What `attend_kept` returns, with a gradient of the gates of each KV head's own entries.
 

@@ -30,6 +30,7 @@ class KeptLayer:
     v: Array
     mask_BxKxX: Array  # True where a KV head reads an entry; B or E rows
     gate_BxKxX: Array | None = None  # fp32, in training: the mask as 1 or 0, with a gradient
+    bits_B: Array | None = None  # int32, in training: read as files in so many bits have them
 
 
 @jax.tree_util.register_dataclass

@@ -78,11 +78,12 @@ def to_codes(array: np.ndarray, axis: int, bits: int) -> tuple[np.ndarray, np.nd
         raise ValueError("a number is not finite")
     offset = -_half_above(-wide.min(axis=axis, keepdims=True))
     low = offset.astype(np.float32)
-    scale = _half_above((wide.max(axis=axis, keepdims=True) - low) / levels)
+    # By reciprocals, as XLA divides: programs that train round alike (`gistjax.model.rounding`).
+    scale = _half_above((wide.max(axis=axis, keepdims=True) - low) * (1 / levels))
     scale = np.maximum(scale, np.float16(LEAST_HALF))
     if not (np.isfinite(offset).all() and np.isfinite(scale).all()):
         raise ValueError("a number is beyond half precision")
-    codes = np.rint((wide - low) / scale.astype(np.float32))
+    codes = np.rint((wide - low) * (1 / scale.astype(np.float32)))
     return np.clip(codes, 0, levels).astype(np.uint8), scale, offset
 
 

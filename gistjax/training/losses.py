@@ -28,6 +28,7 @@ from jax.scipy.special import xlogy
 from gistjax.compress.compressed_lm import CompressedLM, answer_positions
 from gistjax.compress.context import CompressedContext, DecodeState
 from gistjax.compress.decoding import EndIds, continue_greedily
+from gistjax.compress.select import read_in
 from gistjax.compress.taught import learn
 from gistjax.config import TEXT_LOSSES
 from gistjax.data.example import OBJECTIVES, Batch
@@ -114,10 +115,12 @@ class Forward:
         """The compressed contexts, `[E, …]`."""
         batch = self.batch
         if batch.kvzip_chooses_1 is not None:
-            return self.learned[0]
-        return self.model.compress(
-            batch.prefix_ids_P, batch.context_ids_ExC, batch.context_length_E, batch.ratio_N
-        )
+            context = self.learned[0]
+        else:
+            context = self.model.compress(
+                batch.prefix_ids_P, batch.context_ids_ExC, batch.context_length_E, batch.ratio_N
+            )
+        return context if batch.bits_B is None else read_in(context, batch.bits_B)
 
     @cached_property
     def n_answer(self) -> int:

@@ -1,5 +1,7 @@
 """Scorers that are trained: their formulas, their two teachers, and that training and use agree."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,9 @@ import torch
 from flax import nnx
 
 from gistjax.compress.learned import TYPICAL, WINDOW
+from gistjax.compress.rounded import round_rows
 from gistjax.compress.scorers import SCORERS, Reading
-from gistjax.compress.select import second_pass
+from gistjax.compress.select import read_in, second_pass
 from gistjax.compress.taught import FLOOR, learn
 from gistjax.config import LEARNED, EncoderConfig, LoraConfig, SelectConfig
 from gistjax.model.attention import MOST_ABOVE, attend_gated, attend_kept, product
@@ -210,6 +213,29 @@ def test_questions_read_what_is_left_at_their_own_ratio(rng):
             np.testing.assert_allclose(
                 both[2 * row + column, :n], alone[row, :n], atol=2e-5, rtol=2e-4
             )
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_questions_read_what_is_left_in_their_own_bits(rng, scan):
+    """Five rows a context, at a ratio and in bits of their own: each as if read from its file."""
+    ids, lengths, tokens, token_lengths = tiny_inputs(rng)
+    model = model_of("conv", scan, lora=LoraConfig(rank=0))
+    columns = [(2.0, 8), (4.0, 4), (2.0, 3), (8.0, 2), (4.0, 16)]
+    ratios, bits = (np.tile(np.array(x), 3) for x in zip(*columns, strict=True))
+    taught, *_ = learned(model, (ids, lengths), jnp.asarray(ratios, jnp.float32), False)
+    rows = np.repeat(tokens, 5, axis=0), np.repeat(token_lengths, 5)
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), rows[0].shape)
+    read = read_in(taught, jnp.asarray(bits, jnp.int32))
+    state = model.prefill(read, tokens.shape[1]).repeat(5)
+    together, _ = model.append(rows[0], state, positions, rows[1])
+    for column, (ratio, width) in enumerate(columns):
+        used = jax.device_get(Compiled(model).compress(PREFIX, ids, lengths, np.float32(ratio)))
+        if width < 16:
+            used = dataclasses.replace(used, kept=round_rows(used, width, 3)[0])
+        alone = Compiled(model).states(used, tokens, token_lengths)
+        for row, n in enumerate(token_lengths):
+            ours = together[5 * row + column, :n]
+            np.testing.assert_allclose(ours, alone[row, :n], atol=2e-5, rtol=2e-4)
 
 
 def test_gates_are_factors_of_exponentials(rng):

@@ -328,6 +328,23 @@ def test_the_drawn_ratios_depend_on_step_and_seed():
     assert set(sum(each, [])) == {1.0, 2.0, 4.0, 8.0}
 
 
+def test_bits_are_drawn_for_each_row_by_step_and_seed_and_change_no_ratio():
+    def batch(bits, seed=0, step=0):
+        settings = PlanSettings(
+            8, seed, accumulation=2, epochs=9, ratios=(1.0, 2.0), ratios_a_row=2, bits=bits
+        )
+        return TrainPlan(random_rows(64), BUCKETS, settings).batch(step)
+
+    assert batch(()).bits_B is None
+    each = [batch((16, 4, 2), seed, step) for seed in (0, 1) for step in (0, 1, 2)]
+    chex.assert_shape(each[0].bits_B, (2, 16))
+    drawn = [tuple(one.bits_B.ravel().tolist()) for one in each]
+    assert len(set(drawn)) == 6
+    assert set(sum(drawn, ())) == {16, 4, 2}
+    np.testing.assert_array_equal(each[0].bits_B, batch((16, 4, 2)).bits_B)
+    np.testing.assert_array_equal(each[0].ratio_N, batch(()).ratio_N)
+
+
 def test_total_steps():
     def total(**how_long):
         return TrainPlan(random_rows(60), BUCKETS, PlanSettings(8, **how_long)).total_steps
