@@ -1,6 +1,6 @@
 """Kept entries as a file in few bits gives them back, within a compiled program.
 
-What `gistjax.compress.rounded` does on the host to what is kept of one context, done here to masked
+What is done on the host to what is kept of one context (`round_entries`), done here to masked
 entries of many: the same numbers, so that training reads what will be read from files.
 """
 
