@@ -9,17 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gistjax.compress import spread as budgets
 from gistjax.compress.kept import Entries, packed, size_class
-from gistjax.compress.spread import (
-    PROFILE_RATIOS,
-    count_at,
-    keep,
-    keep_parts,
-    shares_at,
-    whole_parts,
-)
+from gistjax.compress.spread import PROFILE_RATIOS, keep_parts, shares_at
 
 L, B, K, C = 2, 3, 2, 12
+keep = jax.jit(budgets.keep, static_argnames="spread")
+whole_parts, count_at = jax.jit(budgets.whole_parts), jax.jit(budgets.count_at)
 lengths = st.lists(st.integers(1, C), min_size=B, max_size=B)
 
 
