@@ -1,6 +1,7 @@
 """Scorers that are trained: their formulas, their two teachers, and that training and use agree."""
 
 import dataclasses
+from functools import partial
 
 import chex
 import jax
@@ -83,13 +84,13 @@ def test_scores_are_those_of_pytorch(rng, scorer):
 @pytest.mark.parametrize("scan", [True, False])
 def test_gist_tokens_score_as_the_tokens_whose_embeddings_they_are(rng, scan):
     model = model_of("gist", scan)
-    ids, lengths, *_ = tiny_inputs(rng, C=C)
+    ids, lengths, *_ = inputs = tiny_inputs(rng, C=C)
     words = jnp.asarray(rng.integers(2, 60, len(model.selector.gists)))
     model.selector.gists[...] = model.base.embed(words)
-    cache, ours = model.selector.read(model.base, model.lora, PREFIX, (ids, lengths))
-    read = jnp.broadcast_to(model.selector.gists[...], (3, *model.selector.gists.shape))
+    cache, ours = read(model, inputs)
     reading = Reading(TINY, P, ids, lengths, 0)
-    asked = read, jnp.full(3, len(words))
+    gists = jnp.broadcast_to(model.selector.gists[...], (3, *model.selector.gists.shape))
+    asked = gists, jnp.full(3, len(words))
     kvzip = second_pass(model.base, model.lora, cache, reading, asked, SCORERS["kvzip"])
     for row, n in enumerate(lengths):
         np.testing.assert_allclose(
@@ -97,27 +98,43 @@ def test_gist_tokens_score_as_the_tokens_whose_embeddings_they_are(rng, scan):
         )
 
 
+@partial(jax.jit, static_argnums=0)
+def _learn(graphdef, trainable, others, ids, lengths, ratio, chooses):
+    model = nnx.merge(graphdef, trainable, others)
+    context = ids, lengths
+    return learn(model.selector, model.base, model.lora, PREFIX, context, ratio, chooses)
+
+
 def learned(model, inputs, ratio, chooses):
-    """What `learn` gives, and gradients of its error and of the sum of its gates."""
-    ids, lengths, *_ = inputs
-    graphdef, trainable, others = nnx.split(model, Trainable, ...)
+    """What `learn` gives."""
+    return _learn(*nnx.split(model, Trainable, ...), *inputs[:2], ratio, chooses)
 
-    def taught(trainable):
-        model = nnx.merge(graphdef, trainable, others)
-        context = ids, lengths
-        return learn(model.selector, model.base, model.lora, PREFIX, context, ratio, chooses)
 
-    def error(trainable):
-        return jnp.sum(taught(trainable)[1])
+@partial(jax.jit, static_argnums=0)
+def _slopes(graphdef, trainable, *rest):
+    def sums(trainable):
+        taught, error_E = _learn(graphdef, trainable, *rest)
+        gates = sum(jnp.sum(layer.gate_BxKxX) for layer in _layers(taught.kept))
+        return jnp.sum(error_E), gates
 
-    def gates(trainable):
-        return sum(jnp.sum(layer.gate_BxKxX) for layer in _layers(taught(trainable)[0].kept))
+    _, back = jax.vjp(sums, trainable)
+    return back((1.0, 0.0))[0], back((0.0, 1.0))[0]
 
-    @jax.jit
-    def run(trainable):
-        return *taught(trainable), jax.grad(error)(trainable), jax.grad(gates)(trainable)
 
-    return run(trainable)
+def slopes(model, inputs, ratio, chooses):
+    """Gradients of the error of `learn`, and of the sum of its gates."""
+    return _slopes(*nnx.split(model, Trainable, ...), *inputs[:2], ratio, chooses)
+
+
+@partial(jax.jit, static_argnums=0)
+def _read(graphdef, state, ids, lengths):
+    model = nnx.merge(graphdef, state)
+    return model.selector.read(model.base, model.lora, PREFIX, (ids, lengths))
+
+
+def read(model, inputs):
+    """The cache of contexts, and their scores."""
+    return _read(*nnx.split(model), *inputs[:2])
 
 
 def _layers(kept):
@@ -134,7 +151,7 @@ def norms(gradients):
 @pytest.mark.parametrize("scorer", LEARNED)
 def test_the_teachers_reach_the_scorer_and_nothing_else(rng, scorer):
     model = model_of(scorer, bidirectional=True, lora=LoraConfig(rank=2, alpha=2.0))
-    *_, of_error, of_gates = learned(model, tiny_inputs(rng), jnp.full(6, 4.0), False)
+    of_error, of_gates = slopes(model, tiny_inputs(rng), jnp.full(6, 4.0), False)
     for gradients in (norms(of_error), norms(of_gates)):
         for name, most in gradients.items():
             assert (most > 0) == name.startswith("selector/"), (name, most)
@@ -143,7 +160,7 @@ def test_the_teachers_reach_the_scorer_and_nothing_else(rng, scorer):
 def test_gates_are_closed_to_the_loss_while_kvzip_chooses_or_all_is_kept(rng):
     inputs = tiny_inputs(rng)
     for ratio, chooses in ((4.0, True), (1.0, False)):
-        *_, of_gates = learned(model_of("conv"), inputs, jnp.full(3, ratio), chooses)
+        _, of_gates = slopes(model_of("conv"), inputs, jnp.full(3, ratio), chooses)
         assert set(norms(of_gates).values()) == {0.0}
 
 
@@ -152,7 +169,7 @@ def test_gates_are_closed_to_the_loss_while_kvzip_chooses_or_all_is_kept(rng):
 def test_what_is_kept_in_training_is_kept_in_use(rng, scorer, scan):
     ids, lengths, *_ = inputs = tiny_inputs(rng)
     model, ratios = model_of(scorer, scan), np.array([2.0, 8.0] * 3, np.float32)
-    taught, *_ = learned(model, inputs, jnp.asarray(ratios), False)
+    taught, _ = learned(model, inputs, jnp.asarray(ratios), False)
     for column in range(2):
         used = Compiled(model).compress(PREFIX, ids, lengths, ratios[column])
         for ours, theirs in zip(_layers(taught.kept), _layers(used.kept), strict=True):
@@ -165,11 +182,10 @@ def test_kvzip_chooses_first_and_teaches_its_logarithm(rng):
     ids, lengths, *_ = inputs = tiny_inputs(rng)
     model = model_of("conv")
     by_kvzip = model_of("kvzip")
-    taught, error_E, *_ = learned(model, inputs, jnp.full(3, 4.0), True)
+    taught, error_E = learned(model, inputs, jnp.full(3, 4.0), True)
     used = Compiled(by_kvzip).compress(PREFIX, ids, lengths)
     np.testing.assert_array_equal(taught.kept.mask_BxKxX, used.kept.mask_BxKxX)
-    contexts = model.base, model.lora, PREFIX, (ids, lengths)
-    score, kvzip = model.selector.read(*contexts)[1], by_kvzip.selector.read(*contexts)[1]
+    score, kvzip = read(model, inputs)[1], read(by_kvzip, inputs)[1]
     for row, n in enumerate(lengths):
         wanted = np.maximum(np.log(kvzip[:, row, :, :n]), FLOOR)
         by_hand = np.mean((score[:, row, :, :n] - wanted) ** 2)
@@ -182,17 +198,17 @@ def test_kvzip_reads_contexts_only_where_it_teaches(rng, monkeypatch):
     assert not model_of("kvzip", loss_weights={"teacher_forcing": 1.0}).selector.kvzip_teaches
     teaches = model_of("conv", warmup=0.0, loss_weights=losses)
     assert model_of("conv").selector.kvzip_teaches and teaches.selector.kvzip_teaches
-    kept, error_E, _, of_gates = learned(teaches, inputs, jnp.full(3, 4.0), False)
+    rest = inputs, jnp.full(3, 4.0), False
+    (kept, error_E), (_, of_gates) = learned(teaches, *rest), slopes(teaches, *rest)
     monkeypatch.setattr("gistjax.compress.taught.log_kvzip", None)
-    alone = learned(model_of("conv", warmup=0.0), inputs, jnp.full(3, 4.0), False)
-    chex.assert_trees_all_close((alone[0], alone[3]), (kept, of_gates), rtol=1e-6)
-    assert error_E.min() > 0 and not alone[1].any()
+    alone = model_of("conv", warmup=0.0)
+    (alone_kept, no_error_E), (_, alone_of_gates) = learned(alone, *rest), slopes(alone, *rest)
+    chex.assert_trees_all_close((alone_kept, alone_of_gates), (kept, of_gates), rtol=1e-6)
+    assert error_E.min() > 0 and not no_error_E.any()
 
 
 def test_scores_begin_at_a_typical_value(rng):
-    ids, lengths, *_ = tiny_inputs(rng)
-    model = model_of("pooling")
-    _, score = model.selector.read(model.base, model.lora, PREFIX, (ids, lengths))
+    _, score = read(model_of("pooling"), tiny_inputs(rng))
     assert abs(float(jnp.mean(score)) - TYPICAL) < 0.1
 
 
@@ -201,11 +217,11 @@ def test_questions_read_what_is_left_at_their_own_ratio(rng):
     ids, lengths, tokens, token_lengths = tiny_inputs(rng)
     model = model_of("conv", lora=LoraConfig(rank=0))
     ratios = np.array([2.0, 8.0] * 3, np.float32)
-    taught, *_ = learned(model, (ids, lengths), jnp.asarray(ratios), False)
+    taught, _ = learned(model, (ids, lengths), jnp.asarray(ratios), False)
     rows = np.repeat(tokens, 2, axis=0), np.repeat(token_lengths, 2)
     positions = np.broadcast_to(np.arange(tokens.shape[1]), rows[0].shape)
-    state = model.prefill(taught, tokens.shape[1]).repeat(2)
-    both, _ = model.append(rows[0], state, positions, rows[1])
+    state = Compiled(model).prefill(taught, tokens.shape[1]).repeat(2)
+    both, _ = Compiled(model).append(rows[0], state, positions, rows[1])
     for column in range(2):
         used = Compiled(model).compress(PREFIX, ids, lengths, ratios[column])
         alone = Compiled(model).states(used, tokens, token_lengths)

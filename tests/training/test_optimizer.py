@@ -140,9 +140,9 @@ def test_a_scorer_has_a_rate_and_a_norm_of_its_own():
     gradients = jax.tree_util.tree_map_with_path(
         lambda path, x: jnp.full(x.shape, 1e3 if path_name(path) in scorers else 1e-6), trainable
     )
-    state = optimizer.init(trainable)
+    update, state = jax.jit(optimizer.update), optimizer.init(trainable)
     for _ in range(2):  # clipped together, those of the adapters would be nothing beside epsilon
-        updates, state = optimizer.update(gradients, state, trainable)
+        updates, state = update(gradients, state, trainable)
     rates = schedules(config, 10)
     for name, update in by_name(updates).items():
         rate = rates["scorer" if name in scorers else "lora"](1)
