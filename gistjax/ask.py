@@ -132,15 +132,15 @@ def check_flags(args: flags.FlagValues, words: list[str]) -> None:
 
 
 def check_bits(config: CompressionConfig, args: flags.FlagValues) -> None:
-    """Refuse --bits where no entries are saved.
+    """Refuse --bits where nothing compressed is saved.
 
     Raises:
         ConfigError: saying what to change.
     """
     if args.bits and not args.save:
         raise ConfigError("--bits is of --save FILE: give both.")
-    if args.bits and not config.selects:
-        raise ConfigError("--bits is of kept entries: leave it out here.")
+    if args.bits and not config.compresses:
+        raise ConfigError("--bits is of slots or kept entries: leave it out here.")
 
 
 def check_ratio(config: CompressionConfig, ratio: float | None) -> None:
@@ -307,7 +307,7 @@ def define_flags(values: flags.FlagValues) -> None:
         define_path(name, default, about, values)
     about = "Tokens a slot or an entry; by default what the compressor is set to."
     flags.DEFINE_float("ratio", None, about, flag_values=values)
-    about = "With --save: bits of each number of kept entries; by default as they are."
+    about = "With --save: bits of each number of slots or entries; by default as they are."
     flags.DEFINE_enum("bits", None, [*map(str, BITS)], about, flag_values=values)
     about = "Withhold answers whose chance of being right is less, from 0 to 1."
     flags.DEFINE_float("threshold", None, about, flag_values=values)

@@ -4,7 +4,7 @@
         [--config.KEY=VALUE …] [--output FILE] [--threshold 0.5] [--bits 4]
 
 The configuration is the run's own `config.json`; overrides change what is evaluated on (data, batch
-size), not what was trained. With --bits a run of kept entries answers from them as a document that
+size), not what was trained. With --bits a run answers from slots or kept entries as a document that
 was saved in so many bits has them.
 """
 
@@ -58,7 +58,8 @@ def evaluate_run(
         slot_attention: a JSON file for what each slot reads.
         kept_entries: a JSON file for what each KV head keeps, of architecture `select`.
         threshold: withhold answers whose chance of being right is less: they are scored as none.
-        bits: of kept entries, rounded as a saved document has them; as they are unless given.
+        bits: of slots or kept entries, rounded as a saved document has them; as they are unless
+            given.
 
     Raises:
         GistjaxError: for anything that a user can fix.
@@ -91,17 +92,18 @@ def check_bits(config: CompressionConfig, bits: int) -> None:
         ConfigError: saying what to change.
     """
     if bits not in BITS:
-        raise ConfigError(f"bits={bits!r}: entries are saved in {widths()} bits, or as they are.")
-    if not config.selects:
+        raise ConfigError(f"bits={bits!r}: contexts are saved in {widths()} bits, or as they are.")
+    if not config.compresses:
         raise ConfigError(
-            f"--bits is of kept entries, and architecture={config.architecture!r} keeps none: "
-            "leave it out, or give --config.architecture=select to a run of the whole context."
+            f"--bits is of slots or kept entries, and architecture={config.architecture!r} has "
+            "none: leave it out, or give --config.architecture=select to a run of the whole "
+            "context."
         )
     for name in each_task(config.data):
         if load_task(name).likelihood:
             raise ConfigError(
                 f"task {name!r} also scores how likely its gold answers are, which is not read "
-                "from rounded entries: leave --bits out."
+                "from what is rounded: leave --bits out."
             )
 
 
@@ -153,7 +155,7 @@ def define_flags(values: flags.FlagValues) -> None:
     define_path("output", "", about, values)
     about = "Withhold answers whose chance of being right is less, from 0 to 1."
     flags.DEFINE_float("threshold", None, about, flag_values=values)
-    about = "Architecture select: score kept entries as --save --bits of `ask` keeps them."
+    about = "Score slots or kept entries as --save --bits of `ask` keeps them."
     flags.DEFINE_enum("bits", None, [*map(str, BITS)], about, flag_values=values)
     about = "Also write what each slot reads to this JSON file."
     define_path("slot_attention", "", about, values)

@@ -287,7 +287,6 @@ def test_where_a_document_is_kept_is_said_and_what_it_replaces(command, caplog, 
         ),
         (["--context=text.txt", "--save=text.txt", "Who?"], ConfigError, "is the text itself"),
         (["--context=text.txt", "--bits=4", "Who?"], ConfigError, "--bits is of --save FILE"),
-        (["--context=text.txt", "--save=x", "--bits=4", "Who?"], ConfigError, "of kept entries"),
         (["--context=text.txt", "--save=none/x", "Who?"], StorageError, "there is no folder none"),
         (["--context=text.txt", "--threshold=1.5", "Who?"], ConfigError, "threshold=1.5: give"),
         (["--context=text.txt", "--threshold=nan", "Who?"], ConfigError, "threshold=nan: give"),
@@ -305,3 +304,10 @@ def test_mistakes_are_named(command, words, error, says, tmp_path):
     (tmp_path / "zeros").write_bytes(b"a\0b")
     with pytest.raises(error, match=says):
         command(*words)
+
+
+def test_bits_of_a_whole_context_are_refused():
+    asked = SimpleNamespace(bits="4", save="file")
+    with pytest.raises(ConfigError, match="--bits is of slots or kept entries"):
+        ask.check_bits(CONFIG.replace(architecture="none"), asked)
+    ask.check_bits(CONFIG, asked)

@@ -81,9 +81,8 @@ def test_a_threshold_takes_the_calibration_of_the_run(measured):
 @pytest.mark.parametrize(
     ("config", "bits", "says"),
     [
-        (ASKED, 4, "of kept entries, and architecture='pooling' keeps none"),
-        (ASKED.replace(architecture="none"), 8, "architecture='none' keeps none"),
-        (SELECTED, 5, "bits=5: entries are saved in"),
+        (ASKED.replace(architecture="none"), 8, "architecture='none' has none"),
+        (SELECTED, 5, "bits=5: contexts are saved in"),
         (
             SELECTED.replace(data=dataclasses.replace(SELECTED.data, task="gsm8k")),
             4,
@@ -97,9 +96,20 @@ def test_bits_of_what_is_not_saved_in_them_are_refused(tmp_path, config, bits, s
         evaluate.evaluate_run(tmp_path, bits=bits)
 
 
+IN_FEW_BITS = [
+    SELECTED.replace(select=dataclasses.replace(SELECTED.select, scorer="knorm")),
+    ASKED,
+    ASKED.replace(
+        slot_form="key_values",
+        encoder=dataclasses.replace(ASKED.encoder, kind="lora"),
+        model=dataclasses.replace(ASKED.model, scan_layers=True),
+    ),
+]
+
+
 @pytest.mark.slow
-def test_in_few_bits_a_run_answers_as_its_saved_documents_do(tmp_path):
-    config = SELECTED.replace(select=dataclasses.replace(SELECTED.select, scorer="knorm"))
+@pytest.mark.parametrize("config", IN_FEW_BITS, ids=["entries", "soft tokens", "keys and values"])
+def test_in_few_bits_a_run_answers_as_its_saved_documents_do(tmp_path, config):
     run, output = write_run(tmp_path / "run", config), tmp_path / "predictions"
     found = evaluate.evaluate_run(run, bits=4, output=output)
     whole = evaluate.evaluate_run(run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +41,7 @@ class Generator:
 
     Args:
         asks: show a context's question to what compresses it.
-        bits: answer from kept entries as a document saved in so many bits has them.
+        bits: answer from slots or entries as a document saved in so many bits has them.
     """
 
     def __init__(
@@ -121,10 +120,9 @@ class Generator:
         if self._bits is None:
             stored_B, size = context.stored()
             return context, size * int(to_host(stored_B)[:rows].sum())
-        host = dataclasses.replace(context, kept=to_host(context.kept))
-        kept, size_R = round_rows(host, self._bits, rows)
-        kept = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), kept, context.kept)
-        return dataclasses.replace(context, kept=kept), int(size_R.sum())
+        rounded, size_R = round_rows(to_host(context), self._bits, rows)
+        rounded = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), rounded, context)
+        return rounded, int(size_R.sum())
 
     def slots(
         self, trainable: Any, frozen: Any, rows: Sequence[TokenizedExample]

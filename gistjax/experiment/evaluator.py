@@ -105,7 +105,7 @@ def _origin(config: CompressionConfig) -> dict[str, Any]:
 def make_generator(
     config: CompressionConfig, pretrained: PretrainedBase, graphdef: Any, bits: int | None = None
 ) -> Generator:
-    """Return what answers questions with a model of this structure (`bits`: of its entries)."""
+    """Return what answers questions with a model of this structure (`bits`: of what is kept)."""
     return Generator(
         graphdef,
         pretrained.mesh,
@@ -126,7 +126,7 @@ class Evaluator:
         examples: the same questions with their gold answers.
         graphdef: the model's structure.
         confidence: makes scores of the answers, and says which of them are withheld.
-        bits: of kept entries, as a file has them; as they are unless given.
+        bits: of slots or kept entries, as a file has them; as they are unless given.
     """
 
     def __init__(

@@ -179,13 +179,14 @@ class Document:
         """Write slots or entries as safetensors; only the compressor that made them can read them.
 
         Args:
-            bits: 8, 4, 3 or 2, of each number of kept entries; as they are unless given.
+            bits: 8, 4, 3 or 2, of each number of slots or entries; as they are unless given.
 
         Returns:
             The file's size in bytes.
 
         Raises:
-            ConfigError: if there are no such bits, or no kept entries.
+            ConfigError: if there are no such bits.
+            DataError: if a number is not finite, or too large to be in few bits.
             StorageError: if the disk is full or fails.
         """
         return document_file.write(user_path(file), self.context, self._about(), bits)
@@ -200,7 +201,7 @@ class Document:
             bits: as in `save`.
 
         Raises:
-            ConfigError: as `save`.
+            ConfigError, DataError: as `save`.
         """
         return document_file.bytes_by_part(self.context, self._about(), bits)
 

@@ -9,7 +9,7 @@ or, where entries are kept of the cache, version 3:
     k, v        [entries, head]                   by layer, KV head and position
     count       [layers, KV heads]                how many of each
 
-or, where these are in 8, 4, 3 or 2 bits, version 4 (`gistjax.compress.rounded`).
+or, in 8, 4, 3 or 2 bits, version 4 of entries and 5 of slots (`gistjax.compress.rounded`).
 
 Its metadata has the format's name and version, the compressor and base that made it (SHA-256), the
 gistjax that wrote it, and the numbers of tokens, pieces and positions. Version 1, of gistjax 0.1,
@@ -28,21 +28,28 @@ from safetensors import SafetensorError, safe_open
 import gistjax
 from gistjax.compress.context import CompressedContext
 from gistjax.compress.kept import Entries, entries_of, packed
-from gistjax.compress.rounded import restore_entries, round_entries
+from gistjax.compress.rounded import (
+    restore_entries,
+    restore_slots,
+    round_entries,
+    round_slots,
+    slots_of,
+)
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.model.config import LlamaConfig
 from gistjax.model.kv_cache import Cache
 from gistjax.runtime.quantize import BITS, widths
 from gistjax.runtime.tensors import load_tensors, save_tensors, tensor_bytes
 
-FORMAT, VERSION, KEPT, ROUNDED = "gistjax-document", "2", "3", "4"
+FORMAT, VERSION, KEPT = "gistjax-document", "2", "3"
+ROUNDED_ENTRIES, ROUNDED_SLOTS = "4", "5"
 FORMAT_1 = "gistjax-memory"
 
 PARTS = {
     "keys": ("k",),
     "values": ("v",),
     "vectors": ("x",),
-    "scales": ("k_scale", "k_offset", "v_scale", "v_offset"),
+    "scales": ("k_scale", "k_offset", "v_scale", "v_offset", "x_scale", "x_offset"),
     "tables": ("count", "position"),
 }
 """The arrays of a file by what they are."""
@@ -73,22 +80,18 @@ def pack(context: CompressedContext) -> dict[str, np.ndarray]:
     if context.kept is not None:
         entries = entries_of(context)
         return {"k": entries.k_TxH, "v": entries.v_TxH, "count": entries.count_LxK}
-    slots = int(context.slots_B[0])
-    arrays = {"position": np.asarray(context.position_BxX)[0, :slots]}
-    if context.kv is None:
-        return {**arrays, "x": np.asarray(context.x_BxXxD)[0, :slots]}
-    k, v = (np.stack(x)[:, 0, :, :slots] for x in (context.kv.k, context.kv.v))
-    return {**arrays, "k": k, "v": v}
+    return slots_of(context)
 
 
 def write(file: Path, context: CompressedContext, about: About, bits: int | None = None) -> int:
     """Write a context of one row; returns the file's size in bytes.
 
     Args:
-        bits: of each number of kept entries; as they are unless given.
+        bits: of each number of slots or entries; as they are unless given.
 
     Raises:
-        ConfigError: if entries are not saved in so many, or no entries are kept.
+        ConfigError: if they are not saved in so many.
+        DataError: if a number cannot be.
         StorageError: if the disk is full or fails.
     """
     save_tensors(file, *_content(context, about, bits))
@@ -103,7 +106,7 @@ def bytes_by_part(
     They are those of `PARTS` that it has, and its header: names, shapes and metadata.
 
     Raises:
-        ConfigError: as `write`.
+        ConfigError, DataError: as `write`.
     """
     arrays, metadata = _content(context, about, bits)
     found = {
@@ -121,18 +124,21 @@ def _content(
     """Return the arrays and the metadata of a file.
 
     Raises:
-        ConfigError: as `write`.
+        ConfigError, DataError: as `write`.
     """
     arrays, form = pack(context), {"version": VERSION if context.kept is None else KEPT}
     if bits is not None:
         if bits not in BITS or isinstance(bits, bool):
             raise ConfigError(
-                f"bits={bits!r}: entries are saved in {widths()} bits, or as they are."
+                f"bits={bits!r}: contexts are saved in {widths()} bits, or as they are."
             )
+        form = {"bits": str(bits), "dtype": arrays["x" if "x" in arrays else "k"].dtype.name}
         if context.kept is None:
-            raise ConfigError("bits are of kept entries (architecture 'select'): leave them out.")
-        form = {"version": ROUNDED, "bits": str(bits), "dtype": arrays["k"].dtype.name}
-        arrays = round_entries(entries_of(context), bits)
+            form |= {"version": ROUNDED_SLOTS, "width": str(context.x_BxXxD.shape[2])}
+            arrays = round_slots(arrays, bits)
+        else:
+            form |= {"version": ROUNDED_ENTRIES}
+            arrays = round_entries(entries_of(context), bits)
     metadata = {
         "format": FORMAT,
         **form,
@@ -164,11 +170,11 @@ def read(
     kind, version = metadata.get("format"), metadata.get("version")
     if kind not in (FORMAT, FORMAT_1):
         raise CheckpointError(f"{file} holds no document: give a file that --save or `save` wrote.")
-    if kind == FORMAT and version not in (VERSION, KEPT, ROUNDED):
+    if kind == FORMAT and version not in (VERSION, KEPT, ROUNDED_ENTRIES, ROUNDED_SLOTS):
         raise CheckpointError(
             f"{file} is a document of version {version}, written by gistjax "
             f"{metadata.get('gistjax')}; this is {gistjax.__version__}, which reads 1 to "
-            f"{ROUNDED}: update gistjax, or compress the text again."
+            f"{ROUNDED_SLOTS}: update gistjax, or compress the text again."
         )
     if not (metadata.get("base_sha256") or metadata.get("compressor")):
         raise CheckpointError(f"{file} does not say which base made it: compress the text again.")
@@ -184,8 +190,11 @@ def read(
     try:
         if kind == FORMAT_1:
             arrays, metadata = _from_version_1(arrays, metadata)
-        elif version == ROUNDED:
+        elif version == ROUNDED_ENTRIES:
             arrays = restore_entries(arrays, _bits(file, metadata), metadata["dtype"])
+        elif version == ROUNDED_SLOTS:
+            width = int(metadata["width"])
+            arrays = restore_slots(arrays, _bits(file, metadata), metadata["dtype"], width)
         return arrays, {name: int(metadata[name]) for name in ("tokens", "pieces", "positions")}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise not_whole(file, error) from error
@@ -194,7 +203,7 @@ def read(
 def _bits(file: Path, metadata: dict[str, str]) -> int:
     if metadata["bits"] not in map(str, BITS):
         raise CheckpointError(
-            f"{file} has entries in {metadata['bits']} bits, and this gistjax reads {widths()}: "
+            f"{file} has numbers in {metadata['bits']} bits, and this gistjax reads {widths()}: "
             "update gistjax, or compress the text again."
         )
     return int(metadata["bits"])

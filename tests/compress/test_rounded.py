@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 
 import gistjax
+from gistjax.compress.context import CompressedContext
 from gistjax.compress.kept import Entries, entries_of, packed
-from gistjax.compress.rounded import restore_entries, round_entries, round_rows
+from gistjax.compress.rounded import (
+    restore_entries,
+    restore_slots,
+    round_entries,
+    round_rows,
+    round_slots,
+    slots_of,
+)
 from gistjax.config import SelectConfig
 from gistjax.errors import DataError
+from gistjax.model.kv_cache import Cache
 from gistjax.runtime.quantize import BITS
 from gistjax.runtime.tensors import load_tensors
 from tests.helpers.runs import SELECTED, write_run
@@ -81,8 +90,8 @@ def test_rounded_rows_are_what_saved_documents_hold(selecting, tmp_path, rng, bi
         context = dataclasses.replace(
             context, kept=jax.tree.map(lambda *x: np.stack(x), *context.kept)
         )
-    kept, size_R = round_rows(context, bits, 2)
-    rounded = dataclasses.replace(context, kept=kept)
+    rounded, size_R = round_rows(context, bits, 2)
+    kept = rounded.kept
     for row in range(2):
         given = entries_of(context, row)
         one = dataclasses.replace(
@@ -101,3 +110,54 @@ def test_rounded_rows_are_what_saved_documents_hold(selecting, tmp_path, rng, bi
     for ours, theirs in zip(*layers, strict=True):
         hidden = ~theirs.mask_BxKxX
         np.testing.assert_array_equal(ours.k[hidden], theirs.k[hidden])
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("form", ["soft tokens", "keys and values", "stacked"])
+def test_rounded_rows_of_slots_are_what_files_hold(rng, bits, form):
+    """Each row with its own number of slots; what is behind them and what pads the batch stays."""
+    slots, L, B, K, X, H, D = [5, 2, 4], 3, 3, 2, 6, 8, 12
+    x = rng.normal(size=(B, X, D)).astype(ml_dtypes.bfloat16)
+    k, v = rng.normal(size=(2, L, B, K, X, H)).astype(np.float32)
+    kv = None
+    if form != "soft tokens":
+        kv = Cache(k, v) if form == "stacked" else Cache(tuple(k), tuple(v))
+    position = np.tile(np.arange(X), (B, 1))
+    one = np.ones((B, X), bool)
+    context = CompressedContext(
+        np.arange(3), x, kv, one, ~one, position, np.full(B, X), np.array(slots)
+    )
+    rounded, size_R = round_rows(context, bits, 2)
+    before, after = ((x.x_BxXxD if kv is None else x.kv) for x in (context, rounded))
+    for row in range(B):
+        arrays = round_slots(slots_of(context, row), bits)
+        dtype = "bfloat16" if kv is None else "float32"
+        back = restore_slots(arrays, bits, dtype, D)
+        ours = slots_of(rounded, row)
+        given = slots_of(context, row)
+        assert (
+            ours.keys() == back.keys() == ({"position", "x"} if kv is None else {*"kv", "position"})
+        )
+        for name in ours:
+            wanted = (back if row < 2 else given)[name]
+            assert ours[name].dtype == wanted.dtype
+            np.testing.assert_array_equal(ours[name], wanted)
+        if row < 2:
+            assert size_R[row] == sum(x.nbytes for x in arrays.values())
+            last = "x" if kv is None else "v"
+            scale = arrays[f"{last}_scale"].astype(np.float64)
+            exact, found = (
+                one[last].astype(np.float64).reshape(len(scale), -1) for one in (given, back)
+            )
+            assert (np.abs(exact - found) <= scale * 0.51 + 0.01 * np.abs(exact)).all()
+            assert (exact != found).any()
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        behind = old[0, 5:] if kv is None else old[..., 5:, :][..., 0, :, :, :]
+        same = new[0, 5:] if kv is None else new[..., 5:, :][..., 0, :, :, :]
+        np.testing.assert_array_equal(behind, same)
+
+
+def test_slots_that_have_no_code_are_refused():
+    slots = {"position": np.arange(2), "x": np.full((2, 8), np.inf, np.float32)}
+    with pytest.raises(DataError, match="slots cannot be kept in 4 bits: .*not finite"):
+        round_slots(slots, 4)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import disk, files, flips, health, kill, locks, signals
+from . import disk, files, flips, health, kill, locks, packed, signals
 from .outcome import Outcome, outcome
 from .pool import side_by_side
 from .process import call, train
@@ -119,6 +119,22 @@ class Trials:
         seen = sum((row["seen"] for row in rows), Counter())
         return {"trials": len(seeds), "seen": seen, "failures": len(failed), "failed": failed[:5]}
 
+    def packed(self) -> dict[str, Any]:
+        """10,000 flipped bits and 500 cuts in documents of few bits."""
+        folder = self.folder / "packed"
+        folder.mkdir()
+        seeds = list(self.number(10_500))
+        found = call(packed.trials, seeds, folder)
+        seen = Counter(name.split(",")[0] for name in found["seen"].elements())
+        failed = found["failures"]
+        return {
+            "trials": len(seeds),
+            "seen": seen,
+            "in_each": found["seen"],
+            "failures": len(failed),
+            "failed": failed[:5],
+        }
+
     def files(self) -> dict[str, Any]:
         """500 damaged run directories."""
         _ = self.undisturbed
@@ -167,6 +183,7 @@ ALL: dict[str, Callable[[Trials], dict[str, Any]]] = {
     "kill": Trials.kill,
     "signals": Trials.signals,
     "flips": Trials.flips,
+    "packed": Trials.packed,
     "files": Trials.files,
     "disk": Trials.disk,
     "health": Trials.health,
