@@ -80,6 +80,7 @@ def test_scores_are_those_of_pytorch(rng, scorer):
         np.testing.assert_allclose(ours[row, :, : lengths[row]], theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False])
 def test_gist_tokens_score_as_the_tokens_whose_embeddings_they_are(rng, scan):
     model = model_of("gist", scan)
@@ -147,6 +148,7 @@ def norms(gradients):
     return {n: float(jnp.max(jnp.abs(g))) for n, (_, g) in zip(names, flat, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", LEARNED)
 def test_the_teachers_reach_the_scorer_and_nothing_else(rng, scorer):
     model = model_of(scorer, bidirectional=True, lora=LoraConfig(rank=2, alpha=2.0))
@@ -163,6 +165,7 @@ def test_gates_are_closed_to_the_loss_while_kvzip_chooses_or_all_is_kept(rng):
         assert set(norms(of_gates).values()) == {0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", LEARNED)
 @pytest.mark.parametrize("scan", [True, False])
 def test_what_is_kept_in_training_is_kept_in_use(rng, scorer, scan):
@@ -211,6 +214,7 @@ def test_scores_begin_at_a_typical_value(rng):
     assert abs(float(jnp.mean(score)) - TYPICAL) < 0.1
 
 
+@pytest.mark.slow
 def test_questions_read_what_is_left_at_their_own_ratio(rng):
     """Two rows a context, at two ratios: each as if it stood alone."""
     ids, lengths, tokens, token_lengths = tiny_inputs(rng)
@@ -230,6 +234,7 @@ def test_questions_read_what_is_left_at_their_own_ratio(rng):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False])
 def test_questions_read_what_is_left_in_their_own_bits(rng, scan):
     """Five rows a context, at a ratio and in bits of their own: each as if read from its file."""
