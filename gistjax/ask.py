@@ -55,6 +55,7 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     check_flags(args, words)
     check_bits(config, args)
     check_ratio(config, args.ratio)
+    check_refine(config, args)
     check_threshold(args.run, config, args.threshold)
     trained = "compressor" if config.compresses else "adapter, which compresses nothing"
     from gistjax.inference.engine import load  # slow: flags are checked first
@@ -65,7 +66,11 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     text = read_context(args.context) if args.context else None
     log.info("loading %s and its %s …", config.model.known_as, trained)
     engine = load(args.run, config)
-    document = engine.open(args.document) if text is None else engine.compress(text, args.ratio)
+    document = (
+        engine.open(args.document)
+        if text is None
+        else engine.compress(text, args.ratio, args.refine)
+    )
     full = engine.full_context().compress(text) if args.full and text else None
     if document.pieces > 1 and config.compresses:
         log.warning(
@@ -141,6 +146,21 @@ def check_bits(config: CompressionConfig, args: flags.FlagValues) -> None:
         raise ConfigError("--bits is of --save FILE: give both.")
     if args.bits and not config.compresses:
         raise ConfigError("--bits is of slots or kept entries: leave it out here.")
+
+
+def check_refine(config: CompressionConfig, args: flags.FlagValues) -> None:
+    """Refuse --refine of what is compressed already, or keeps no entries.
+
+    Raises:
+        ConfigError: saying what to change.
+    """
+    if args.refine is None:
+        return
+    from gistjax.compress.refiner import check_refines
+
+    check_refines(config, args.refine)
+    if args.document:
+        raise ConfigError("--refine is for compressing: what is in --document stays as it is.")
 
 
 def check_ratio(config: CompressionConfig, ratio: float | None) -> None:
@@ -219,6 +239,7 @@ def about(document: Document) -> str:
         read = f"{document.slots} of {document.tokens} tokens are read"
         return f"this run ({config.architecture}) compresses nothing: {read} as they are"
     spent = f", compressed in {1e3 * document.seconds:.0f} ms" if document.seconds else ""
+    spent += f", refined in {document.refined} steps" if document.refined else ""
     what = "entries a KV head" if config.selects else "slots"
     slots = f"{document.tokens} tokens in {document.slots} {what}"
     return f"{slots} ({megabytes(document.nbytes)}){spent}"
@@ -289,6 +310,8 @@ def summary(document: Document, full: Document | None, exchanges: list[Exchange]
         "bytes": document.nbytes,
         "compress_s": document.seconds,
     }
+    if document.refined:
+        read["refined_steps"] = document.refined
     if full:
         read["full_context_read_s"] = full.seconds
     answers = [exchange.to_json() for exchange in exchanges]
@@ -307,6 +330,8 @@ def define_flags(values: flags.FlagValues) -> None:
         define_path(name, default, about, values)
     about = "Tokens a slot or an entry; by default what the compressor is set to."
     flags.DEFINE_float("ratio", None, about, flag_values=values)
+    about = "Steps that refine the entries that are kept of this text: slower, answers lose less."
+    flags.DEFINE_integer("refine", None, about, flag_values=values)
     about = "With --save: bits of each number of slots or entries; by default as they are."
     flags.DEFINE_enum("bits", None, [*map(str, BITS)], about, flag_values=values)
     about = "Withhold answers whose chance of being right is less, from 0 to 1."

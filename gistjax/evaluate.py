@@ -2,10 +2,12 @@
 
     python -m gistjax.evaluate --run runs/compression_ablations/M64_gist
         [--config.KEY=VALUE …] [--output FILE] [--threshold 0.5] [--bits 4]
+        [--refine STEPS]
 
 The configuration is the run's own `config.json`; overrides change what is evaluated on (data, batch
 size), not what was trained. With --bits a run answers from slots or kept entries as a document that
-was saved in so many bits has them.
+was saved in so many bits has them. With --refine each context's entries are refined first, in
+batches; `refined` in the metrics has the seconds that it took a context.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from typing import Any
 from absl import flags
 
 from gistjax.compress.budget import Budget
+from gistjax.compress.refiner import Refiner, check_refines
 from gistjax.config import CompressionConfig
 from gistjax.data.dataset import load_dataset
 from gistjax.data.encoding import encode_splits
 from gistjax.data.tasks import each_task, load_task
 from gistjax.errors import ConfigError
 from gistjax.estimate.out_of_memory import explained
+from gistjax.evaluation.generate import Treatment
 from gistjax.experiment.base import load_trained
 from gistjax.experiment.confidence import Confidence, read_calibration
 from gistjax.experiment.evaluator import Evaluator
@@ -47,6 +51,7 @@ def evaluate_run(
     kept_entries: str | Path | None = None,
     threshold: float | None = None,
     bits: int | None = None,
+    refine: int | None = None,
 ) -> dict[str, Any]:
     """Scores a run's exported compressor on the validation split of its data.
 
@@ -60,6 +65,7 @@ def evaluate_run(
         threshold: withhold answers whose chance of being right is less: they are scored as none.
         bits: of slots or kept entries, rounded as a saved document has them; as they are unless
             given.
+        refine: steps on each context's kept entries before it is asked; none unless given.
 
     Raises:
         GistjaxError: for anything that a user can fix.
@@ -72,8 +78,10 @@ def evaluate_run(
     config = asked(config or trained, trained)
     if bits is not None:
         check_bits(config, bits)
+    if refine is not None:
+        check_refinable(config, refine)
     confidence = Confidence(read_calibration(run, config), threshold)
-    evaluator, weights = prepare(run, config, confidence, bits)
+    evaluator, weights = prepare(run, config, confidence, bits, refine)
     with explained(config, "a forward pass"):
         result = evaluator.measure(*weights)
     if output:
@@ -107,11 +115,23 @@ def check_bits(config: CompressionConfig, bits: int) -> None:
             )
 
 
+def check_refinable(config: CompressionConfig, steps: int) -> None:
+    """Refuse to refine what keeps no entries, or what is asked in the prompts of several tasks.
+
+    Raises:
+        ConfigError: saying what to change.
+    """
+    check_refines(config, steps)
+    if config.data.mixture:
+        raise ConfigError("--refine is for one task at a time: set --config.data.task to one.")
+
+
 def prepare(
     run: RunDir,
     config: CompressionConfig,
     confidence: Confidence | None = None,
     bits: int | None = None,
+    refine: int | None = None,
 ) -> tuple[Evaluator | MixtureEvaluator, tuple[Any, Any]]:
     """Return what answers a run's questions, and the model's trained and frozen leaves.
 
@@ -135,9 +155,13 @@ def prepare(
     pretrained, (graphdef, *weights) = load_trained(run, config)
     _, rows, report = encode_splits(dataset, pretrained.prompt, config.data, config.seed)
     log.info("%s", report)
-    kind = MixtureEvaluator if config.data.mixture else Evaluator
-    evaluator = kind(config, pretrained, rows, dataset.validation, graphdef, confidence, bits)
     trainable, frozen = weights
+    treatment = Treatment(bits)
+    if refine is not None:
+        refiner = Refiner(config, pretrained.prompt, pretrained.mesh, graphdef)
+        treatment = Treatment(bits, refiner, refine)
+    kind = MixtureEvaluator if config.data.mixture else Evaluator
+    evaluator = kind(config, pretrained, rows, dataset.validation, graphdef, confidence, treatment)
     return evaluator, (trainable, frozen)
 
 
@@ -145,7 +169,8 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """Score the run and print its metrics."""
     files = args.output or None, args.slot_attention or None, args.kept_entries or None
     bits = int(args.bits) if args.bits else None
-    cli.print_result(evaluate_run(args.run, config, *files, threshold=args.threshold, bits=bits))
+    given = {"threshold": args.threshold, "bits": bits, "refine": args.refine}
+    cli.print_result(evaluate_run(args.run, config, *files, **given))
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -157,6 +182,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float("threshold", None, about, flag_values=values)
     about = "Score slots or kept entries as --save --bits of `ask` keeps them."
     flags.DEFINE_enum("bits", None, [*map(str, BITS)], about, flag_values=values)
+    about = "Architecture select: steps that refine each context's entries before it is asked."
+    flags.DEFINE_integer("refine", None, about, flag_values=values)
     about = "Also write what each slot reads to this JSON file."
     define_path("slot_attention", "", about, values)
     about = "Architecture select: also write what each KV head keeps to this JSON file."

@@ -8,6 +8,7 @@ import pytest
 
 import gistjax
 from gistjax import evaluate
+from gistjax.config import CompressionConfig
 from gistjax.data.dataset import load_dataset
 from gistjax.data.prompts import make_prompt
 from gistjax.errors import ConfigError
@@ -127,3 +128,45 @@ def test_in_few_bits_a_run_answers_as_its_saved_documents_do(tmp_path, config):
         stored += sum(x.nbytes for x in load_tensors(tmp_path / "document")[0].values())
         tokens += document.tokens
     assert found["bytes_per_context_token"] == stored / tokens
+
+
+@pytest.mark.slow
+def test_refined_a_run_answers_as_its_refined_documents_do(tmp_path):
+    config = SELECTED.replace(select=dataclasses.replace(SELECTED.select, scorer="knorm"))
+    run, output = write_run(tmp_path / "run", config), tmp_path / "predictions"
+    found = evaluate.evaluate_run(run, refine=3, output=output)
+    examples = load_dataset(config.data, config.seed).validation
+    about = found["refined"]
+    assert about["steps"] == 3 and about["seconds_per_context"] > 0
+    assert about["contexts"] == len({example.context for example in examples})
+    engine = gistjax.load(run)
+    for example, row in zip(examples, json.loads(output.read_text()), strict=True):
+        document = engine.compress(example.context, refine=3)
+        answer = document.ask(example.question)
+        assert answer.written == row["prediction"]
+        assert answer.score == pytest.approx(row["score"], rel=1e-2, abs=0)
+        plain = engine.compress(example.context).ask(example.question)
+        assert plain.score != pytest.approx(answer.score, rel=1e-4, abs=0)
+
+
+MIXED = dataclasses.replace(SELECTED.data, tasks={"squad": 1.0, "nq": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "says"),
+    [
+        (CompressionConfig(), 5, "refine is of kept entries"),
+        (SELECTED, 0, "at least 1"),
+        (
+            SELECTED.replace(
+                data=dataclasses.replace(SELECTED.data, tasks={"squad": 1.0, "nq": 1})
+            ),
+            5,
+            "one task at a time",
+        ),
+    ],
+)
+def test_what_cannot_be_refined_is_refused_before_it_is_loaded(tmp_path, config, steps, says):
+    write_json(tmp_path / "config.json", {"config": config.to_json()})
+    with pytest.raises(ConfigError, match=says):
+        evaluate.evaluate_run(tmp_path, refine=steps)

@@ -54,11 +54,26 @@ def entries_of(context: CompressedContext, row: int = 0) -> Entries:
     return Entries(np.concatenate(keys), np.concatenate(values), np.asarray(counts, np.int32))
 
 
-def put_entries(context: CompressedContext, row: int, entries: Entries) -> None:
-    """Write entries where `entries_of` found as many, into masked numpy arrays."""
+def mask_of(context: CompressedContext, row: int, tokens: int) -> np.ndarray:
+    """Return which entries of a row's first so many tokens are kept, bool `[L, K, C]`."""
+    masks = [np.asarray(layer.mask_BxKxX)[row, :, :tokens] for layer in _layers(context.kept)]
+    return np.stack(masks)
+
+
+def put_entries(
+    context: CompressedContext, row: int, entries: Entries, mask_LxKxC: np.ndarray | None = None
+) -> None:
+    """Write entries where `entries_of` found as many, into masked numpy arrays.
+
+    Args:
+        mask_LxKxC: where they stand; by default where those of the row do.
+    """
     start = 0
-    for layer in _layers(context.kept):
+    for number, layer in enumerate(_layers(context.kept)):
         mask_KxX = np.asarray(layer.mask_BxKxX)[row]
+        if mask_LxKxC is not None:
+            mask_KxX[:] = False
+            mask_KxX[:, : mask_LxKxC.shape[2]] = mask_LxKxC[number]
         end = start + int(mask_KxX.sum())
         np.asarray(layer.k)[row][mask_KxX] = entries.k_TxH[start:end]
         np.asarray(layer.v)[row][mask_KxX] = entries.v_TxH[start:end]

@@ -17,10 +17,15 @@ from tqdm import tqdm
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext
 from gistjax.compress.decoding import Written, before_end, greedy
+from gistjax.compress.kept import Entries, entries_of, mask_of, put_entries
+from gistjax.compress.refiner import Refiner
 from gistjax.compress.rounded import round_rows
 from gistjax.data.batching import evaluation_batches
 from gistjax.data.example import Batch, Buckets, TokenizedExample
-from gistjax.runtime.sharding import put_batch, to_host
+from gistjax.runtime.sharding import put_batch, rows_per_step, to_host
+
+REFINED_TOGETHER = 16
+"""Contexts that a device refines at a time."""
 
 
 @dataclass
@@ -33,7 +38,17 @@ class Answers:
     compress_s: float = 0.0
     answer_s: float = 0.0
     stored_bytes: int = 0  # of the compressed contexts of all rows
+    refined: dict[str, Any] = field(default_factory=dict)  # {"refined": steps, contexts, seconds}
     shapes: set[tuple[int, int]] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What is done to slots or kept entries before they are asked."""
+
+    bits: int | None = None  # they are rounded as in a document that was saved in so many
+    refiner: Refiner | None = None  # refines each context once
+    steps: int = 0  # in so many
 
 
 class Generator:
@@ -41,7 +56,7 @@ class Generator:
 
     Args:
         asks: show a context's question to what compresses it.
-        bits: answer from slots or entries as a document saved in so many bits has them.
+        treatment: of slots or kept entries.
     """
 
     def __init__(
@@ -53,9 +68,10 @@ class Generator:
         batch_size: int,
         buckets: Buckets,
         asks: bool = False,
-        bits: int | None = None,
+        treatment: Treatment | None = None,
     ):
-        self._bits = bits
+        self._treatment = treatment or Treatment()
+        self._refined: dict[bytes, tuple[np.ndarray, Entries]] = {}  # by the context's tokens
         self._mesh, self._end_ids = mesh, end_ids
         self._batch_size, self._buckets, self._asks = batch_size, buckets, asks
         self._compiled: dict[Any, Callable[..., Any]] = {}
@@ -95,6 +111,8 @@ class Generator:
         answers = Answers(
             [[] for _ in rows], np.zeros(len(rows), np.int64), np.zeros(len(rows), np.float64)
         )
+        if self._treatment.refiner:
+            answers.refined = self._refine(self._treatment.refiner, (trainable, frozen), rows)
         batches = evaluation_batches(rows, self._batch_size, self._buckets)
         with tqdm(total=len(rows), desc=title, unit="question", disable=None) as bar:
             for indices, host_batch in batches:
@@ -104,6 +122,7 @@ class Generator:
                 compress = self._compile("compress", self._compress, given)
                 context, seconds = _timed(compress, given)
                 answers.compress_s += seconds
+                context = self._with_refined(context, [rows[i] for i in indices])
                 context, stored = self._stored(context, len(indices))
                 question = (*weights, context, batch.tokens_BxS, batch.question_length_B)
                 answer = self._compile("answer", self._answer, question)
@@ -115,12 +134,48 @@ class Generator:
                 bar.update(len(indices))
         return answers
 
+    def _refine(
+        self, refiner: Refiner, weights: Any, rows: Sequence[TokenizedExample]
+    ) -> dict[str, Any]:
+        """Refine the contexts of rows that are not yet; return what `metrics.json` says of it."""
+        distinct = list({row.context_ids.tobytes(): row for row in rows}.values())
+        distinct = [row for row in distinct if row.context_ids.tobytes() not in self._refined]
+        steps = self._treatment.steps
+        size, spent = REFINED_TOGETHER * rows_per_step(self._mesh), 0.0
+        with tqdm(total=len(distinct), desc="refining", unit="context", disable=None) as bar:
+            for indices, host in evaluation_batches(distinct, size, self._buckets):
+                contexts = [distinct[i].context_ids for i in indices]
+                tokens = host.context_ids_ExC.shape[1]
+                kept, _, seconds = refiner(weights, contexts, tokens, steps, size)
+                for row, ids in enumerate(contexts):
+                    mask_LxKxC = mask_of(kept, row, max(len(ids), 1))
+                    self._refined[ids.tobytes()] = mask_LxKxC, entries_of(kept, row)
+                spent += seconds
+                bar.update(len(indices))
+        each = spent / max(len(distinct), 1)
+        about = {"steps": steps, "contexts": len(distinct), "seconds_per_context": each}
+        return {"refined": about}
+
+    def _with_refined(
+        self, context: CompressedContext, rows: Sequence[TokenizedExample]
+    ) -> CompressedContext:
+        """Return a compressed context with the refined entries of its first rows, if there are."""
+        if not self._treatment.refiner:
+            return context
+        kept = jax.tree.map(np.array, to_host(context.kept))
+        host = dataclasses.replace(context, kept=kept)
+        for place, row in enumerate(rows):
+            mask_LxKxC, entries = self._refined[row.context_ids.tobytes()]
+            put_entries(host, place, entries, mask_LxKxC)
+        kept = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), kept, context.kept)
+        return dataclasses.replace(context, kept=kept)
+
     def _stored(self, context: CompressedContext, rows: int) -> tuple[CompressedContext, int]:
         """Return a context as it is stored, and the bytes of its first rows, which are real."""
-        if self._bits is None:
+        if self._treatment.bits is None:
             stored_B, size = context.stored()
             return context, size * int(to_host(stored_B)[:rows].sum())
-        rounded, size_R = round_rows(to_host(context), self._bits, rows)
+        rounded, size_R = round_rows(to_host(context), self._treatment.bits, rows)
         rounded = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), rounded, context)
         return rounded, int(size_R.sum())
 

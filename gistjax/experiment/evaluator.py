@@ -18,7 +18,7 @@ from gistjax.data.tasks import load_task, written_tokens
 from gistjax.evaluation.breakdown import answer_place, answer_type, breakdown
 from gistjax.evaluation.controls import shuffle_contexts
 from gistjax.evaluation.diagnostics import answer_diversity, slot_similarity
-from gistjax.evaluation.generate import Answers, Generator
+from gistjax.evaluation.generate import Answers, Generator, Treatment
 from gistjax.evaluation.kept_entries import kept_map
 from gistjax.evaluation.likelihood import gold_log_likelihood, with_golds
 from gistjax.evaluation.metrics import Scores, check_metrics, score
@@ -103,18 +103,18 @@ def _origin(config: CompressionConfig) -> dict[str, Any]:
 
 
 def make_generator(
-    config: CompressionConfig, pretrained: PretrainedBase, graphdef: Any, bits: int | None = None
+    config: CompressionConfig, pretrained: PretrainedBase, graphdef: Any, *treatment: Any
 ) -> Generator:
-    """Return what answers questions with a model of this structure (`bits`: of what is kept)."""
+    """Return what answers questions with a model of this structure (`treatment`: of what is kept)."""
     return Generator(
         graphdef,
         pretrained.mesh,
-        max_tokens=written_tokens(config),
-        end_ids=pretrained.prompt.end_ids,
-        batch_size=config.evaluation.batch_size * rows_per_step(pretrained.mesh),
-        buckets=Buckets.of(config.data),
-        asks=config.selects and config.select.scorer == ASKS,
-        bits=bits,
+        written_tokens(config),
+        pretrained.prompt.end_ids,
+        config.evaluation.batch_size * rows_per_step(pretrained.mesh),
+        Buckets.of(config.data),
+        config.selects and config.select.scorer == ASKS,
+        *treatment,
     )
 
 
@@ -126,7 +126,7 @@ class Evaluator:
         examples: the same questions with their gold answers.
         graphdef: the model's structure.
         confidence: makes scores of the answers, and says which of them are withheld.
-        bits: of slots or kept entries, as a file has them; as they are unless given.
+        treatment: of slots or kept entries.
     """
 
     def __init__(
@@ -137,14 +137,14 @@ class Evaluator:
         examples: Sequence[Example],
         graphdef: Any,
         confidence: Confidence | None = None,
-        bits: int | None = None,
+        treatment: Treatment | None = None,
     ):
         self._config, self._pretrained, self._graphdef = config, pretrained, graphdef
         self._confidence = confidence or Confidence()
         check_metrics(examples)
         self._rows, self._examples = rows, examples
         self._rows_read = select(config, pretrained, rows)
-        self._generator = make_generator(config, pretrained, graphdef, bits)
+        self._generator = make_generator(config, pretrained, graphdef, treatment)
 
     def headline(self, trainable: Any, frozen: Any) -> dict[str, float]:
         """Return F1 and EM alone, for validation during training."""
@@ -321,6 +321,7 @@ class Evaluator:
             "compression_ratio": Budget.of(self._config).nominal_ratio,
             "effective_compression_ratio": tokens / slots if slots else None,
             "bytes_per_context_token": self._stored_bytes(answers, slots) / max(tokens, 1),
+            **answers.refined,
             "compressor_parameters": counts["compressor"],
             "trainable_parameters": counts["trainable"],
             "wall_time_per_sample_s": {

@@ -9,6 +9,7 @@ from typing import Any
 from gistjax.config import CompressionConfig
 from gistjax.data.example import Example, TokenizedExample
 from gistjax.data.tasks import each_task
+from gistjax.evaluation.generate import Treatment
 from gistjax.evaluation.kept_entries import joined_maps
 from gistjax.evaluation.statistics import mean_interval
 from gistjax.experiment.base import PretrainedBase
@@ -34,7 +35,7 @@ class MixtureEvaluator:
         examples: Sequence[Example],
         graphdef: Any,
         confidence: Confidence | None = None,
-        bits: int | None = None,
+        treatment: Treatment | None = None,
     ):
         self._tokens, self._parts = dict[str, int](), dict[str, Evaluator]()
         for name, data in each_task(config.data).items():
@@ -43,7 +44,7 @@ class MixtureEvaluator:
             self._tokens[name] = sum(len(row.context_ids) for row in own_rows)
             own_config = config.replace(data=data)
             self._parts[name] = Evaluator(
-                own_config, pretrained, own_rows, own_examples, graphdef, confidence, bits
+                own_config, pretrained, own_rows, own_examples, graphdef, confidence, treatment
             )
 
     def headline(self, trainable: Any, frozen: Any) -> dict[str, float]:

@@ -71,12 +71,14 @@ class Document:
     tokens: int  # of the text
     pieces: int  # compressed one by one, if the text is longer than contexts in training
     seconds: float  # to compress, and to be read before a question; 0 if opened from a file
+    refined: int = 0  # steps on its entries
     _states: Recent[DecodeState] = field(default_factory=lambda: Recent(KEPT_STATES), repr=False)
     _kept: Kept | None = field(default=None, repr=False)  # on the device, once for all states
 
     def __repr__(self) -> str:
         what = "entries a KV head" if self.engine.config.selects else "slots"
-        return f"Document({self.tokens} tokens in {self.slots} {what})"
+        refined = f", refined in {self.refined} steps" if self.refined else ""
+        return f"Document({self.tokens} tokens in {self.slots} {what}{refined})"
 
     @property
     def slots(self) -> int:
@@ -206,4 +208,5 @@ class Document:
         return document_file.bytes_by_part(self.context, self._about(), bits)
 
     def _about(self) -> document_file.About:
-        return document_file.About(self.tokens, self.pieces, **self.engine.origin())
+        origin = self.engine.origin()
+        return document_file.About(self.tokens, self.pieces, **origin, refined=self.refined)

@@ -12,7 +12,8 @@ or, where entries are kept of the cache, version 3:
 or, in 8, 4, 3 or 2 bits, version 4 of entries and 5 of slots (`gistjax.compress.rounded`).
 
 Its metadata has the format's name and version, the compressor and base that made it (SHA-256), the
-gistjax that wrote it, and the numbers of tokens, pieces and positions. Version 1, of gistjax 0.1,
+gistjax that wrote it, the numbers of tokens, pieces and positions, and of the steps in which its
+entries were refined, if they were. Version 1, of gistjax 0.1,
 is called `gistjax-memory` and has padding; it is read too.
 """
 
@@ -64,6 +65,7 @@ class About:
     compressor: str  # SHA-256 of the exported compressor; empty for the base alone
     base: str
     base_sha256: str
+    refined: int = 0  # steps on its entries
 
 
 def is_document(file: Path) -> bool:
@@ -149,6 +151,7 @@ def _content(
         "tokens": str(about.tokens),
         "pieces": str(about.pieces),
         "positions": str(int(context.length_B[0])),
+        **({"refined": str(about.refined)} if about.refined else {}),
     }
     return arrays, metadata
 
@@ -156,7 +159,7 @@ def _content(
 def read(
     file: Path, compressor: str, base_sha256: str
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Return the arrays of a file, and its numbers of tokens, pieces and positions.
+    """Return the arrays of a file, and its numbers of tokens, pieces, positions and refined steps.
 
     Args:
         compressor: SHA-256 of the one that is to read it.
@@ -195,7 +198,8 @@ def read(
         elif version == ROUNDED_SLOTS:
             width = int(metadata["width"])
             arrays = restore_slots(arrays, _bits(file, metadata), metadata["dtype"], width)
-        return arrays, {name: int(metadata[name]) for name in ("tokens", "pieces", "positions")}
+        numbers = {name: int(metadata[name]) for name in ("tokens", "pieces", "positions")}
+        return arrays, {**numbers, "refined": int(metadata.get("refined", 0))}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise not_whole(file, error) from error
 

@@ -20,9 +20,11 @@ import numpy as np
 
 from gistjax.compress.budget import Budget
 from gistjax.compress.compressed_lm import CompressedLM
-from gistjax.compress.context import join
+from gistjax.compress.context import CompressedContext, join
+from gistjax.compress.kept import entries_of, packed
 from gistjax.compress.learned import repeats
 from gistjax.compress.parameters import split_model
+from gistjax.compress.refiner import Refiner, check_refines
 from gistjax.config import CompressionConfig
 from gistjax.data.splitting import cut_text
 from gistjax.data.tasks import each_task, load_task, written_tokens
@@ -106,6 +108,7 @@ class Engine:
         self.abstention = load_task(config.data.task).abstention
         max_tokens, prompt = written_tokens(config), pretrained.prompt
         self.programs = Programs(weights, prompt.prefix_ids, max_tokens, prompt.end_ids)
+        self._refiners: dict[float, Refiner] = {}
 
     def model(self) -> CompressedLM:
         """Return base, adapter and compressor as one module."""
@@ -155,31 +158,55 @@ class Engine:
         left = self.pretrained.source.config.max_positions - len(prompt.prefix_ids)
         return min(with_question, (left - len(repeat_ids(prompt))) // 2)
 
-    def compress(self, text: str, ratio: float | None = None) -> Document:
+    def compress(
+        self, text: str, ratio: float | None = None, refine: int | None = None
+    ) -> Document:
         """Read a text once.
 
         Args:
             ratio: context tokens a slot or an entry, within those that the compressor was trained
                 with; by default `config.ratio`.
+            refine: steps on the entries that are kept, so that they answer more like all of them.
 
         Raises:
-            ConfigError: if the compressor was not trained with such a ratio, or it is no number.
+            ConfigError: if the compressor was not trained with such a ratio, or it is no number;
+                or if steps are no number, or no entries are kept.
             DataError: if the text is empty or no text, or longer than compressor or base take.
         """
         if ratio is not None:
             self._check_ratio(ratio)
+        if refine is not None:
+            check_refines(self.config, refine)
         pieces = self._pieces(text)
         contexts, seconds = [], 0.0
         for ids in pieces:
             size = min(power_of_two(len(ids)), self._piece_tokens)
-            context, spent = self.programs.compress(ids, size, ratio or self.config.ratio)
+            at = ratio or self.config.ratio
+            if refine:
+                context, spent = self._refined(ids, size, at, refine)
+            else:
+                context, spent = self.programs.compress(ids, size, at)
             contexts.append(context)
             seconds += spent
         context = contexts[0]
         if len(contexts) > 1:
             size = power_of_two(sum(int(one.slots_B[0]) for one in contexts))
             context = join(contexts, size, self.pretrained.source.config)
-        return Document(self, context, sum(map(len, pieces)), len(pieces), seconds)
+        tokens = sum(map(len, pieces))
+        return Document(self, context, tokens, len(pieces), seconds, refine or 0)
+
+    def _refined(
+        self, ids: np.ndarray, size: int, ratio: float, steps: int
+    ) -> tuple[CompressedContext, float]:
+        """Compress a context and refine what is kept, as `Programs.compress` returns it."""
+        if ratio not in self._refiners:
+            prompt, mesh = self.pretrained.prompt, self.pretrained.mesh
+            self._refiners[ratio] = Refiner(
+                self.config, prompt, mesh, self.programs.graphdef, ratio
+            )
+        weights = (self.programs.leaves[0], self.programs.leaves[1])
+        context, _, seconds = self._refiners[ratio](weights, [ids], size, steps)
+        return replace(context, kept=packed(entries_of(context))), seconds
 
     def _check_ratio(self, ratio: object) -> None:
         """Refuse a ratio that the compressor was not trained with.
@@ -258,4 +285,5 @@ class Engine:
                 )
         except (KeyError, ValueError) as error:
             raise document_file.not_whole(file, error) from error
-        return Document(self, context, numbers["tokens"], numbers["pieces"], 0.0)
+        counts = numbers["tokens"], numbers["pieces"]
+        return Document(self, context, *counts, 0.0, numbers["refined"])

@@ -43,7 +43,7 @@ class Programs:
     ):
         graphdef, *self.leaves = weights
         self.prefix_ids_P = np.asarray(prefix_ids, np.int32)
-        self._graphdef = graphdef
+        self.graphdef = graphdef
         self._compiled: Recent[Any] = Recent(KEPT_PROGRAMS)
 
         def compress(
@@ -67,7 +67,7 @@ class Programs:
 
     def model(self) -> CompressedLM:
         """Return base, adapter and compressor as one module."""
-        model: CompressedLM = nnx.merge(self._graphdef, *self.leaves)
+        model: CompressedLM = nnx.merge(self.graphdef, *self.leaves)
         return model
 
     def compress(

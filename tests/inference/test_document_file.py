@@ -7,6 +7,7 @@ import pytest
 from safetensors import safe_open
 
 import gistjax
+from gistjax.compress.kept import entries_of
 from gistjax.config import ModelConfig, SelectConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.base import find_prompt
@@ -226,3 +227,22 @@ def test_a_document_without_all_of_its_arrays_is_refused(formed, examples, file)
 
 def test_sizes_are_powers_of_two():
     assert [power_of_two(n) for n in (0, 1, 64, 65, 128, 129)] == [64, 64, 64, 128, 128, 256]
+
+
+@pytest.mark.slow
+def test_a_refined_document_says_so_and_is_opened(examples, tmp_path):
+    engine = gistjax.load(
+        write_run(tmp_path / "run", SELECTED.replace(select=SelectConfig("knorm")))
+    )
+    refined, plain = (engine.compress(examples[0].context, refine=n) for n in (2, None))
+    assert refined.refined == 2 and "refined in 2 steps" in repr(refined)
+    assert plain.refined == 0 and "refined" not in repr(plain)
+    ours, theirs = entries_of(refined.context), entries_of(plain.context)
+    np.testing.assert_array_equal(ours.count_LxK, theirs.count_LxK)
+    assert not np.array_equal(ours.v_TxH, theirs.v_TxH)
+    refined.save(tmp_path / "document")
+    opened = engine.open(tmp_path / "document")
+    assert opened.refined == 2
+    np.testing.assert_array_equal(entries_of(opened.context).v_TxH, ours.v_TxH)
+    with pytest.raises(ConfigError, match="refine=True"):
+        engine.compress(examples[0].context, refine=True)
