@@ -330,7 +330,7 @@ def define_flags(values: flags.FlagValues) -> None:
         define_path(name, default, about, values)
     about = "Tokens a slot or an entry; by default what the compressor is set to."
     flags.DEFINE_float("ratio", None, about, flag_values=values)
-    about = "Steps that refine the entries that are kept of this text: slower, answers lose less."
+    about = "Steps that refine the entries which are kept of this text; by default none."
     flags.DEFINE_integer("refine", None, about, flag_values=values)
     about = "With --save: bits of each number of slots or entries; by default as they are."
     flags.DEFINE_enum("bits", None, [*map(str, BITS)], about, flag_values=values)

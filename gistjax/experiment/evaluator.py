@@ -105,7 +105,7 @@ def _origin(config: CompressionConfig) -> dict[str, Any]:
 def make_generator(
     config: CompressionConfig, pretrained: PretrainedBase, graphdef: Any, *treatment: Any
 ) -> Generator:
-    """Return what answers questions with a model of this structure (`treatment`: of what is kept)."""
+    """Return what answers questions with a model of this structure, after a `Treatment`."""
     return Generator(
         graphdef,
         pretrained.mesh,

@@ -166,7 +166,8 @@ class Engine:
         Args:
             ratio: context tokens a slot or an entry, within those that the compressor was trained
                 with; by default `config.ratio`.
-            refine: steps on the entries that are kept, so that they answer more like all of them.
+            refine: steps that move what is kept towards answering as all entries do; none unless
+                given.
 
         Raises:
             ConfigError: if the compressor was not trained with such a ratio, or it is no number;
