@@ -36,7 +36,7 @@ from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import check_writable, is_file
 from gistjax.runtime.quantize import BITS
 from gistjax.runtime.texts import as_typed, read_lines
-from gistjax.validation import note_budget
+from gistjax.validation import check_refines, note_budget
 
 if TYPE_CHECKING:
     from gistjax.inference.document import Answer, Document
@@ -156,8 +156,6 @@ def check_refine(config: CompressionConfig, args: flags.FlagValues) -> None:
     """
     if args.refine is None:
         return
-    from gistjax.compress.refiner import check_refines
-
     check_refines(config, args.refine)
     if args.document:
         raise ConfigError("--refine is for compressing: what is in --document stays as it is.")

@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from gistjax.compress.budget import Budget
-from gistjax.compress.refiner import Refiner, check_refines
+from gistjax.compress.refiner import Refiner
 from gistjax.config import CompressionConfig
 from gistjax.data.dataset import load_dataset
 from gistjax.data.encoding import encode_splits
@@ -38,7 +38,7 @@ from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import check_writable, write_json
 from gistjax.runtime.quantize import BITS, widths
-from gistjax.validation import note_budget, validate
+from gistjax.validation import check_refines, note_budget, validate
 
 log = logging.getLogger(__name__)
 

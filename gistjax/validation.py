@@ -187,6 +187,21 @@ def _changed(config: CompressionConfig, keys: tuple[str, ...]) -> list[str]:
     return [key for key, value, _ in walk(config) if key in keys and value != default[key]]
 
 
+def check_refines(config: CompressionConfig, steps: object) -> None:
+    """Refuse steps of what is not refined.
+
+    Raises:
+        ConfigError: saying what to change.
+    """
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ConfigError(f"refine={steps!r} must be a number of steps, at least 1.")
+    if not config.selects:
+        raise ConfigError(
+            f"refine is of kept entries, and architecture={config.architecture!r} keeps none: "
+            "leave it out."
+        )
+
+
 def note_budget(config: CompressionConfig) -> None:
     """Say how much is kept of each context where entries are, and nothing says how many."""
     if config.selects and not (config.ratio or config.ratios or config.select.bytes):

@@ -132,7 +132,9 @@ def test_in_few_bits_a_run_answers_as_its_saved_documents_do(tmp_path, config):
 
 @pytest.mark.slow
 def test_refined_a_run_answers_as_its_refined_documents_do(tmp_path):
-    config = SELECTED.replace(select=dataclasses.replace(SELECTED.select, scorer="knorm"))
+    select = dataclasses.replace(SELECTED.select, scorer="knorm")
+    data = dataclasses.replace(SELECTED.data, validation_examples=1)
+    config = SELECTED.replace(select=select, data=data)
     run, output = write_run(tmp_path / "run", config), tmp_path / "predictions"
     found = evaluate.evaluate_run(run, refine=3, output=output)
     examples = load_dataset(config.data, config.seed).validation

@@ -18,7 +18,6 @@ from gistjax.data.batching import make_batch
 from gistjax.data.example import Batch, TokenizedExample
 from gistjax.data.prompts import Prompt, decode
 from gistjax.data.text import cloze_questions
-from gistjax.errors import ConfigError
 from gistjax.runtime.sharding import put_batch, rows_per_step, to_host
 
 ABOUT = "What is the text about?"
@@ -113,18 +112,3 @@ class Refiner:
             TokenizedExample(context_ids, one, none, number, 0, prefix_ids=prompt.prefix_ids)
             for one in fitting
         ]
-
-
-def check_refines(config: CompressionConfig, steps: object) -> None:
-    """Refuse steps of what is not refined.
-
-    Raises:
-        ConfigError: saying what to change.
-    """
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ConfigError(f"refine={steps!r} must be a number of steps, at least 1.")
-    if not config.selects:
-        raise ConfigError(
-            f"refine is of kept entries, and architecture={config.architecture!r} keeps none: "
-            "leave it out."
-        )

@@ -24,7 +24,7 @@ from gistjax.compress.context import CompressedContext, join
 from gistjax.compress.kept import entries_of, packed
 from gistjax.compress.learned import repeats
 from gistjax.compress.parameters import split_model
-from gistjax.compress.refiner import Refiner, check_refines
+from gistjax.compress.refiner import Refiner
 from gistjax.config import CompressionConfig
 from gistjax.data.splitting import cut_text
 from gistjax.data.tasks import each_task, load_task, written_tokens
@@ -46,7 +46,7 @@ from gistjax.inference.programs import Programs
 from gistjax.inference.text import check_text, words_that_fit
 from gistjax.runtime.files import sha256_of
 from gistjax.runtime.texts import user_path
-from gistjax.validation import validate
+from gistjax.validation import check_refines, validate
 
 CHARACTERS_PER_TOKEN = 32
 """More than any text has on average: a longer text need not be tokenised to be too long."""
@@ -207,7 +207,9 @@ class Engine:
             )
         weights = (self.programs.leaves[0], self.programs.leaves[1])
         context, _, seconds = self._refiners[ratio](weights, [ids], size, steps)
-        return replace(context, kept=packed(entries_of(context))), seconds
+        rows = ("x_BxXxD", "valid_BxX", "cut_BxX", "position_BxX", "length_B", "slots_B")
+        first = {name: getattr(context, name)[:1] for name in rows}  # others fill the devices
+        return replace(context, kept=packed(entries_of(context)), **first), seconds
 
     def _check_ratio(self, ratio: object) -> None:
         """Refuse a ratio that the compressor was not trained with.
