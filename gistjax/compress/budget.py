@@ -120,3 +120,8 @@ class Budget:
         known = " to ".join(f"{end:g}" for end in dict.fromkeys((trained[0], trained[-1])))
         what = "an entry" if self.architecture == SELECT else "a slot"
         return f"ratio={ratio:g}: this compressor was trained with {known} tokens {what}."
+
+
+def keeping_all(config: CompressionConfig) -> CompressionConfig:
+    """Return a configuration of kept entries with a budget for all of them."""
+    return replace(config, ratio=1.0, select=replace(config.select, bytes=0))

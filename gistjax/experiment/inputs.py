@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from gistjax.compress.budget import keeping_all
 from gistjax.compress.exported import load_exported
 from gistjax.compress.parameters import import_trainable, split_model, start_from
 from gistjax.config import DEFAULT_LOSS_WEIGHTS, TASKS, TEXT_LOSSES, CompressionConfig
@@ -240,7 +241,10 @@ def _teacher_targets(
     questions: list[TokenizedExample],
     answer_tokens: int,
 ) -> Targets | None:
-    """Return the teacher's distributions on the gold answers, if the distillation has a weight."""
+    """Return the teacher's distributions on the gold answers, if the distillation has a weight.
+
+    One that keeps entries keeps all of them, so that it teaches what a cut loses.
+    """
     if not config.loss_weights.get("distillation"):
         return None
     run = RunDir(config.teacher)
@@ -257,6 +261,7 @@ def _teacher_targets(
             f"(data.task, data.tasks), not {', '.join(lacking)}."
         )
     pretrained.check_run(run)
+    theirs = keeping_all(theirs) if theirs.selects else theirs
     graphdef, shapes, frozen = split_model(build_model(theirs, pretrained, seeded=False))
     return targets.distillation_targets(
         nnx.merge(graphdef, import_trainable(run.exported, shapes), frozen),

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gistjax.compress.budget import Budget
+from gistjax.compress.budget import Budget, keeping_all
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext, join
 from gistjax.compress.kept import entries_of, packed
@@ -121,7 +121,7 @@ class Engine:
         with a second pass makes it here too.
         """
         if self.config.selects:
-            whole = replace(self.config, ratio=1.0, select=replace(self.config.select, bytes=0))
+            whole = keeping_all(self.config)
             graphdef, *_ = split_model(build_model(whole, self.pretrained, seeded=False))
             weights = graphdef, *self.programs.leaves
             return Engine(whole, self.pretrained, weights, self.compressor, self.calibration)
