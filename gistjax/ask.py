@@ -306,6 +306,7 @@ def summary(document: Document, full: Document | None, exchanges: list[Exchange]
         "tokens": document.tokens,
         "slots": document.slots,
         "bytes": document.nbytes,
+        "resident_bytes": document.resident_bytes,
         "compress_s": document.seconds,
     }
     if document.refined:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from gistjax.model.config import LlamaConfig
-from gistjax.model.kv_cache import Cache, Kept, PackedEntries
+from gistjax.model.kv_cache import Cache, Kept
 from gistjax.model.layer import take_positions
 from gistjax.model.masks import lengths_to_valid
 
@@ -52,10 +52,7 @@ class CompressedContext:
         return jnp.swapaxes(v_BxKxXxH, 1, 2).reshape(*self.x_BxXxD.shape[:2], -1)
 
     def stored(self) -> tuple[Array, int]:
-        """Slots, or entries kept, of each row `[B]`, and the bytes of one."""
-        if isinstance(self.kept, PackedEntries):
-            size = 2 * self.kept.k_TxH.shape[-1] * self.kept.k_TxH.dtype.itemsize
-            return jnp.sum(self.kept.count)[None], size
+        """Slots, or entries kept (not packed), of each row `[B]`, and the bytes of one."""
         if self.kept is not None:
             in_layers = isinstance(self.kept, tuple)
             masks = [x.mask_BxKxX for x in self.kept] if in_layers else [*self.kept.mask_BxKxX]
@@ -66,6 +63,12 @@ class CompressedContext:
         arrays = self.x_BxXxD if self.kv is None else (self.kv.k, self.kv.v)
         sizes = [x.size // positions * x.dtype.itemsize for x in jax.tree.leaves(arrays)]
         return self.slots_B, sum(sizes)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the arrays that a decoder reads in its place, padding and tables included."""
+        read = self.kv if self.kept is None else self.kept
+        return sum(x.nbytes for x in jax.tree.leaves(self.x_BxXxD if read is None else read))
 
     def take(self, index_BxM: Array) -> CompressedContext:
         """Some positions of each row, the first `slots` of them in use and read by all."""

@@ -11,9 +11,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from gistjax.compress.context import CompressedContext
+from gistjax.model.codes import Codes
 from gistjax.model.kv_cache import KeptLayer, PackedEntries
 
 CLASSES_AN_OCTAVE = 16
@@ -33,9 +35,22 @@ def size_class(n: int, an_octave: int = CLASSES_AN_OCTAVE) -> int:
 class Entries:
     """The entries that are kept of one context, those of all layers one behind another."""
 
-    k_TxH: np.ndarray  # by layer, then KV head, then position; rotated
-    v_TxH: np.ndarray
+    k_TxH: Any  # by layer, then KV head, then position; rotated; an array, or codes
+    v_TxH: Any
     count_LxK: np.ndarray  # int32, entries of each KV head
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a number, where they are codes."""
+        return self.k_TxH.bits if isinstance(self.k_TxH, Codes) else None
+
+    def numbers(self) -> Entries:
+        """The same entries, none of them codes."""
+        if not isinstance(self.k_TxH, Codes):
+            return self
+        ranges = np.repeat(range(len(self.k_TxH.scale)), self.count_LxK[self.count_LxK > 0])
+        k_TxH, v_TxH = self.k_TxH.of(ranges).numbers(), self.v_TxH.numbers()
+        return Entries(k_TxH, v_TxH, self.count_LxK)
 
 
 def entries_of(context: CompressedContext, row: int = 0) -> Entries:
@@ -43,8 +58,8 @@ def entries_of(context: CompressedContext, row: int = 0) -> Entries:
     kept: Any = context.kept
     if isinstance(kept, PackedEntries):
         count_LxK = np.asarray(kept.count)
-        k_TxH, v_TxH = (np.asarray(x)[: count_LxK.sum()] for x in (kept.k_TxH, kept.v_TxH))
-        return Entries(k_TxH, v_TxH, count_LxK)
+        n, heads = int(count_LxK.sum()), int(np.count_nonzero(count_LxK))
+        return Entries(_first(kept.k_TxH, n, heads), _first(kept.v_TxH, n, n), count_LxK)
     keys, values, counts = [], [], []
     for layer in _layers(kept):
         mask_KxX = np.asarray(layer.mask_BxKxX)[row]
@@ -83,13 +98,24 @@ def put_entries(
 def packed(entries: Entries) -> PackedEntries:
     """Return the entries as a decoder reads them, in numpy arrays."""
     count_LxK = entries.count_LxK
-    n = int(count_LxK.sum())
-    size = size_class(n)
-    k_TxH, v_TxH = (np.pad(x, ((0, size - n), (0, 0))) for x in (entries.k_TxH, entries.v_TxH))
+    k_TxH, v_TxH = jax.tree.map(_padded, (entries.k_TxH, entries.v_TxH))
     start_LxK = (np.cumsum(count_LxK) - count_LxK.ravel()).reshape(count_LxK.shape)
-    most = min(size_class(int(count_LxK.max()), 1), size)
+    most = min(size_class(int(count_LxK.max()), 1), v_TxH.shape[0])
     arrays: tuple[Any, ...] = (k_TxH, v_TxH, start_LxK.astype(np.int32), count_LxK, most)
     return PackedEntries(*arrays)
+
+
+def _padded(x_TxH: np.ndarray) -> np.ndarray:
+    """Return rows, or ranges of codes, with zeros up to their size class."""
+    size = size_class(len(x_TxH))
+    return np.pad(x_TxH, ((0, size - len(x_TxH)), (0, 0)))
+
+
+def _first(x: Any, n: int, ranges: int) -> Any:
+    """Return the first rows, or their codes and so many ranges."""
+    if isinstance(x, Codes):
+        return dataclasses.replace(x, code_TxW=x.code_TxW[:n]).of(slice(ranges))
+    return np.asarray(x)[:n]
 
 
 def _layers(kept: Any) -> Sequence[KeptLayer]:

@@ -31,6 +31,7 @@ import numpy as np
 from gistjax.compress.context import CompressedContext
 from gistjax.compress.kept import Entries, entries_of, put_entries
 from gistjax.errors import DataError
+from gistjax.model.codes import Codes
 from gistjax.runtime.quantize import from_codes, pack_bits, to_codes, unpack_bits
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -65,10 +66,8 @@ def round_entries(entries: Entries, bits: int) -> dict[str, np.ndarray]:
     }
 
 
-def restore_entries(
-    arrays: Mapping[str, np.ndarray], bits: int, dtype: str
-) -> dict[str, np.ndarray]:
-    """Return `k`, `v` `[entries, head]` in a dtype, and `count`, of what `round_entries` gave.
+def coded_entries(arrays: Mapping[str, np.ndarray], bits: int, dtype: str) -> Entries:
+    """Return what `round_entries` gave as codes of numbers in a dtype.
 
     Raises:
         KeyError, ValueError: if an array is missing, or is none that it gives.
@@ -83,12 +82,32 @@ def restore_entries(
     for part in ("scale", "offset"):
         _check(f"k_{part}", arrays[f"k_{part}"], np.float16, (len(count_N), H))
         _check(f"v_{part}", arrays[f"v_{part}"], np.float16, (T, 1))
-    scale_TxH, offset_TxH = (
-        np.repeat(arrays[f"k_{part}"], count_N, axis=0) for part in ("scale", "offset")
+    k_TxH, v_TxH = (
+        Codes(arrays[x], arrays[f"{x}_scale"], arrays[f"{x}_offset"], bits, H, wanted) for x in "kv"
     )
-    k_TxH = from_codes(unpack_bits(arrays["k"], bits, H), scale_TxH, offset_TxH)
-    v_TxH = from_codes(unpack_bits(arrays["v"], bits, H), arrays["v_scale"], arrays["v_offset"])
-    return {"k": k_TxH.astype(wanted), "v": v_TxH.astype(wanted), "count": count_LxK}
+    return Entries(k_TxH, v_TxH, count_LxK)
+
+
+def file_arrays(entries: Entries) -> dict[str, np.ndarray]:
+    """Return the arrays of a file; of codes those that `coded_entries` takes."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, x in (("k", entries.k_TxH), ("v", entries.v_TxH)):
+        if isinstance(x, Codes):
+            arrays |= {name: x.code_TxW, f"{name}_scale": x.scale, f"{name}_offset": x.offset}
+        else:
+            arrays[name] = x
+    return {**arrays, "count": entries.count_LxK}
+
+
+def restore_entries(
+    arrays: Mapping[str, np.ndarray], bits: int, dtype: str
+) -> dict[str, np.ndarray]:
+    """Return `k`, `v` `[entries, head]` in a dtype, and `count`, of what `round_entries` gave.
+
+    Raises:
+        KeyError, ValueError: if an array is missing, or is none that it gives.
+    """
+    return file_arrays(coded_entries(arrays, bits, dtype).numbers())
 
 
 def slots_of(context: CompressedContext, row: int = 0) -> dict[str, np.ndarray]:

@@ -90,6 +90,11 @@ class Document:
         """Bytes of the slots or entries, as a file keeps them."""
         return sum(array.nbytes for array in document_file.pack(self.context).values())
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that they take in memory to be read: in few bits as packed as in the file."""
+        return self.context.resident_bytes
+
     @overload
     def ask(self, question: str, threshold: float | None = None) -> Answer: ...
 
@@ -181,7 +186,8 @@ class Document:
         """Write slots or entries as safetensors; only the compressor that made them can read them.
 
         Args:
-            bits: 8, 4, 3 or 2, of each number of slots or entries; as they are unless given.
+            bits: 8, 4, 3 or 2, of each number of slots or entries; as they are unless given:
+                entries that were opened in few bits stay in these.
 
         Returns:
             The file's size in bytes.

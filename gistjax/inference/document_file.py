@@ -30,7 +30,8 @@ import gistjax
 from gistjax.compress.context import CompressedContext
 from gistjax.compress.kept import Entries, entries_of, packed
 from gistjax.compress.rounded import (
-    restore_entries,
+    coded_entries,
+    file_arrays,
     restore_slots,
     round_entries,
     round_slots,
@@ -79,10 +80,7 @@ def is_document(file: Path) -> bool:
 
 def pack(context: CompressedContext) -> dict[str, np.ndarray]:
     """Return the arrays that are kept of a context of one row."""
-    if context.kept is not None:
-        entries = entries_of(context)
-        return {"k": entries.k_TxH, "v": entries.v_TxH, "count": entries.count_LxK}
-    return slots_of(context)
+    return slots_of(context) if context.kept is None else file_arrays(entries_of(context))
 
 
 def write(file: Path, context: CompressedContext, about: About, bits: int | None = None) -> int:
@@ -128,19 +126,9 @@ def _content(
     Raises:
         ConfigError, DataError: as `write`.
     """
-    arrays, form = pack(context), {"version": VERSION if context.kept is None else KEPT}
-    if bits is not None:
-        if bits not in BITS or isinstance(bits, bool):
-            raise ConfigError(
-                f"bits={bits!r}: contexts are saved in {widths()} bits, or as they are."
-            )
-        form = {"bits": str(bits), "dtype": arrays["x" if "x" in arrays else "k"].dtype.name}
-        if context.kept is None:
-            form |= {"version": ROUNDED_SLOTS, "width": str(context.x_BxXxD.shape[2])}
-            arrays = round_slots(arrays, bits)
-        else:
-            form |= {"version": ROUNDED_ENTRIES}
-            arrays = round_entries(entries_of(context), bits)
+    if bits is not None and (bits not in BITS or isinstance(bits, bool)):
+        raise ConfigError(f"bits={bits!r}: contexts are saved in {widths()} bits, or as they are.")
+    arrays, form = (_of_slots if context.kept is None else _of_entries)(context, bits)
     metadata = {
         "format": FORMAT,
         **form,
@@ -156,10 +144,36 @@ def _content(
     return arrays, metadata
 
 
-def read(
-    file: Path, compressor: str, base_sha256: str
-) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+def _of_slots(
+    context: CompressedContext, bits: int | None
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the arrays of slots, and what the metadata say of their form."""
+    arrays = slots_of(context)
+    if bits is None:
+        return arrays, {"version": VERSION}
+    dtype, width = arrays["x" if "x" in arrays else "k"].dtype.name, context.x_BxXxD.shape[2]
+    form = {"version": ROUNDED_SLOTS, "bits": str(bits), "dtype": dtype, "width": str(width)}
+    return round_slots(arrays, bits), form
+
+
+def _of_entries(
+    context: CompressedContext, bits: int | None
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the arrays of entries, and what the metadata say of their form."""
+    entries = entries_of(context)
+    bits = bits or entries.bits
+    if bits is None:
+        return file_arrays(entries), {"version": KEPT}
+    form = {"version": ROUNDED_ENTRIES, "bits": str(bits), "dtype": entries.k_TxH.dtype.name}
+    if bits == entries.bits:
+        return file_arrays(entries), form  # rounding them again would change them
+    return round_entries(entries.numbers(), bits), form
+
+
+def read(file: Path, compressor: str, base_sha256: str) -> tuple[dict[str, Any], dict[str, int]]:
     """Return the arrays of a file, and its numbers of tokens, pieces, positions and refined steps.
+
+    Entries in few bits stay so: `k` and `v` are `Codes`.
 
     Args:
         compressor: SHA-256 of the one that is to read it.
@@ -194,7 +208,8 @@ def read(
         if kind == FORMAT_1:
             arrays, metadata = _from_version_1(arrays, metadata)
         elif version == ROUNDED_ENTRIES:
-            arrays = restore_entries(arrays, _bits(file, metadata), metadata["dtype"])
+            entries = coded_entries(arrays, _bits(file, metadata), metadata["dtype"])
+            arrays = {"k": entries.k_TxH, "v": entries.v_TxH, "count": entries.count_LxK}
         elif version == ROUNDED_SLOTS:
             width = int(metadata["width"])
             arrays = restore_slots(arrays, _bits(file, metadata), metadata["dtype"], width)
@@ -276,7 +291,7 @@ def unpack(
 
 
 def unpack_entries(
-    arrays: dict[str, np.ndarray],
+    arrays: dict[str, Any],
     prefix_ids_P: np.ndarray,
     base: LlamaConfig,
     numbers: dict[str, int],

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from gistjax.model.codes import Codes, numbers
 from gistjax.model.config import LlamaConfig
 from gistjax.model.rope import apply_rope, rope_angles
 
@@ -36,37 +37,57 @@ class KeptLayer:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PackedEntries:
-    """Entries of one context, of every layer and KV head one behind another: all rows read them."""
+    """Entries of one context, of every layer and KV head one behind another: all rows read them.
 
-    k_TxH: Array  # rotated; by layer, then KV head, then position; the last are padding
-    v_TxH: Array
+    In 16 bits, or as codes of fewer. Keys in codes have a range for each KV head that keeps any,
+    in this order, and channel; each value has its own. Of E contexts, each read by as many rows,
+    the tables are `[L, E, K]`.
+    """
+
+    k_TxH: Array | Codes  # rotated; by layer, then KV head, then position; the last are padding
+    v_TxH: Array | Codes
     start: Array  # int32 [L, K], or [K] of one layer: where those of a KV head begin
     count: Array  # how many they are
     most: int = field(metadata={"static": True})  # X; no KV head has more
 
     def layer(self, index: Array | int) -> PackedEntries:
-        """The same, of one layer."""
-        return replace(self, start=self.start[index], count=self.count[index])
+        """The same, of one layer, whose keys' ranges are then those of its KV heads."""
+        k = self.k_TxH
+        if isinstance(k, Codes):
+            range_LxK = (jnp.cumsum(self.count > 0) - 1).reshape(self.count.shape)
+            k = k.of(range_LxK[index])
+        return replace(self, k_TxH=k, start=self.start[index], count=self.count[index])
 
     def windows(self, queries: Array) -> tuple[KeptLayer, Array]:
         """Of each KV head of a layer X entries with its own among them, the others masked.
+
+        Of codes, windows are cut first and unpacked then: no more than they is ever in 16 bits.
 
         Args:
             queries: those that read them; they are returned too. Windows are cut when these are
                 there: XLA would cut those of all layers first, before a loop that decodes too, and
                 hold them together.
         """
-        start_K, queries = jax.lax.optimization_barrier((self.start, queries))
-        first_K = jnp.minimum(start_K, len(self.k_TxH) - self.most)
+        start_ExK, queries = jax.lax.optimization_barrier((jnp.atleast_2d(self.start), queries))
+        first_ExK = jnp.minimum(start_ExK, self.v_TxH.shape[0] - self.most)
 
         def cut(x_TxH: Array) -> Array:
-            window: Any = jax.vmap(lambda at: jax.lax.dynamic_slice_in_dim(x_TxH, at, self.most))
-            x_KxXxH: Array = window(first_K)
-            return x_KxXxH[None]
+            def window(at: Array) -> Array:
+                return jax.lax.dynamic_slice_in_dim(x_TxH, at, self.most)
 
-        number_KxX = (first_K - start_K)[:, None] + jnp.arange(self.most)
-        mask_KxX = (number_KxX >= 0) & (number_KxX < self.count[:, None])
-        return KeptLayer(cut(self.k_TxH), cut(self.v_TxH), mask_KxX[None]), queries
+            x_ExKxXxH: Array = jax.vmap(jax.vmap(window))(first_ExK)
+            return x_ExKxXxH
+
+        k: Any = self.k_TxH
+        if isinstance(k, Codes):
+            shared = k.of((..., None, slice(None)))  # by the X entries of a KV head
+            k = replace(shared, code_TxW=cut(k.code_TxW)).numbers()
+        else:
+            k = cut(k)
+        v = numbers(jax.tree.map(cut, self.v_TxH))
+        number_ExKxX = (first_ExK - start_ExK)[..., None] + jnp.arange(self.most)
+        mask_ExKxX = (number_ExKxX >= 0) & (number_ExKxX < self.count[..., None])
+        return KeptLayer(k, v, mask_ExKxX), queries
 
 
 Kept = Any

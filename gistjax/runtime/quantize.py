@@ -1,10 +1,14 @@
 """Numbers in few bits, groups of which share a scale. Pure numpy.
 
 Weights are int8 with one symmetric scale a group (`quantize`). Keys and values are codes of 2 to 8
-bits with a scale and an offset a group (`to_codes`), which are packed (`pack_bits`).
+bits with a scale and an offset a group (`to_codes`), which are packed (`pack_bits`). What reads
+codes, `unpack_bits` and `from_codes`, takes JAX arrays too, and may be compiled.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +91,7 @@ def to_codes(array: np.ndarray, axis: int, bits: int) -> tuple[np.ndarray, np.nd
     return np.clip(codes, 0, levels).astype(np.uint8), scale, offset
 
 
-def from_codes(codes: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
+def from_codes(codes: Any, scale: Any, offset: Any) -> Any:
     """Return `codes · scale + offset` in fp32."""
     return codes.astype(np.float32) * scale.astype(np.float32) + offset.astype(np.float32)
 
@@ -112,10 +116,14 @@ def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.packbits(bits_WxN.reshape(*rows, n), axis=-1, bitorder="little")
 
 
-def unpack_bits(packed: np.ndarray, bits: int, width: int) -> np.ndarray:
+def unpack_bits(packed: Any, bits: int, width: int) -> Any:
     """Return the codes that `pack_bits` packed, so many along the last axis."""
-    if bits == 8:
-        return packed
-    bits_N = np.unpackbits(packed, axis=-1, count=width * bits, bitorder="little")
-    bits_WxN = bits_N.reshape(*packed.shape[:-1], width, bits)
-    return np.packbits(bits_WxN, axis=-1, bitorder="little")[..., 0]
+    whole = math.lcm(bits, 8)  # bits of the fewest bytes that hold whole codes
+    *rows, n_bytes = packed.shape
+    groups, size = -(-n_bytes * 8 // whole), whole // 8
+    pads = [*((0, 0) for _ in rows), (0, groups * size - n_bytes)]
+    padded = packed.__array_namespace__().pad(packed, pads)
+    byte = padded.reshape(*rows, groups, size).astype(np.uint32)
+    word = sum(byte[..., i] << 8 * i for i in range(size))
+    codes = word[..., None] >> np.arange(0, whole, bits, dtype=np.uint32) & 2**bits - 1
+    return codes.reshape(*rows, groups * whole // bits)[..., :width].astype(np.uint8)

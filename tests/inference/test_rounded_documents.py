@@ -34,7 +34,7 @@ def test_a_document_in_few_bits_is_opened(selecting, document, tmp_path, bits):
     assert file.stat().st_size < document.save(whole) * (bits + 8) / 32
     opened = selecting.open(file)
     assert (opened.tokens, opened.slots) == (document.tokens, document.slots)
-    ours, theirs = (entries_of(selecting.open(x).context) for x in (whole, file))
+    ours, theirs = (entries_of(selecting.open(x).context).numbers() for x in (whole, file))
     np.testing.assert_array_equal(ours.count_LxK, theirs.count_LxK)
     assert 0 < np.abs(ours.v_TxH - theirs.v_TxH).max() < np.ptp(ours.v_TxH) / (2**bits - 1)
     assert load_tensors(file)[1]["bits"] == str(bits)
