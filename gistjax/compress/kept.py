@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from gistjax.compress.context import CompressedContext
@@ -48,7 +47,7 @@ class Entries:
         """The same entries, none of them codes."""
         if not isinstance(self.k_TxH, Codes):
             return self
-        ranges = np.repeat(range(len(self.k_TxH.scale)), self.count_LxK[self.count_LxK > 0])
+        ranges = np.repeat(np.arange(len(self.k_TxH.scale)), self.count_LxK[self.count_LxK > 0])
         k_TxH, v_TxH = self.k_TxH.of(ranges).numbers(), self.v_TxH.numbers()
         return Entries(k_TxH, v_TxH, self.count_LxK)
 
@@ -59,7 +58,7 @@ def entries_of(context: CompressedContext, row: int = 0) -> Entries:
     if isinstance(kept, PackedEntries):
         count_LxK = np.asarray(kept.count)
         n, heads = int(count_LxK.sum()), int(np.count_nonzero(count_LxK))
-        return Entries(_first(kept.k_TxH, n, heads), _first(kept.v_TxH, n, n), count_LxK)
+        return Entries(_sized(kept.k_TxH, n, heads), _sized(kept.v_TxH, n, n), count_LxK)
     keys, values, counts = [], [], []
     for layer in _layers(kept):
         mask_KxX = np.asarray(layer.mask_BxKxX)[row]
@@ -98,24 +97,26 @@ def put_entries(
 def packed(entries: Entries) -> PackedEntries:
     """Return the entries as a decoder reads them, in numpy arrays."""
     count_LxK = entries.count_LxK
-    k_TxH, v_TxH = jax.tree.map(_padded, (entries.k_TxH, entries.v_TxH))
+    size = size_class(int(count_LxK.sum()))
+    ranges = min(size_class(int(np.count_nonzero(count_LxK))), count_LxK.size)
+    k_TxH, v_TxH = _sized(entries.k_TxH, size, ranges), _sized(entries.v_TxH, size, size)
     start_LxK = (np.cumsum(count_LxK) - count_LxK.ravel()).reshape(count_LxK.shape)
-    most = min(size_class(int(count_LxK.max()), 1), v_TxH.shape[0])
+    most = min(size_class(int(count_LxK.max()), 1), size)
     arrays: tuple[Any, ...] = (k_TxH, v_TxH, start_LxK.astype(np.int32), count_LxK, most)
     return PackedEntries(*arrays)
 
 
-def _padded(x_TxH: np.ndarray) -> np.ndarray:
-    """Return rows, or ranges of codes, with zeros up to their size class."""
-    size = size_class(len(x_TxH))
-    return np.pad(x_TxH, ((0, size - len(x_TxH)), (0, 0)))
+def _sized(x: Any, n: int, ranges: int) -> Any:
+    """Return the first n rows, or codes and so many ranges; zeros where there are fewer."""
 
+    def sized(x_TxH: Any, n: int) -> np.ndarray:
+        first = np.asarray(x_TxH)[:n]
+        return np.pad(first, ((0, n - len(first)), (0, 0)))
 
-def _first(x: Any, n: int, ranges: int) -> Any:
-    """Return the first rows, or their codes and so many ranges."""
-    if isinstance(x, Codes):
-        return dataclasses.replace(x, code_TxW=x.code_TxW[:n]).of(slice(ranges))
-    return np.asarray(x)[:n]
+    if not isinstance(x, Codes):
+        return sized(x, n)
+    scale, offset = sized(x.scale, ranges), sized(x.offset, ranges)
+    return dataclasses.replace(x, code_TxW=sized(x.code_TxW, n), scale=scale, offset=offset)
 
 
 def _layers(kept: Any) -> Sequence[KeptLayer]:

@@ -99,9 +99,10 @@ class Programs:
     def _timed(
         self, function: Any, *arguments: Any, static: tuple[Any, ...] = ()
     ) -> tuple[Any, float]:
-        shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(arguments))
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = tuple((x.shape, x.dtype) for x in leaves)
         compiled = self._compiled.get(
-            (function, shapes, static),
+            (function, structure, shapes, static),
             lambda: function.lower(self.leaves, *arguments, *static).compile(),
         )
         start = time.perf_counter()

@@ -47,7 +47,7 @@ def attention(
         if cache is not None and cache.kept is not None:
             kept = cache.kept
             if isinstance(kept, PackedEntries):
-                kept, q = kept.windows(q)
+                kept = kept.windows(q)
             parts.append(attend_context(q, cache, mask_BxTxU, kept))
         else:
             if cache is not None:

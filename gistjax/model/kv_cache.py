@@ -58,17 +58,18 @@ class PackedEntries:
             k = k.of(range_LxK[index])
         return replace(self, k_TxH=k, start=self.start[index], count=self.count[index])
 
-    def windows(self, queries: Array) -> tuple[KeptLayer, Array]:
+    def windows(self, queries: Array) -> KeptLayer:
         """Of each KV head of a layer X entries with its own among them, the others masked.
 
         Of codes, windows are cut first and unpacked then: no more than they is ever in 16 bits.
 
         Args:
-            queries: those that read them; they are returned too. Windows are cut when these are
-                there: XLA would cut those of all layers first, before a loop that decodes too, and
-                hold them together.
+            queries: those that read them. Windows are cut when these are there: XLA would cut those
+                of all layers first, before a loop that decodes too, and hold them together.
         """
-        start_ExK, queries = jax.lax.optimization_barrier((jnp.atleast_2d(self.start), queries))
+        # Not an optimization barrier, which the CPU's compiler drops: what it does not foresee.
+        late = jnp.isnan(queries.ravel()[0]).astype(jnp.int32)  # 0; else all is lost anyway
+        start_ExK = jnp.atleast_2d(self.start) + late
         first_ExK = jnp.minimum(start_ExK, self.v_TxH.shape[0] - self.most)
 
         def cut(x_TxH: Array) -> Array:
@@ -80,14 +81,13 @@ class PackedEntries:
 
         k: Any = self.k_TxH
         if isinstance(k, Codes):
-            shared = k.of((..., None, slice(None)))  # by the X entries of a KV head
-            k = replace(shared, code_TxW=cut(k.code_TxW)).numbers()
+            k = replace(k, code_TxW=cut(k.code_TxW)).of((..., None, slice(None)))
         else:
             k = cut(k)
-        v = numbers(jax.tree.map(cut, self.v_TxH))
+        k, v = numbers(k), numbers(jax.tree.map(cut, self.v_TxH))
         number_ExKxX = (first_ExK - start_ExK)[..., None] + jnp.arange(self.most)
         mask_ExKxX = (number_ExKxX >= 0) & (number_ExKxX < self.count[..., None])
-        return KeptLayer(k, v, mask_ExKxX), queries
+        return KeptLayer(k, v, mask_ExKxX)
 
 
 Kept = Any

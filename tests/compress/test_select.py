@@ -7,8 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from gistjax.compress.kept import entries_of, packed
+from gistjax.compress.context import soft_context
+from gistjax.compress.decoding import continue_greedily
+from gistjax.compress.kept import Entries, entries_of, packed
+from gistjax.compress.rounded import coded_entries, round_entries
 from gistjax.compress.spread import PROFILE_RATIOS
 from gistjax.config import SCORERS, EncoderConfig, LoraConfig, ModelConfig, SelectConfig
 from gistjax.errors import ConfigError
@@ -135,6 +139,35 @@ def test_several_questions_read_one_packed_context(rng, scan):
         again_3x1xD, _ = model.decode_step(tokens[:, :1], state, 0)
         states.append((h_3x1xD, again_3x1xD))
     chex.assert_trees_all_close(*states, atol=1e-5)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_entries_in_few_bits_are_read_as_restored_ones_and_unpacked_layer_by_layer(rng, scan):
+    """Several questions; in 3 bits, whose codes lie across bytes. No program holds all layers."""
+    base = tiny_base(dataclasses.replace(TINY, n_layers=8, head_dim=64), scan=scan)
+    model = tiny_model("select", base=base, select=SelectConfig("knorm"))
+    count_LxK = rng.integers(400, 513, (8, TINY.n_kv_heads)).astype(np.int32)
+    count_LxK[1, 1] = 0
+    k, v = rng.normal(size=(2, count_LxK.sum(), 64)).astype(np.float32)
+    coded = coded_entries(round_entries(Entries(k, v, count_LxK), 3), 3, "float32")
+    nothing, row = soft_context(PREFIX, jnp.zeros((1, 0, TINY.d_model)), jnp.zeros(1)), [512]
+    *_, tokens, lengths = tiny_inputs(rng)
+    graphdef, weights = nnx.split(model)
+
+    @jax.jit
+    def written(weights, kept):
+        model = nnx.merge(graphdef, weights)
+        context = dataclasses.replace(nothing, kept=kept, length_B=jnp.array(row))
+        state = model.prefill(context, 12).repeat(3)
+        h_3x1xD, state = model.append(tokens, state, lengths[:, None] - 1, lengths)
+        return continue_greedily(model, h_3x1xD[:, 0], state, 4, 60)
+
+    ours, theirs = (written(weights, packed(entries)) for entries in (coded, coded.numbers()))
+    np.testing.assert_array_equal(ours.ids_BxA, theirs.ids_BxA)
+    chex.assert_trees_all_close(ours.log_probability_B, theirs.log_probability_B, rtol=1e-5)
+    assert len(np.unique(ours.ids_BxA)) > 3
+    held = written.lower(weights, packed(coded)).compile().memory_analysis().temp_size_in_bytes
+    assert held < (k.nbytes + v.nbytes) / 2
 
 
 @pytest.mark.slow

@@ -1,14 +1,17 @@
 """Documents in few bits, and which files are refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from absl import flags
 
 import gistjax
 from gistjax import ask, evaluate
-from gistjax.compress.kept import entries_of
+from gistjax.compress.kept import entries_of, packed
 from gistjax.config import SelectConfig
 from gistjax.errors import CheckpointError, ConfigError
+from gistjax.inference.recent import Recent
 from gistjax.runtime.quantize import BITS
 from gistjax.runtime.tensors import load_tensors, save_tensors
 from tests.helpers.runs import SELECTED, write_run
@@ -78,6 +81,31 @@ def test_in_8_bits_the_answers_are_nearly_those(selecting, document, examples, t
     for example in examples:
         ours, theirs = (one.ask(example.question) for one in (document, opened))
         assert theirs.score == pytest.approx(ours.score, rel=0.05)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_an_opened_document_stays_packed_and_answers_as_its_numbers_do(
+    selecting, document, examples, tmp_path, bits
+):
+    file = tmp_path / "document"
+    size = document.save(file, bits)
+    opened = selecting.open(file)
+    assert opened.nbytes == sum(x.nbytes for x in load_tensors(file)[0].values())
+    assert opened.nbytes < opened.resident_bytes <= 1.1 * opened.nbytes
+    whole = packed(entries_of(opened.context).numbers())
+    restored = dataclasses.replace(
+        opened, context=dataclasses.replace(opened.context, kept=whole), _states=Recent(1)
+    )
+    assert restored.resident_bytes > (24 / (bits + 1)) * opened.resident_bytes
+    for example in examples[:2] if bits == 4 else ():
+        ours, theirs = (one.answer_ids(example.question) for one in (opened, restored))
+        assert ours.ids == theirs.ids
+        assert ours.log_probability == pytest.approx(theirs.log_probability, rel=1e-5)
+    again = tmp_path / "again"  # not rounded once more
+    assert opened.save(again) == size and again.read_bytes() == file.read_bytes()
+    for other in set(BITS) - {bits}:
+        opened.save(again, other)
+        assert load_tensors(again)[1]["bits"] == str(other)
 
 
 @pytest.mark.parametrize("bits", [0, 1, 5, 16, True, "4"])

@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -126,7 +127,10 @@ def test_codes_are_packed_and_unpacked(bits, data):
     for row, content in zip(codes.tolist(), packed, strict=True):
         number = sum(code << bits * i for i, code in enumerate(row))
         assert int.from_bytes(content.tobytes(), "little") == number
-    np.testing.assert_array_equal(unpack_bits(packed, bits, shape[1]), codes)
+    for content in (packed, jnp.asarray(packed)):
+        found = unpack_bits(content, bits, shape[1])
+        assert isinstance(found, type(content)) and found.dtype == np.uint8
+        np.testing.assert_array_equal(found, codes)
 
 
 def test_codes_lie_as_the_page_says():
