@@ -181,9 +181,11 @@ def test_mistakes_are_told_before_anything_is_loaded(command, monkeypatch):
 
 
 def test_what_was_compressed_is_said_in_units_for_people():
-    document = SimpleNamespace(engine=ENGINE, tokens=49, slots=7, nbytes=2_000, seconds=0.25)
+    size = {"nbytes": 2_000, "resident_bytes": 2_100}
+    read = {"engine": ENGINE, "tokens": 49, "slots": 7, "refined": 0}
+    document = SimpleNamespace(**read, **size, seconds=0.25)
     assert ask.about(document) == "49 tokens in 7 slots (2 kB), compressed in 250 ms"
-    opened = SimpleNamespace(engine=ENGINE, tokens=49, slots=7, nbytes=400_000, seconds=0.0)
+    opened = SimpleNamespace(**read, nbytes=400_000, seconds=0.0)
     assert ask.about(opened) == "49 tokens in 7 slots (0.4 MB)"
     assert [ask.megabytes(size) for size in (99_000, 100_000)] == ["99 kB", "0.1 MB"]
     full = SimpleNamespace(seconds=1.5)

@@ -190,10 +190,10 @@ def test_a_document_of_another_compressor_or_base_is_refused(engine, examples, f
 
 def test_a_later_version_is_refused_by_name_and_version(engine, examples, file):
     engine.compress(examples[0].context).save(file)
-    rewrite(file, version="5", gistjax="0.9.0")
+    rewrite(file, version="6", gistjax="0.9.0")
     with pytest.raises(
         CheckpointError,
-        match=rf"version 5, written by gistjax 0.9.0; this is {gistjax.__version__}, .*update",
+        match=rf"version 6, written by gistjax 0.9.0; this is {gistjax.__version__}, .*update",
     ):
         engine.open(file)
 

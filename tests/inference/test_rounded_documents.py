@@ -108,6 +108,16 @@ def test_an_opened_document_stays_packed_and_answers_as_its_numbers_do(
         assert load_tensors(again)[1]["bits"] == str(other)
 
 
+@pytest.mark.slow
+def test_entries_of_equal_shapes_and_wider_windows_have_a_program_of_their_own(document, examples):
+    kept = document.context.kept
+    wide = dataclasses.replace(kept, most=len(kept.v_TxH))
+    context = dataclasses.replace(document.context, kept=wide)
+    wider = dataclasses.replace(document, context=context, _states=Recent(1), _kept=None)
+    ours, theirs = (one.answer_ids(examples[0].question) for one in (document, wider))
+    assert kept.most < wide.most and ours.ids == theirs.ids
+
+
 @pytest.mark.parametrize("bits", [0, 1, 5, 16, True, "4"])
 def test_other_bits_are_refused(document, tmp_path, bits):
     with pytest.raises(ConfigError, match="saved in 8, 4, 3 or 2 bits, or as they are"):
