@@ -1,4 +1,4 @@
-"""Numbers that stay packed in few bits in memory, and are unpacked where they are read."""
+"""Numbers that stay packed in few bits, and are unpacked where they are read."""
 
 from __future__ import annotations
 
