@@ -189,7 +189,7 @@ def _attention_by(
     v_BxUxKxH: Array,
     length_B: Array | None = None,
 ) -> Array:
-    """Look at the first positions of each row, so many; without lengths, causally.
+    """Each query sees the first `length` positions; without lengths, itself and those before it.
 
     cuDNN's backward pass takes even lengths only (jax.nn.dot_product_attention), so an odd one gets
     a position more at its end, which nobody sees.

@@ -119,7 +119,7 @@ class Llama(nnx.Module):
             positions_BxT: rotary positions; one row may stand for all.
             mask_BxTxU: True where a position may look, U being T or the cache's length. It may be
                 of the last positions only: those before them look at each other causally. Without
-                a mask all do. `Bidirectional` is for all T, where a cache begins with them.
+                a mask all do. `Bidirectional` masks all T, and a cache must begin with them.
             lora: adapters, stacked along the layers.
             cache: keys and values seen so far; this call's are written from index `start` on.
             start: index in the cache of the first of the T positions; 0 if any of them is causal.

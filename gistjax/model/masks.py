@@ -18,7 +18,7 @@ from jax import Array
 class Bidirectional:
     """Real tokens behind a prefix see every real one; those of the prefix see themselves causally.
 
-    What padding sees is not said: nobody reads it.
+    What padding sees is undefined: nobody reads it.
     """
 
     length_B: Array  # of real tokens, the prefix's too

@@ -1,7 +1,7 @@
 """Kept entries as a file in few bits gives them back, within a compiled program.
 
-What is done on the host to what is kept of one context (`round_entries`), done here to masked
-entries of many: the same numbers, so that training reads what will be read from files.
+The counterpart of rounding on the host, for masked entries of many contexts: on a CPU to the last
+bit the same numbers, so that training reads what will be read from files.
 """
 
 from __future__ import annotations
