@@ -10,8 +10,11 @@ from gistjax.errors import ConfigError
 from gistjax.runtime.cli import read_config_file
 
 SCORER_LR = {"gist": 1.6e-2, "cross_attention": 1.6e-2, "conv": 3.2e-3, "pooling": 3.2e-3}
-"""Of each scorer: 20 or 4 times the adapters' rate (docs/results/selection.md). The first two train few
-numbers; on small data 20 times can be too much for cross_attention (docs/select.md)."""
+"""Of each scorer: 20 or 4 times the adapters' rate (docs/results/selection.md).
+
+The first two train few numbers. On little data 20 times can be too much for cross_attention
+(docs/select.md).
+"""
 
 
 def get_config(which="gist,64"):

@@ -99,9 +99,7 @@ class ModelConfig:
         "", "of activations and products; empty: as stored", choices=("", "bfloat16", "float32")
     )
     scan_layers: bool = setting(False, "scan over stacked layers: compiles fast, runs slower")
-    attention: str = setting(
-        "auto", "attention without a mask array", choices=("auto", "cudnn", "xla")
-    )
+    attention: str = setting("auto", "maskless attention by", choices=("auto", "cudnn", "xla"))
     remat: bool = setting(False, "recompute each layer's activations in the backward pass")
 
     @property
