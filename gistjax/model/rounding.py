@@ -32,13 +32,12 @@ def as_stored(kept: KeptLayer) -> KeptLayer:
     """
     if kept.bits_B is None:
         return kept
-    B = len(kept.bits_B)
-    k, v, mask_BxKxX = (
-        jnp.repeat(x, B // len(x), axis=0) for x in (kept.k, kept.v, kept.mask_BxKxX)
-    )
-    bits_Bx1x1x1, own = kept.bits_B.reshape(-1, 1, 1, 1), mask_BxKxX[..., None]
-    k, v = (_rounded(x, own, axis, bits_Bx1x1x1) for x, axis in ((k, 2), (v, 3)))
-    return replace(kept, k=k, v=v, mask_BxKxX=mask_BxKxX, bits_B=None)
+    bits_Bx1x1x1 = kept.bits_B.reshape(-1, 1, 1, 1)
+    B = len(bits_Bx1x1x1)
+    kept = jax.tree.map(lambda x: jnp.repeat(x, B // len(x), axis=0), kept)
+    own = kept.mask_BxKxX[..., None]
+    k, v = (_rounded(x, own, axis, bits_Bx1x1x1) for x, axis in ((kept.k, 2), (kept.v, 3)))
+    return replace(kept, k=k, v=v, bits_B=None)
 
 
 def _rounded(x_BxKxXxH: Array, own_BxKxXx1: Array, axis: int, bits_Bx1x1x1: Array) -> Array:

@@ -1,5 +1,6 @@
 """Rounding within a program: the numbers that files give back, and gradients that pass."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -75,10 +76,10 @@ def test_the_gradient_passes_as_if_nothing_were_rounded(rng):
         np.testing.assert_allclose(slope, w.reshape(E, N, K, X, H).sum(1), rtol=1e-5, atol=1e-5)
 
 
-def test_rows_may_share_a_mask(rng):
+def test_rows_may_share_a_mask_and_its_gate(rng):
     kept = layer(rng, np.float32)
-    shared = KeptLayer(kept.k, kept.v, kept.mask_BxKxX[::N], bits_B=kept.bits_B)
-    apart = KeptLayer(
-        kept.k, kept.v, jnp.repeat(kept.mask_BxKxX[::N], N, axis=0), bits_B=kept.bits_B
-    )
-    np.testing.assert_array_equal(as_stored(shared).k, as_stored(apart).k)
+    mask, gate = kept.mask_BxKxX[::N], jnp.asarray(rng.random((E, K, X)), jnp.float32)
+    shared = KeptLayer(kept.k, kept.v, mask, gate, kept.bits_B)
+    rows = (jnp.repeat(x, N, axis=0) for x in (mask, gate))
+    apart = KeptLayer(kept.k, kept.v, *rows, kept.bits_B)
+    chex.assert_trees_all_equal(as_stored(shared), as_stored(apart))
