@@ -34,7 +34,7 @@ from typing import Any
 from absl import flags
 
 from gistjax import train
-from gistjax.config import ARCHITECTURES, CompressionConfig
+from gistjax.config import ARCHITECTURES, CompressionConfig, SelectConfig
 from gistjax.errors import ConfigError, GistjaxError, did_you_mean
 from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
@@ -51,6 +51,8 @@ OLD_CONFIG = re.compile(r"\b([a-z_]+)_m(32|64|128)\.py$")
 """Names of 0.1's config files for one architecture and size, such as `configs/gist_m32.py`."""
 OLD_VALUES = {("slot_start", "head"): "architecture"}
 """Settings of 0.1 as they are spelt now."""
+SLOTS_OF_0_2 = re.compile(r"(?:^|configs/)(ablation|gist_m64)\.py\b")
+"""Configs that trained slots up to 0.2; these are in `configs/seed` now."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,13 @@ class Run:
         """
         argv = ["sweep", "--config", self.file, *self.overrides]
         config = cli.parse(argv)
+        moved = SLOTS_OF_0_2.search(self.file)
+        if moved and config.architecture in ARCHITECTURES and config.select != SelectConfig():
+            raise ConfigError(
+                f"{self.name}: {self.file} keeps entries, and architecture="
+                f"{config.architecture!r} makes slots: take configs/seed/{moved[1]}.py, which is "
+                "what this file was before 0.3."
+            )
         validate(config)
         check_trains(config)
         return config
@@ -94,12 +103,13 @@ def read_sweep(path: Path, out: Path, overrides: list[str]) -> list[Run]:
     runs: list[Run] = []
     try:
         sweep = json.loads(path.read_bytes())
+        old = any(_current(entry["config"]) != entry["config"] for entry in sweep["runs"])
         for entry in sweep["runs"]:
             for name, settings in _expand(entry):
                 settings = {**(sweep.get("set") or {}), **settings}
                 words = (*_words(settings, out), *overrides)
                 after = tuple(_earlier(settings, runs))
-                runs.append(Run(name, _current(entry["config"]), words, out / name, after))
+                runs.append(Run(name, _current(entry["config"], old), words, out / name, after))
     except FileNotFoundError:
         raise ConfigError(_no_sweep(path)) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -137,15 +147,21 @@ def _no_sweep(path: Path) -> str:
     return f"there is no {path}; {listed}."
 
 
-def _current(name: str) -> str:
-    """Return a config's name; one of 0.1's, whose file is gone, as it is spelt now."""
+def _current(name: str, old: bool = False) -> str:
+    """Return a config's name; one of 0.1's, whose file is gone, as it is spelt now.
+
+    Args:
+        old: the sweep names such files, so it is of 0.1, and means what `gist_m64.py` was then.
+    """
+    if old:
+        name = re.sub(r"\bconfigs/gist_m64\.py$", "configs/seed/gist_m64.py", name)
     if name.endswith("configs/base.py") and not Path(name).exists():
         return name.replace("base.py", "seed/ablation.py")  # every default
-    old = OLD_CONFIG.search(name)
+    found = OLD_CONFIG.search(name)
     kept = name.endswith("gist_m64.py") or Path(name).exists()
-    if old is None or kept or old[1] not in ARCHITECTURES:
+    if found is None or kept or found[1] not in ARCHITECTURES:
         return name
-    return f"{name[: old.start()]}seed/ablation.py:{old[1]},{old[2]}"
+    return f"{name[: found.start()]}seed/ablation.py:{found[1]},{found[2]}"
 
 
 def _expand(entry: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,7 +11,7 @@ from gistjax.compress import EXPORTED
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment import base
-from gistjax.sweep import Run, choose, read_sweep, run_sweep
+from gistjax.sweep import Run, check, choose, read_sweep, run_sweep
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -114,7 +114,7 @@ def test_config_files_of_0_1_have_their_new_names(tmp_path):
     names = {
         "configs/pooling_m32.py": "configs/seed/ablation.py:pooling,32",
         "configs/base.py": "configs/seed/ablation.py",
-        "configs/gist_m64.py": "configs/gist_m64.py",
+        "configs/gist_m64.py": "configs/seed/gist_m64.py",
         "configs/qa_m4.py": "configs/qa_m4.py",
         "configs/qa.py": "configs/qa.py",
     }
@@ -123,6 +123,25 @@ def test_config_files_of_0_1_have_their_new_names(tmp_path):
     with pytest.MonkeyPatch.context() as elsewhere:
         elsewhere.chdir(tmp_path)
         assert [run.file for run in read_sweep(path, tmp_path, [])] == list(names.values())
+
+
+def test_without_a_file_of_0_1_a_sweep_means_the_configs_of_now(tmp_path):
+    names = ["configs/gist_m64.py", "configs/seed/gist_m64.py", "configs/qa.py"]
+    entries = [{"name": f"r{i}", "config": name} for i, name in enumerate(names)]
+    path = write(tmp_path, {"runs": entries})
+    assert [run.file for run in read_sweep(path, tmp_path, [])] == names
+
+
+@pytest.mark.parametrize("name", ["ablation", "gist_m64"])
+def test_slots_of_0_2_are_told_where_their_config_is_now(tmp_path, name):
+    entry = {
+        "name": "{architecture}",
+        "config": f"configs/{name}.py",
+        "grid": {"architecture": ["pooling", "gist"]},
+    }
+    path = write(tmp_path, {"runs": [entry]})
+    with pytest.raises(ConfigError, match=f"^pooling: .* take configs/seed/{name}.py"):
+        check(read_sweep(path, tmp_path / "out", []))
 
 
 def test_a_setting_of_0_1_is_spelt_as_now(tmp_path):
