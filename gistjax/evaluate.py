@@ -143,8 +143,8 @@ def prepare(
     validate(config)
     note_budget(config)
     untrained = config.compresses and config.ratio not in (0, trained.ratio)
-    budget = Budget.of(trained if trained.compresses else config)
-    if untrained and (problem := budget.ratio_problem(config.ratio)):
+    given = trained.replace(select=config.select) if trained.compresses else config
+    if untrained and (problem := Budget.of(given).ratio_problem(config.ratio)):
         log.warning("warning: %s", problem)
     if not config.data.validation_examples:
         raise ConfigError(

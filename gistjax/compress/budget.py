@@ -108,7 +108,7 @@ class Budget:
                 f"ratio={ratio:g}: this model keeps {self.bytes} bytes of entries of any context "
                 "(select.bytes). Leave the ratio out."
             )
-        if self.architecture == SELECT and not self.ratios:
+        if self.architecture == SELECT and (self.bytes or not self.ratios):
             return ""  # what chooses entries is not trained, and neither is the cut
         if trained[0] == 0:
             return (

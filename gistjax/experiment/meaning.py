@@ -24,6 +24,8 @@ MEANING = (
 
 SPREAD = ("select.spread", "select.profile")
 """Keys among them that may change: how a budget of entries is spread is no weight."""
+WEIGHTLESS = ("select.bytes", "select.bits", "select.warmup", "select.temperature")
+"""Keys among them that may change as `ratio` may, or that training alone reads."""
 
 
 def asked(config: CompressionConfig, trained: CompressionConfig) -> CompressionConfig:
@@ -63,7 +65,7 @@ def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None
                 "--config.encoder.kind=embeddings and --config.encoder.bidirectional=False."
             )
     changed = [key for key in _changed(config, trained) if key.partition(".")[0] in keys]
-    if changed := [key for key in changed if key not in SPREAD]:
+    if changed := [key for key in changed if key not in (*SPREAD, *WEIGHTLESS)]:
         raise ConfigError(
             f"{', '.join(changed)}: this model was trained with another value, so it would answer "
             "at random: leave that --config out, or train a model with it."

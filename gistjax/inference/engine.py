@@ -74,8 +74,8 @@ def load(
     check_meaning(config, trained)
     validate(config)
     config = config.replace(data=each_task(config.data)[config.data.main_task])
-    budget = Budget.of(trained if trained.compresses else config)
-    problem = budget.ratio_problem(config.ratio)
+    given = trained.replace(select=config.select) if trained.compresses else config
+    problem = Budget.of(given).ratio_problem(config.ratio)
     if problem and config.ratio != trained.ratio:
         raise ConfigError(problem)
     pretrained, weights = load_trained(directory, config)

@@ -1,5 +1,6 @@
 """How many slots a context gets, in every way that this is asked."""
 
+import dataclasses
 import math
 
 import jax
@@ -106,6 +107,7 @@ def test_ratios_that_were_not(ratio, config, told):
 def test_a_budget_in_bytes_takes_no_ratio():
     budget = Budget.of(CompressionConfig("select", select=SelectConfig(bytes=4096)))
     assert budget.ratio_problem(0) == "" and budget.nominal_ratio is None
+    assert dataclasses.replace(budget, ratios=(2.0, 4.0)).ratio_problem(0) == ""
     assert "keeps 4096 bytes of entries" in budget.ratio_problem(8)
 
 

@@ -95,6 +95,17 @@ def test_one_compressor_at_several_ratios(examples, tmp_path):
             engine.compress(example.context, ratio)
 
 
+@pytest.mark.slow
+def test_a_budget_in_bytes_may_take_the_place_of_ratios_and_ratios_its_own(examples, tmp_path):
+    drawn = SELECTED.replace(select=SelectConfig("knorm"), ratio=4.0, ratios=(2.0, 8.0))
+    fixed = SELECTED.replace(select=SelectConfig("knorm", bytes=4096), ratio=0.0, ratios=())
+    rundir = write_run(tmp_path / "run", drawn)
+    small = gistjax.load(rundir, fixed).compress(examples[0].context)
+    assert small.slots < gistjax.load(rundir).compress(examples[0].context).slots
+    again = gistjax.load(write_run(tmp_path / "fixed", fixed), drawn)
+    assert again.compress(examples[0].context).slots > small.slots
+
+
 def test_what_is_no_text_is_refused_and_a_document_is_shown_in_short(engine, examples):
     document = engine.compress(examples[0].context)
     assert repr(document) == f"Document({document.tokens} tokens in {document.slots} slots)"
