@@ -1,4 +1,4 @@
-"""The paragraphs that a run has seen: those of the data whose rows have the hash that it noted."""
+"""The paragraphs that a run has seen: the hash that it noted tells which data they are in."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 def check_unseen(run: RunDir, config: CompressionConfig) -> None:
     """Refuse to ask a run about training paragraphs that it, or a stage before it, was trained on.
 
-    What they are called or where they lie is no matter: the run's rows are made again from the data
-    where they were and from those to ask about, and told by the hash in `config.json`. Where
-    neither gives it, a warning says that nothing was compared.
+    Folders may have moved or have another name: the run's rows are made again, first from the
+    folder that it was trained on, then from the one to ask about, until their hash is the one in
+    `config.json`. If neither has it, a warning says that nothing was compared.
 
     Args:
         config: asks about what `data.holdout` takes of the training split.
@@ -41,12 +41,13 @@ def check_unseen(run: RunDir, config: CompressionConfig) -> None:
         found = find_data(stage, trained, config.data)
         if found is None:
             log.warning(
-                "warning: the data that %s was trained on are not at %s, and these are others: "
-                "make sure that it has not seen them.",
+                "warning: the data that %s was trained on were found neither at %s nor at %s, so "
+                "nothing was compared: make sure that no paragraph to ask about was among them.",
                 stage,
                 trained.data.path or trained.data.name,
+                config.data.path or config.data.name,
             )
-        elif seen := asked & paragraphs(found.train_articles):
+        elif seen := asked & trained_on(found, trained.data):
             held = f"{trained.data.holdout:g}" if trained.data.holdout else "none"
             raise ConfigError(
                 f"--config.data.holdout={config.data.holdout:g}: {len(seen):,} of these "
@@ -72,8 +73,8 @@ def stages(run: RunDir) -> Iterator[RunDir]:
 def find_data(run: RunDir, trained: CompressionConfig, elsewhere: DataConfig) -> Dataset | None:
     """Return the data whose rows have the hash that a run noted; None if they are not found.
 
-    They are looked for where its configuration says, and where others are. Of a run of 0.1, which
-    noted no hash, data of the same name are taken for its own.
+    Both the place in its configuration and that of `elsewhere` are tried. A run of 0.1 noted no
+    hash; for such a run, data of the same name are taken to be its own.
     """
     noted = run.about().get("data_sha256")
     _, prompt = find_prompt(trained)
@@ -90,6 +91,16 @@ def find_data(run: RunDir, trained: CompressionConfig, elsewhere: DataConfig) ->
         if noted in (None, hash_rows(questions + texts)):
             return dataset
     return None
+
+
+def trained_on(dataset: Dataset, data: DataConfig) -> set[str]:
+    """Return the contexts of the training questions that were drawn.
+
+    Contexts that are `filled` may hold any paragraph of the split, so they are all returned.
+    """
+    if data.context == "filled":
+        return paragraphs(dataset.train_articles)
+    return {example.context for example in dataset.train}
 
 
 def paragraphs(articles: Articles) -> set[str]:

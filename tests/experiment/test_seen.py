@@ -88,6 +88,16 @@ def trained_on(run):
     return {example.context for example in load_dataset(config.data, config.seed).train}
 
 
+@pytest.mark.parametrize(("context", "seen"), [("paragraph", 3), ("filled", 6)])
+def test_a_paragraph_that_was_not_drawn_was_not_seen(tmp_path, write_trained, context, seen):
+    """Six of those asked about were in its split. It drew three; filled contexts hold any of it."""
+    taps = write_data(tmp_path / "taps", TEN)
+    config = config_of(taps, holdout=0.2, train_examples=3, context=context)
+    run = write_trained(tmp_path / "run", config)
+    with pytest.raises(ConfigError, match=f": {seen} of these 8 paragraphs"):
+        asks(run, taps, 0.8)
+
+
 def test_other_paragraphs_in_a_folder_of_the_same_name_are_taken(run, tmp_path, caplog):
     asks(run, write_data(tmp_path / "other" / "taps", OTHERS), 0.9)
     assert not caplog.messages
@@ -98,7 +108,7 @@ def test_what_cannot_be_compared_is_said(run, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         asks(run, write_data(tmp_path / "gates", OTHERS), 0.9)
     (said,) = caplog.messages
-    assert "the data that" in said and f"are not at {tmp_path / 'taps'}" in said
+    assert f"neither at {tmp_path / 'taps'} nor at {tmp_path / 'gates'}, so nothing was" in said
 
 
 @pytest.mark.parametrize("run", [0.0], indirect=True)
