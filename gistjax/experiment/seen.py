@@ -40,12 +40,12 @@ def check_unseen(run: RunDir, config: CompressionConfig) -> None:
             continue  # on text alone, without questions
         found = find_data(stage, trained, config.data)
         if found is None:
+            places = dict.fromkeys(data.path or data.name for data in (trained.data, config.data))
             log.warning(
-                "warning: the data that %s was trained on were found neither at %s nor at %s, so "
-                "nothing was compared: make sure that no paragraph to ask about was among them.",
+                "warning: the data that %s was trained on were not found at %s, so nothing was "
+                "compared: make sure that no paragraph to ask about was among them.",
                 stage,
-                trained.data.path or trained.data.name,
-                config.data.path or config.data.name,
+                " or ".join(places),
             )
         elif seen := asked & trained_on(found, trained.data):
             held = f"{trained.data.holdout:g}" if trained.data.holdout else "none"

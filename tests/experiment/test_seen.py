@@ -108,7 +108,15 @@ def test_what_cannot_be_compared_is_said(run, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         asks(run, write_data(tmp_path / "gates", OTHERS), 0.9)
     (said,) = caplog.messages
-    assert f"neither at {tmp_path / 'taps'} nor at {tmp_path / 'gates'}, so nothing was" in said
+    assert f"not found at {tmp_path / 'taps'} or {tmp_path / 'gates'}, so nothing was" in said
+
+
+def test_data_that_changed_where_they_lie_are_named_once(run, tmp_path, caplog):
+    (tmp_path / "taps").rename(tmp_path / "away")
+    write_data(tmp_path / "taps", OTHERS)
+    with caplog.at_level(logging.WARNING):
+        asks(run, tmp_path / "taps", 0.9)
+    assert f"not found at {tmp_path / 'taps'}, so nothing" in caplog.text
 
 
 @pytest.mark.parametrize("run", [0.0], indirect=True)
