@@ -59,7 +59,7 @@ def refine(
         ratio: tokens an entry; by default the configured one.
 
     Returns:
-        What is kept, and each context's loss before the first and the last step, `[2, E]`.
+        What is kept, and each context's loss before and after, `[2, E]`.
     """
     selector = model.selector
     assert selector is not None
@@ -79,27 +79,27 @@ def refine(
     teacher_BxAxD = _states(model, read(whole), asked, max_tokens)
     scale = [_size(layer) for layer in _layers(start)]
 
-    def losses(change: Any) -> tuple[Array, Array]:
+    def losses(change: Any) -> Array:
         h_BxAxD = _states(model, read(_moved(start, scale, change)), asked, max_tokens)
-        loss_E = _divergence(model, teacher_BxAxD, h_BxAxD, asked, E)
-        return jnp.sum(loss_E), loss_E
+        return _divergence(model, teacher_BxAxD, h_BxAxD, asked, E)
 
-    def step(i: Array, carry: Any) -> Any:
-        change, state, found_2xE = carry
-        gradient, loss_E = jax.grad(losses, has_aux=True)(change)
+    def step(_: Array, carry: Any) -> Any:
+        change, state = carry
+        gradient = jax.grad(lambda change: jnp.sum(losses(change)))(change)
         update, state = optimizer.update(gradient, state)
-        found_2xE = jnp.stack([jnp.where(i == 0, loss_E, found_2xE[0]), loss_E])
-        return optax.apply_updates(change, update), state, found_2xE
+        return optax.apply_updates(change, update), state
 
     optimizer = optax.adam(lambda done: RATE * (1 - done / steps), B1, B2)
     change = [jax.tree.map(_zeros, (layer.k, layer.v)) for layer in _layers(start)]
-    given = change, optimizer.init(change), jnp.zeros((2, E))
-    change, _, found_2xE = jax.lax.fori_loop(0, steps, step, given)
-    better_E = found_2xE[1] < found_2xE[0]  # not where nothing is thrown away: there Adam strays
+    before_E = losses(change)
+    change, _ = jax.lax.fori_loop(0, steps, step, (change, optimizer.init(change)))
+    after_E = losses(change)
+    better_E = after_E < before_E  # not where nothing is thrown away: there Adam strays
     change = jax.tree.map(lambda x: jnp.where(better_E[:, None, None, None], x, 0.0), change)
     slots_E = -(-jnp.sum(kept_LxExKxC, axis=(0, 2, 3)) // selector.heads)
     refined = read(_moved(start, scale, change))
-    return dataclasses.replace(refined, slots_B=slots_E), found_2xE
+    loss_2xE = jnp.stack([before_E, jnp.where(better_E, after_E, before_E)])
+    return dataclasses.replace(refined, slots_B=slots_E), loss_2xE
 
 
 def _answers(

@@ -81,8 +81,8 @@ class Refiner:
             steps: of the optimizer.
 
         Returns:
-            What is kept, in numpy arrays; the contexts' losses before the first and the last step
-            `[2, E]`; the seconds that it took, compilation not counted.
+            What is kept, in numpy arrays; the contexts' losses before and after `[2, E]`; the
+            seconds that it took, compilation not counted.
         """
         start = time.perf_counter()
         shares = rows_per_step(self._mesh)

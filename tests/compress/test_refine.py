@@ -9,7 +9,7 @@ from flax import nnx
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.kept import entries_of
-from gistjax.compress.refine import refine
+from gistjax.compress.refine import RATE, refine
 from gistjax.config import LoraConfig, SelectConfig
 from tests.helpers.tiny import PREFIX, TINY, tiny_base, tiny_model
 
@@ -80,23 +80,32 @@ def test_where_nothing_is_thrown_away_nothing_moves(rng):
         np.testing.assert_allclose(ours.k_TxH, theirs.k_TxH, atol=1e-5)
 
 
-def test_the_first_loss_is_the_divergence_of_the_answers_by_hand(rng):
-    """Of one question, from whole sequences: prompt, question and the teacher's own answer."""
+def divergence(model, whole, found, question):
+    """By hand, from whole sequences: prompt, question and the teacher's own answer."""
+    tokens, each = [*question], []
+    while len(each) < A and tokens[-1] not in END:
+        row, n = jnp.array([tokens]), jnp.array([len(tokens)])
+        teacher, ours = (
+            jax.nn.log_softmax(model.base.logits(model.states(x, row, n))[0, -1])
+            for x in (whole, found)
+        )
+        each.append(float(jnp.sum(jnp.exp(teacher) * (teacher - ours))))
+        tokens.append(int(jnp.argmax(teacher)))
+    return np.mean(each)
+
+
+@pytest.mark.parametrize(("rate", "steps", "moves"), [(RATE, 1, True), (1e3, 2, False)])
+def test_losses_are_of_what_was_kept_and_of_what_is_returned(rng, monkeypatch, rate, steps, moves):
+    """One step moves entries; those whose loss rises stay."""
+    monkeypatch.setattr("gistjax.compress.refine.RATE", rate)
     model, (context, questions) = model_of(), given(rng, contexts=1)
     questions = tuple(x[:1] for x in questions)
-    _, loss_2x1 = refined(model, (context, questions), 1)
-    prefix = jnp.array(PREFIX)
-    ids, length = map(jnp.asarray, context)
-    whole, kept = (model.compress(prefix, ids, length, ratio) for ratio in (1.0, 4.0))
-    tokens, expected = [*questions[0][0]], []
-    for _ in range(A):
-        row, n = jnp.array([tokens]), jnp.array([len(tokens)])
-        teacher, found = (
-            jax.nn.log_softmax(model.base.logits(model.states(x, row, n))[0, -1])
-            for x in (whole, kept)
-        )
-        expected.append(float(jnp.sum(jnp.exp(teacher) * (teacher - found))))
-        tokens.append(int(jnp.argmax(teacher)))
-        if tokens[-1] in END:
-            break
-    np.testing.assert_allclose(loss_2x1[0, 0], np.mean(expected), rtol=1e-3)
+    found, loss_2x1 = refined(model, (context, questions), steps)
+    whole, kept = (
+        model.compress(jnp.array(PREFIX), *map(jnp.asarray, context), ratio) for ratio in (1.0, 4.0)
+    )
+    by_hand = [divergence(model, whole, x, questions[0][0]) for x in (kept, found)]
+    np.testing.assert_allclose(loss_2x1[:, 0], by_hand, rtol=1e-3)
+    assert (loss_2x1[1, 0] < loss_2x1[0, 0]) == moves
+    for ours, theirs in zip(*map(jax.tree.leaves, (found.kept, kept.kept)), strict=True):
+        assert np.allclose(ours, theirs, atol=1e-5) == (not moves or ours.dtype == bool)
