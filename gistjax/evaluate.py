@@ -21,7 +21,7 @@ from absl import flags
 
 from gistjax.compress.budget import Budget
 from gistjax.compress.refiner import Refiner
-from gistjax.config import CompressionConfig
+from gistjax.config import ASKS, CompressionConfig
 from gistjax.data.dataset import load_dataset
 from gistjax.data.encoding import encode_splits
 from gistjax.data.tasks import each_task, load_task
@@ -116,7 +116,7 @@ def check_bits(config: CompressionConfig, bits: int) -> None:
 
 
 def check_refinable(config: CompressionConfig, steps: int) -> None:
-    """Refuse to refine what keeps no entries, or what is asked in the prompts of several tasks.
+    """Refuse to refine what keeps no entries, or keeps others for each question, or several tasks.
 
     Raises:
         ConfigError: saying what to change.
@@ -124,6 +124,11 @@ def check_refinable(config: CompressionConfig, steps: int) -> None:
     check_refines(config, steps)
     if config.data.mixture:
         raise ConfigError("--refine is for one task at a time: set --config.data.task to one.")
+    if config.select.scorer == ASKS:
+        raise ConfigError(
+            f"select.scorer={ASKS!r} looks at the question, and --refine refines entries before "
+            "any question is asked: leave it out, or give another scorer."
+        )
 
 
 def prepare(

@@ -166,6 +166,11 @@ MIXED = dataclasses.replace(SELECTED.data, tasks={"squad": 1.0, "nq": 1.0})
             5,
             "one task at a time",
         ),
+        (
+            SELECTED.replace(select=dataclasses.replace(SELECTED.select, scorer="question_aware")),
+            5,
+            "refines entries before any question",
+        ),
     ],
 )
 def test_what_cannot_be_refined_is_refused_before_it_is_loaded(tmp_path, config, steps, says):
