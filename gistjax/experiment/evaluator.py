@@ -103,18 +103,21 @@ def _origin(config: CompressionConfig) -> dict[str, Any]:
 
 
 def make_generator(
-    config: CompressionConfig, pretrained: PretrainedBase, graphdef: Any, *treatment: Any
+    config: CompressionConfig,
+    pretrained: PretrainedBase,
+    graphdef: Any,
+    treatment: Treatment | None = None,
 ) -> Generator:
     """Return what answers questions with a model of this structure, after a `Treatment`."""
     return Generator(
         graphdef,
         pretrained.mesh,
-        written_tokens(config),
-        pretrained.prompt.end_ids,
-        config.evaluation.batch_size * rows_per_step(pretrained.mesh),
-        Buckets.of(config.data),
-        config.selects and config.select.scorer == ASKS,
-        *treatment,
+        max_tokens=written_tokens(config),
+        end_ids=pretrained.prompt.end_ids,
+        batch_size=config.evaluation.batch_size * rows_per_step(pretrained.mesh),
+        buckets=Buckets.of(config.data),
+        asks=config.selects and config.select.scorer == ASKS,
+        treatment=treatment,
     )
 
 
@@ -299,11 +302,8 @@ class Evaluator:
 
     def _judged(self, answers: Answers) -> Judged:
         """Return what was written, how sure the model is of it, and whether it is right."""
-        return Judged.of(
-            self._texts(answers),
-            self._examples,
-            self._confidence.scores(answers.log_probabilities),
-        )
+        sure_N = self._confidence.scores(answers.log_probabilities)
+        return Judged.of(self._texts(answers), self._examples, sure_N)
 
     def _selective(self, judged: Judged, scores: Scores) -> dict[str, Any]:
         """Return how well scores tell right from wrong answers, and what a threshold withholds."""
