@@ -43,6 +43,7 @@ from gistjax.inference import document_file
 from gistjax.inference.document import QUESTION_TOKENS, Document
 from gistjax.inference.document_file import power_of_two
 from gistjax.inference.programs import Programs
+from gistjax.inference.recent import Recent
 from gistjax.inference.text import check_text, words_that_fit
 from gistjax.runtime.files import sha256_of
 from gistjax.runtime.texts import user_path
@@ -50,6 +51,8 @@ from gistjax.validation import check_refines, validate
 
 CHARACTERS_PER_TOKEN = 32
 """More than any text has on average: a longer text need not be tokenised to be too long."""
+KEPT_REFINERS = 4
+"""Refiners that stay, each with its compiled programs: one for each ratio."""
 
 
 def load(
@@ -108,7 +111,7 @@ class Engine:
         self.abstention = load_task(config.data.task).abstention
         max_tokens, prompt = written_tokens(config), pretrained.prompt
         self.programs = Programs(weights, prompt.prefix_ids, max_tokens, prompt.end_ids)
-        self._refiners: dict[float, Refiner] = {}
+        self._refiners: Recent[Refiner] = Recent(KEPT_REFINERS)
 
     def model(self) -> CompressedLM:
         """Return base, adapter and compressor as one module."""
@@ -200,16 +203,17 @@ class Engine:
         self, ids: np.ndarray, size: int, ratio: float, steps: int
     ) -> tuple[CompressedContext, float]:
         """Compress a context and refine what is kept, as `Programs.compress` returns it."""
-        if ratio not in self._refiners:
-            prompt, mesh = self.pretrained.prompt, self.pretrained.mesh
-            self._refiners[ratio] = Refiner(
-                self.config, prompt, mesh, self.programs.graphdef, ratio
-            )
         weights = (self.programs.leaves[0], self.programs.leaves[1])
-        context, _, seconds = self._refiners[ratio](weights, [ids], size, steps)
+        context, _, seconds = self.refiner(ratio)(weights, [ids], size, steps)
         rows = ("x_BxXxD", "valid_BxX", "cut_BxX", "position_BxX", "length_B", "slots_B")
         first = {name: getattr(context, name)[:1] for name in rows}  # others fill the devices
         return replace(context, kept=packed(entries_of(context)), **first), seconds
+
+    def refiner(self, ratio: float) -> Refiner:
+        """Return what refines contexts at a ratio, with the programs that it has compiled."""
+        pretrained, graphdef = self.pretrained, self.programs.graphdef
+        given = self.config, pretrained.prompt, pretrained.mesh, graphdef, ratio
+        return self._refiners.get(ratio, lambda: Refiner(*given))
 
     def _check_ratio(self, ratio: object) -> None:
         """Refuse a ratio that the compressor was not trained with.

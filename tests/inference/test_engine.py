@@ -1,8 +1,10 @@
 """Compress once, ask often: on a tiny random base, against the answers of the evaluation."""
 
 import dataclasses
+import gc
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from gistjax.data import facts
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.evaluate import evaluate_run
 from gistjax.experiment import base, evaluator
+from gistjax.inference.engine import KEPT_REFINERS
 from gistjax.runtime import cli
 from tests.helpers.runs import ASKED as CONFIG
 from tests.helpers.runs import SELECTED, write_run
@@ -74,6 +77,16 @@ def test_the_full_context_of_kept_entries_is_the_same_model(examples, tmp_path, 
     question = examples[0].question
     ours, theirs = document.ask(question), whole.compress(text).ask(question)
     assert ours.text == theirs.text and ours.score == pytest.approx(theirs.score, rel=1e-4)
+
+
+def test_refiners_of_the_last_ratios_stay(engine):
+    """Each holds compiled programs, which those of other ratios do not share."""
+    first = weakref.ref(engine.refiner(4.0))
+    assert engine.refiner(4.0) is first()
+    for number in range(KEPT_REFINERS):
+        engine.refiner(5.0 + number)
+    gc.collect()
+    assert first() is None
 
 
 @pytest.mark.slow
