@@ -49,12 +49,12 @@ def test_a_run_is_scored_on_its_own_split_or_another(measured):
     assert evaluate.evaluate_run(run) == {"final_f1": 0.75}
     evaluate.evaluate_run(run, ASKED.replace(data=data), *files)
     assert [json.loads(file.read_text()) for file in files] == [PREDICTIONS, [{"context_id": 3}]]
-    for (config, _, rows, examples, graph, confidence, bits), n, longest in zip(
+    for (config, _, rows, examples, graph, confidence, treatment), n, longest in zip(
         made, (4, 7), (422, 100), strict=True
     ):
         assert len(rows) == len(examples) == config.data.validation_examples == n
         assert [row.example_index for row in rows] == list(range(n)) and graph == "graph"
-        assert confidence == Confidence() and bits is None
+        assert confidence == Confidence() and treatment == Treatment()
         assert [row.context_id for row in rows] == [example.context_id for example in examples]
         assert max(len(row.context_ids) for row in rows) == longest
 
