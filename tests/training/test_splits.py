@@ -92,7 +92,7 @@ def assert_same(one, other):
     largest = max(np.abs(leaf).max() for leaf in gradients)
     assert largest > 0
     for leaf, other_leaf in zip(gradients, other_gradients, strict=True):
-        np.testing.assert_allclose(other_leaf, leaf, rtol=0, atol=1e-5 * largest)
+        np.testing.assert_allclose(other_leaf, leaf, rtol=0, atol=5e-6 * largest)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_padding_rows_change_nothing(whole):
     longer = step_rows([*ROWS["one task"], *[None] * 8])
     eight = jax.tree.map(lambda x: x[:8], longer)
     eight = dataclasses.replace(eight, prefix_ids_P=longer.prefix_ids_P)
-    assert_same(outcome(eight, 1), outcome(longer, 4))
+    assert_same(outcome(eight, 2), outcome(longer, 4))
 
 
 @pytest.mark.slow
