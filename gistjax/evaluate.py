@@ -37,7 +37,7 @@ from gistjax.experiment.task_evaluator import MixtureEvaluator
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import check_writable, write_json
-from gistjax.runtime.quantize import BITS, widths
+from gistjax.runtime.quantize import BITS, check_bits
 from gistjax.validation import check_refines, note_budget, validate
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def evaluate_run(
     trained = run.config()
     config = asked(config or trained, trained)
     if bits is not None:
-        check_bits(config, bits)
+        check_rounds(config, bits)
     if refine is not None:
         check_refinable(config, refine)
     confidence = Confidence(read_calibration(run, config), threshold)
@@ -93,14 +93,13 @@ def evaluate_run(
     return result.metrics if bits is None else {**result.metrics, "bits": bits}
 
 
-def check_bits(config: CompressionConfig, bits: int) -> None:
+def check_rounds(config: CompressionConfig, bits: int) -> None:
     """Refuse bits of what is not saved in them, or of what is not scored from it.
 
     Raises:
         ConfigError: saying what to change.
     """
-    if bits not in BITS:
-        raise ConfigError(f"bits={bits!r}: contexts are saved in {widths()} bits, or as they are.")
+    check_bits(bits)
     if not config.compresses:
         raise ConfigError(
             f"--bits is of slots or kept entries, and architecture={config.architecture!r} has "

@@ -72,13 +72,16 @@ class Document:
     pieces: int  # compressed one by one, if the text is longer than contexts in training
     seconds: float  # to compress, and to be read before a question; 0 if opened from a file
     refined: int = 0  # steps on its entries
+    coded: document_file.Stored | None = None  # of slots in few bits, which are read as numbers
     _states: Recent[DecodeState] = field(default_factory=lambda: Recent(KEPT_STATES), repr=False)
     _kept: Kept | None = field(default=None, repr=False)  # on the device, once for all states
 
     def __repr__(self) -> str:
         what = "entries a KV head" if self.engine.config.selects else "slots"
-        refined = f", refined in {self.refined} steps" if self.refined else ""
-        return f"Document({self.tokens} tokens in {self.slots} {what}{refined})"
+        bits, steps = self.stored().bits, self.refined
+        rounded = f", in {bits} bits" if bits else ""
+        refined = f", refined in {steps} steps" if steps else ""
+        return f"Document({self.tokens} tokens in {self.slots} {what}{rounded}{refined})"
 
     @property
     def slots(self) -> int:
@@ -88,11 +91,11 @@ class Document:
     @property
     def nbytes(self) -> int:
         """Bytes of the slots or entries, as a file keeps them."""
-        return sum(array.nbytes for array in document_file.pack(self.context).values())
+        return self.stored().nbytes
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes that they take in memory to be read: in few bits as packed as in the file."""
+        """Bytes that they take in memory to be read: of entries as packed as in the file."""
         return self.context.resident_bytes
 
     @overload
@@ -182,12 +185,22 @@ class Document:
 
         return self._states.get(size, read)
 
+    def stored(self, bits: int | None = None) -> document_file.Stored:
+        """Return slots or entries as a file holds them.
+
+        Args, Raises:
+            as `save`.
+        """
+        if self.coded and bits in (None, self.coded.bits):
+            return self.coded  # rounding them again would change them
+        return document_file.stored(self.context, bits)
+
     def save(self, file: str | Path, bits: int | None = None) -> int:
         """Write slots or entries as safetensors; only the compressor that made them can read them.
 
         Args:
-            bits: 8, 4, 3 or 2, of each number of slots or entries; as they are unless given:
-                entries that were opened in few bits stay in these.
+            bits: 8, 4, 3 or 2, of each number of slots or entries; as they are unless given: what
+                was compressed or opened in few bits stays in these.
 
         Returns:
             The file's size in bytes.
@@ -197,7 +210,7 @@ class Document:
             DataError: if a number is not finite, or too large to be in few bits.
             StorageError: if the disk is full or fails.
         """
-        return document_file.write(user_path(file), self.context, self._about(), bits)
+        return document_file.write(user_path(file), self.stored(bits), self._about())
 
     def describe(self, bits: int | None = None) -> dict[str, int]:
         """Return the bytes of each part of the file that `save` writes, in all those of the file.
@@ -211,7 +224,7 @@ class Document:
         Raises:
             ConfigError, DataError: as `save`.
         """
-        return document_file.bytes_by_part(self.context, self._about(), bits)
+        return document_file.bytes_by_part(self.stored(bits), self._about())
 
     def _about(self) -> document_file.About:
         origin = self.engine.origin()

@@ -37,15 +37,23 @@ from gistjax.compress.rounded import (
     round_slots,
     slots_of,
 )
-from gistjax.errors import CheckpointError, ConfigError
+from gistjax.errors import CheckpointError
 from gistjax.model.config import LlamaConfig
 from gistjax.model.kv_cache import Cache
-from gistjax.runtime.quantize import BITS, widths
+from gistjax.runtime.quantize import BITS, check_bits, widths
 from gistjax.runtime.tensors import load_tensors, save_tensors, tensor_bytes
 
 FORMAT, VERSION, KEPT = "gistjax-document", "2", "3"
 ROUNDED_ENTRIES, ROUNDED_SLOTS = "4", "5"
 FORMAT_1 = "gistjax-memory"
+
+FORMS = {
+    VERSION: (),
+    KEPT: (),
+    ROUNDED_ENTRIES: ("bits", "dtype"),
+    ROUNDED_SLOTS: ("bits", "dtype", "width"),
+}
+"""What the metadata of each version say of its arrays."""
 
 PARTS = {
     "keys": ("k",),
@@ -69,6 +77,30 @@ class About:
     refined: int = 0  # steps on its entries
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A compressed context of one row as a file holds it."""
+
+    arrays: dict[str, np.ndarray]
+    form: dict[str, str]  # the metadata that tell it: the version; of few bits also these, …
+    positions: int  # rotary, that it takes up
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a number, where they are few."""
+        return int(self.form["bits"]) if "bits" in self.form else None
+
+    @property
+    def of_entries(self) -> bool:
+        """Whether it is entries kept of the cache, not slots."""
+        return self.form["version"] in (KEPT, ROUNDED_ENTRIES)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+
 def is_document(file: Path) -> bool:
     """Return whether a file is a saved document of any version."""
     try:
@@ -78,13 +110,8 @@ def is_document(file: Path) -> bool:
         return False
 
 
-def pack(context: CompressedContext) -> dict[str, np.ndarray]:
-    """Return the arrays that are kept of a context of one row."""
-    return slots_of(context) if context.kept is None else file_arrays(entries_of(context))
-
-
-def write(file: Path, context: CompressedContext, about: About, bits: int | None = None) -> int:
-    """Write a context of one row; returns the file's size in bytes.
+def stored(context: CompressedContext, bits: int | None = None) -> Stored:
+    """Return a context of one row as a file holds it.
 
     Args:
         bits: of each number of slots or entries; as they are unless given.
@@ -92,56 +119,51 @@ def write(file: Path, context: CompressedContext, about: About, bits: int | None
     Raises:
         ConfigError: if they are not saved in so many.
         DataError: if a number cannot be.
+    """
+    if bits is not None:
+        check_bits(bits)
+    arrays, form = (_of_slots if context.kept is None else _of_entries)(context, bits)
+    return Stored(arrays, form, int(context.length_B[0]))
+
+
+def write(file: Path, content: Stored, about: About) -> int:
+    """Write a context; returns the file's size in bytes.
+
+    Raises:
         StorageError: if the disk is full or fails.
     """
-    save_tensors(file, *_content(context, about, bits))
+    save_tensors(file, content.arrays, _metadata(content, about))
     return file.stat().st_size
 
 
-def bytes_by_part(
-    context: CompressedContext, about: About, bits: int | None = None
-) -> dict[str, int]:
+def bytes_by_part(content: Stored, about: About) -> dict[str, int]:
     """Return the bytes of each part of the file that `write` writes: in all, those of the file.
 
     They are those of `PARTS` that it has, and its header: names, shapes and metadata.
-
-    Raises:
-        ConfigError, DataError: as `write`.
     """
-    arrays, metadata = _content(context, about, bits)
+    arrays = content.arrays
     found = {
         part: sum(arrays[name].nbytes for name in names if name in arrays)
         for part, names in PARTS.items()
         if not arrays.keys().isdisjoint(names)
     }
-    header = len(tensor_bytes(arrays, metadata)) - sum(found.values())
+    header = len(tensor_bytes(arrays, _metadata(content, about))) - content.nbytes
     return {**found, "header": header}
 
 
-def _content(
-    context: CompressedContext, about: About, bits: int | None
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return the arrays and the metadata of a file.
-
-    Raises:
-        ConfigError, DataError: as `write`.
-    """
-    if bits is not None and (bits not in BITS or isinstance(bits, bool)):
-        raise ConfigError(f"bits={bits!r}: contexts are saved in {widths()} bits, or as they are.")
-    arrays, form = (_of_slots if context.kept is None else _of_entries)(context, bits)
-    metadata = {
+def _metadata(content: Stored, about: About) -> dict[str, str]:
+    return {
         "format": FORMAT,
-        **form,
+        **content.form,
         "gistjax": gistjax.__version__,
         "compressor": about.compressor,
         "base": about.base,
         "base_sha256": about.base_sha256,
         "tokens": str(about.tokens),
         "pieces": str(about.pieces),
-        "positions": str(int(context.length_B[0])),
+        "positions": str(content.positions),
         **({"refined": str(about.refined)} if about.refined else {}),
     }
-    return arrays, metadata
 
 
 def _of_slots(
@@ -170,10 +192,8 @@ def _of_entries(
     return round_entries(entries.numbers(), bits), form
 
 
-def read(file: Path, compressor: str, base_sha256: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return the arrays of a file, and its numbers of tokens, pieces, positions and refined steps.
-
-    Entries in few bits stay so: `k` and `v` are `Codes`.
+def read(file: Path, compressor: str, base_sha256: str) -> tuple[Stored, dict[str, int]]:
+    """Return what a file holds, and its numbers of tokens, pieces and refined steps.
 
     Args:
         compressor: SHA-256 of the one that is to read it.
@@ -187,7 +207,7 @@ def read(file: Path, compressor: str, base_sha256: str) -> tuple[dict[str, Any],
     kind, version = metadata.get("format"), metadata.get("version")
     if kind not in (FORMAT, FORMAT_1):
         raise CheckpointError(f"{file} holds no document: give a file that --save or `save` wrote.")
-    if kind == FORMAT and version not in (VERSION, KEPT, ROUNDED_ENTRIES, ROUNDED_SLOTS):
+    if kind == FORMAT and version not in FORMS:
         raise CheckpointError(
             f"{file} is a document of version {version}, written by gistjax "
             f"{metadata.get('gistjax')}; this is {gistjax.__version__}, which reads 1 to "
@@ -207,25 +227,19 @@ def read(file: Path, compressor: str, base_sha256: str) -> tuple[dict[str, Any],
     try:
         if kind == FORMAT_1:
             arrays, metadata = _from_version_1(arrays, metadata)
-        elif version == ROUNDED_ENTRIES:
-            entries = coded_entries(arrays, _bits(file, metadata), metadata["dtype"])
-            arrays = {"k": entries.k_TxH, "v": entries.v_TxH, "count": entries.count_LxK}
-        elif version == ROUNDED_SLOTS:
-            width = int(metadata["width"])
-            arrays = restore_slots(arrays, _bits(file, metadata), metadata["dtype"], width)
-        numbers = {name: int(metadata[name]) for name in ("tokens", "pieces", "positions")}
-        return arrays, {**numbers, "refined": int(metadata.get("refined", 0))}
+        form = {name: metadata[name] for name in ("version", *FORMS[metadata["version"]])}
+        if form.get("bits") not in (None, *map(str, BITS)):
+            raise CheckpointError(
+                f"{file} has numbers in {form['bits']} bits, and this gistjax reads {widths()}: "
+                "update gistjax, or compress the text again."
+            )
+        content = Stored(arrays, form, int(metadata["positions"]))
+        numbers = {name: int(metadata[name]) for name in ("tokens", "pieces")}
+        if content.of_entries and numbers["tokens"] < 1:
+            raise ValueError("no tokens")
+        return content, {**numbers, "refined": int(metadata.get("refined", 0))}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise not_whole(file, error) from error
-
-
-def _bits(file: Path, metadata: dict[str, str]) -> int:
-    if metadata["bits"] not in map(str, BITS):
-        raise CheckpointError(
-            f"{file} has numbers in {metadata['bits']} bits, and this gistjax reads {widths()}: "
-            "update gistjax, or compress the text again."
-        )
-    return int(metadata["bits"])
 
 
 def not_whole(file: Path, error: Exception) -> CheckpointError:
@@ -245,7 +259,33 @@ def _from_version_1(
         kept |= {name: arrays[name][:, 0, :, :slots] for name in ("k", "v")}
     else:
         kept["x"] = arrays["x_BxXxD"][0, :slots]
-    return kept, {**metadata, "positions": str(int(arrays["length_B"][0]))}
+    return kept, {**metadata, "version": VERSION, "positions": str(int(arrays["length_B"][0]))}
+
+
+def context_of(
+    content: Stored, prefix_ids_P: np.ndarray, base: LlamaConfig, stacked: bool
+) -> CompressedContext:
+    """Return the context that a file holds, in numpy arrays; entries in few bits stay `Codes`.
+
+    Args:
+        prefix_ids_P: the prompt before it.
+        base: sizes of the base.
+        stacked: keep the layers of slots in one array, as the base does.
+
+    Raises:
+        KeyError, TypeError, ValueError, IndexError: if an array is missing, or is none of such a
+            file.
+    """
+    arrays, form, bits = content.arrays, content.form, content.bits
+    if content.of_entries:
+        if bits is None:
+            entries = Entries(arrays["k"], arrays["v"], arrays["count"])
+        else:
+            entries = coded_entries(arrays, bits, form["dtype"])
+        return _unpack_entries(entries, content.positions, prefix_ids_P, base)
+    if bits is not None:
+        arrays = restore_slots(arrays, bits, form["dtype"], int(form["width"]))
+    return unpack(arrays, content.positions, prefix_ids_P, base, stacked)
 
 
 def unpack(
@@ -255,7 +295,7 @@ def unpack(
     base: LlamaConfig,
     stacked: bool,
 ) -> CompressedContext:
-    """Return the context whose arrays `read` found, padded to a power of two; numpy arrays.
+    """Return the context of these slots, padded to a power of two; numpy arrays.
 
     Args:
         positions: rotary positions that it takes up.
@@ -290,24 +330,21 @@ def unpack(
     return CompressedContext(kv=kv, **one_row)
 
 
-def unpack_entries(
-    arrays: dict[str, Any],
-    prefix_ids_P: np.ndarray,
-    base: LlamaConfig,
-    numbers: dict[str, int],
+def _unpack_entries(
+    entries: Entries, positions: int, prefix_ids_P: np.ndarray, base: LlamaConfig
 ) -> CompressedContext:
-    """Return the context whose arrays `read` found, of kept entries, packed; numpy arrays.
+    """Return the context of these entries, packed; numpy arrays.
 
     Raises:
-        KeyError, ValueError: if an array is missing, or of another shape than the base asks for.
+        ValueError: if an array is of another shape than the base asks for.
     """
-    k, v, count = arrays["k"], arrays["v"], arrays["count"]
+    k, v, count = entries.k_TxH, entries.v_TxH, entries.count_LxK
     shape = (int(count.sum()), base.head_dim)
     for array, wanted in ((count, (base.n_layers, base.n_kv_heads)), (k, shape), (v, shape)):
         if array.shape != wanted:
             raise ValueError(f"an array has shape {array.shape} instead of {wanted}")
-    if count.dtype != np.int32 or count.min() < 0 or numbers["tokens"] < 1:
-        raise ValueError("a number of entries or tokens is none")
+    if count.dtype != np.int32 or count.min() < 0:
+        raise ValueError("a number of entries is none")
     entries_a_head = -(-int(count.sum()) // count.size)
     no_position = np.zeros((1, 0), bool)
     one_row: dict[str, Any] = {
@@ -316,10 +353,10 @@ def unpack_entries(
         "valid_BxX": no_position,
         "cut_BxX": no_position,
         "position_BxX": np.zeros((1, 0), np.int32),
-        "length_B": np.asarray([numbers["positions"]], np.int32),
+        "length_B": np.asarray([positions], np.int32),
         "slots_B": np.asarray([entries_a_head], np.int32),
     }
-    return CompressedContext(kv=None, kept=packed(Entries(k, v, count)), **one_row)
+    return CompressedContext(kv=None, kept=packed(entries), **one_row)
 
 
 def _padded(array: np.ndarray, shape: tuple[int, ...], axis: int, size: int) -> np.ndarray:

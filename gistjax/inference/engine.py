@@ -3,7 +3,7 @@
 import gistjax
 
 engine = gistjax.load()  # the compressor that comes with gistjax; or load("runs/qa_r4")
-document = engine.compress("The mill was built in 1783 by Anneke Dursel. …")  # or (text, ratio=8)
+document = engine.compress("The mill was built in 1783 by Anneke Dursel.")  # ratio=8, bits=4
 print(document.ask("Who built the mill?").text)
 document.save("mill.safetensors")
 document = engine.open("mill.safetensors")  # later, without the text
@@ -46,6 +46,7 @@ from gistjax.inference.programs import Programs
 from gistjax.inference.recent import Recent
 from gistjax.inference.text import check_text, words_that_fit
 from gistjax.runtime.files import sha256_of
+from gistjax.runtime.quantize import check_bits
 from gistjax.runtime.texts import user_path
 from gistjax.validation import check_refines, validate
 
@@ -162,7 +163,11 @@ class Engine:
         return min(with_question, (left - len(repeat_ids(prompt))) // 2)
 
     def compress(
-        self, text: str, ratio: float | None = None, refine: int | None = None
+        self,
+        text: str,
+        ratio: float | None = None,
+        refine: int | None = None,
+        bits: int | None = None,
     ) -> Document:
         """Read a text once.
 
@@ -171,16 +176,21 @@ class Engine:
                 with; by default `config.ratio`.
             refine: steps that move what is kept towards answering as all entries do; none unless
                 given.
+            bits: 8, 4, 3 or 2, of each number of slots or entries: the document is the one that
+                `save` with such bits writes and `open` reads; as they are unless given.
 
         Raises:
             ConfigError: if the compressor was not trained with such a ratio, or it is no number;
-                or if steps are no number, or no entries are kept.
-            DataError: if the text is empty or no text, or longer than compressor or base take.
+                if steps are no number, or no entries are kept; or if there are no such bits.
+            DataError: if the text is empty or no text, or longer than compressor or base take; or
+                if a number of it cannot be in few bits.
         """
         if ratio is not None:
             self._check_ratio(ratio)
         if refine is not None:
             check_refines(self.config, refine)
+        if bits is not None:
+            check_bits(bits)
         pieces = self._pieces(text)
         contexts, seconds = [], 0.0
         for ids in pieces:
@@ -197,7 +207,10 @@ class Engine:
             size = power_of_two(sum(int(one.slots_B[0]) for one in contexts))
             context = join(contexts, size, self.pretrained.source.config)
         tokens = sum(map(len, pieces))
-        return Document(self, context, tokens, len(pieces), seconds, refine or 0)
+        if bits is None:
+            return Document(self, context, tokens, len(pieces), seconds, refine or 0)
+        content = document_file.stored(context, bits)
+        return self._document(content, tokens, len(pieces), refine or 0, seconds)
 
     def _refined(
         self, ids: np.ndarray, size: int, ratio: float, steps: int
@@ -273,24 +286,33 @@ class Engine:
                 compressor.
         """
         file = user_path(file)
-        arrays, numbers = document_file.read(file, self.compressor, self.pretrained.base_sha256)
-        base, stacked = self.pretrained.source.config, self.config.model.scan_layers
-        if ("count" in arrays) != self.config.selects:
+        content, numbers = document_file.read(file, self.compressor, self.pretrained.base_sha256)
+        if content.of_entries != self.config.selects:
             what = "slots" if self.config.selects else "entries of the cache"
             raise CheckpointError(
                 f"{file} keeps {what}, which this model does not read: load it as the document was "
                 f"made, with --config.architecture={'…' if self.config.selects else 'select'}."
             )
         try:
-            if self.config.selects:
-                context = document_file.unpack_entries(
-                    arrays, self.programs.prefix_ids_P, base, numbers
-                )
-            else:
-                context = document_file.unpack(
-                    arrays, numbers["positions"], self.programs.prefix_ids_P, base, stacked
-                )
-        except (KeyError, ValueError) as error:
+            return self._document(content, **numbers)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             raise document_file.not_whole(file, error) from error
-        counts = numbers["tokens"], numbers["pieces"]
-        return Document(self, context, *counts, 0.0, numbers["refined"])
+
+    def _document(
+        self,
+        content: document_file.Stored,
+        tokens: int,
+        pieces: int,
+        refined: int,
+        seconds: float = 0.0,
+    ) -> Document:
+        """Return the document that a file holds, as it is read from there.
+
+        Raises:
+            KeyError, TypeError, ValueError, IndexError: if the file is not whole.
+        """
+        base, stacked = self.pretrained.source.config, self.config.model.scan_layers
+        prefix_ids_P = self.programs.prefix_ids_P
+        context = document_file.context_of(content, prefix_ids_P, base, stacked)
+        coded = content if content.bits and not content.of_entries else None
+        return Document(self, context, tokens, pieces, seconds, refined, coded)

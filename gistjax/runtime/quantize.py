@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from gistjax.errors import ConfigError
+
 LARGEST = 127
 TINY = float(np.finfo(np.float32).tiny)
 
@@ -25,6 +27,16 @@ def widths() -> str:
     """Return the widths of codes in words: 8, 4, 3 or 2."""
     *first, last = map(str, BITS)
     return f"{', '.join(first)} or {last}"
+
+
+def check_bits(bits: object) -> None:
+    """Refuse widths in which no context is saved.
+
+    Raises:
+        ConfigError: saying which there are.
+    """
+    if not isinstance(bits, int) or bits not in BITS:
+        raise ConfigError(f"bits={bits!r}: contexts are saved in {widths()} bits, or as they are.")
 
 
 def quantize(array: np.ndarray, axes: int | tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -244,5 +244,9 @@ def test_a_refined_document_says_so_and_is_opened(examples, tmp_path):
     opened = engine.open(tmp_path / "document")
     assert opened.refined == 2
     np.testing.assert_array_equal(entries_of(opened.context).v_TxH, ours.v_TxH)
+    coded = engine.compress(examples[0].context, refine=2, bits=4)
+    opened.save(tmp_path / "coded", 4)
+    coded.save(tmp_path / "document")
+    assert (tmp_path / "document").read_bytes() == (tmp_path / "coded").read_bytes()
     with pytest.raises(ConfigError, match="refine=True"):
         engine.compress(examples[0].context, refine=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -14,7 +15,7 @@ from gistjax.errors import CheckpointError, ConfigError
 from gistjax.inference.recent import Recent
 from gistjax.runtime.quantize import BITS
 from gistjax.runtime.tensors import load_tensors, save_tensors
-from tests.helpers.runs import SELECTED, write_run
+from tests.helpers.runs import ASKED, SELECTED, write_run
 
 KNORM = SELECTED.replace(select=SelectConfig("knorm", "all"))
 
@@ -108,6 +109,38 @@ def test_an_opened_document_stays_packed_and_answers_as_its_numbers_do(
         assert load_tensors(again)[1]["bits"] == str(other)
 
 
+FORMS = {
+    "entries": KNORM,
+    "soft tokens": ASKED,
+    "keys and values": ASKED.replace(slot_form="key_values", slot_positions="packed"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_compressed_in_few_bits_a_document_is_the_one_that_is_saved_and_opened(
+    examples, tmp_path, form
+):
+    """To the last bit, in memory and answers too; and it stays in its bits."""
+    engine = gistjax.load(write_run(tmp_path / "run", FORMS[form]))
+    text, file, again = examples[0].context, tmp_path / "file", tmp_path / "again"
+    plain = engine.compress(text)
+    size = plain.save(file, 4)
+    opened, coded = engine.open(file), engine.compress(text, bits=4)
+    assert coded.seconds > 0 and repr(coded) == repr(plain)[:-1] + ", in 4 bits)"
+    assert coded.resident_bytes == opened.resident_bytes
+    assert (coded.resident_bytes < plain.resident_bytes / 4) == (form == "entries")  # fp32
+    jax.tree.map(np.testing.assert_array_equal, coded.context, opened.context)
+    for document in (coded, opened):
+        assert document.save(again) == size and again.read_bytes() == file.read_bytes()
+        assert document.describe() == plain.describe(4) != plain.describe()
+        assert document.nbytes == sum(x.nbytes for x in load_tensors(file)[0].values())
+    for example in examples[:2]:
+        ours, theirs, exact = (one.answer_ids(example.question) for one in (coded, opened, plain))
+        assert (ours.ids, ours.log_probability) == (theirs.ids, theirs.log_probability)
+        assert ours.log_probability != exact.log_probability
+
+
 @pytest.mark.slow
 def test_entries_of_equal_shapes_and_wider_windows_have_a_program_of_their_own(document, examples):
     kept = document.context.kept
@@ -122,6 +155,8 @@ def test_entries_of_equal_shapes_and_wider_windows_have_a_program_of_their_own(d
 def test_other_bits_are_refused(document, tmp_path, bits):
     with pytest.raises(ConfigError, match="saved in 8, 4, 3 or 2 bits, or as they are"):
         document.save(tmp_path / "document", bits)
+    with pytest.raises(ConfigError, match="saved in 8, 4, 3 or 2 bits, or as they are"):
+        document.engine.compress("Who?", bits=bits)
     assert not list(tmp_path.iterdir())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from gistjax.compress.context import CompressedContext
 from gistjax.compress.kept import Entries, packed
 from gistjax.errors import CheckpointError
-from gistjax.inference.document_file import About, read, unpack, write
+from gistjax.inference.document_file import About, read, stored, unpack, write
 from gistjax.runtime.quantize import BITS
 from tests.helpers.tiny import TINY
 
@@ -33,7 +33,7 @@ def prepare(folder: Path) -> list[tuple[str, Path]]:
         context = _context(form, rng)
         for bits in BITS:
             file = folder / f"{form} {bits}"
-            write(file, context, ABOUT, bits)
+            write(file, stored(context, bits), ABOUT)
             found.append((f"{form} in {bits} bits", file))
     return found
 
