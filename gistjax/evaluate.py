@@ -27,7 +27,7 @@ from gistjax.data.encoding import encode_splits
 from gistjax.data.tasks import each_task, load_task
 from gistjax.errors import ConfigError
 from gistjax.estimate.out_of_memory import explained
-from gistjax.evaluation.generate import Treatment
+from gistjax.evaluation.treatment import Refined, Treatment
 from gistjax.experiment.base import load_trained
 from gistjax.experiment.confidence import Confidence, read_calibration
 from gistjax.experiment.evaluator import Evaluator
@@ -160,10 +160,10 @@ def prepare(
     _, rows, report = encode_splits(dataset, pretrained.prompt, config.data, config.seed)
     log.info("%s", report)
     trainable, frozen = weights
-    treatment = Treatment(bits)
+    refined = None
     if refine is not None:
-        refiner = Refiner(config, pretrained.prompt, pretrained.mesh, graphdef)
-        treatment = Treatment(bits, refiner, refine)
+        refined = Refined(Refiner(config, pretrained.prompt, pretrained.mesh, graphdef), refine)
+    treatment = Treatment(bits, refined)
     kind = MixtureEvaluator if config.data.mixture else Evaluator
     evaluator = kind(config, pretrained, rows, dataset.validation, graphdef, confidence, treatment)
     return evaluator, (trainable, frozen)

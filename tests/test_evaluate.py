@@ -12,7 +12,7 @@ from gistjax.config import CompressionConfig
 from gistjax.data.dataset import load_dataset
 from gistjax.data.prompts import make_prompt
 from gistjax.errors import ConfigError
-from gistjax.evaluation.generate import Treatment
+from gistjax.evaluation.treatment import Treatment
 from gistjax.experiment.confidence import Calibration, Confidence, write_calibration
 from gistjax.experiment.evaluator import EvalResult
 from gistjax.experiment.run_dir import RunDir

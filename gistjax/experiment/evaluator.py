@@ -18,7 +18,7 @@ from gistjax.data.tasks import load_task, written_tokens
 from gistjax.evaluation.breakdown import answer_place, answer_type, breakdown
 from gistjax.evaluation.controls import shuffle_contexts
 from gistjax.evaluation.diagnostics import answer_diversity, slot_similarity
-from gistjax.evaluation.generate import Answers, Generator, Treatment
+from gistjax.evaluation.generate import Answers, Generator
 from gistjax.evaluation.kept_entries import kept_map
 from gistjax.evaluation.likelihood import gold_log_likelihood, with_golds
 from gistjax.evaluation.metrics import Scores, check_metrics, score
@@ -30,6 +30,7 @@ from gistjax.evaluation.statistics import (
     normalised,
     paired_difference,
 )
+from gistjax.evaluation.treatment import Treatment
 from gistjax.experiment.base import (
     PretrainedBase,
     build_model,

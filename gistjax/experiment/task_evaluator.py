@@ -9,9 +9,9 @@ from typing import Any
 from gistjax.config import CompressionConfig
 from gistjax.data.example import Example, TokenizedExample
 from gistjax.data.tasks import each_task
-from gistjax.evaluation.generate import Treatment
 from gistjax.evaluation.kept_entries import joined_maps
 from gistjax.evaluation.statistics import mean_interval
+from gistjax.evaluation.treatment import Treatment
 from gistjax.experiment.base import PretrainedBase
 from gistjax.experiment.confidence import Confidence
 from gistjax.experiment.evaluator import EvalResult, Evaluator
