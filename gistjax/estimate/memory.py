@@ -10,13 +10,15 @@ The most is held where the backward pass begins: every layer has kept what its g
 activations are freed, so they count only where micro-batches are accumulated, or if they are more.
 
 The estimate is within 10 % of what XLA assigns for an H100 and of measured peaks
-(`tests/estimate/test_memory.py`); `gistjax.benchmark --mode memory` measures a configuration.
+(`tests/estimate/test_memory.py`), of `configs/kept.py` 11 % above the former. To measure a
+configuration there is `gistjax.benchmark --mode memory`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -125,13 +127,18 @@ def activation_bytes(
     if loss_weights.get("generation") and config.lora.rank and base.d_model <= MERGE_UP_TO:
         kept += base.n_layers * matrices  # the merged layers that decode the model's own answers
 
-    # fp32 logits with their gradient, then the backward pass of a layer, which remat computes
-    # again, and which a scan copies out of the stack of weights: whichever is more
-    scored = 1 + sum(bool(loss_weights.get(name)) for name in ("generation", "distillation"))
+    # fp32 logits with their gradient, then the backward pass of a layer, which is computed again
+    # by remat, its attention where entries are gated or rounded, and which a scan copies out of the
+    # stack of weights: whichever is more
+    gold = any(loss_weights.get(name) for name in ("teacher_forcing", *TEXT_LOSSES))
+    scored = gold + sum(bool(loss_weights.get(name)) for name in ("generation", "distillation"))
     rows = config.batch_size * rows_of_context(config)
     logits = scored * rows * answer_tokens(config) * base.vocab_size * (4 + size)
     layer: float = matrices if model.scan_layers else 0
-    layer += max(each.layer(base, model) for each in through) if model.remat else 0
+    layer += max(
+        each.again(base, model) + (each.layer(base, model) if model.remat else 0)
+        for each in through
+    )
     gradients = 4 * trainable
     most = max(kept + max(logits, layer), gradients)
     if repeats(config, trains=True):
@@ -174,12 +181,20 @@ def passes(config: CompressionConfig, base: LlamaConfig, prefix: int) -> Iterato
     def causal(rows: int, T: int, last: int, cache: int = 0, lora: LoraConfig = lora) -> Pass:
         return Pass(rows, T, 0 if fused else T, base.n_layers, lora, last, cache)
 
+    def asking(rows: int, T: int, last: int, cache: int = 0) -> Pass:
+        """A pass that reads a context before it, or entries kept of one."""
+        if not config.selects:
+            return Pass(rows, T, U, base.n_layers, lora, last, cache)
+        gated = config.learns_scores and config.select.temperature > 0
+        read = Entries(C, gated or config.rounds, config.rounds)
+        return Pass(rows, T, U, base.n_layers, lora, last, cache, read)
+
     trained = encoder.kind == "lora"
     if config.selects or (config.compresses and config.slot_form == "key_values"):
         behind = config.slot_place == "behind" and not config.selects
         T = prefix + C + (X if behind else 0)
         yield causal(E, T, 1, T, encoder.lora if trained else lora)
-        yield Pass(B, S, U, base.n_layers, lora, A)
+        yield asking(B, S, A)
     else:
         if config.compresses and trained:
             layers = base.n_layers if encoder.layers < 0 else encoder.layers
@@ -187,11 +202,19 @@ def passes(config: CompressionConfig, base: LlamaConfig, prefix: int) -> Iterato
             yield Pass(E, C, keys, layers, encoder.lora, C)
         if B > E:
             yield causal(E, prefix + X, 1, U)
-            yield Pass(B, S, U, base.n_layers, lora, A)
+            yield asking(B, S, A)
         else:
             yield causal(B, prefix + X + S, A, U if generates else 0)
     if generates:  # beside the cache that it reads, the loop that decodes has one
-        yield Pass(B, A - 1, U, base.n_layers, lora, A - 1, U)
+        yield asking(B, A - 1, A - 1, U)
+
+
+class Entries(NamedTuple):
+    """Entries kept of a context, masked, which queries read beside a cache."""
+
+    positions: int
+    again: bool  # attention to them is computed again going back (`attention.attend_context`)
+    rounded: bool  # each row has a copy, in its own bits
 
 
 @dataclass(frozen=True)
@@ -205,6 +228,7 @@ class Pass:
     lora: LoraConfig
     last: int  # queries whose states are wanted: unrolled, the last layer's FFN runs on those alone
     cache: int = 0  # positions of a cache that is held for others to read
+    entries: Entries | None = None
 
     def kept(self, base: LlamaConfig, model: ModelConfig) -> float:
         """Return the bytes that all layers keep for the backward pass.
@@ -234,12 +258,34 @@ class Pass:
         queries, keys = self.rows * self.queries, self.rows * (self.keys or self.queries)
         by_query = self._attention(base, size, scan) + self._feed_forward(base, size, scan)
         by_key = (2 + base.qk_norms) * base.n_kv_heads * base.head_dim * size
-        by_score = 1 + 4 + 4 + (size if size < 4 else 0) if scan else 4
-        by_head = self.keys * by_score or 4  # fused: the fp32 sum of each query's exponentials
+        scores = 0 if self.entries and self.entries.again else self._scores(base, size, scan)
         # Where x has many rows, the adapter's b is copied with w into one matrix (`model.lora`).
         extended = [i * o for i, o in projection_sizes(base).values() if queries >= EXTEND_FROM * i]
         copied = sum(extended) * size if self.lora.rank else 0
-        return queries * (by_query + base.n_heads * by_head) + keys * by_key + copied
+        return queries * by_query + scores + keys * by_key + copied
+
+    def again(self, base: LlamaConfig, model: ModelConfig) -> float:
+        """Return the bytes of one layer's attention to entries where it is computed again.
+
+        They are its scores, and each row's copies of entries that are rounded; both have gradients.
+        """
+        if not (self.entries and self.entries.again):
+            return 0
+        size = compute_dtype(model).itemsize
+        held = self._scores(base, size, model.scan_layers)
+        if self.entries.rounded:
+            held += self.rows * self.entries.positions * 2 * base.n_kv_heads * base.head_dim * size
+        return 2 * held
+
+    def _scores(self, base: LlamaConfig, size: int, scan: bool) -> int:
+        """Bytes of a layer's scores; of a fused kernel each query's sum of exponentials, fp32.
+
+        Beside entries, unrolled, the softmax's weights are kept too.
+        """
+        by_score = 1 + 4 + 4 + (size if size < 4 else 0) if scan else 4
+        if self.entries and not self.entries.again and not scan:
+            by_score += size
+        return self.rows * self.queries * base.n_heads * (self.keys * by_score or 4)
 
     def _attention(self, base: LlamaConfig, size: int, scan: bool) -> int:
         """Bytes of a position: the norm's input, in fp32 for a scan, its output, query, output.

@@ -6,11 +6,19 @@ import math
 import pytest
 from absl import flags
 
-from gistjax.compress.parameters import abstract_model
-from gistjax.config import CompressionConfig, DataConfig, LoraConfig, ModelConfig, SelectConfig
+from gistjax.compress.parameters import abstract_model, parameter_counts
+from gistjax.config import (
+    CompressionConfig,
+    DataConfig,
+    EncoderConfig,
+    LoraConfig,
+    ModelConfig,
+    SelectConfig,
+)
 from gistjax.estimate import memory
 from gistjax.estimate.flops import layer_parameters
 from gistjax.estimate.memory import (
+    Entries,
     Pass,
     activation_bytes,
     memory_estimate,
@@ -154,6 +162,86 @@ def test_a_second_pass_over_the_context_is_counted():
     assert len(model.selector.repeat_ids) == memory.REPEAT_TOKENS
 
 
+SIX_LAYERS = LlamaConfig(
+    vocab_size=256, d_model=576, d_ff=1536, n_layers=6, n_heads=9, n_kv_heads=3, head_dim=64
+)
+SHORT = (2, 512, 64, 24)  # contexts, their tokens, those of a question and its answer, of an answer
+LONG = (1, 2048, 16, 8)
+CONV = SelectConfig("conv", warmup=0.0)
+ROUNDED = {
+    scorer: SelectConfig(scorer, warmup=0.0, bits=(16, 8, 4)) for scorer in ("knorm", "conv")
+}
+
+
+@pytest.mark.parametrize(
+    ("select", "shape", "reference"),
+    [
+        (SelectConfig("knorm", warmup=0.0), SHORT, 560.1),
+        (ROUNDED["knorm"], SHORT, 374.3),
+        (CONV, SHORT, 358.3),
+        (ROUNDED["conv"], SHORT, 360.4),
+        (CONV, LONG, 363.5),
+        (ROUNDED["conv"], LONG, 395.3),
+    ],
+)
+def test_kept_entries_take_within_a_tenth_of_what_xla_assigned(select, shape, reference):
+    """MiB beside weights and optimizer, compiled for an H100 as `memory_estimate.py` does."""
+    E, C, S, A = shape
+    config = CompressionConfig(
+        architecture="select",
+        select=select,
+        ratio=4.0,
+        batch_size=E,
+        accumulation=1,
+        loss_weights={"teacher_forcing": 1.0},
+        lora=LoraConfig(rank=8),
+        encoder=EncoderConfig(bidirectional=True),
+        model=BF16,
+        data=DataConfig(
+            context_tokens=C,
+            context_buckets=(C,),
+            question_buckets=(S,),
+            questions_per_context=10,
+            answer_tokens=A,
+        ),
+    )
+    trained = parameter_counts(abstract_model(config, SIX_LAYERS))["trainable"]
+    found = activation_bytes(config, SIX_LAYERS, 44, trained)
+    assert found / 2**20 == pytest.approx(reference, rel=0.1)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_attention_to_entries_that_is_computed_again_is_held_in_one_layer(scan):
+    """Its scores, and of rounded entries each row's keys and values; both with gradients."""
+    model = dataclasses.replace(BF16, scan_layers=scan)
+    dense, read, again, rounded = (
+        Pass(2, 10, 12, 3, NONE, 10, 0, entries)
+        for entries in (
+            None,
+            *(Entries(7, *two) for two in ((False, False), (True, False), (True, True))),
+        )
+    )
+    scores = 2 * 10 * 4 * 12 * (11 if scan else 4)  # rows, queries, heads, keys
+    weights = 0 if scan else 2 * 10 * 4 * 12 * 2
+    assert dense.kept(BASE, model) - again.kept(BASE, model) == 3 * scores
+    assert read.kept(BASE, model) - dense.kept(BASE, model) == 3 * weights
+    assert rounded.kept(BASE, model) == again.kept(BASE, model)
+    assert (dense.again(BASE, model), read.again(BASE, model)) == (0, 0)
+    assert again.again(BASE, model) == 2 * scores
+    assert rounded.again(BASE, model) == 2 * (scores + 2 * 7 * 2 * 2 * 2 * 2)
+
+
+def test_a_step_with_rounded_entries_holds_copies_of_one_layer():
+    """Unless the logits are more."""
+    base = dataclasses.replace(BASE, vocab_size=1)
+    kept = SMALL.replace(architecture="select", ratio=4.0, select=SelectConfig("conv", warmup=0.0))
+    bits = kept.replace(select=SelectConfig("conv", warmup=0.0, bits=(8,)))
+    copies = 2 * 16 * 2 * 2 * 2 * 2  # rows, tokens, keys and values, KV heads, their width, bf16
+    assert activations(bits, base=base) - activations(kept, base=base) == 2 * copies
+    wide = dataclasses.replace(BASE, vocab_size=10**6)
+    assert activations(bits, base=wide) == activations(kept, base=wide)
+
+
 @pytest.mark.parametrize(
     "name", ["qwen2.5-0.5b-instruct", "qwen3-8b", "mistral-7b-instruct-v0.3", "smollm3-3b"]
 )
@@ -192,6 +280,14 @@ def test_trained_parameters_are_copied_and_have_gradients_where_those_are_more_o
     twice = SMALL.replace(accumulation=2)
     assert activations(twice, 1000) - activations(twice) == (2 + 4) * 1000
     assert activations(twice, 10**9) == (4 + 4) * 10**9
+
+
+def test_answers_are_scored_once_for_each_loss_that_reads_them():
+    alone, both = (
+        activations(SMALL.replace(loss_weights={"distillation": 1.0, "teacher_forcing": weight}))
+        for weight in (0.0, 1.0)
+    )
+    assert alone == activations() and both - alone == 2 * 4 * 100 * (4 + 2)
 
 
 def test_an_architecture_keeps_the_context_states():
