@@ -106,13 +106,19 @@ class Selector(nnx.Module):
         return self.base.n_layers * self.base.n_kv_heads
 
     def entries(self, length_B: Array, ratio: Array | float | None) -> Array:
-        """Entries that may be kept of each context, of all layers and KV heads together, `[B]`."""
+        """Entries that may be kept of each context, of all layers and KV heads together, `[B]`.
+
+        Args:
+            ratio: one for all, or for each row, several of which in a row may share a context.
+        """
         if self.most:
             return jnp.minimum(self.most, self.heads * length_B)
         slots_B: Array
         if isinstance(ratio, float | int):
             slots_B = self.budget.at(ratio).slots(length_B)
         else:
+            if ratio is not None:
+                length_B = jnp.repeat(length_B, len(ratio) // len(length_B))
             slots_B = self.budget.slots(length_B, ratio)
         return self.heads * slots_B
 

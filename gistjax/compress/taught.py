@@ -58,8 +58,7 @@ def learn(
         real_Ex1xC = lengths_to_valid(length_E, C)[:, None]
         error_E = jnp.sum(jnp.where(real_Ex1xC, error, 0.0), axis=(0, 2, 3))
         score_LxExKxC = jnp.where(kvzip_chooses, log_LxExKxC, score_LxExKxC)
-    rows = 1 if ratio is None else len(ratio) // E  # of questions a context
-    total_B = selector.entries(jnp.repeat(length_E, rows), ratio)
+    total_B = selector.entries(length_E, ratio)
     cut = selector.cut(jax.lax.stop_gradient(score_LxExKxC), length_E, total_B)
     temperature = selector.temperature
     gate = gate_of(score_LxExKxC, cut, length_E, temperature) if temperature else None

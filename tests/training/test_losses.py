@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from gistjax.compress.compressed_lm import answer_positions
+from gistjax.config import SelectConfig
 from gistjax.model.lora import Trainable
 from gistjax.training import losses
 from gistjax.training.losses import Forward, LossSettings, total_loss
@@ -127,10 +128,26 @@ def test_contrastive_against_a_plain_loop(rng):
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
 
 
+ENTRIES = {"select": SelectConfig("knorm", warmup=0.0), "ratios": (1.0, 2.0, 4.0)}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("slot_form", ["soft_tokens", "key_values"])
-def test_questions_that_share_a_compression_have_the_loss_of_those_that_do_not(slot_form, rng):
-    model, batch = tiny_model("gist", slot_form=slot_form), tiny_batch(rng, B=6)
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("gist", {"slot_form": "soft_tokens"}),
+        ("gist", {"slot_form": "key_values"}),
+        ("select", ENTRIES),
+    ],
+    ids=["soft_tokens", "key_values", "entries"],
+)
+def test_questions_that_share_a_compression_have_the_loss_of_those_that_do_not(
+    architecture, changes, rng
+):
+    """Of entries each at a ratio of its own."""
+    model, batch = tiny_model(architecture, **changes), tiny_batch(rng, B=6)
+    if architecture == "select":
+        batch = dataclasses.replace(batch, ratio_N=np.array([1, 4, 2, 1, 4, 2], np.float32))
     alone = jax.tree.map(lambda x: x, batch)
     first = jnp.array([0, 0, 2, 2, 4, 4])  # rows by context, two on each
     alone = dataclasses.replace(
@@ -145,7 +162,7 @@ def test_questions_that_share_a_compression_have_the_loss_of_those_that_do_not(s
         context_id_E=batch.context_id_E[::2],
         context_view_ExD=batch.context_view_ExD[::2],
     )
-    weights = {"teacher_forcing": 0.6, "generation": 0.4}
+    weights = {"teacher_forcing": 0.6, **({"generation": 0.4} if architecture == "gist" else {})}
     one, other = (total(model, b, weights)[0] for b in (alone, shared))
     np.testing.assert_allclose(one, other, rtol=1e-5)
 
