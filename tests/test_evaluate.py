@@ -132,7 +132,9 @@ def test_in_few_bits_a_run_answers_as_its_saved_documents_do(tmp_path, config):
 
 
 @pytest.mark.slow
-def test_refined_a_run_answers_as_its_refined_documents_do(tmp_path):
+def test_refined_a_run_answers_as_its_refined_documents_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("gistjax.evaluation.treatment.REFINED_TOGETHER", 1)  # a device
+    monkeypatch.setattr("gistjax.compress.refiner.QUESTIONS", 3)
     select = dataclasses.replace(SELECTED.select, scorer="knorm")
     data = dataclasses.replace(SELECTED.data, validation_examples=1)
     config = SELECTED.replace(select=select, data=data)

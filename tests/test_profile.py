@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -72,13 +73,16 @@ def test_parts_are_those_that_the_budget_of_all_heads_keeps(full, profile):
     config = FULL.replace(architecture="select", select=KEYDIFF)
     pretrained, parts = load_trained(RunDir(full), config)
     model, prompt = nnx.merge(*parts), pretrained.prompt
+    read = jax.jit(
+        lambda prefix, context: model.selector.read(model.base, model.lora, prefix, context)
+    )
     kept_RxLxK, tokens = 0, 0
     for context_ids in first_contexts(prompt):
         ids = jnp.asarray(context_ids)[None]
         n = ids.shape[1]
         context = ids, jnp.array([n])
         prefix = jnp.asarray(prompt.prefix_ids)
-        score = model.selector.read(model.base, model.lora, prefix, context)[1]
+        score = read(prefix, context)[1]
         heads = score.shape[0] * score.shape[2]
         totals = [jnp.array([heads * -(-n // int(ratio))]) for ratio in PROFILE_RATIOS]
         kept = [keep(score, context[1], total, "all").kept.sum((1, 3)) for total in totals]

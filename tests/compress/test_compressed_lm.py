@@ -348,7 +348,7 @@ def test_wanted_states_are_those_of_all(slot_form, scan, rng):
     model = tiny_model("gist", base=tiny_base(scan=scan), slot_form=slot_form)
     ids, length, tokens, tokens_length = tiny_inputs(rng)
     wanted = jnp.stack([tokens_length - 1, tokens_length - 2], axis=1)
-    memory = model.in_sequence(PREFIX, ids, length)
+    memory = Compiled(model).in_sequence(PREFIX, ids, length)
 
     def few(x):
         return model.states(dataclasses.replace(memory, x_BxXxD=x), tokens, tokens_length, wanted)

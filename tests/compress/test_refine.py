@@ -11,7 +11,7 @@ from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.kept import entries_of
 from gistjax.compress.refine import RATE, refine
 from gistjax.config import LoraConfig, SelectConfig
-from tests.helpers.tiny import PREFIX, TINY, tiny_base, tiny_model
+from tests.helpers.tiny import PREFIX, TINY, Compiled, tiny_base, tiny_model
 
 A, N, C, END = 3, 2, 16, (1,)
 LENGTHS = (16, 9)
@@ -50,7 +50,7 @@ def test_the_divergence_falls_and_what_is_kept_stays(rng, scan):
     context, loss_2xE = refined(model, rows, 50)
     chex.assert_shape(loss_2xE, (2, 2))
     assert (loss_2xE[1] < loss_2xE[0]).all() and loss_2xE[1].sum() < 0.7 * loss_2xE[0].sum()
-    plain = jax.device_get(model.compress(jnp.array(PREFIX), *map(jnp.asarray, rows[0])))
+    plain = jax.device_get(Compiled(model).compress(PREFIX, *map(jnp.asarray, rows[0])))
     np.testing.assert_array_equal(context.slots_B, plain.slots_B)
     for row in range(2):
         ours, theirs = entries_of(context, row), entries_of(plain, row)
@@ -74,7 +74,7 @@ def test_where_nothing_is_thrown_away_nothing_moves(rng):
     model, rows = model_of(ratio=1.0), given(rng)
     context, loss_2xE = refined(model, rows, 5)
     np.testing.assert_allclose(loss_2xE[0], 0, atol=1e-5)
-    plain = jax.device_get(model.compress(jnp.array(PREFIX), *map(jnp.asarray, rows[0])))
+    plain = jax.device_get(Compiled(model).compress(PREFIX, *map(jnp.asarray, rows[0])))
     for row in range(2):
         ours, theirs = entries_of(context, row), entries_of(plain, row)
         np.testing.assert_allclose(ours.k_TxH, theirs.k_TxH, atol=1e-5)
@@ -84,11 +84,10 @@ def divergence(model, whole, found, question):
     """By hand, from whole sequences: prompt, question and the teacher's own answer."""
     tokens, each = [*question], []
     while len(each) < A and tokens[-1] not in END:
-        row, n = jnp.array([tokens]), jnp.array([len(tokens)])
-        teacher, ours = (
-            jax.nn.log_softmax(model.base.logits(model.states(x, row, n))[0, -1])
-            for x in (whole, found)
-        )
+        n = len(tokens)
+        row = jnp.array([[*tokens, *[0] * (len(question) + A - n)]])
+        states = (Compiled(model).states(x, row, jnp.array([n])) for x in (whole, found))
+        teacher, ours = (jax.nn.log_softmax(model.base.logits(h[0, n - 1])) for h in states)
         each.append(float(jnp.sum(jnp.exp(teacher) * (teacher - ours))))
         tokens.append(int(jnp.argmax(teacher)))
     return np.mean(each)
@@ -102,7 +101,7 @@ def test_losses_are_of_what_was_kept_and_of_what_is_returned(rng, monkeypatch, r
     questions = tuple(x[:1] for x in questions)
     found, loss_2x1 = refined(model, (context, questions), steps)
     whole, kept = (
-        model.compress(jnp.array(PREFIX), *map(jnp.asarray, context), ratio) for ratio in (1.0, 4.0)
+        Compiled(model).compress(PREFIX, *map(jnp.asarray, context), ratio) for ratio in (1.0, 4.0)
     )
     by_hand = [divergence(model, whole, x, questions[0][0]) for x in (kept, found)]
     np.testing.assert_allclose(loss_2x1[:, 0], by_hand, rtol=1e-3)

@@ -12,7 +12,7 @@ from gistjax.compress.parameters import split_model
 from gistjax.config import CompressionConfig, DataConfig, EncoderConfig, LoraConfig, MeshConfig
 from gistjax.errors import ConfigError
 from gistjax.runtime.sharding import make_mesh, put_batch
-from tests.helpers.tiny import PREFIX, TINY, micro_batches, start, tiny_base
+from tests.helpers.tiny import PREFIX, TINY, Compiled, micro_batches, start, tiny_base
 
 CONFIG = CompressionConfig(
     architecture="gist",
@@ -35,16 +35,17 @@ def test_the_encoder_reads_through_its_own_base(rng):
     states = model.compressor.encoder(encoder, ids, length)
     M, slots = model.compressor.count(16, length)
     expected = model.compressor.connector(model.compressor.architecture(states, length, slots, M))
-    found = model.compress(PREFIX, ids, length).x_BxXxD
+    found = Compiled(model).compress(PREFIX, ids, length).x_BxXxD
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    other = model_of(tiny_base(OTHER, seed=4)).compress(PREFIX, ids, length).x_BxXxD
+    other = Compiled(model_of(tiny_base(OTHER, seed=4))).compress(PREFIX, ids, length).x_BxXxD
     assert float(jnp.abs(other - found).max()) > 1e-3
 
 
 @pytest.mark.slow
 def test_the_same_base_given_twice_is_the_base_alone(rng):
     ids, length = jnp.array(rng.integers(0, 61, (2, 16))), jnp.array([16, 9])
-    one, two = (model_of(base).compress(PREFIX, ids, length) for base in (None, tiny_base()))
+    models = (Compiled(model_of(base)) for base in (None, tiny_base()))
+    one, two = (model.compress(PREFIX, ids, length) for model in models)
     np.testing.assert_array_equal(one.x_BxXxD, two.x_BxXxD)
     assert "encoder_base" not in split_model(model_of())[2]
 
