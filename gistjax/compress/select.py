@@ -117,7 +117,7 @@ class Selector(nnx.Module):
         if isinstance(ratio, float | int):
             slots_B = self.budget.at(ratio).slots(length_B)
         else:
-            if ratio is not None:
+            if ratio is not None and ratio.ndim:
                 length_B = jnp.repeat(length_B, len(ratio) // len(length_B))
             slots_B = self.budget.slots(length_B, ratio)
         return self.heads * slots_B
