@@ -112,6 +112,7 @@ IN_FEW_BITS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("config", IN_FEW_BITS, ids=["entries", "soft tokens", "keys and values"])
 def test_in_few_bits_a_run_answers_as_its_saved_documents_do(tmp_path, config):
+    config = config.replace(data=dataclasses.replace(config.data, validation_examples=2))
     run, output = write_run(tmp_path / "run", config), tmp_path / "predictions"
     found = evaluate.evaluate_run(run, bits=4, output=output)
     whole = evaluate.evaluate_run(run)

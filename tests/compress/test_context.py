@@ -10,7 +10,7 @@ import pytest
 
 from gistjax.compress.context import join
 from gistjax.compress.sequence import make_sequence
-from tests.helpers.tiny import FAMILIES, PREFIX, TINY, Compiled, tiny_base, tiny_model
+from tests.helpers.tiny import FAMILIES, PREFIX, TINY, Compiled, in_turn, tiny_base, tiny_model
 
 FORMS = {
     "soft tokens": {},
@@ -37,8 +37,7 @@ def pieces_of(model, rng, lengths=(16, 9)):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "scan"), in_turn(FORMS, (True, False)))
 def test_one_piece_joined_answers_as_the_piece(form, scan, rng):
     model = Compiled(tiny_model("gist", base=tiny_base(scan=scan), **FORMS[form]))
     (piece, _), _ = pieces_of(model, rng)

@@ -20,7 +20,7 @@ from gistjax.model.attention import MOST_ABOVE, attend_gated, attend_kept, produ
 from gistjax.model.kv_cache import CacheLayer, KeptLayer
 from gistjax.model.layer import Seen
 from gistjax.model.lora import Trainable
-from tests.helpers.tiny import PREFIX, TINY, Compiled, tiny_base, tiny_inputs, tiny_model
+from tests.helpers.tiny import PREFIX, TINY, Compiled, in_turn, tiny_base, tiny_inputs, tiny_model
 
 P, C = len(PREFIX), 16
 HEADS = TINY.n_layers * TINY.n_kv_heads
@@ -166,8 +166,7 @@ def test_gates_are_closed_to_the_loss_while_kvzip_chooses_or_all_is_kept(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scorer", LEARNED)
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(("scorer", "scan"), in_turn(LEARNED, (True, False)))
 def test_what_is_kept_in_training_is_kept_in_use(rng, scorer, scan):
     ids, lengths, *_ = inputs = tiny_inputs(rng)
     model, ratios = model_of(scorer, scan), np.array([2.0, 8.0] * 3, np.float32)
@@ -246,8 +245,8 @@ def test_questions_read_what_is_left_in_their_own_bits(rng, scan):
     rows = np.repeat(tokens, 5, axis=0), np.repeat(token_lengths, 5)
     positions = np.broadcast_to(np.arange(tokens.shape[1]), rows[0].shape)
     read = read_in(taught, jnp.asarray(bits, jnp.int32))
-    state = model.prefill(read, tokens.shape[1]).repeat(5)
-    together, _ = model.append(rows[0], state, positions, rows[1])
+    state = Compiled(model).prefill(read, tokens.shape[1]).repeat(5)
+    together, _ = Compiled(model).append(rows[0], state, positions, rows[1])
     for column, (ratio, width) in enumerate(columns):
         used = jax.device_get(Compiled(model).compress(PREFIX, ids, lengths, np.float32(ratio)))
         if width < 16:

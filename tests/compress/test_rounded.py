@@ -24,6 +24,7 @@ from gistjax.model.kv_cache import Cache
 from gistjax.runtime.quantize import BITS
 from gistjax.runtime.tensors import load_tensors
 from tests.helpers.runs import SELECTED, write_run
+from tests.helpers.tiny import in_turn
 
 COUNT = np.array([[3, 0], [1, 4]], np.int32)
 
@@ -79,8 +80,7 @@ def selecting(tmp_path_factory):
     return gistjax.load(write_run(tmp_path_factory.mktemp("selecting") / "run", config))
 
 
-@pytest.mark.parametrize("stacked", [True, False])
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("bits", "stacked"), in_turn(BITS, (True, False)))
 def test_rounded_rows_are_what_saved_documents_hold(selecting, tmp_path, rng, bits, stacked):
     """To the last bit; what pads the batch and what is not kept stay as they are."""
     model, P = selecting.model(), selecting.programs.prefix_ids_P

@@ -122,10 +122,18 @@ def test_the_config_names_them_all():
     assert list(SCORERS) == list(NAMES)
 
 
-@pytest.mark.parametrize("name", WITH_REFERENCE)
-@pytest.mark.parametrize(
-    "family", ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in OWN if f != "llama")]
-)
+def families_and_scorers():
+    """Llama with each scorer, and each scorer with one other family; the rest only at length."""
+    others = [family for family in OWN if family != "llama"]
+    for number, name in enumerate(WITH_REFERENCE):
+        yield "llama", name
+        for family in others:
+            meets = family == others[number % len(others)]
+            mark = pytest.mark.slow if meets else pytest.mark.long
+            yield pytest.param(family, name, marks=mark)
+
+
+@pytest.mark.parametrize(("family", "name"), families_and_scorers())
 def test_scores_and_what_they_keep_are_those_of_the_reference(model_of, contexts, family, name):
     model, base = model_of(family)
     ours = scored(base, name, contexts)

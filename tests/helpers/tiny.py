@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from gistjax.compress.compressed_lm import CompressedLM
@@ -189,14 +190,13 @@ def tiny_inputs(rng, B=3, C=16, S=7):
 def all_logits(base, ids, lengths):
     """The logits of every position of right padded rows, read causally."""
     valid = lengths_to_valid(jnp.array(lengths), ids.shape[1])
-    graphdef, state = nnx.split(base)
+    return np.asarray(_logits(*nnx.split(base), jnp.array(ids), valid))
 
-    @jax.jit
-    def logits(state, ids):
-        base = nnx.merge(graphdef, state)
-        return base.logits(base(base.embed(ids), positions_of(valid), causal_mask(valid))[0])
 
-    return np.asarray(logits(state, jnp.array(ids)))
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(graphdef, state, ids, valid):
+    base = nnx.merge(graphdef, state)
+    return base.logits(base(base.embed(ids), positions_of(valid), causal_mask(valid))[0])
 
 
 WEIGHTS = {"teacher_forcing": 0.5, "generation": 0.3, "contrastive": 0.2}
@@ -221,6 +221,16 @@ def micro_batches(rng: np.random.Generator, K: int = 1, B: int = 8) -> Batch:
     """The batches `[K, B, …]` of a step."""
     batches = [tiny_batch(rng, B) for _ in range(K)]
     return jax.tree.map(lambda *xs: np.stack(xs), *batches)
+
+
+def in_turn(names, values):
+    """Cells of a grid that meet each name and each value, without a mark; the others are long."""
+    names, values = list(names), list(values)
+    return [
+        pytest.param(name, value, marks=() if place == number % len(values) else pytest.mark.long)
+        for number, name in enumerate(names)
+        for place, value in enumerate(values)
+    ]
 
 
 BAD = ("nan loss", "inf loss", "nan gradient", "inf gradient", "spike")

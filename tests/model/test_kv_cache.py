@@ -40,7 +40,7 @@ def assert_same_to_the_last_bit(ours, theirs):
 
 
 @given(st.sampled_from(BITS), st.sampled_from(DTYPES), st.integers(1, 21), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20)
 def test_windows_of_codes_are_the_numbers_of_the_file(bits, dtype, H, data):
     counts = data.draw(st.lists(st.integers(0, 20), min_size=6, max_size=6))
     count_LxK = np.array(counts, np.int32).reshape(3, 2)

@@ -14,6 +14,7 @@ from gistjax.model.masks import causal_mask, lengths_to_valid
 from tests.helpers.tiny import (
     FAMILIES,
     TINY,
+    in_turn,
     positions_of,
     projections,
     put_projections,
@@ -112,8 +113,7 @@ def test_gradients_prove_causality_and_padding(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(("family", "scan"), in_turn(FAMILIES, (True, False)))
 def test_cache_in_pieces_equals_one_pass(rng, scan, family):
     base = tiny_base(FAMILIES[family], scan=scan)
     x = jnp.array(rng.normal(size=(2, 7, 32)), jnp.float32)
@@ -171,8 +171,7 @@ def test_fresh_lora_changes_nothing_and_a_trained_one_does(rng, target):
     assert not np.allclose(run(base, x, valid, lora=lora), run(base, x, valid))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(("family", "scan"), in_turn(FAMILIES, (True, False)))
 def test_lora_equals_merged_weights(rng, scan, family):
     base = tiny_base(FAMILIES[family], scan=scan)
     lora = LoRA(base.config, LoraConfig(rank=2, alpha=6.0), jax.random.key(0))

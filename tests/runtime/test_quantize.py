@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays, floating_dtypes
 
@@ -118,6 +118,7 @@ def test_each_code_is_within_half_a_scale(array, axis, bits):
 
 
 @given(st.sampled_from(BITS), st.data())
+@settings(max_examples=20)  # each shape is a program to compile
 def test_codes_are_packed_and_unpacked(bits, data):
     """In the fewest bytes, as one number whose digits are the codes, the first the lowest."""
     shape = data.draw(st.tuples(st.integers(0, 3), st.integers(1, 40)))

@@ -14,6 +14,7 @@ from gistjax.training.step import _is_bad, no_bad_step
 from tests.helpers.tiny import (
     BAD,
     FAMILIES,
+    TINY,
     make_bad,
     micro_batches,
     poison,
@@ -102,7 +103,8 @@ def test_every_family_has_the_loss_of_one_device_on_a_mesh(family, slot_form):
 def test_entries_that_are_kept_have_the_loss_of_one_device_on_a_mesh(scorer, spread):
     losses, weights = [], {"teacher_forcing": 0.5, "generation": 0.5}
     for mesh in (sharding.one_device(), make_mesh(LAYOUTS["all three"])):
-        base = tiny_base(scan=False, mesh=mesh)
+        config = dataclasses.replace(TINY, n_layers=2)
+        base = tiny_base(config, scan=False, mesh=mesh)
         model = tiny_model("select", base=base, ratio=2.0, select=SelectConfig(scorer, spread))
         batches = micro_batches(np.random.default_rng(0))
         losses.append(run(mesh, batches, model=model, weights=weights)[0])
@@ -115,7 +117,7 @@ def test_entries_that_are_kept_have_the_loss_of_one_device_on_a_mesh(scorer, spr
 def test_split_weights_are_gathered_and_activations_are_not_summed():
     """A layer's weights twice for each reading: for its products, and for their gradients."""
     mesh = make_mesh(LAYOUTS["fsdp"])
-    base = tiny_base(scan=False, mesh=mesh)
+    base = tiny_base(dataclasses.replace(TINY, n_layers=2), scan=False, mesh=mesh)
     model, weights = tiny_model("gist", base=base), {"teacher_forcing": 1.0}
     state, frozen, step = start(mesh, model=model, weights=weights)
     batches = put_batch(micro_batches(np.random.default_rng(0)), mesh, leading=1)
