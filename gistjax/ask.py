@@ -79,13 +79,6 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
             document.pieces,
             engine.trained_tokens,
         )
-    if config.selects and document.tokens > engine.trained_tokens:
-        log.warning(
-            "warning: the text has %d tokens, and the compressor was trained on at most %d: how "
-            "much it loses of a longer one was not measured.",
-            document.tokens,
-            engine.trained_tokens,
-        )
     if not args.json:
         print(about(document))
     bits = int(args.bits) if args.bits else None

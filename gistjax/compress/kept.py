@@ -11,11 +11,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from gistjax.compress.context import CompressedContext
 from gistjax.model.codes import Codes
+from gistjax.model.config import LlamaConfig
 from gistjax.model.kv_cache import KeptLayer, PackedEntries
+from gistjax.model.rope import apply_rope, rope_angles
 
 CLASSES_AN_OCTAVE = 16
 LEAST = 16
@@ -104,6 +107,53 @@ def packed(entries: Entries) -> PackedEntries:
     most = min(size_class(int(count_LxK.max()), 1), size)
     arrays: tuple[Any, ...] = (k_TxH, v_TxH, start_LxK.astype(np.int32), count_LxK, most)
     return PackedEntries(*arrays)
+
+
+def join_kept(contexts: Sequence[CompressedContext], base: LlamaConfig) -> CompressedContext:
+    """Join what is kept of contexts of one row each, one behind another.
+
+    Each stands where the one before ends, as in `context.join`. Of codes, their numbers are joined.
+
+    Args:
+        base: sizes of the decoder, for its rotary frequencies.
+
+    Returns:
+        numpy arrays.
+    """
+    starts = np.cumsum([0, *(int(context.length_B[0]) for context in contexts)])
+    parts = [
+        _turned(entries_of(context).numbers(), int(start), base)
+        for context, start in zip(contexts, starts, strict=False)
+    ]
+    head_T = np.concatenate([_heads(part) for part in parts])
+    order_T = np.argsort(head_T, kind="stable")  # by KV head, and of each by context
+    k_TxH, v_TxH = (
+        np.concatenate([getattr(part, name) for part in parts])[order_T]
+        for name in ("k_TxH", "v_TxH")
+    )
+    count_LxK = np.sum([part.count_LxK for part in parts], axis=0, dtype=np.int32)
+    slots = -(-int(count_LxK.sum()) // count_LxK.size)
+    numbers: dict[str, Any] = {
+        "length_B": np.asarray([starts[-1]], np.int32),
+        "slots_B": np.asarray([slots], np.int32),
+    }
+    kept = packed(Entries(k_TxH, v_TxH, count_LxK))
+    return dataclasses.replace(contexts[0], kept=kept, **numbers)
+
+
+def _heads(entries: Entries) -> np.ndarray:
+    """Number of each entry's layer and KV head, in their order."""
+    return np.repeat(np.arange(entries.count_LxK.size), entries.count_LxK.ravel())
+
+
+def _turned(entries: Entries, by: int, base: LlamaConfig) -> Entries:
+    """The same entries so many positions further on, as `Cache.turned` does it."""
+    rope = rope_angles(base, jnp.full((1, 1), by))
+    turned_TxH = np.asarray(apply_rope(jnp.asarray(entries.k_TxH)[None, :, None], rope))[0, :, 0]
+    layer_T = _heads(entries) // entries.count_LxK.shape[1]
+    rotates_Tx1 = np.asarray(base.rotates)[layer_T][:, None]
+    k_TxH = np.where(rotates_Tx1, turned_TxH, entries.k_TxH)
+    return dataclasses.replace(entries, k_TxH=k_TxH)
 
 
 def _sized(x: Any, n: int, ranges: int) -> Any:

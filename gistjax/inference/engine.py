@@ -21,8 +21,7 @@ import numpy as np
 from gistjax.compress.budget import Budget, keeping_all
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext, join
-from gistjax.compress.kept import entries_of, packed
-from gistjax.compress.learned import repeats
+from gistjax.compress.kept import entries_of, join_kept, packed
 from gistjax.compress.parameters import split_model
 from gistjax.compress.refiner import Refiner
 from gistjax.config import CompressionConfig
@@ -33,7 +32,6 @@ from gistjax.experiment.base import (
     PretrainedBase,
     build_model,
     load_trained,
-    repeat_ids,
     untuned_full_context,
 )
 from gistjax.experiment.confidence import Calibration, read_calibration
@@ -135,7 +133,7 @@ class Engine:
 
     @property
     def trained_tokens(self) -> int:
-        """Longest context in training; longer ones go in pieces, unless entries are kept."""
+        """Longest context in training; longer ones go in pieces."""
         return load_task(self.config.data.task).limit(self.config.data).context_tokens
 
     @property
@@ -145,22 +143,9 @@ class Engine:
         return self.pretrained.source.config.max_positions - around
 
     @property
-    def _piece_tokens(self) -> int:
-        """Longest text that is read at once."""
-        return self.max_tokens if self.config.selects else self.trained_tokens
-
-    @property
     def max_tokens(self) -> int:
-        """Longest text that fits the base's positions with a question and its answer.
-
-        Where a scorer watches it being repeated, with its repetition.
-        """
-        with_question = self.positions - QUESTION_TOKENS[0]
-        if not repeats(self.config):
-            return with_question
-        prompt = self.pretrained.prompt
-        left = self.pretrained.source.config.max_positions - len(prompt.prefix_ids)
-        return min(with_question, (left - len(repeat_ids(prompt))) // 2)
+        """Longest text that fits the base's positions with a question and its answer."""
+        return self.positions - QUESTION_TOKENS[0]
 
     def compress(
         self,
@@ -194,7 +179,7 @@ class Engine:
         pieces = self._pieces(text)
         contexts, seconds = [], 0.0
         for ids in pieces:
-            size = min(power_of_two(len(ids)), self._piece_tokens)
+            size = min(power_of_two(len(ids)), self.trained_tokens)
             at = ratio or self.config.ratio
             if refine:
                 context, spent = self._refined(ids, size, at, refine)
@@ -202,15 +187,20 @@ class Engine:
                 context, spent = self.programs.compress(ids, size, at)
             contexts.append(context)
             seconds += spent
-        context = contexts[0]
-        if len(contexts) > 1:
-            size = power_of_two(sum(int(one.slots_B[0]) for one in contexts))
-            context = join(contexts, size, self.pretrained.source.config)
+        context = contexts[0] if len(contexts) == 1 else self._joined(contexts)
         tokens = sum(map(len, pieces))
         if bits is None:
             return Document(self, context, tokens, len(pieces), seconds, refine or 0)
         content = document_file.stored(context, bits)
         return self._document(content, tokens, len(pieces), refine or 0, seconds)
+
+    def _joined(self, contexts: list[CompressedContext]) -> CompressedContext:
+        """Return the pieces of a text as one context."""
+        base = self.pretrained.source.config
+        if self.config.selects:
+            return join_kept(contexts, base)
+        size = power_of_two(sum(int(one.slots_B[0]) for one in contexts))
+        return join(contexts, size, base)
 
     def _refined(
         self, ids: np.ndarray, size: int, ratio: float, steps: int
@@ -254,7 +244,7 @@ class Engine:
                 f"the context has {len(text)} characters, but {name} reads at most {limit} tokens: "
                 "ask about a part of it."
             )
-        pieces = cut_text(text, self.pretrained.prompt, self._piece_tokens)
+        pieces = cut_text(text, self.pretrained.prompt, self.trained_tokens)
         tokens = sum(map(len, pieces))
         if tokens > limit:
             raise DataError(
