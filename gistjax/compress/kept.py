@@ -131,7 +131,7 @@ def join_kept(contexts: Sequence[CompressedContext], base: LlamaConfig) -> Compr
         np.concatenate([getattr(part, name) for part in parts])[order_T]
         for name in ("k_TxH", "v_TxH")
     )
-    count_LxK = np.sum([part.count_LxK for part in parts], axis=0, dtype=np.int32)
+    count_LxK = np.stack([part.count_LxK for part in parts]).sum(0, dtype=np.int32)
     slots = -(-int(count_LxK.sum()) // count_LxK.size)
     numbers: dict[str, Any] = {
         "length_B": np.asarray([starts[-1]], np.int32),
