@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
 # Tasks alone, together and left out: trains, scores what was left out, compares and reports.
 #
-#   launch/tasks.sh DATA TEXT OUT [--config.KEY=VALUE …]
+#   launch/tasks.sh DATA OUT [--config.KEY=VALUE …]
 #
-# DATA has the folders squad, hotpotqa, fairytaleqa and gsm8k (docs/data.md), TEXT articles. The
-# same command goes on where it was interrupted. The further words are for the trainings alone.
+# DATA has the folders squad, hotpotqa, fairytaleqa and gsm8k (docs/data.md). The same command goes
+# on where it was interrupted. The further words are for the trainings alone.
 set -euo pipefail
-data=$1 text=$2 out=$3
-shift 3
-python -m gistjax.sweep --sweep launch/sweeps/tasks.json --out "$out" \
-    --config.data.path="$data" --config.text.path="$text" "$@"
+data=$1 out=$2
+shift 2
+python -m gistjax.sweep --sweep launch/sweeps/tasks.json --out "$out" --config.data.path="$data" "$@"
 for task in hotpotqa_supporting fairytaleqa_sections gsm8k; do
     python -m gistjax.evaluate --run "$out/without_$task" --config.data.tasks.$task=1 \
         --output "$out/without_$task/predictions_of_all.json" \
