@@ -233,7 +233,8 @@ def _select_rules(config: CompressionConfig) -> Rules:
         ),
         (
             not select.bytes or config.ratio == 0 and not config.ratios,
-            f"select.bytes={select.bytes} and ratio={config.ratio} are two budgets: set one to 0.",
+            f"select.bytes={select.bytes} is a budget, and so are ratio={config.ratio:g} and "
+            f"ratios={config.ratios}: set --config.ratio=0 --config.ratios=, or select.bytes to 0.",
         ),
         (
             config.learns_scores or not config.loss_weights.get("kvzip"),

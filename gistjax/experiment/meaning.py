@@ -32,11 +32,15 @@ def asked(config: CompressionConfig, trained: CompressionConfig) -> CompressionC
     """Return the configuration that a finished run is asked with.
 
     Another `data.task` than in its training takes the place of a mixture that it was trained on.
-    Keys of slots and encoder, which a full context has and does not read, are not those of its cut.
+    Keys of slots, ratios and encoder, which a full context has and does not read, are not those of
+    its cut. A profile goes with its spread.
     """
+    select = config.select
+    if select.spread != "profile" and select.profile == trained.select.profile:
+        config = config.replace(select=replace(select, profile=""))
     if config.selects and trained.architecture == "none":
         default = CompressionConfig()
-        unread = (*SLOT_KEYS, "encoder")
+        unread = (*SLOT_KEYS, "ratios", "encoder")
         kept = {key for key in unread if getattr(config, key) != getattr(trained, key)}
         config = config.replace(**{k: getattr(default, k) for k in unread if k not in kept})
     if config.data.task == trained.data.task or config.data.tasks != trained.data.tasks:
@@ -65,6 +69,12 @@ def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None
                 "--config.encoder.kind=embeddings and --config.encoder.bidirectional=False."
             )
     changed = [key for key in _changed(config, trained) if key.partition(".")[0] in keys]
+    whole = trained.architecture == config.architecture == "none"
+    if whole and any(key.startswith("select.") for key in changed):
+        raise ConfigError(
+            f"{', '.join(changed)}: only architecture='select' keeps entries of the cache: add "
+            "--config.architecture=select, or leave that --config out."
+        )
     if changed := [key for key in changed if key not in (*SPREAD, *WEIGHTLESS)]:
         raise ConfigError(
             f"{', '.join(changed)}: this model was trained with another value, so it would answer "

@@ -19,7 +19,6 @@ for `python -m gistjax.compare --of=FOLDER --with=…`.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -60,9 +59,10 @@ def measure(config: CompressionConfig, args: flags.FlagValues, folder: Path) -> 
     splits = [table.questions(contexts) for contexts in names["contexts"]]
     done = []
     for split in splits:
+        controls = [ALL] if args.closed_book else [ALL, NOTHING]
         if args.closed_book:
             table.closed_book(split, RunDir(args.closed_book))
-        done += [table.control(split, name) for name in (ALL, NOTHING)]
+        done += [table.control(split, name) for name in controls]
     for scorer in names["scorers"]:
         for split in splits:
             profile = profiles[scorer]
@@ -134,8 +134,9 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
         export(folder, args.cell, Path(args.to or "."))
         return
     finished = measure(config, args, folder) if args.run else True
-    known = json.loads(output.read_bytes())["rows"] if output.is_file() else []
-    rows = rows_of(folder, known, config.evaluation.bootstrap_samples, config.seed)
+    rows = rows_of(folder, config.evaluation.bootstrap_samples, config.seed)
+    if not rows:
+        raise ConfigError(f"{folder} has no answers to tabulate: give the run with --run.")
     write_json(output, {"rows": rows})
     if args.table:
         write_atomically(Path(args.table), page(rows).encode())

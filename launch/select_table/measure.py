@@ -22,11 +22,11 @@ from gistjax.data.encoding import encode_splits
 from gistjax.data.example import Batch, Buckets, Example, TokenizedExample, hash_rows
 from gistjax.data.prompts import decode
 from gistjax.data.tasks import written_tokens
-from gistjax.errors import DataError
+from gistjax.errors import ConfigError, DataError
 from gistjax.evaluation.metrics import METRICS
 from gistjax.experiment.base import PretrainedBase, load_pretrained, load_trained
 from gistjax.experiment.evaluator import make_generator
-from gistjax.experiment.meaning import check_meaning
+from gistjax.experiment.meaning import asked, check_meaning
 from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime.devices import device_name
 from gistjax.runtime.files import sha256_of
@@ -167,9 +167,8 @@ class Table:
         places = answers.missing(lacking)
         if not places or self.is_late:
             return not places
-        _, model = load_trained(
-            self.run, select_config(self.config, scorer, profile), self.pretrained
-        )
+        cut = select_config(self.config, self.run.config(), scorer, profile)
+        _, model = load_trained(self.run, cut, self.pretrained)
         cells = [Cell(spread, ratio) for spread in spreads for ratio in ratios]
         asks, written = scorer == ASKS, time.monotonic()
         with tqdm(total=len(places), desc=answers.path.stem, unit="question", disable=None) as bar:
@@ -247,15 +246,15 @@ class Table:
 
 
 def select_config(
-    config: CompressionConfig, scorer: str, profile: Path | None = None
+    config: CompressionConfig,
+    trained: CompressionConfig,
+    scorer: str,
+    profile: Path | None = None,
 ) -> CompressionConfig:
     """Return the configuration of a full-context run of whose cache a scorer keeps entries."""
     select = SelectConfig(scorer, "profile", str(profile)) if profile else SelectConfig(scorer)
-    return config.replace(
-        architecture=SELECT,
-        encoder=EncoderConfig(),
-        select=select,
-    )
+    cut = config.replace(architecture=SELECT, encoder=EncoderConfig(), select=select)
+    return asked(cut, trained)
 
 
 def check(config: CompressionConfig, trained: CompressionConfig) -> None:
@@ -264,7 +263,12 @@ def check(config: CompressionConfig, trained: CompressionConfig) -> None:
     Raises:
         ConfigError: naming the key.
     """
-    for one in (config, select_config(config, "random")):
+    if trained.architecture != "none":
+        raise ConfigError(
+            f"--run has architecture={trained.architecture!r}: give a run that reads the whole "
+            "context, such as one of configs/full_context.py, of whose cache entries are kept."
+        )
+    for one in (config, select_config(config, trained, "random")):
         validate(one)
         check_meaning(one, trained)
 

@@ -23,15 +23,13 @@ MEASURES: dict[str, Callable[[Row], str]] = {
 """Tables of a page, and what a row shows there."""
 
 
-def rows_of(folder: Path, known: Sequence[Row], samples: int, seed: int) -> list[Row]:
+def rows_of(folder: Path, samples: int, seed: int) -> list[Row]:
     """Return a row for each cell that is complete.
 
     Args:
         folder: of the files of answers, `CONTEXTS.SCORER.json`.
-        known: rows that were made before; their intervals are not drawn again.
         samples: draws of contexts for the intervals.
     """
-    old = {tuple(row[key] for key in KEY): row for row in known}
     files = {file.stem: read(file) for file in sorted(folder.glob("*.json"))}
     rows = []
     for name, content in files.items():
@@ -41,11 +39,9 @@ def rows_of(folder: Path, known: Sequence[Row], samples: int, seed: int) -> list
         for cell in complete(content):
             spread, _, ratio = cell.partition("@")
             of = (contexts, scorer, spread if ratio else "", float(ratio) if ratio else None)
-            row = old.get(of)
-            if row is None or row["has_controls"] != (scale is not None):
-                row = dict(zip(KEY, of, strict=True))
-                row |= _scores(content, cell, scale, (samples, seed))
-                row |= _costs(content, cell, spread)
+            row = dict(zip(KEY, of, strict=True))
+            row |= _scores(content, cell, scale, (samples, seed))
+            row |= _costs(content, cell, spread)
             rows.append(row)
     return rows
 
@@ -69,7 +65,7 @@ def _scores(
         scale: F1 of closed book and full context, `[N]` each, if they are known.
     """
     clusters_N = clusters_of(content["context_ids"])
-    row: Row = {"n": len(clusters_N), "has_controls": scale is not None}
+    row: Row = {"n": len(clusters_N)}
     for key in ("f1", "em"):
         values_N = np.asarray(content["cells"][cell][key])
         row[key] = float(values_N.mean())

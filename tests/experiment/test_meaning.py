@@ -55,8 +55,24 @@ def test_a_cut_has_no_key_of_slots_that_its_full_context_does_not_read():
     cut = asked(full.replace(architecture="select"), full)
     assert (cut.slot_start, cut.encoder) == ("architecture", EncoderConfig())
     check_meaning(cut, full)
+    full = full.replace(ratios=(2.0, 4.0))
+    assert asked(full.replace(architecture="select"), full).ratios == ()
     mine = asked(full.replace(architecture="select", slot_start="window_ends"), full)
     assert mine.slot_start == "window_ends"  # what is asked for is refused, not dropped
+
+
+def test_a_profile_goes_with_its_spread():
+    trained = CompressionConfig(architecture="select", select=SelectConfig("conv", "profile", "x"))
+    other = asked(trained.replace(select=SelectConfig("conv", "all", "x")), trained)
+    assert other.select.profile == ""
+    mine = asked(trained.replace(select=SelectConfig("conv", "all", "y")), trained)
+    assert mine.select.profile == "y"  # what is asked for is refused, not dropped
+
+
+def test_a_scorer_without_the_form_that_it_chooses_for_is_told_of_it():
+    full = CompressionConfig(architecture="none")
+    with pytest.raises(ConfigError, match="select.scorer: .*add --config.architecture=select"):
+        check_meaning(full.replace(select=SelectConfig("knorm")), full)
 
 
 @pytest.mark.parametrize(

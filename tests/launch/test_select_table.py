@@ -170,6 +170,31 @@ def test_a_table_that_ran_out_of_time_goes_on(made, run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_run_without_contexts_is_the_floor(made, run, tmp_path, monkeypatch):
+    output = tmp_path / "table.json"
+    folder = output.with_suffix(".answers")
+    closed = tmp_path / "closed"
+    words = ("--cell=paragraph.closed_book", f"--to={closed}")
+    call("", made, *words, monkeypatch=monkeypatch)
+    predictions = json.loads((closed / "predictions.json").read_text())
+    half = [{**row, "f1": 0.5} for row in predictions]
+    (closed / "predictions.json").write_text(json.dumps(half))
+    (closed / "config.json").write_text((run / "config.json").read_text())
+    (closed / "metrics.json").write_text("{}")
+    words = ("--scorers=knorm", "--ratios=8", "--spreads=all", "--contexts=paragraph")
+    for _ in range(2):  # made, and read again
+        call(run, output, *words, f"--closed_book={closed}", monkeypatch=monkeypatch)
+        assert row_of(output, "closed_book", "", None)["f1"] == 0.5
+    content = read(folder / "paragraph.knorm.json")
+    content["cells"]["all@8"]["f1"] = [1.0] * len(content["ids"])
+    (folder / "paragraph.knorm.json").write_text(json.dumps(content))
+    call("", output, monkeypatch=monkeypatch)
+    assert row_of(output, "knorm", "all", 8.0)["f1"] == 1.0, "rows are made of the answers"
+    with pytest.raises(ConfigError, match="no answers to tabulate"):
+        call("", tmp_path / "other.json", monkeypatch=monkeypatch)
+
+
+@pytest.mark.slow
 def test_cells_are_compared_with_runs(made, tmp_path, monkeypatch):
     cells = {"a": "paragraph.kvzip.all@8", "b": "paragraph.full_context"}
     for name, cell in cells.items():
