@@ -9,11 +9,11 @@ in. --save keeps the compressed text in a file, and --document asks about such a
 the run's configuration is overridden by --config.KEY=VALUE.
 
 The compressor that comes with gistjax keeps entries of the key/value cache, at 1 to 32 tokens an
-entry. It was trained on texts of up to 512 tokens (about 400 words); longer ones are read with a
-warning. It was trained on paragraphs, and on questions that a few words of them answer. It always
-answers, also where the text does not say. --threshold withholds answers whose chance of being right
-is less; that takes a calibration (`gistjax.calibrate`), which this compressor does not have. Times
-leave out compiling, but a program's first run is slower than later ones.
+entry. It was trained on texts of up to 512 tokens (about 400 words); longer ones are kept in
+pieces, with a warning. It was trained on paragraphs, and on questions that a few words of them
+answer. It always answers, also where the text does not say. --threshold withholds answers whose
+chance of being right is less; that takes a calibration (`gistjax.calibrate`), which this compressor
+does not have. Times leave out compiling, but a program's first run is slower than later ones.
 """
 
 from __future__ import annotations
@@ -77,6 +77,13 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
             "warning: compressed in %d pieces, since the compressor was trained on at most %d "
             "tokens: answers get worse with each.",
             document.pieces,
+            engine.trained_tokens,
+        )
+    if document.pieces == 1 and config.selects and document.tokens > engine.trained_tokens:
+        log.warning(
+            "warning: the text has %d tokens, and the compressor was trained on at most %d: how "
+            "much it loses of a longer one was not measured.",
+            document.tokens,
             engine.trained_tokens,
         )
     if not args.json:

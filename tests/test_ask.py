@@ -92,7 +92,7 @@ def test_the_full_context_is_said_to_be_of_the_untuned_base(command, capsys):
 
 
 @pytest.mark.slow
-def test_kept_entries_are_compared_with_all_of_them_and_of_texts_in_pieces_is_warned(
+def test_kept_entries_are_compared_with_all_of_them_and_long_texts_warned_of(
     tmp_path, monkeypatch, capsys, caplog
 ):
     config = SELECTED.replace(select=SelectConfig("knorm"))
@@ -108,9 +108,9 @@ def test_kept_entries_are_compared_with_all_of_them_and_of_texts_in_pieces_is_wa
     with caplog.at_level("WARNING"):
         ask.main(RunDir(rundir).config(), values, ["Who wrote?"])
     shown = capsys.readouterr().out.splitlines()
-    assert shown[1] == ask.WHOLE and "48 tokens" in shown[4] and "12 entries" in shown[3]
+    assert shown[1] == ask.WHOLE and "49 tokens" in shown[4] and "13 entries" in shown[3]
     assert ask.UNTUNED not in shown
-    assert "in 2 pieces, since the compressor was trained on at most 32 tokens" in caplog.text
+    assert "the text has 49 tokens, and the compressor was trained on at most 32" in caplog.text
     caplog.clear()
     values(["ask", f"--run={write_run(tmp_path / 'longer', config)}", "--context=text.txt"])
     ask.main(config, values, ["Who wrote?"])

@@ -22,6 +22,7 @@ from gistjax.compress.budget import Budget, keeping_all
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext, join
 from gistjax.compress.kept import entries_of, join_kept, packed
+from gistjax.compress.learned import repeats
 from gistjax.compress.parameters import split_model
 from gistjax.compress.refiner import Refiner
 from gistjax.config import CompressionConfig
@@ -32,6 +33,7 @@ from gistjax.experiment.base import (
     PretrainedBase,
     build_model,
     load_trained,
+    repeat_ids,
     untuned_full_context,
 )
 from gistjax.experiment.confidence import Calibration, read_calibration
@@ -133,7 +135,7 @@ class Engine:
 
     @property
     def trained_tokens(self) -> int:
-        """Longest context in training; longer ones go in pieces."""
+        """Longest context in training."""
         return load_task(self.config.data.task).limit(self.config.data).context_tokens
 
     @property
@@ -143,9 +145,27 @@ class Engine:
         return self.pretrained.source.config.max_positions - around
 
     @property
+    def _piece_tokens(self) -> int:
+        """Longest text that is read at once.
+
+        What reads causally reads on as the base does; a bidirectional pass knows the lengths of its
+        training.
+        """
+        reads_on = self.config.selects and not self.config.encoder.bidirectional
+        return self.max_tokens if reads_on else self.trained_tokens
+
+    @property
     def max_tokens(self) -> int:
-        """Longest text that fits the base's positions with a question and its answer."""
-        return self.positions - QUESTION_TOKENS[0]
+        """Longest text that fits the base's positions with a question and its answer.
+
+        Where a scorer watches it being repeated, with its repetition.
+        """
+        with_question = self.positions - QUESTION_TOKENS[0]
+        if not repeats(self.config):
+            return with_question
+        prompt = self.pretrained.prompt
+        left = self.pretrained.source.config.max_positions - len(prompt.prefix_ids)
+        return min(with_question, (left - len(repeat_ids(prompt))) // 2)
 
     def compress(
         self,
@@ -176,11 +196,20 @@ class Engine:
             check_refines(self.config, refine)
         if bits is not None:
             check_bits(bits)
-        pieces = self._pieces(text)
+            if not self.config.compresses:
+                raise ConfigError(
+                    f"bits={bits}: this model keeps nothing of a text that could be in few bits."
+                )
+        pieces, at = self._pieces(text), ratio or self.config.ratio
+        if len(pieces) > 1 and self.config.selects and not at:
+            raise DataError(
+                f"the context has {sum(map(len, pieces))} tokens, and goes in pieces of up to "
+                f"{self.trained_tokens}, of each of which this compressor would keep as many "
+                "entries: give a ratio, or ask about a part of it."
+            )
         contexts, seconds = [], 0.0
         for ids in pieces:
-            size = min(power_of_two(len(ids)), self.trained_tokens)
-            at = ratio or self.config.ratio
+            size = min(power_of_two(len(ids)), self._piece_tokens)
             if refine:
                 context, spent = self._refined(ids, size, at, refine)
             else:
@@ -244,7 +273,7 @@ class Engine:
                 f"the context has {len(text)} characters, but {name} reads at most {limit} tokens: "
                 "ask about a part of it."
             )
-        pieces = cut_text(text, self.pretrained.prompt, self.trained_tokens)
+        pieces = cut_text(text, self.pretrained.prompt, self._piece_tokens)
         tokens = sum(map(len, pieces))
         if tokens > limit:
             raise DataError(

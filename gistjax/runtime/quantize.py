@@ -8,6 +8,7 @@ codes, `unpack_bits` and `from_codes`, takes JAX arrays too, and may be compiled
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def check_bits(bits: object) -> None:
     Raises:
         ConfigError: saying which there are.
     """
-    if not isinstance(bits, int) or bits not in BITS:
+    if not isinstance(bits, Integral) or bits not in BITS:
         raise ConfigError(f"bits={bits!r}: contexts are saved in {widths()} bits, or as they are.")
 
 

@@ -44,7 +44,7 @@ The base is not included. It has to be the one that the compressor was trained o
 
 It always answers, also where the text does not say. Names and numbers may come out misspelt, and
 mistakes look like answers. Longer texts, other languages and other kinds of question than it was
-trained on were not measured. The licences of the base and of the data apply.
+trained on may be answered far worse. The licences of the base and of the data apply.
 """
 
 

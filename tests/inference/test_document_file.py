@@ -9,7 +9,7 @@ from safetensors import safe_open
 import gistjax
 from gistjax.compress.kept import entries_of
 from gistjax.config import ModelConfig, SelectConfig
-from gistjax.errors import CheckpointError, ConfigError
+from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.experiment.base import find_prompt
 from gistjax.inference.document_file import is_document, power_of_two
 from gistjax.runtime.tensors import load_tensors, save_tensors
@@ -84,20 +84,47 @@ def test_saved_entries_answer_as_before(spread, examples, file, tmp_path):
 
 @pytest.mark.slow
 def test_long_texts_of_similar_lengths_share_their_programs(tmp_path):
+    """A context of entries is read at once, also where it is longer than those of training."""
     data = dataclasses.replace(SELECTED.data, context_tokens=64, context_buckets=(64,))
     config = SELECTED.replace(select=SelectConfig("knorm"), data=data)
     engine = gistjax.load(write_run(tmp_path / "run", config))
     long, longer = (engine.compress("a word " * n) for n in (15, 17))
-    assert 64 < long.tokens < longer.tokens < 128 and long.pieces == longer.pieces == 2
+    assert 64 < long.tokens < longer.tokens < 128 and long.pieces == longer.pieces == 1
     assert len(engine.programs._compiled) == 1
 
 
-def test_a_piece_that_is_read_twice_has_half_the_positions():
+@pytest.mark.slow
+def test_entries_of_a_text_in_pieces_are_kept_and_asked(examples, file, tmp_path):
+    encoder = dataclasses.replace(SELECTED.encoder, bidirectional=True)
+    data = dataclasses.replace(SELECTED.data, context_tokens=64, context_buckets=(64,))
+    config = SELECTED.replace(select=SelectConfig("knorm"), encoder=encoder, data=data)
+    engine = gistjax.load(write_run(tmp_path / "run", config))
+    text = " ".join(dict.fromkeys(example.context for example in examples))[:300]
+    document = engine.compress(text, 4.0)
+    document.save(file)
+    opened = engine.open(file)
+    assert opened.pieces == document.pieces >= 3 and opened.tokens == document.tokens > 128
+    question = examples[0].question
+    assert opened.ask(question).written == document.ask(question).written
+    for rounded in (opened, engine.compress(text, 4.0, bits=4)):
+        rounded.save(tmp_path / f"{rounded is opened}", 4)
+    assert (tmp_path / "True").read_bytes() == (tmp_path / "False").read_bytes()
+    several = gistjax.load(write_run(tmp_path / "any", config.replace(ratio=0.0)))
+    several.compress(text[:60])
+    with pytest.raises(DataError, match="goes in pieces of up to 64, .*: give a ratio"):
+        several.compress(text)
+
+
+def test_a_text_that_is_read_twice_has_half_the_positions(tmp_path):
     config = SELECTED.replace(select=SelectConfig("knorm"))
+    engine = gistjax.load(write_run(tmp_path / "run", config))
+    assert 1500 < engine.max_tokens < 2048
+    engine.config = config.replace(select=SelectConfig("kvzip"))
+    assert 900 < engine.max_tokens < 1024 and engine.positions > 1900
     data = dataclasses.replace(config.data, context_tokens=1100, context_buckets=(1100,))
     find_prompt(config.replace(data=data))
     with pytest.raises(ConfigError, match="'kvzip' reads a context twice"):
-        find_prompt(config.replace(select=SelectConfig("kvzip"), data=data))
+        find_prompt(engine.config.replace(data=data))
 
 
 @pytest.mark.slow

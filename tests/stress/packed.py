@@ -13,7 +13,7 @@ import numpy as np
 from gistjax.compress.context import CompressedContext
 from gistjax.compress.kept import Entries, packed
 from gistjax.errors import CheckpointError
-from gistjax.inference.document_file import About, read, stored, unpack, write
+from gistjax.inference.document_file import About, context_of, read, stored, unpack, write
 from gistjax.runtime.quantize import BITS
 from tests.helpers.tiny import TINY
 
@@ -66,7 +66,8 @@ def trials(seeds: list[int], folder: Path) -> dict[str, Any]:
 
 def _read(file: Path) -> str:
     try:
-        read(file, ABOUT.compressor, ABOUT.base_sha256)
+        content, _ = read(file, ABOUT.compressor, ABOUT.base_sha256)
+        context_of(content, np.arange(3, dtype=np.int32), TINY, True)
     except CheckpointError as error:
         return "refused" if str(file) in str(error) else f"file not named: {error}"
     return "silently read"
