@@ -91,7 +91,8 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     bits = int(args.bits) if args.bits else None
     saved = save(document, Path(args.save), bits) if args.save else {}
     if full and not args.json:
-        print(WHOLE if config.selects else UNTUNED)
+        whole = WHOLE + " of each piece" * (full.pieces > 1)
+        print(whole if config.selects else UNTUNED)
     exchanges = []
     for question in words or questions():
         exchanges.append(Exchange.of(question.strip(), document, full, args.threshold))
