@@ -44,6 +44,7 @@ def refined(model, given, steps):
     return jax.device_get(run(state, *jax.tree.map(jnp.asarray, given), steps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False])
 def test_the_divergence_falls_and_what_is_kept_stays(rng, scan):
     model, rows = model_of(scan), given(rng)
@@ -59,6 +60,7 @@ def test_the_divergence_falls_and_what_is_kept_stays(rng, scan):
         assert not np.allclose(ours.v_TxH, theirs.v_TxH)
 
 
+@pytest.mark.slow
 def test_a_document_is_refined_alike_beside_others_and_alone(rng):
     model, (context, questions) = model_of(), given(rng)
     together, loss_2xE = refined(model, (context, questions), 5)
@@ -93,6 +95,7 @@ def divergence(model, whole, found, question):
     return np.mean(each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "steps", "moves"), [(RATE, 1, True), (1e3, 2, False)])
 def test_losses_are_of_what_was_kept_and_of_what_is_returned(rng, monkeypatch, rate, steps, moves):
     """One step moves entries; those whose loss rises stay."""

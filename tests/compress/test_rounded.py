@@ -80,6 +80,7 @@ def selecting(tmp_path_factory):
     return gistjax.load(write_run(tmp_path_factory.mktemp("selecting") / "run", config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "stacked"), in_turn(BITS, (True, False)))
 def test_rounded_rows_are_what_saved_documents_hold(selecting, tmp_path, rng, bits, stacked):
     """To the last bit; what pads the batch and what is not kept stay as they are."""

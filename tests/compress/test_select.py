@@ -141,6 +141,7 @@ def test_several_questions_read_one_packed_context(rng, scan):
     chex.assert_trees_all_close(*states, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False])
 def test_entries_in_few_bits_are_read_as_restored_ones_and_unpacked_layer_by_layer(rng, scan):
     """Several questions; in 3 bits, whose codes lie across bytes. No program holds all layers."""

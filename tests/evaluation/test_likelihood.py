@@ -27,6 +27,7 @@ def rows_of(rng, n=5):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gist", "none"])
 def test_it_is_the_mean_log_probability_of_each_gold_token(rng, architecture):
     model, rows = tiny_model(architecture), rows_of(rng)

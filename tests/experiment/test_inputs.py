@@ -22,6 +22,7 @@ def test_scores_of_another_base_are_said_to_be_of_another_base(name, measured, c
     assert ("another base was not measured" in said) is not measured
 
 
+@pytest.mark.slow
 def test_a_teacher_that_keeps_entries_keeps_them_all(tmp_path):
     """Whatever its own budget: from the same weights, the targets of one that keeps every entry."""
     pretrained = load_pretrained(SELECTED)

@@ -39,6 +39,7 @@ def assert_same_to_the_last_bit(ours, theirs):
         assert np.isfinite(np.asarray(x).astype(np.float32)).all(), "masked ones are read with 0"
 
 
+@pytest.mark.slow
 @given(st.sampled_from(BITS), st.sampled_from(DTYPES), st.integers(1, 21), st.data())
 @settings(max_examples=20)
 def test_windows_of_codes_are_the_numbers_of_the_file(bits, dtype, H, data):

@@ -117,6 +117,7 @@ def test_each_code_is_within_half_a_scale(array, axis, bits):
     np.testing.assert_array_equal(unpack_bits(pack_bits(codes, bits), bits, width), codes)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(BITS), st.data())
 @settings(max_examples=20)  # each shape is a program to compile
 def test_codes_are_packed_and_unpacked(bits, data):
