@@ -200,13 +200,8 @@ class Engine:
                 raise ConfigError(
                     f"bits={bits}: this model keeps nothing of a text that could be in few bits."
                 )
-        pieces, at = self._pieces(text), ratio or self.config.ratio
-        if len(pieces) > 1 and self.config.selects and not at:
-            raise DataError(
-                f"the context has {sum(map(len, pieces))} tokens, and goes in pieces of up to "
-                f"{self.trained_tokens}, of each of which this compressor would keep as many "
-                "entries: give a ratio, or ask about a part of it."
-            )
+        at = ratio or self.config.ratio
+        pieces = self._pieces(text, at)
         contexts, seconds = [], 0.0
         for ids in pieces:
             size = min(power_of_two(len(ids)), self._piece_tokens)
@@ -260,11 +255,12 @@ class Engine:
         if problem := Budget.of(self.config).ratio_problem(float(ratio)):
             raise ConfigError(problem)
 
-    def _pieces(self, text: str) -> list[np.ndarray]:
+    def _pieces(self, text: str, ratio: float) -> list[np.ndarray]:
         """Return a text's token ids, in pieces as long as contexts in training.
 
         Raises:
-            DataError: if the text is empty or no text, or too long, by how much.
+            DataError: if the text is empty or no text, or too long, by how much; or if each of its
+                pieces would keep what is meant for all, for want of a ratio.
         """
         text = check_text(text, "context")
         limit, name = self.max_tokens, self.config.model.known_as
@@ -279,6 +275,12 @@ class Engine:
             raise DataError(
                 f"the context has {tokens} tokens, but {name} reads at most {limit}"
                 f"{words_that_fit(text, tokens, limit)}: ask about a part of it."
+            )
+        if len(pieces) > 1 and self.config.selects and not ratio:
+            raise DataError(
+                f"the context has {tokens} tokens, and goes in pieces of up to "
+                f"{self.trained_tokens}, of each of which this compressor would keep as many "
+                "entries: give a ratio, or ask about a part of it."
             )
         if len(pieces) > 1 and self.config.slot_form == "key_values":
             limit = self.trained_tokens

@@ -45,6 +45,8 @@ def test_the_full_context_is_read_token_by_token(engine, examples):
     full = engine.full_context().compress(examples[0].context)
     assert full.slots == full.tokens == engine.compress(examples[0].context).tokens
     assert full.ask(examples[0].question).positions == full.tokens
+    with pytest.raises(ConfigError, match="bits=4: this model keeps nothing of a text"):
+        full.engine.compress(examples[0].context, bits=4)
 
 
 @pytest.mark.slow
