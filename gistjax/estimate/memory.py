@@ -10,9 +10,8 @@ The most is held where the backward pass begins: every layer has kept what its g
 activations are freed, so they count only where micro-batches are accumulated, or if they are more.
 
 The estimate is within 10 % of what XLA assigns for an H100 and of measured peaks
-(`tests/estimate/test_memory.py`), of `configs/kept.py` 11 % above the former,
-and of bases of two layers up to 18 %. To measure a
-configuration there is `gistjax.benchmark --mode memory`.
+(`tests/estimate/test_memory.py`), of `configs/kept.py` 11 % above the former, and of bases of two
+layers up to 18 %. `gistjax.benchmark --mode memory` measures a configuration.
 """
 
 from __future__ import annotations
