@@ -57,10 +57,15 @@ def _join_paragraph(paragraph: str) -> str:
     wrapped = {i for i in inner if _is_full(lines[i - 1], lines[i], width)}
     if len(wrapped) < WRAPPED_SHARE * len(inner) or not _is_aligned(lines, inner):
         return paragraph
-    joined = lines[0]
+    parts = [lines[0]]
     for i, line in enumerate(lines[1:], 1):
-        joined = _join_two(joined, line.lstrip()) if i in wrapped else f"{joined}\n{line}"
-    return joined
+        if i in wrapped:
+            before = parts[-1] = parts[-1].rstrip()
+            is_hyphenated = len(before) > 1 and before[-1] == "-" and before[-2].isalpha()
+            parts += ["" if is_hyphenated else " ", line.lstrip()]
+        else:
+            parts += ["\n", line]
+    return "".join(parts)
 
 
 def _is_full(line: str, following: str, width: int) -> bool:
@@ -71,18 +76,13 @@ def _is_full(line: str, following: str, width: int) -> bool:
 def _is_aligned(lines: Sequence[str], inner: Sequence[int]) -> bool:
     """Return whether lines start at one column, but for a list's items and an indented first."""
     indents = [len(line) - len(line.lstrip()) for line in lines]
+    known = set(inner)
     for i in inner:
-        if i - 1 in inner and indents[i] != indents[i - 1]:
+        if i - 1 in known and indents[i] != indents[i - 1]:
             return False
         if i == 1 and not _ITEM.match(lines[0]) and indents[1] > indents[0]:
             return False
     return True
-
-
-def _join_two(first: str, second: str) -> str:
-    first = first.rstrip()
-    is_hyphenated = len(first) > 1 and first[-1] == "-" and first[-2].isalpha()
-    return first + second if is_hyphenated else f"{first} {second}"
 
 
 def cut_text(text: str, prompt: Prompt, limit: int) -> list[np.ndarray]:
