@@ -16,7 +16,7 @@ ORDER = (
     {"validation"},
     {"runtime"},
     {"data", "model"},
-    {"compress", "weights"},
+    {"compress", "documents", "weights"},
     {"training", "evaluation"},
     {"experiment"},
     {"inference"},
