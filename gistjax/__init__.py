@@ -17,6 +17,7 @@ from gistjax.config import CompressionConfig
 if TYPE_CHECKING:
     from gistjax.inference.document import Answer, Document
     from gistjax.inference.engine import Engine, load
+    from gistjax.inference.store import Store
     from gistjax.train import run_single_ablation
 
 __version__ = "0.3.0"
@@ -26,6 +27,7 @@ __all__ = [
     "CompressionConfig",
     "Document",
     "Engine",
+    "Store",
     "load",
     "run_single_ablation",
 ]
@@ -34,6 +36,7 @@ _HOMES = {
     "Answer": "gistjax.inference.document",
     "Document": "gistjax.inference.document",
     "Engine": "gistjax.inference.engine",
+    "Store": "gistjax.inference.store",
     "load": "gistjax.inference.engine",
     "run_single_ablation": "gistjax.train",
 }

@@ -11,14 +11,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from gistjax.compress.context import CompressedContext
 from gistjax.model.codes import Codes
-from gistjax.model.config import LlamaConfig
 from gistjax.model.kv_cache import KeptLayer, PackedEntries
-from gistjax.model.rope import apply_rope, rope_angles
 
 CLASSES_AN_OCTAVE = 16
 LEAST = 16
@@ -109,22 +106,17 @@ def packed(entries: Entries) -> PackedEntries:
     return PackedEntries(*arrays)
 
 
-def join_kept(contexts: Sequence[CompressedContext], base: LlamaConfig) -> CompressedContext:
-    """Join what is kept of contexts of one row each, one behind another.
+def join_kept(contexts: Sequence[CompressedContext]) -> CompressedContext:
+    """Join what is kept of contexts of one row each, all in one place.
 
-    Each stands where the one before ends, as in `context.join`. Of codes, their numbers are joined.
-
-    Args:
-        base: sizes of the decoder, for its rotary frequencies.
+    Each stays where it was read, right behind the prompt, and the question behind the longest: no
+    distance is greater than in training, however many are joined. Of codes, their numbers are
+    joined.
 
     Returns:
         numpy arrays.
     """
-    starts = np.cumsum([0, *(int(context.length_B[0]) for context in contexts)])
-    parts = [
-        _turned(entries_of(context).numbers(), int(start), base)
-        for context, start in zip(contexts, starts, strict=False)
-    ]
+    parts = [entries_of(context).numbers() for context in contexts]
     head_T = np.concatenate([_heads(part) for part in parts])
     order_T = np.argsort(head_T, kind="stable")  # by KV head, and of each by context
     k_TxH, v_TxH = (
@@ -132,10 +124,9 @@ def join_kept(contexts: Sequence[CompressedContext], base: LlamaConfig) -> Compr
         for name in ("k_TxH", "v_TxH")
     )
     count_LxK = np.stack([part.count_LxK for part in parts]).sum(0, dtype=np.int32)
-    slots = -(-int(count_LxK.sum()) // count_LxK.size)
     numbers: dict[str, Any] = {
-        "length_B": np.asarray([starts[-1]], np.int32),
-        "slots_B": np.asarray([slots], np.int32),
+        "length_B": np.max([context.length_B for context in contexts], 0),
+        "slots_B": np.asarray([-(-int(count_LxK.sum()) // count_LxK.size)], np.int32),
     }
     kept = packed(Entries(k_TxH, v_TxH, count_LxK))
     return dataclasses.replace(contexts[0], kept=kept, **numbers)
@@ -144,16 +135,6 @@ def join_kept(contexts: Sequence[CompressedContext], base: LlamaConfig) -> Compr
 def _heads(entries: Entries) -> np.ndarray:
     """Number of each entry's layer and KV head, in their order."""
     return np.repeat(np.arange(entries.count_LxK.size), entries.count_LxK.ravel())
-
-
-def _turned(entries: Entries, by: int, base: LlamaConfig) -> Entries:
-    """The same entries so many positions further on, as `Cache.turned` does it."""
-    rope = rope_angles(base, jnp.full((1, 1), by))
-    turned_TxH = np.asarray(apply_rope(jnp.asarray(entries.k_TxH)[None, :, None], rope))[0, :, 0]
-    layer_T = _heads(entries) // entries.count_LxK.shape[1]
-    rotates_Tx1 = np.asarray(base.rotates)[layer_T][:, None]
-    k_TxH = np.where(rotates_Tx1, turned_TxH, entries.k_TxH)
-    return dataclasses.replace(entries, k_TxH=k_TxH)
 
 
 def _sized(x: Any, n: int, ranges: int) -> Any:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from gistjax.data.prompts import Prompt
 
+CHARACTERS_PER_TOKEN = 32
+"""More than any text has on average: a longer text need not be tokenised to be too long."""
 SHORTEST_WIDTH, LONGEST_WIDTH = 50, 120
 """Characters. Text is wrapped at some width in this range; other lines are broken on purpose."""
 WRAPPED_SHARE = 0.75
@@ -85,22 +88,32 @@ def _is_aligned(lines: Sequence[str], inner: Sequence[int]) -> bool:
     return True
 
 
-def cut_text(text: str, prompt: Prompt, limit: int) -> list[np.ndarray]:
-    """Return a text's token ids in pieces of at most `limit`.
+class Piece(NamedTuple):
+    """A part of a text, and its tokens."""
+
+    text: str
+    ids: np.ndarray
+
+
+def cut_text(text: str, prompt: Prompt, limit: int) -> list[Piece]:
+    """Return a text in pieces of at most `limit` tokens.
 
     A piece ends with a sentence if it holds the end of one. Each is tokenised alone, as the
     contexts of training are.
     """
     pieces, rest = [], text.strip()
     while rest:
-        _, kept = prompt.encode_contexts([rest], limit)[0]
+        ahead = rest[: CHARACTERS_PER_TOKEN * limit]  # a long text is not tokenised for each piece
+        _, kept = prompt.encode_contexts([ahead], limit)[0]
         if kept < len(rest):
             ends = [match.end() for match in _SENTENCE_END.finditer(rest, 0, kept)]
             kept = ends[-1] if ends and ends[-1] else kept
-        ids = prompt.encode_context(rest[:kept])
+        piece = rest[:kept].strip()
+        ids = prompt.encode_context(piece)
         while len(ids) > limit:  # the limit falls within a character, or cutting changed the tokens
             kept -= 1
-            ids = prompt.encode_context(rest[:kept])
-        pieces.append(ids)
+            piece = rest[:kept].strip()
+            ids = prompt.encode_context(piece)
+        pieces.append(Piece(piece, ids))
         rest = rest[kept:].strip()
     return pieces

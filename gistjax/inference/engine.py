@@ -11,6 +11,7 @@ document = engine.open("mill.safetensors")  # later, without the text
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -26,7 +27,7 @@ from gistjax.compress.learned import repeats
 from gistjax.compress.parameters import split_model
 from gistjax.compress.refiner import Refiner
 from gistjax.config import CompressionConfig
-from gistjax.data.splitting import cut_text
+from gistjax.data.splitting import CHARACTERS_PER_TOKEN, Piece, cut_text
 from gistjax.data.tasks import each_task, load_task, written_tokens
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.experiment.base import (
@@ -50,8 +51,6 @@ from gistjax.runtime.quantize import check_bits
 from gistjax.runtime.texts import user_path
 from gistjax.validation import check_refines, validate
 
-CHARACTERS_PER_TOKEN = 32
-"""More than any text has on average: a longer text need not be tokenised to be too long."""
 KEPT_REFINERS = 4
 """Refiners that stay, each with its compiled programs: one for each ratio."""
 
@@ -145,20 +144,26 @@ class Engine:
         return self.pretrained.source.config.max_positions - around
 
     @property
-    def _piece_tokens(self) -> int:
-        """Longest text that is read at once.
+    def takes_any_length(self) -> bool:
+        """Whether what is kept of a text's pieces is joined in one place, however many they are.
 
         What reads causally reads on as the base does; a bidirectional pass knows the lengths of its
         training.
         """
-        reads_on = self.config.selects and not self.config.encoder.bidirectional
-        return self.max_tokens if reads_on else self.trained_tokens
+        return self.config.selects and self.config.encoder.bidirectional
+
+    @property
+    def piece_tokens(self) -> int:
+        """Longest text that is read at once."""
+        at_once = self.config.selects and not self.takes_any_length
+        return self.max_tokens if at_once else self.trained_tokens
 
     @property
     def max_tokens(self) -> int:
         """Longest text that fits the base's positions with a question and its answer.
 
-        Where a scorer watches it being repeated, with its repetition.
+        Where a scorer watches it being repeated, with its repetition. No limit where pieces share
+        their positions.
         """
         with_question = self.positions - QUESTION_TOKENS[0]
         if not repeats(self.config):
@@ -191,7 +196,7 @@ class Engine:
                 if a number of it cannot be in few bits.
         """
         if ratio is not None:
-            self._check_ratio(ratio)
+            self.check_ratio(ratio)
         if refine is not None:
             check_refines(self.config, refine)
         if bits is not None:
@@ -204,7 +209,7 @@ class Engine:
         pieces = self._pieces(text, at)
         contexts, seconds = [], 0.0
         for ids in pieces:
-            size = min(power_of_two(len(ids)), self._piece_tokens)
+            size = min(power_of_two(len(ids)), self.piece_tokens)
             if refine:
                 context, spent = self._refined(ids, size, at, refine)
             else:
@@ -218,13 +223,22 @@ class Engine:
         content = document_file.stored(context, bits)
         return self._document(content, tokens, len(pieces), refine or 0, seconds)
 
+    def join(self, documents: Sequence[Document]) -> Document:
+        """Return several documents as one, which is asked about all of them.
+
+        Entries of all stand in one place, slots of each behind those of the one before.
+        """
+        context = self._joined([document.context for document in documents])
+        tokens, pieces = (sum(getattr(d, of) for d in documents) for of in ("tokens", "pieces"))
+        seconds = sum(document.seconds for document in documents)
+        return Document(self, context, tokens, pieces, seconds)
+
     def _joined(self, contexts: list[CompressedContext]) -> CompressedContext:
         """Return the pieces of a text as one context."""
-        base = self.pretrained.source.config
         if self.config.selects:
-            return join_kept(contexts, base)
+            return join_kept(contexts)
         size = power_of_two(sum(int(one.slots_B[0]) for one in contexts))
-        return join(contexts, size, base)
+        return join(contexts, size, self.pretrained.source.config)
 
     def _refined(
         self, ids: np.ndarray, size: int, ratio: float, steps: int
@@ -242,7 +256,7 @@ class Engine:
         given = self.config, pretrained.prompt, pretrained.mesh, graphdef, ratio
         return self._refiners.get(ratio, lambda: Refiner(*given))
 
-    def _check_ratio(self, ratio: object) -> None:
+    def check_ratio(self, ratio: object) -> None:
         """Refuse a ratio that the compressor was not trained with.
 
         Raises:
@@ -255,6 +269,10 @@ class Engine:
         if problem := Budget.of(self.config).ratio_problem(float(ratio)):
             raise ConfigError(problem)
 
+    def cut(self, text: str) -> list[Piece]:
+        """Return a text in pieces that are read at once."""
+        return cut_text(text, self.pretrained.prompt, self.piece_tokens)
+
     def _pieces(self, text: str, ratio: float) -> list[np.ndarray]:
         """Return a text's token ids, in pieces as long as contexts in training.
 
@@ -264,14 +282,14 @@ class Engine:
         """
         text = check_text(text, "context")
         limit, name = self.max_tokens, self.config.model.known_as
-        if len(text) > CHARACTERS_PER_TOKEN * limit:
+        if not self.takes_any_length and len(text) > CHARACTERS_PER_TOKEN * limit:
             raise DataError(
                 f"the context has {len(text)} characters, but {name} reads at most {limit} tokens: "
                 "ask about a part of it."
             )
-        pieces = cut_text(text, self.pretrained.prompt, self._piece_tokens)
+        pieces = [piece.ids for piece in self.cut(text)]
         tokens = sum(map(len, pieces))
-        if tokens > limit:
+        if not self.takes_any_length and tokens > limit:
             raise DataError(
                 f"the context has {tokens} tokens, but {name} reads at most {limit}"
                 f"{words_that_fit(text, tokens, limit)}: ask about a part of it."

@@ -178,13 +178,16 @@ class RunLock:
     the file that a killed process leaves behind keeps nobody out. A directory that was made for the
     lock, and has nothing else in it at the end, goes with it.
 
+    Args:
+        instead: what to do other than wait, for messages.
+
     Raises:
         CheckpointError: if another process holds the directory, naming its pid and host.
         StorageError: if the lock cannot be written, or the file system has none.
     """
 
-    def __init__(self, rundir: Path):
-        self.path = rundir / "run.lock"
+    def __init__(self, rundir: Path, instead: str = "choose another --workdir"):
+        self.path, self._instead = rundir / "run.lock", instead
 
     def __enter__(self) -> RunLock:
         self._made = [folder for folder in self.path.parents if not folder.exists()]
@@ -194,7 +197,7 @@ class RunLock:
         except OSError as error:
             room = "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
             raise StorageError(
-                f"cannot write {self.path} ({error.strerror}): {room}choose another --workdir."
+                f"cannot write {self.path} ({error.strerror}): {room}{self._instead}."
             ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -203,13 +206,13 @@ class RunLock:
             self._file.close()
             raise CheckpointError(
                 f"{self.path.parent} is in use by {holder}. "
-                "Wait for it or stop it, or choose another --workdir."
+                f"Wait for it or stop it, or {self._instead}."
             ) from None
         except OSError as error:
             self._file.close()
             raise StorageError(
                 f"{self.path} cannot be locked: {error.strerror}. "
-                "Choose a --workdir on a file system with locks."
+                "Choose a folder on a file system with locks."
             ) from error
         if self._is_gone():
             self._file.close()

@@ -18,14 +18,18 @@ decode = PROMPT.tokenizer.decode
 
 def test_pieces_end_where_sentences_do():
     pieces = cut_text("One is here. Two is there! Is three? Yes.\nFour", PROMPT, 28)
-    assert [decode(ids) for ids in pieces] == ["One is here. Two is there!", "Is three? Yes.\nFour"]
+    texts = [piece.text for piece in pieces]
+    assert texts == [
+        "One is here. Two is there!",
+        "Is three? Yes.\nFour",
+    ]
     pieces = cut_text("One is here. Two is there!", PROMPT, 25)
-    assert [decode(ids) for ids in pieces] == ["One is here.", "Two is there!"]
+    assert [piece.text for piece in pieces] == ["One is here.", "Two is there!"]
 
 
 def test_closing_marks_stay_with_their_sentence():
     pieces = cut_text('He said "I will." Then he left. (It was late.) Nobody saw.', PROMPT, 20)
-    assert [decode(ids) for ids in pieces] == [
+    assert [piece.text for piece in pieces] == [
         'He said "I will."',
         "Then he left.",
         "(It was late.)",
@@ -34,16 +38,16 @@ def test_closing_marks_stay_with_their_sentence():
 
 
 def test_a_text_without_sentences_is_cut_where_it_must_be():
-    assert [len(ids) for ids in cut_text("x" * 25, PROMPT, 10)] == [10, 10, 5]
+    assert [len(ids) for _, ids in cut_text("x" * 25, PROMPT, 10)] == [10, 10, 5]
 
 
 @given(st.text("ab .!?\n\"'é", max_size=200), st.integers(4, 40))
 def test_nothing_is_lost_and_no_piece_is_too_long(text, limit):
     pieces = cut_text(text, PROMPT, limit)
-    assert all(0 < len(ids) <= limit for ids in pieces)
-    words = "".join(decode(ids) for ids in pieces)
+    assert all(0 < len(ids) <= limit for _, ids in pieces)
+    words = "".join(piece.text for piece in pieces)
     assert "".join(words.split()) == "".join(text.split())
-    assert all(ids.dtype == np.int32 for ids in pieces)
+    assert all(ids.dtype == np.int32 and decode(ids) == piece for piece, ids in pieces)
 
 
 WORDS = st.lists(st.text("abcdeé", min_size=1, max_size=10), min_size=40, max_size=120)

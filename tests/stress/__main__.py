@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import disk, files, flips, health, kill, locks, packed, signals
+from . import disk, files, flips, health, kill, locks, packed, signals, stores
 from .outcome import Outcome, outcome
 from .pool import side_by_side
 from .process import call, train
@@ -169,6 +169,15 @@ class Trials:
         trial = functools.partial(locks.trial, folder=self.folder, undisturbed=self.undisturbed)
         return self._seen(side_by_side(self.jobs, trial, self.number(50)), "came")
 
+    def stores(self) -> dict[str, Any]:
+        """300 kills of what writes to a store."""
+        seeds = list(self.number(300))
+        folder = self.folder / "stores"
+        found = call(stores.trials, seeds, folder)
+        failed = found["failures"]
+        seen = found["seen"]
+        return {"trials": len(seeds), "seen": seen, "failures": len(failed), "failed": failed[:5]}
+
     def _seen(self, rows: list[dict[str, Any]], key: str) -> dict[str, Any]:
         return {"trials": len(rows), "seen": Counter(row[key] for row in rows), **failures(rows)}
 
@@ -188,6 +197,7 @@ ALL: dict[str, Callable[[Trials], dict[str, Any]]] = {
     "disk": Trials.disk,
     "health": Trials.health,
     "locks": Trials.locks,
+    "stores": Trials.stores,
 }
 
 

@@ -1,0 +1,136 @@
+"""Many documents: added, changed, asked, checked, on a tiny random base."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import gistjax
+from gistjax.compress.kept import entries_of
+from gistjax.config import SelectConfig
+from gistjax.errors import CheckpointError, ConfigError, DataError
+from tests.helpers.runs import SELECTED, write_run
+
+BIDIRECTIONAL = dataclasses.replace(SELECTED.encoder, bidirectional=True)
+CONFIG = SELECTED.replace(
+    select=SelectConfig("knorm"),
+    encoder=BIDIRECTIONAL,
+    data=dataclasses.replace(SELECTED.data, context_tokens=64, context_buckets=(64,)),
+)
+PARTS = [
+    "The mill at Wending was built by Anneke Dursel.",
+    "Its wheel is of oak, and nine feet wide.",
+    "The baker rents the cellar for two crowns.",
+]
+MILL = "\n\n".join(PARTS)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    return gistjax.load(write_run(tmp_path_factory.mktemp("run") / "run", CONFIG))
+
+
+@pytest.fixture
+def store(engine, tmp_path):
+    return gistjax.Store(tmp_path / "store", engine)
+
+
+@pytest.mark.slow
+def test_a_text_is_compressed_once_and_of_a_changed_one_what_changed(store):
+    first = store.add("mill", MILL)
+    assert first.compressed == first.pieces == 3 and first.seconds > 0
+    assert store.add("mill", MILL).unchanged
+    copy = store.add("copy", MILL)
+    assert (copy.pieces, copy.compressed) == (3, 0)
+    elm = MILL.replace("oak", "elm")
+    changed = store.add("mill", elm)
+    assert (changed.pieces, changed.compressed) == (3, 1)
+    longer = store.add("mill", elm.replace(PARTS[0], f"{PARTS[0]}\n\nA word between."))
+    assert (longer.pieces, longer.compressed) == (4, 1)
+    assert [piece.text for piece in store.index.pieces("copy")] == PARTS
+    store.remove("copy", "mill")
+    assert not store.documents() and not list(store.index.entries.iterdir())
+
+
+@pytest.mark.slow
+def test_it_answers_from_the_pieces_that_fit_as_from_one_document(store, engine):
+    store.add("mill", MILL)
+    store.add("pump", "The pump is checked every spring.")
+    question = "Who built the mill?"
+    one = store.ask(question, 1)
+    assert one.pieces[0].text == PARTS[0] and one.pieces[0].document == "mill"
+    assert one.answer.written == engine.compress(PARTS[0]).ask(question).written
+    two = store.ask("Is the wheel or the cellar of oak?", 2)
+    documents = [engine.compress(piece.text) for piece in two.pieces]
+    joined = engine.join(documents)
+    assert joined.tokens == sum(d.tokens for d in documents) and joined.pieces == 2
+    assert two.answer.written == joined.ask("Is the wheel or the cellar of oak?").written
+    again = gistjax.Store(store.index.path, engine)
+    assert again.ask(question, 1).answer.written == one.answer.written
+    assert store.ask("pump", within="pump").pieces[0].document == "pump"
+    assert repr(again) == f"Store({store.index.path}, 2 documents, ratio 4)"
+
+
+@pytest.mark.slow
+def test_what_cannot_be_asked_is_told(store):
+    with pytest.raises(DataError, match="has a word of the question 'Who\\?': ask in its words"):
+        store.ask("Who?")
+    store.add("mill", MILL)
+    for pieces in (0, 1.5):
+        with pytest.raises(ConfigError, match="must be a number from 1 on"):
+            store.ask("Who built the mill?", pieces)
+    with pytest.raises(ConfigError, match="holds no 'mil'; did you mean 'mill'"):
+        store.ask("Who built the mill?", within="mil")
+    for name, text in (("", MILL), ("mill", " \n"), ("mill", 3)):
+        with pytest.raises(DataError):
+            store.add(name, text)
+    assert len(store.documents()) == 1
+
+
+@pytest.mark.slow
+def test_a_store_keeps_its_ratio_and_bits_and_its_compressor(engine, tmp_path):
+    store = gistjax.Store(tmp_path / "store", engine, ratio=2, bits=4)
+    store.add("mill", MILL)
+    again = gistjax.Store(tmp_path / "store", engine)
+    assert (again.ratio, again.bits) == (2.0, 4)
+    kept = engine.open(store.index.file(store.index.pieces("mill")[0].key))
+    assert kept.stored().bits == 4
+    with pytest.raises(CheckpointError, match=r"made with ratio=2\.0, not 4\.0"):
+        gistjax.Store(tmp_path / "store", engine, ratio=4)
+    with pytest.raises(CheckpointError, match="made with bits=4, not 8"):
+        gistjax.Store(tmp_path / "store", engine, bits=8)
+    other = gistjax.load(write_run(tmp_path / "other", CONFIG.replace(seed=7)))
+    with pytest.raises(CheckpointError, match="made with compressor="):
+        gistjax.Store(tmp_path / "store", other)
+    with pytest.raises(ConfigError, match="bits=5"):
+        gistjax.Store(tmp_path / "new", engine, bits=5)
+    whole = gistjax.load(write_run(tmp_path / "whole", SELECTED.replace(architecture="none")))
+    with pytest.raises(ConfigError, match="keeps what a compressor makes"):
+        gistjax.Store(tmp_path / "new", whole)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_a_damaged_file_is_told_and_a_missing_one_made_again(store):
+    store.add("mill", MILL)
+    assert list(store.check()) == []
+    first, second, _ = [store.index.file(piece.key) for piece in store.index.pieces("mill")]
+    content = bytearray(first.read_bytes())
+    content[-3] ^= 1
+    first.write_bytes(content)
+    second.unlink()
+    problems = list(store.check())
+    assert len(problems) == 2 and "mill, piece 0" in problems[0] and "damaged" in problems[0]
+    with pytest.raises(CheckpointError, match="is damaged"):
+        gistjax.Store(store.index.path, store.engine).ask("Who built the mill?", 1)
+    store.remove("mill")
+    assert store.add("mill", MILL).compressed == 3 and list(store.check()) == []
+
+
+@pytest.mark.slow
+def test_joined_entries_are_those_of_all(engine):
+    documents = [engine.compress(part) for part in PARTS]
+    joined = engine.join(documents)
+    counts = [entries_of(document.context).count_LxK for document in documents]
+    np.testing.assert_array_equal(entries_of(joined.context).count_LxK, sum(counts))
+    assert joined.context.length_B == max(int(d.context.length_B[0]) for d in documents)

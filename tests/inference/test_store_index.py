@@ -1,0 +1,156 @@
+"""A store's folder: what it holds, finds and forgets, and what it refuses."""
+
+import sqlite3
+
+import pytest
+
+from gistjax.errors import CheckpointError, ConfigError, StorageError
+from gistjax.inference.store_index import StoreIndex, key_of
+from gistjax.runtime.files import RunLock
+from tests.stress.stores import ABOUT, put
+
+PUMP = ("The pump is checked every spring.", "Its filter is changed twice a year by Quilla.")
+MILL = ("The mill was built in 1783.", "The pump is checked every spring.")
+
+
+@pytest.fixture
+def index(tmp_path):
+    return StoreIndex(tmp_path / "store", ABOUT)
+
+
+def test_documents_and_their_pieces_are_there_in_their_order(index):
+    put(index, "pump", PUMP)
+    put(index, "mill", MILL)
+    assert [(d.name, d.tokens, d.pieces) for d in index.documents()] == [
+        ("mill", 10, 2),
+        ("pump", 10, 2),
+    ]
+    assert tuple(piece.text for piece in index.pieces("pump")) == PUMP
+    assert index.find("pump").sha256 == key_of("".join(PUMP)) and index.find("nothing") is None
+    again = StoreIndex(index.path)
+    assert again.documents() == index.documents() and again.about == {"format": "1", **ABOUT}
+
+
+def test_the_pieces_that_share_most_words_come_first(index):
+    put(index, "pump", PUMP)
+    put(index, "mill", MILL)
+    found = index.search("When do they CHANGE the filters?", 2)
+    assert found[0].text == PUMP[1]  # both words in another form
+    assert [piece.document for piece in index.search("pump", 5)] == ["pump", "mill"]
+    assert [piece.document for piece in index.search("pump", 5, "mill")] == ["mill"]
+    assert len(index.search("the pump", 1)) == 1
+    assert index.search("?!", 3) == index.search("zebra", 3) == []
+    assert index.search('" OR text NOT NEAR( * built', 3)[0].text == MILL[0]
+
+
+def test_a_document_is_replaced_whole_and_equal_pieces_are_kept_once(index):
+    put(index, "pump", PUMP)
+    put(index, "mill", MILL)
+    assert len(list(index.entries.iterdir())) == 3
+    put(index, "pump", PUMP[:1])
+    with index.writing():
+        pass
+    assert {file.stem for file in index.entries.iterdir()} == {key_of(MILL[0]), key_of(MILL[1])}
+    assert index.search("Quilla filter", 3) == [] and index.problems() == []
+
+
+def test_nothing_of_a_removed_document_stays(index):
+    put(index, "pump", PUMP)
+    put(index, "mill", MILL)
+    index.remove(["pump"])
+    assert [held.name for held in index.documents()] == ["mill"]
+    assert len(list(index.entries.iterdir())) == 2  # a piece that both have
+    content = b"".join(file.read_bytes() for file in index.path.rglob("*") if file.is_file())
+    assert b"mill" in content and b"uilla" not in content
+    with pytest.raises(ConfigError, match="holds no 'mil'; did you mean 'mill'"):
+        index.remove(["mill", "mil"])
+    assert index.find("mill")
+    index.remove(["mill"])
+    with pytest.raises(ConfigError, match="it is empty"):
+        index.check_held(["mill"])
+
+
+def test_what_a_killed_process_leaves_is_removed_by_the_next_writer(index):
+    put(index, "pump", PUMP)
+    left = index.file(key_of("never named"))
+    left.write_bytes(b"half")
+    left.with_name(left.name + ".tmp").write_bytes(b"h")
+    with index.writing():
+        assert len(list(index.entries.iterdir())) == 2
+
+
+def test_one_process_writes_at_a_time(index):
+    with RunLock(index.path), pytest.raises(CheckpointError, match="or write to another store"):
+        index.remove(["pump"])
+    other = sqlite3.connect(index.path / "index.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    index._sql.execute("PRAGMA busy_timeout=10")
+    with pytest.raises(StorageError, match="in use by another process: try again"):
+        put(index, "pump", PUMP)
+    other.execute("ROLLBACK")
+    put(index, "pump", PUMP)
+
+
+def test_a_folder_that_is_no_store_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="is no store: `gistjax store add"):
+        StoreIndex(tmp_path / "nothing")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="has other files in it"):
+        StoreIndex(tmp_path, ABOUT)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_store_made_otherwise_is_refused(index):
+    StoreIndex(index.path, {**ABOUT})
+    with pytest.raises(CheckpointError, match=r"made with ratio=8\.0, not 4\.0"):
+        StoreIndex(index.path, {**ABOUT, "ratio": "4.0"})
+    index._sql.execute("UPDATE about SET value = '2' WHERE key = 'format'")
+    with pytest.raises(CheckpointError, match="format 2, this gistjax reads 1"):
+        StoreIndex(index.path)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER evil AFTER INSERT ON piece BEGIN DELETE FROM document; END",
+        "CREATE VIEW evil AS SELECT load_extension('x')",
+        "DROP TABLE about",
+        "ALTER TABLE document ADD COLUMN evil",
+    ],
+)
+def test_an_index_with_other_tables_is_not_used(index, statement):
+    put(index, "pump", PUMP)
+    index._sql.execute(statement)
+    with pytest.raises(CheckpointError, match="its tables are others"):
+        StoreIndex(index.path)
+
+
+def test_a_key_that_leads_elsewhere_is_refused(index):
+    put(index, "pump", PUMP)
+    index._sql.execute("UPDATE piece SET key = '../../etc/passwd'")
+    with pytest.raises(CheckpointError, match=r"names a piece '\.\./"):
+        index.file("../../etc/passwd")
+    with pytest.raises(CheckpointError, match=r"names a piece '\.\./"):
+        index.sweep()
+
+
+def test_a_damaged_index_is_told(index):
+    put(index, "pump", [f"piece {i} of many words" for i in range(400)])
+    index._sql.close()
+    file = index.path / "index.sqlite"
+    content = bytearray(file.read_bytes())
+    content[:16] = b"no database here"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged .*restore it from a copy"):
+        StoreIndex(index.path)
+
+
+def test_a_text_or_words_changed_by_another_hand_are_told(index):
+    put(index, "pump", PUMP)
+    index._sql.execute("UPDATE piece SET text = 'another' WHERE place = 0")
+    for read in (lambda: index.pieces("pump"), lambda: index.search("spring", 1)):
+        with pytest.raises(CheckpointError, match="'another' is not the text that was added"):
+            read()
+    problems = index.problems()
+    assert any("the words do not fit the texts" in line for line in problems)
+    assert any("a text is not the one that was added: 'another'" in line for line in problems)
