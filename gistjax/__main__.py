@@ -13,6 +13,7 @@ from gistjax.runtime import cli
 
 COMMANDS = (
     "ask",
+    "store",
     "train",
     "evaluate",
     "calibrate",

@@ -190,14 +190,14 @@ class Store:
                 f"nothing in {within or self.index.path} has a word of the question "
                 f"{question!r}: ask in its words, or add the text that answers it."
             )
-        parts = [self._piece(piece) for piece in found]
+        parts = [self.open_piece(piece) for piece in found]
         document = parts[0] if len(parts) == 1 else self.engine.join(parts)
         answer = document.ask(question, threshold)
         told = [p for p in found if answer.text and answer.text.casefold() in p.text.casefold()]
         first = told[0] if told else found[0]
         return Told(answer, (first, *(piece for piece in found if piece is not first)))
 
-    def _piece(self, piece: Piece) -> Document:
+    def open_piece(self, piece: Piece) -> Document:
         """Return what is kept of a piece."""
         file = self.index.file(piece.key)
         return self._open.get(piece.key, lambda: self.engine.open(file))
