@@ -74,8 +74,8 @@ def export_safetensors(request: Request) -> list[str]:
         log.warning("warning: %s is in int8 already: --bits=%d changes nothing.", run, request.bits)
     arrays = packed(stored) if rounds else stored
     scores = directory.metrics() if directory.is_finished else {}
-    about = directory.about()
-    card = model_card(request.config, about, scores, weights_of(arrays, rounds))
+    about, size = directory.about(), weights_of(arrays, rounds)
+    card = model_card(request.config, about, scores, size, directory.predictions())
     in_place = run.resolve() == output.resolve()
     if in_place and request.bits:
         raise ConfigError("--bits takes another --output than the run, which keeps its weights.")

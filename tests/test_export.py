@@ -103,6 +103,15 @@ def test_a_run_that_keeps_entries_is_exported_as_it_was_trained(command, tmp_pat
         )
 
 
+def test_the_card_of_a_run_with_predictions_has_its_f1_by_coverage(command, rundir, tmp_path):
+    run = shutil.copytree(rundir, tmp_path / "run")
+    rows = [{"id": f"q{i}", "f1": float(i >= 10), "score": i / 20} for i in range(20)]
+    (run / "predictions.json").write_text(json.dumps(rows))
+    command(f"--output={tmp_path}/out", run=run)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| 100% | 0.500 |\n| 90% | 0.556 |\n" in card
+
+
 def test_an_adapter_of_random_weights_is_written_with_a_warning(command, caplog, tmp_path):
     command("--to=peft", f"--output={tmp_path}")
     assert "trained on random weights of the sizes of tiny-random" in caplog.text
@@ -220,7 +229,13 @@ def test_another_run_is_not_written_over(command, rundir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("compressor.safetensors", b"hi"), ("metrics.json", b'{"final_f1')]
+    ("name", "content"),
+    [
+        ("compressor.safetensors", b"hi"),
+        ("metrics.json", b'{"final_f1'),
+        ("predictions.json", b'[{"score": 0.5}]'),
+        ("predictions.json", b'[{"f1": 1, "score": null}]'),
+    ],
 )
 def test_a_damaged_run_is_not_exported(command, rundir, tmp_path, name, content):
     run = shutil.copytree(rundir, tmp_path / "run")

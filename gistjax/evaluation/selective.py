@@ -10,7 +10,8 @@ scores that know nothing give the accuracy itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from gistjax.evaluation.statistics import clustered_bootstrap, resampled
 
 BINS = 10
 """Parts, equally many answers in each, that `calibration_error` compares."""
+FEWEST_ANSWERED = 10
+"""Answers whose mean `f1_by_coverage` gives; that of fewer says little."""
 
 
 class Coverage:
@@ -57,6 +60,16 @@ class Coverage:
         lead_K = (sure_K - part_K * start_K) * (harmonic[end_K] - harmonic[start_K])
         return float((right_K + lead_K).sum() / end_K[-1])
 
+    def at(self, answered: int) -> float:
+        """Return the accuracy among so many answers, those of the highest scores.
+
+        Where equal scores are cut, it is the mean over all orders of them.
+        """
+        size_K = np.bincount(self._rank_N)
+        start_K = np.cumsum(size_K) - size_K
+        taken_K = np.clip(answered - start_K, 0, size_K)
+        return float((taken_K / size_K * np.bincount(self._rank_N, self._right_N)).sum() / answered)
+
 
 def accuracy_area(scores: ArrayLike, right: ArrayLike) -> float:
     """Return the area under coverage against accuracy (`Coverage.area`)."""
@@ -66,6 +79,39 @@ def accuracy_area(scores: ArrayLike, right: ArrayLike) -> float:
 def area_of(scores: Scores) -> float:
     """Return the same of answers by their probability, an exact match being right."""
     return accuracy_area(scores.log_probability_N, scores.em_N == 1)
+
+
+def f1_by_coverage(
+    rows: Sequence[Mapping[str, Any]], shares: Sequence[float], f1: float
+) -> dict[float, float]:
+    """Return the F1 of what is answered, by the share of questions that are, the surest first.
+
+    Of a mixture it is the mean over tasks, each of which answers this share of its own questions.
+    Shares of fewer than `FEWEST_ANSWERED` are left out. Nothing is returned where there is nothing
+    to choose by: an answer has no score or was withheld, or all have the same.
+
+    Args:
+        rows: of `predictions.json`.
+        shares: in 0..1.
+        f1: that of all questions; rows with another are of another evaluation, or some of them.
+    """
+    if not rows or any("score" not in row or "withheld" in row for row in rows):
+        return {}
+    tasks: dict[Any, list[tuple[float, float]]] = {}
+    for row in rows:
+        tasks.setdefault(row.get("task"), []).append((row["score"], row["f1"]))
+    parts = [(Coverage(*zip(*pairs, strict=True)), len(pairs)) for pairs in tasks.values()]
+    whole = math.fsum(part.at(n) for part, n in parts) / len(parts)
+    same = any(len({score for score, _ in pairs}) == 1 for pairs in tasks.values())
+    if same or not math.isclose(whole, f1, abs_tol=1e-6):
+        return {}
+    found = {}
+    for share in shares:
+        answered = [math.floor(share * n + 1e-9) for _, n in parts]  # 0.29 of 100 are 29
+        if min(answered) >= FEWEST_ANSWERED:
+            means = [part.at(k) for (part, _), k in zip(parts, answered, strict=True)]
+            found[share] = math.fsum(means) / len(means)
+    return found if len(found) > 1 else {}
 
 
 def auroc(scores: ArrayLike, positive: ArrayLike) -> float | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,20 @@ class RunDir:
         """
         fix = "remove it, and the run ends again from its last checkpoint"
         return self._read(self.metrics_file, _is_metrics, fix)
+
+    def predictions(self) -> list[dict[str, Any]]:
+        """Return `predictions.json`; nothing where a run has none.
+
+        Raises:
+            CheckpointError: if the file is damaged.
+        """
+        if not self.predictions_file.exists():
+            return []
+        fix = "restore it from a copy, or move it away to do without"
+        rows: list[dict[str, Any]] = read_json(
+            self.predictions_file, CheckpointError, fix, _are_predictions
+        )
+        return rows
 
     def _read(self, path: Path, is_whole: Callable[[Any], bool], fix: str) -> dict[str, Any]:
         found: dict[str, Any] = read_json(
@@ -329,6 +344,15 @@ def _has_config(stored: Any) -> bool:
 
 def _is_about(stored: Any) -> bool:
     return isinstance(stored["config"], dict) and isinstance(stored["base_sha256"], str)
+
+
+def _are_predictions(stored: Any) -> bool:
+    return isinstance(stored, list) and all(
+        math.isfinite(row["f1"])
+        and math.isfinite(row.get("score", 0))
+        and isinstance(row.get("task", ""), str)
+        for row in stored
+    )
 
 
 def _is_metrics(stored: Any) -> bool:

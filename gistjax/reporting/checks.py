@@ -75,6 +75,8 @@ def check_predictions(rows: Sequence[Any], file: Path) -> None:
             and all(isinstance(row.get(key), str) for key in ("id", "question", "prediction"))
             and isinstance(row.get("answers"), list)
             and all(_is_number(row.get(key)) for key in ("f1", "em"))
+            and _is_number(row.get("score", 0))
+            and isinstance(row.get("task", ""), str)
         ):
             raise DataError(f"{file} has a damaged row {number}: make that run again.")
 

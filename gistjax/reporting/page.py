@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from gistjax.evaluation.selective import FEWEST_ANSWERED
 from gistjax.reporting import colours, finding, plots
 from gistjax.reporting.runs import Result
 from gistjax.reporting.tables import Column, cell, same_questions
@@ -96,6 +97,13 @@ def figures(
             "the first question, which compresses the text. One measurement in batches on the "
             "device named below: small differences are noise.",
             plots.f1_against_time(rows, colour_of),
+        ),
+        (
+            "F1 against coverage",
+            "Each run answers only the questions whose answers it is surest of; at 100 % it is the "
+            "F1 of the table. Of a mixture the mean over tasks. Runs without scores of their "
+            f"answers are left out, and shares of fewer than {FEWEST_ANSWERED} questions.",
+            plots.f1_against_coverage(scored, colour_of),
         ),
         ("Training", "The weighted sum of the losses.", plots.training_curves(results, colour_of)),
         (

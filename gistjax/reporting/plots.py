@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gistjax.errors import ConfigError
+from gistjax.evaluation.selective import f1_by_coverage
 from gistjax.reporting.runs import Result
 
 Rows = Sequence[dict[str, Any]]
@@ -47,6 +48,7 @@ COLOUR = {"field": "colour", "type": "nominal", "scale": None}
 FEWEST = 2
 """Points that make a plot; one alone stands in the table."""
 CURVE_POINTS = 300
+SHARES = [percent / 100 for percent in range(1, 101)]
 
 
 def to_svg(spec: Spec) -> str:
@@ -194,6 +196,35 @@ def training_curves(results: Sequence[Result], colours: Colours) -> str | None:
         "y": {"field": "loss", "type": "quantitative", "scale": {"zero": False}},
         "detail": {"field": "run"},
         "color": COLOUR,
+    }
+    mark = {"type": "line", "strokeWidth": 1.5}
+    return to_svg({**SIZE, "data": {"values": values}, "mark": mark, "encoding": encoding})
+
+
+def f1_against_coverage(results: Sequence[Result], colours: Colours) -> str | None:
+    """Plot F1 of what each run answers over the share of questions that it does."""
+    values = []
+    for result in results:
+        found = f1_by_coverage(result.predictions, SHARES, result.metrics["final_f1"])
+        own = {"run": result.name, "colour": colours[result.name]}
+        says = ", ".join(f"{found[s]:.3f} at {s:.0%}" for s in (1.0, 0.75, 0.5, 0.25) if s in found)
+        own["says"] = f"{result.name}: F1 {says} of the questions"
+        values += [{**own, "share": share, "f1": f1} for share, f1 in found.items()]
+    if not values:
+        return None
+    x = {
+        "field": "share",
+        "type": "quantitative",
+        "title": "coverage: share of questions answered",
+        "scale": {"domain": [0, 1]},
+        "axis": {"format": "%", "tickCount": 5},
+    }
+    encoding: Spec = {
+        "x": x,
+        "y": F1,
+        "detail": {"field": "run"},
+        "color": COLOUR,
+        "description": {"field": "says"},
     }
     mark = {"type": "line", "strokeWidth": 1.5}
     return to_svg({**SIZE, "data": {"values": values}, "mark": mark, "encoding": encoding})

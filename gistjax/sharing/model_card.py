@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gistjax.config import ARCHITECTURES, SELECT, UNCOMPRESSED, CompressionConfig, file_name
+from gistjax.evaluation.selective import f1_by_coverage
 from gistjax.sharing.base_model import BaseModel, base_model
 
 MARK = "library_name: gistjax"
 """Line in the header of every card."""
+SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
+"""Shares of the questions at which the card gives the F1 of what is answered."""
 
 SECTIONS = """\
 ---
@@ -53,6 +56,7 @@ def model_card(
     stored: Mapping[str, Any],
     metrics: Mapping[str, Any],
     size: str = "",
+    predictions: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return Markdown with the hub's header.
 
@@ -60,6 +64,7 @@ def model_card(
         stored: the run's `config.json`.
         metrics: the run's `metrics.json`; empty where there is none.
         size: a sentence on the bytes of the weights.
+        predictions: the run's `predictions.json`; empty where there is none.
     """
     base = base_model(config, stored)
     header = [MARK, "tags: [context-compression]"]
@@ -76,7 +81,7 @@ def model_card(
         dtype=config.model.dtype,
         base_sha256=stored["base_sha256"],
         size=size and f" {size}",
-        scores=_scores(metrics, config, "mean_of" in stored),
+        scores=_scores(metrics, config, "mean_of" in stored) + _coverage(metrics, predictions),
         data=_data(config, stored),
     )
 
@@ -158,6 +163,19 @@ def _scores(metrics: Mapping[str, Any], config: CompressionConfig, mean: bool) -
     seed = "" if mean else f"; seed {metrics['seed']}"
     lines.append(f"\nOn {questions}{of}; 95 % intervals{seed}.")
     return "\n".join(lines)
+
+
+def _coverage(metrics: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of F1 by the share of questions answered; empty where there is none."""
+    if "final_f1" not in metrics:
+        return ""
+    found = f1_by_coverage(predictions, SHARES, metrics["final_f1"])
+    if not found:
+        return ""
+    lines = [f"| {share:.0%} | {f1:.3f} |" for share, f1 in found.items()]
+    head = ["\n\nWhere it answers only what it is surest of (`score` of an answer):\n"]
+    head += ["| questions answered | F1 of these |", "| --- | --- |"]
+    return "\n".join([*head, *lines])
 
 
 def _data(config: CompressionConfig, stored: Mapping[str, Any]) -> str:

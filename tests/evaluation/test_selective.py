@@ -8,7 +8,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gistjax.evaluation.selective import Coverage, accuracy_area, auroc, calibration_error
+from gistjax.evaluation.selective import (
+    Coverage,
+    accuracy_area,
+    auroc,
+    calibration_error,
+    f1_by_coverage,
+)
 
 LEVELS = st.integers(-3, 3)  # few, so that there are ties
 ANSWERS = st.lists(st.tuples(LEVELS, st.integers(0, 1)), min_size=1, max_size=6)
@@ -60,6 +66,51 @@ def test_only_the_order_counts_and_a_perfect_one_is_the_best(answers):
 def test_the_area_by_hand():
     # In the order right, wrong, right the accuracies are 1, 1/2 and 2/3.
     assert accuracy_area([0.9, 0.5, 0.1], [1, 0, 1]) == pytest.approx((1 + 1 / 2 + 2 / 3) / 3)
+
+
+@given(ANSWERS)
+def test_the_area_is_the_mean_over_all_coverages(answers):
+    coverage = Coverage(*zip(*answers, strict=True))
+    each = [coverage.at(n) for n in range(1, len(answers) + 1)]
+    assert np.mean(each) == pytest.approx(coverage.area())
+    assert each[-1] == pytest.approx(np.mean([right for _, right in answers]))
+
+
+def rows(scores, f1s, **more):
+    return [{"score": score, "f1": f1, **more} for score, f1 in zip(scores, f1s, strict=True)]
+
+
+SURE = rows(np.linspace(0.1, 0.9, 40), np.arange(40) / 39)  # the surer, the better
+
+
+def test_f1_by_coverage_is_that_of_the_surest():
+    found = f1_by_coverage(SURE, (1.0, 0.9, 0.5, 0.25, 0.2), f1=0.5)
+    assert list(found) == [1.0, 0.9, 0.5, 0.25], "of 8 answers no mean is told"
+    for share, f1 in found.items():
+        assert f1 == pytest.approx(np.mean([row["f1"] for row in SURE[-round(40 * share) :]]))
+
+
+def test_of_a_mixture_each_task_answers_the_share_and_counts_the_same():
+    other = rows(np.linspace(0.01, 0.09, 20), [0.0] * 10 + [1.0] * 10, task="b")
+    found = f1_by_coverage([{**row, "task": "a"} for row in SURE] + other, (0.5, 1.0), f1=0.5)
+    assert found == {0.5: pytest.approx((59 / 78 + 1) / 2), 1.0: pytest.approx(0.5)}
+
+
+@pytest.mark.parametrize(
+    ("made", "f1"),
+    [
+        ([], 0.5),
+        (SURE[:1], 0.0),
+        (SURE[:10], np.mean([row["f1"] for row in SURE[:10]])),
+        (rows([0.3] * 40, np.arange(40) / 39), 0.5),
+        ([*SURE[:-1], {"f1": 1.0}], 0.5),
+        ([*SURE[:-1], {**SURE[-1], "withheld": "Ada"}], 0.5),
+        (SURE[:-1], 0.5),
+    ],
+    ids=["none", "one", "ten", "equal", "unscored", "withheld", "samples"],
+)
+def test_where_there_is_nothing_to_choose_by_there_is_no_coverage(made, f1):
+    assert f1_by_coverage(made, (0.25, 0.5, 1.0), f1) == {}
 
 
 @given(ANSWERS)

@@ -216,6 +216,48 @@ def test_curves_kinds_and_the_untuned_base_are_drawn_from_their_own_numbers(swee
     ]
 
 
+def with_scores(run, scores):
+    """Twenty questions of a run, of which the last ten are answered rightly."""
+    rows = json.loads((run / "predictions.json").read_text())
+    made = [
+        {**rows[0], "id": f"q{i}", "f1": float(i >= 10), "em": 0.0, "score": score}
+        for i, score in enumerate(scores)
+    ]
+    put(run / "predictions.json", made)
+    metrics = json.loads((run / "metrics.json").read_text())
+    put(run / "metrics.json", {**metrics, "final_f1": 0.5, "n_examples": 20})
+
+
+def test_a_run_is_drawn_by_coverage_if_its_answers_have_scores_that_differ(sweep, monkeypatch):
+    with_scores(sweep / "M64_gist", [i / 20 for i in range(20)])
+    with_scores(sweep / "M32_gist", [0.5] * 20)
+    report([sweep])
+    text = (sweep / "report.html").read_text()
+    assert text.count("<svg") == 6 and "<h3>F1 against coverage</h3>" in text
+    says = re.findall(r'aria-label="(\w+: F1 \S+ at 100%[^"]*)"', text)
+    assert says == ["M64_gist: F1 0.500 at 100%, 0.667 at 75%, 1.000 at 50% of the questions"]
+    monkeypatch.setattr(plots, "to_svg", lambda spec: spec)
+    results = [result for result in find_runs([sweep]) if result.scored]
+    drawn = plots.f1_against_coverage(results, {r.name: f"#{r.name}" for r in results})
+    points = {round(value["share"], 2): value for value in drawn["data"]["values"]}
+    assert (min(points), max(points)) == (0.5, 1.0), "fewer than ten answers are no curve"
+    assert {value["colour"] for value in points.values()} == {"#M64_gist"}
+    assert points[0.8]["f1"] == pytest.approx(10 / 16)
+    encoding = drawn["encoding"]
+    assert (encoding["x"]["field"], encoding["y"]["field"]) == ("share", "f1")
+    assert encoding["x"]["scale"] == {"domain": [0, 1]}
+
+
+def test_samples_are_not_drawn_for_all_questions(sweep):
+    run = sweep / "M64_gist"
+    with_scores(run, [i / 20 for i in range(20)])
+    samples = json.loads((run / "predictions.json").read_text())[:15]
+    (run / "predictions.json").unlink()
+    put(run / "sample_predictions.json", samples)
+    report([sweep])
+    assert "F1 against coverage" not in (sweep / "report.html").read_text()
+
+
 def test_of_what_a_slot_reads_the_most_is_255(sweep):
     put(
         sweep / "M64_gist" / "slot_attention.json",

@@ -112,6 +112,21 @@ def test_a_run_without_slots_promises_none(changes, says):
     assert "into" not in card and "tokens a slot" not in card
 
 
+def test_the_card_says_what_is_answered_better_if_less_is():
+    about = {"base_weights": "random: tiny-random", "base_sha256": ""}
+    metrics = {"final_f1": 0.5, "final_em": 0.25, "n_examples": 20, "seed": 1}
+    rows = [{"f1": float(i >= 10), "score": i / 20} for i in range(20)]
+    card = model_card(CONFIG, about, metrics, predictions=rows)
+    assert (
+        "seed 1.\n\nWhere it answers only what it is surest of (`score` of an answer):\n\n"
+        "| questions answered | F1 of these |\n| --- | --- |\n"
+        "| 100% | 0.500 |\n| 90% | 0.556 |\n| 75% | 0.667 |\n| 50% | 1.000 |\n\n## Trained on"
+    ) in card
+    for none in ([], [{**row, "score": 0.5} for row in rows], [{"f1": row["f1"]} for row in rows]):
+        assert "questions answered" not in model_card(CONFIG, about, metrics, predictions=none)
+    assert "Not measured.\n\n## Trained" in model_card(CONFIG, about, {}, predictions=rows)
+
+
 def test_the_card_says_which_module_an_architecture_needs():
     about = {"base_weights": "random: tiny-random", "base_sha256": ""}
     card = model_card(CONFIG.replace(architecture="mine.Mine"), about, {})
