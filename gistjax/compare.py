@@ -6,7 +6,8 @@ Reads each run's `predictions.json`; all runs must have answered the same questi
 it prints a table, elsewhere one JSON object. Intervals are 95 %, from
 `--config.evaluation.bootstrap_samples` resamples of whole contexts. `f1_retained` is the share of
 the other run's F1 that this run keeps; there is none against a closed book, which has nothing to
-keep. With a closed book and a full context among the others, `normalised_f1` is the part of the way
+keep. With a closed book and a full context (also kept entries that were trained
+with all of them, at ratio 1) among the others, `normalised_f1` is the part of the way
 from the first to the second, and null where that way is not clearly above nothing. Runs on a
 mixture are also compared task by task (`tasks`), those on different mixtures on the tasks that they
 share.
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
+from gistjax.compress.budget import is_full_context
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError, DataError
 from gistjax.evaluation.selective import Coverage
@@ -36,6 +38,7 @@ from gistjax.evaluation.statistics import (
 from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
+from gistjax.settings import walk
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +99,8 @@ def control(rundir: Path) -> str:
     config = RunDir(rundir).config()
     if config.architecture == "closed_book":
         return CLOSED_BOOK
-    return FULL_CONTEXT if config.architecture == "none" and config.data.select == "all" else ""
+    settings = {key: value for key, value, _ in walk(config)}
+    return FULL_CONTEXT if is_full_context(settings) else ""
 
 
 def compare(of: Path, others: list[Path], samples: int, seed: int) -> dict[str, Any]:

@@ -107,6 +107,17 @@ def test_selected_tokens_are_no_full_context(runs):
     assert "normalised_f1" not in compare(runs[0], list(runs[1:]), 10, 0)
 
 
+def test_kept_entries_trained_with_all_of_them_are_a_full_context(tmp_path):
+    def kind(**changes):
+        config = CompressionConfig(**{"architecture": "select", "ratio": 1.0, **changes})
+        (tmp_path / "config.json").write_text(json.dumps({"config": config.to_json()}))
+        return control(tmp_path)
+
+    assert kind() == kind(ratios=(1.0,)) == kind(architecture="none", ratio=8.0) == "full context"
+    assert kind(ratio=8.0) == kind(ratio=0.0) == kind(ratio=8.0, ratios=(1.0,)) == ""
+    assert kind(ratios=(1.0, 8.0)) == kind(architecture="gist") == ""
+
+
 def test_the_table_shows_every_run_with_its_differences(runs):
     of, full, zero = runs
     header, ours, first, second, _, note = table(compare(of, [full, zero], 500, 0)).splitlines()

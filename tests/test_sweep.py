@@ -8,9 +8,11 @@ import pytest
 
 from gistjax import sweep
 from gistjax.compress import EXPORTED
+from gistjax.compress.budget import is_full_context
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment import base
+from gistjax.settings import walk
 from gistjax.sweep import Run, check, choose, read_sweep, run_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -367,8 +369,9 @@ def test_the_sweeps_are_valid(path):
     for run in read_sweep(path, Path("out"), TEXT):
         config = run.config()
         assert config.model.path == "", "weights are the user's to give"
-        if config.init_from and not run.after:  # a run of another sweep, by its file's name
-            start = Path(config.init_from)
+        start = Path(config.init_from)
+        if config.init_from and not run.after and not (start / EXPORTED).is_file():
+            # a run of another sweep, by its file's name
             other = read_sweep(path.with_name(f"{start.parent.name}.json"), start.parent, TEXT)
             assert start in {run.workdir for run in other}
 
@@ -381,3 +384,9 @@ def test_a_run_that_does_not_fit_the_device_is_reported(tmp_path, monkeypatch):
     runs = [{"name": "a", "config": "configs/seed/gist_m64.py"}]
     found = run_sweep(read_sweep(write(tmp_path, {"set": TINY, "runs": runs}), tmp_path, []))
     assert "Out of memory" in found["a"]["error"]
+
+
+def test_the_sweep_over_tasks_has_one_full_context(tmp_path):
+    configs = check(read_sweep(ROOT / "launch/sweeps/tasks.json", tmp_path / "out", []))
+    settings = {name: {k: v for k, v, _ in walk(one)} for name, one in configs.items()}
+    assert list(filter(lambda name: is_full_context(settings[name]), configs)) == ["full_context"]

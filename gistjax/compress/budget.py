@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,3 +126,16 @@ class Budget:
 def keeping_all(config: CompressionConfig) -> CompressionConfig:
     """Return a configuration of kept entries with a budget for all of them."""
     return replace(config, ratio=1.0, select=replace(config.select, bytes=0))
+
+
+def is_full_context(settings: Mapping[str, Any]) -> bool:
+    """Whether a run was trained with whole contexts: without slots, or with all entries kept.
+
+    Args:
+        settings: by dotted key (`walk`), as in `config.json`; older runs lack some.
+    """
+    architecture = settings.get("architecture")
+    if architecture == "none":
+        return bool(settings.get("data.select", "all") == "all")
+    ratios = {settings.get("ratio"), *(settings.get("ratios") or ())}
+    return architecture == SELECT and ratios == {1.0}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gistjax.compress.budget import is_full_context
 from gistjax.config import UNCOMPRESSED
 from gistjax.errors import DataError
 from gistjax.experiment.run_dir import RunDir
@@ -43,8 +44,8 @@ class Result:
 
     @property
     def compresses(self) -> bool:
-        """True if the run has slots."""
-        return self.architecture not in UNCOMPRESSED
+        """True if the run has slots, fewer than a context has tokens."""
+        return self.architecture not in UNCOMPRESSED and not self.full_context
 
     @property
     def control(self) -> bool:
@@ -54,7 +55,7 @@ class Result:
     @property
     def full_context(self) -> bool:
         """True for the upper control."""
-        return self.architecture == "none" and self.settings.get("data.select", "all") == "all"
+        return is_full_context(self.settings)
 
     @property
     def questions(self) -> frozenset[str]:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from gistjax.config import UNCOMPRESSED
 from gistjax.reporting.runs import Result
 
 ALWAYS_SHOWN = ("architecture", "target_length", "seed")
@@ -127,6 +128,7 @@ def _row(result: Result, settings: Sequence[str], full: Result | None) -> dict[s
     if full and full.metrics["final_f1"]:
         retained = m["final_f1"] / full.metrics["final_f1"]
     slots = result.settings.get("target_length") if result.compresses else None
+    reads_first = result.architecture not in UNCOMPRESSED  # also where all entries are kept
     if result.settings.get("ratio") or result.settings.get("select.bytes"):
         slots = None  # as many as the context's length asks for
     return {
@@ -151,7 +153,7 @@ def _row(result: Result, settings: Sequence[str], full: Result | None) -> dict[s
         "shuffled_f1": m.get("shuffled_f1"),
         "compressor_parameters": m.get("compressor_parameters"),
         "trainable_parameters": m.get("trainable_parameters"),
-        "compress_ms": _ms(times.get("compress")) if result.compresses else None,
+        "compress_ms": _ms(times.get("compress")) if reads_first else None,
         "answer_ms": _ms(times.get("answer")),
         "questions": m.get("n_examples"),
         "steps": m.get("steps"),

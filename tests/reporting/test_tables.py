@@ -215,6 +215,21 @@ def test_a_selection_of_tokens_is_no_full_context(tmp_path):
     assert all(row.get("retained") is None for row in rows)
 
 
+def test_kept_entries_trained_with_all_of_them_are_the_full_context(tmp_path):
+    kept = CompressionConfig(architecture="select", ratio=8.0, ratios=(1.0, 8.0))
+    write_run(tmp_path, "kept", kept, 2)
+    write_run(tmp_path, "all", kept.replace(ratio=1.0, ratios=(1.0,)), 3)
+    columns, rows = table(find_runs([tmp_path]))
+    assert [row["architecture"] for row in rows] == [
+        "select",
+        "full context",
+        "full context, untuned",
+    ]
+    assert rows[0]["retained"] == pytest.approx(2 / 3)
+    assert (rows[1]["control"], rows[1]["compresses"], rows[1]["compress_ms"]) == (True, False, 1.0)
+    assert "ratios" not in [column.key for column in columns], "a control is no part of the sweep"
+
+
 def test_a_sweep_of_more_settings_than_columns_shows_the_first(tmp_path):
     for name, n in (("a", 1), ("b", 2)):
         changes = {"epochs": n, "max_steps": n, "ratio": n, "batch_size": n, "accumulation": n}
