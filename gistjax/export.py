@@ -32,7 +32,7 @@ from gistjax.compress.exported import is_packed, load_stored, packed, save_expor
 from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.experiment.confidence import copy_calibration
-from gistjax.experiment.meaning import changed_in_use, check_meaning
+from gistjax.experiment.meaning import changed_in_use, check_meaning, is_cut
 from gistjax.experiment.run_dir import (
     CALIBRATION,
     FORMAT,
@@ -195,6 +195,12 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     """Write the files, push them if asked, and print what was written."""
     check_arguments(args, words)
     trained = RunDir(args.run).config()
+    if is_cut(config, trained):
+        raise ConfigError(
+            "a cut of a full context is not exported, the run is written as it was trained: leave "
+            "--config.architecture out, and give the copy --config.architecture=select where it "
+            "is asked or evaluated."
+        )
     check_meaning(config, trained)
     if changed := changed_in_use(config, trained):
         raise ConfigError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from gistjax.config import (
@@ -41,8 +41,7 @@ def validate(config: CompressionConfig) -> None:
         ConfigError: naming the key, the cause and the fix.
     """
     keys = list(walk(config))
-    for name, value, metadata in keys:
-        _check_choices(name, value, metadata)
+    check_choices(config, [name for name, _, _ in keys])
     _check_losses(config)
     _check_tasks(config.data)
     for name, value, metadata in keys:
@@ -53,7 +52,18 @@ def validate(config: CompressionConfig) -> None:
                 raise ConfigError(message)
 
 
-def _check_choices(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+def check_choices(config: CompressionConfig, keys: Collection[str]) -> None:
+    """Refuse values that these dotted keys do not have.
+
+    Raises:
+        ConfigError: naming the key and the nearest value that there is.
+    """
+    for name, value, metadata in walk(config):
+        if name in keys:
+            _check_choice(name, value, metadata)
+
+
+def _check_choice(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     choices = metadata.get("choices")
     if choices is None:
         return

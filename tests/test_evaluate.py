@@ -66,6 +66,8 @@ def test_no_question_and_another_meaning_are_refused(measured):
         evaluate.evaluate_run(measured[0], ASKED.replace(data=none))
     with pytest.raises(ConfigError, match="architecture: .* trained with another value"):
         evaluate.evaluate_run(measured[0], ASKED.replace(architecture="mean_pool"))
+    with pytest.raises(ConfigError, match="architecture cannot be 'selekt'; did you mean 'select'"):
+        evaluate.evaluate_run(measured[0], ASKED.replace(architecture="selekt"))
 
 
 def test_a_threshold_takes_the_calibration_of_the_run(measured):

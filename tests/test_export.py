@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 import gistjax
 from gistjax import export
 from gistjax.compress.exported import load_exported, packed
-from gistjax.config import ModelConfig, SelectConfig
+from gistjax.config import EncoderConfig, ModelConfig, SelectConfig
 from gistjax.errors import CheckpointError, ConfigError, ExportError, StorageError, WeightsError
 from gistjax.experiment.confidence import Calibration, write_calibration
 from gistjax.experiment.evaluator import write_unscored
@@ -397,6 +397,14 @@ def test_in_8_bits_a_compressor_answers_nearly_alike(command, rundir, tmp_path, 
 def test_what_may_name_folders_is_not_pushed(command, from_folder):
     with pytest.raises(ConfigError, match="another --output than the run"):
         command(f"--output={from_folder}", "--push=me/x", "--dry_run", run=from_folder)
+
+
+def test_a_cut_is_not_exported_whatever_its_encoder_is(command, tmp_path):
+    encoder = EncoderConfig(kind="lora", bidirectional=True)
+    full = CONFIG.replace(architecture="none", encoder=encoder).to_json()
+    (tmp_path / "config.json").write_text(json.dumps({"config": full}))
+    with pytest.raises(ConfigError, match="a cut of a full context is not exported.*the copy"):
+        command(f"--output={tmp_path}/out", "--config.architecture=select", run=tmp_path)
 
 
 @pytest.mark.parametrize("to", ["safetensors", "peft"])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from gistjax.config import SLOT_KEYS, CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.settings import walk
+from gistjax.validation import check_choices
 
 MEANING = (
     "architecture",
@@ -28,6 +29,11 @@ WEIGHTLESS = ("select.bytes", "select.bits", "select.warmup", "select.temperatur
 """Keys among them that may change as `ratio` may, or that training alone reads."""
 
 
+def is_cut(config: CompressionConfig, trained: CompressionConfig) -> bool:
+    """Whether entries are kept of the cache of a model that was trained to read whole contexts."""
+    return config.selects and trained.architecture == "none"
+
+
 def asked(config: CompressionConfig, trained: CompressionConfig) -> CompressionConfig:
     """Return the configuration that a finished run is asked with.
 
@@ -38,7 +44,7 @@ def asked(config: CompressionConfig, trained: CompressionConfig) -> CompressionC
     select = config.select
     if select.spread != "profile" and select.profile == trained.select.profile:
         config = config.replace(select=replace(select, profile=""))
-    if config.selects and trained.architecture == "none":
+    if is_cut(config, trained):
         default = CompressionConfig()
         unread = (*SLOT_KEYS, "ratios", "encoder")
         kept = {key for key in unread if getattr(config, key) != getattr(trained, key)}
@@ -52,10 +58,13 @@ def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None
     """Refuse a configuration in which trained weights would mean something else.
 
     Raises:
-        ConfigError: naming the keys that differ from those of the training.
+        ConfigError: naming the keys that differ from those of the training, and of a value that
+            there is not the nearest that there is.
     """
+    changed = _changed(config, trained)
+    check_choices(config, changed)
     keys: Sequence[str] = MEANING
-    if config.selects and trained.architecture == "none":  # any scorer may cut its cache
+    if is_cut(config, trained):  # any scorer may cut its cache
         keys = ("lora",)
         if config.learns_scores:
             raise ConfigError(
@@ -68,7 +77,7 @@ def check_meaning(config: CompressionConfig, trained: CompressionConfig) -> None
                 "model does not have, and it was trained to read them causally: set "
                 "--config.encoder.kind=embeddings and --config.encoder.bidirectional=False."
             )
-    changed = [key for key in _changed(config, trained) if key.partition(".")[0] in keys]
+    changed = [key for key in changed if key.partition(".")[0] in keys]
     whole = trained.architecture == config.architecture == "none"
     if whole and any(key.startswith("select.") for key in changed):
         raise ConfigError(

@@ -32,6 +32,20 @@ def test_what_gives_weights_another_meaning_is_refused(changes, named):
 
 
 @pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"architecture": "poolin"}, "^architecture cannot be 'poolin'; did you mean 'pooling'"),
+        ({"connector": "rsm"}, "^connector cannot be 'rsm'; did you mean 'rms'"),
+        ({"select": SelectConfig("covn")}, "^select.scorer cannot be 'covn'; did you mean 'conv'"),
+    ],
+)
+def test_a_value_that_there_is_not_is_told_the_nearest(changes, says):
+    with pytest.raises(ConfigError, match=says):
+        check_meaning(ANY.replace(**changes), ANY)
+    check_meaning(ANY.replace(**changes), ANY.replace(**changes))  # of an earlier version
+
+
+@pytest.mark.parametrize(
     "changes", [{"bytes": 4096}, {"bits": (4,)}, {"warmup": 0.5}, {"temperature": 0.0}]
 )
 def test_a_budget_and_what_training_alone_reads_are_no_weights(changes):
