@@ -156,10 +156,9 @@ class SelectConfig:
         1.0, "learned scorer: of the gate through which the loss teaches it; 0: no gate", least=0
     )
     bits: tuple[int, ...] = setting(
-        (16,),
-        "widths in which training reads entries, drawn for each question; 16: as they are",
-        choices=(16, 8, 4, 3, 2),
+        (16,), "widths of entries in training, drawn for each question", choices=(16, 8, 4, 3, 2)
     )
+    joined: int = setting(1, "most contexts of a step that a training question reads", least=1)
 
 
 @dataclass(frozen=True)

@@ -237,6 +237,16 @@ def _select_rules(config: CompressionConfig) -> Rules:
             "that out.",
         ),
         (
+            select.joined <= config.batch_size,
+            f"select.joined={select.joined} contexts are more than the batch_size="
+            f"{config.batch_size} of a micro-batch: lower it, or raise that.",
+        ),
+        (
+            select.joined == 1 or not config.rounds,
+            "select.joined and select.bits: entries are rounded in each text alone, so train for "
+            "one of them.",
+        ),
+        (
             not select.profile or select.spread == "profile",
             f"select.profile={select.profile!r} is read with --config.select.spread=profile, not "
             f"{select.spread!r}.",

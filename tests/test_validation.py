@@ -15,6 +15,7 @@ from gistjax.config import (
 from gistjax.errors import ConfigError
 from gistjax.validation import check_trains, note_budget, validate
 
+KEPT = {"architecture": "select", "loss_weights": {"teacher_forcing": 1.0}}
 WRONG = [
     ({"architecture": "gst"}, "did you mean 'gist'"),
     ({"architecture": "transformer-xl"}, "known are"),
@@ -55,6 +56,14 @@ WRONG = [
     ({"select": SelectConfig(bits=(16, 4))}, "is for architecture='select', not 'gist'"),
     ({"architecture": "select", "select": SelectConfig(bits=(16, 5))}, "select.bits cannot be 5"),
     ({"architecture": "select", "select": SelectConfig(bits=(4, 4))}, "names one of them twice"),
+    (
+        {**KEPT, "select": SelectConfig(joined=9)},
+        "select.joined=9 contexts are more than the batch_size=8",
+    ),
+    (
+        {**KEPT, "select": SelectConfig(joined=2, bits=(16, 4))},
+        "select.joined and select.bits: entries are rounded in each text alone",
+    ),
     ({"slot_place": "inside"}, "slot_form="),
     ({"slot_start": "mean"}, "window_means"),
     ({"loss_weights": {"cloze": 1.0}}, "config.text.path"),

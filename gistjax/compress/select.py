@@ -266,6 +266,39 @@ def kept_context(
     return dataclasses.replace(nothing, kept=kept, length_B=length_B)
 
 
+def read_joined(context: CompressedContext, joined_ExG: Array) -> CompressedContext:
+    """A context of kept entries whose rows read what is kept of others beside it, too.
+
+    All stand in one place, as `kept.join_kept` puts them. Of another context, the rows of a context
+    read what the rows of that one do, in their order: at the ratios of those.
+
+    Args:
+        joined_ExG: for each context those that its rows read, by number; -1: none.
+    """
+    there_ExG, index_ExG = joined_ExG >= 0, jnp.maximum(joined_ExG, 0)
+    E, G = joined_ExG.shape
+
+    def entries(x: Array) -> Array:  # [..., E, K, X, H], of one layer or of all
+        *_, K, X, H = x.shape
+        taken = jnp.moveaxis(jnp.take(x, index_ExG, axis=-4), -4, -3)
+        return taken.reshape(*x.shape[:-4], E, K, G * X, H)
+
+    def rows(x: Array) -> Array:  # [..., B, K, X]
+        *layers, B, K, X = x.shape
+        taken = jnp.take(x.reshape(*layers, E, B // E, K, X), index_ExG, axis=-4)
+        read = jnp.where(there_ExG[..., None, None, None], taken, jnp.zeros_like(taken))
+        return jnp.moveaxis(read, -4, -2).reshape(*layers, B, K, G * X)
+
+    def layer(kept: KeptLayer) -> KeptLayer:
+        gate = None if kept.gate_BxKxX is None else rows(kept.gate_BxKxX)
+        return KeptLayer(entries(kept.k), entries(kept.v), rows(kept.mask_BxKxX), gate)
+
+    kept: Any = context.kept
+    kept = tuple(map(layer, kept)) if isinstance(kept, tuple) else layer(kept)
+    length_E = jnp.max(jnp.where(there_ExG, context.length_B[index_ExG], 0), axis=1)
+    return dataclasses.replace(context, kept=kept, length_B=length_E)
+
+
 def read_in(context: CompressedContext, bits_B: Array) -> CompressedContext:
     """A context of kept entries, each row of which is read as a file in its bits has them."""
     kept: Any = context.kept

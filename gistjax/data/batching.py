@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from gistjax.config import CompressionConfig
+from gistjax.data.draws import draw_joined, draw_ratios, ratios_in_use
 from gistjax.data.example import OBJECTIVES, Batch, Buckets, Shape, Targets, TokenizedExample
 from gistjax.errors import DataError
 
@@ -37,6 +38,7 @@ class PlanSettings:
     ratios: tuple[float, ...] = ()  # context tokens a slot, ascending; one is drawn for a context
     ratio_growth: float = 0.0  # share of the training over which the ratios come into use
     ratios_a_row: int = 0  # drawn for each row in place of each context
+    joined: int = 1  # most contexts of a micro-batch that questions on one of them read
     bits: tuple[int, ...] = ()  # of kept entries; one is drawn for each row
     kvzip_chooses: float | None = None  # share of the training, where a scorer is trained
 
@@ -57,6 +59,7 @@ class PlanSettings:
             ratios=config.ratios,
             ratio_growth=config.ratio_growth,
             ratios_a_row=config.ratios_per_question if config.selects else 0,
+            joined=config.select.joined,
             bits=config.select.bits if config.rounds else (),
             kvzip_chooses=config.select.warmup if config.learns_scores else None,
         )
@@ -177,7 +180,13 @@ class TrainPlan:
                 flat, teacher=jax.tree.map(lambda x: x[picked], self._teacher)
             )
         if settings.ratios:
-            flat = dataclasses.replace(flat, ratio_N=self._draw_ratios(*of, units))
+            in_use = ratios_in_use(settings.ratios, settings.ratio_growth, *of)
+            drawn = draw_ratios([settings.seed, of[0], 1], in_use, units, settings.ratios_a_row)
+            flat = dataclasses.replace(flat, ratio_N=drawn)
+        if settings.joined > 1:
+            ids_KxE = np.asarray(flat.context_id_E).reshape(settings.accumulation, -1)
+            drawn = draw_joined([settings.seed, of[0], 3], ids_KxE, settings.joined)
+            flat = dataclasses.replace(flat, joined_ExG=drawn)
         if settings.bits:
             rng = np.random.default_rng([settings.seed, of[0], 2])
             drawn = rng.choice(np.asarray(settings.bits, np.int32), units.size)
@@ -189,24 +198,6 @@ class TrainPlan:
         flat = dataclasses.replace(flat, prefix_ids_P=np.tile(flat.prefix_ids_P, K))
         batch: Batch = jax.tree.map(lambda x: x.reshape(K, -1, *x.shape[1:]), flat)
         return batch
-
-    def _draw_ratios(self, step: int, total_steps: int, units: np.ndarray) -> np.ndarray:
-        """Draw a ratio for each context or each row, from those in use at this step.
-
-        Those of one row's copies differ, as far as there are so many.
-        """
-        share = (step + 1) / max(self._settings.ratio_growth * total_steps, 1)
-        ratios = self._settings.ratios
-        in_use = ratios[: max(math.ceil(round(min(share, 1) * len(ratios), 6)), 1)]
-        rng = np.random.default_rng([self._settings.seed, step, 1])
-        if not self._settings.ratios_a_row:
-            return rng.choice(np.asarray(in_use, np.float32), len(units))
-        drawn = np.empty(units.shape, np.float32)
-        for unit, of_unit in zip(units, drawn, strict=True):
-            for row in np.unique(unit):
-                places = np.flatnonzero(unit == row)
-                of_unit[places] = np.resize(rng.permutation(in_use), len(places))
-        return drawn.ravel()
 
     def _unit_shapes(self, buckets: Buckets) -> list[Shape]:
         """Return the shape of every unit.

@@ -175,6 +175,7 @@ class Batch:
     context_view_ExD: Any = None  # fp32, of the frozen base; where the contrastive loss needs it
     teacher: Targets | None = None  # where the distillation loss needs them
     ratio_N: Any = None  # fp32, tokens a slot, where training draws them; N = E or, of select, B
+    joined_ExG: Any = None  # of select: contexts that questions on one read, it first; -1: none
     bits_B: Any = None  # int32, of select, where training draws the widths of its entries
     kvzip_chooses_1: Any = None  # bool, where a scorer is trained: KVzip still chooses for it
     # In a mixture, the longest answer of the batch's task: it decides the program, as shapes do

@@ -186,7 +186,7 @@ def passes(config: CompressionConfig, base: LlamaConfig, prefix: int) -> Iterato
         if not config.selects:
             return Pass(rows, T, U, base.n_layers, lora, last, cache)
         gated = config.learns_scores and config.select.temperature > 0
-        read = Entries(C, gated or config.rounds, config.rounds)
+        read = Entries(C * config.select.joined, gated or config.rounds, config.rounds)
         return Pass(rows, T, U, base.n_layers, lora, last, cache, read)
 
     trained = encoder.kind == "lora"

@@ -97,6 +97,7 @@ def _largest_batch(config: CompressionConfig, prefix: int, width: int) -> Batch:
         context_view_ExD=array(E, width, dtype=jnp.float32) if contrasts else None,
         teacher=targets,
         ratio_N=array(B if config.selects else E, dtype=jnp.float32) if config.ratios else None,
+        joined_ExG=array(E, config.select.joined) if config.select.joined > 1 else None,
         bits_B=array(B) if config.rounds else None,
         kvzip_chooses_1=array(1, dtype=jnp.bool_) if config.learns_scores else None,
     )

@@ -25,7 +25,9 @@ MEANING = (
 
 SPREAD = ("select.spread", "select.profile")
 """Keys among them that may change: how a budget of entries is spread is no weight."""
-WEIGHTLESS = ("select.bytes", "select.bits", "select.warmup", "select.temperature")
+WEIGHTLESS = tuple(
+    f"select.{name}" for name in ("bytes", "bits", "joined", "warmup", "temperature")
+)
 """Keys among them that may change as `ratio` may, or that training alone reads."""
 
 

@@ -28,7 +28,7 @@ from jax.scipy.special import xlogy
 from gistjax.compress.compressed_lm import CompressedLM, answer_positions
 from gistjax.compress.context import CompressedContext, DecodeState
 from gistjax.compress.decoding import EndIds, continue_greedily
-from gistjax.compress.select import read_in
+from gistjax.compress.select import read_in, read_joined
 from gistjax.compress.taught import learn
 from gistjax.config import TEXT_LOSSES
 from gistjax.data.example import OBJECTIVES, Batch
@@ -120,6 +120,8 @@ class Forward:
             context = self.model.compress(
                 batch.prefix_ids_P, batch.context_ids_ExC, batch.context_length_E, batch.ratio_N
             )
+        if batch.joined_ExG is not None:
+            context = read_joined(context, batch.joined_ExG)
         return context if batch.bits_B is None else read_in(context, batch.bits_B)
 
     @cached_property

@@ -11,8 +11,9 @@ from flax import nnx
 
 from gistjax.compress.context import soft_context
 from gistjax.compress.decoding import continue_greedily
-from gistjax.compress.kept import Entries, entries_of, packed
+from gistjax.compress.kept import Entries, entries_of, join_kept, packed
 from gistjax.compress.rounded import coded_entries, round_entries
+from gistjax.compress.select import read_joined
 from gistjax.compress.spread import PROFILE_RATIOS
 from gistjax.config import SCORERS, EncoderConfig, LoraConfig, ModelConfig, SelectConfig
 from gistjax.errors import ConfigError
@@ -186,6 +187,42 @@ def test_what_is_thrown_away_is_not_read(rng):
     for gradient in gradients:
         np.testing.assert_array_equal(jnp.where(kept.mask_BxKxX[..., None], 0, gradient), 0)
         assert (jnp.abs(gradient).max(-1) > 0)[kept.mask_BxKxX].mean() > 0.9
+
+
+JOINED = np.array([[0, 2, 1], [1, -1, -1], [2, 0, -1]], np.int32)
+"""Contexts that the questions on each of three read."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [True, False])
+def test_questions_on_several_contexts_read_what_is_joined_of_them(rng, scan):
+    ids, lengths, tokens, token_lengths = tiny_inputs(rng)
+    model = Compiled(model_of(scan=scan))
+    contexts = model.compress(PREFIX, ids, lengths)
+    ours = model.states(read_joined(contexts, jnp.asarray(JOINED)), tokens, token_lengths)
+    for row, joined in enumerate(JOINED):
+        parts = join_kept([rows_of(contexts, place) for place in joined if place >= 0])
+        n = int(token_lengths[row])
+        one = tokens[row : row + 1], token_lengths[row : row + 1]
+        theirs = model.states(parts, *one)
+        chex.assert_trees_all_close(ours[row, :n], theirs[0, :n], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_what_a_question_does_not_read_of_others_has_no_gradient(rng):
+    ids, lengths, tokens, token_lengths = tiny_inputs(rng)
+    model = model_of()
+    contexts = Compiled(model).compress(PREFIX, ids, lengths)
+
+    def read(k, gate):
+        kept = dataclasses.replace(contexts.kept, k=k, gate_BxKxX=gate)
+        joined = read_joined(dataclasses.replace(contexts, kept=kept), jnp.asarray(JOINED))
+        return jnp.sum(jnp.sin(model.states(joined, tokens, token_lengths)[1]))
+
+    gate = contexts.kept.mask_BxKxX.astype(jnp.float32)
+    for gradient in jax.jit(jax.grad(read, (0, 1)))(contexts.kept.k, gate):
+        rows = np.abs(np.asarray(gradient)).reshape(len(gradient), 3, -1).max((0, 2))
+        assert rows[1] > 0 and rows[0] == rows[2] == 0  # the second reads its own alone
 
 
 @pytest.mark.slow
