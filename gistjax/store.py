@@ -29,7 +29,7 @@ from gistjax.config import CompressionConfig
 from gistjax.documents.reading import read_document
 from gistjax.errors import ConfigError, DataError, did_you_mean
 from gistjax.experiment.run_dir import SHIPPED, RunDir
-from gistjax.inference.store_index import StoreIndex
+from gistjax.inference.store_index import StoreIndex, check_place, is_store
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.quantize import BITS
@@ -52,7 +52,11 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     action, path, rest = split_words(words)
     check_flags(args, action)
     if action in ("add", "ask", "check"):
-        if action != "add":
+        if action == "add" and not is_store(path):
+            check_place(path)
+        elif action == "ask" and args.within:
+            StoreIndex(path).check_held([args.within])
+        elif action != "add":
             StoreIndex(path)  # that there is one is known before the model is loaded
         store = load_store(config, args, path)
         {"add": add, "ask": ask, "check": check}[action](store, args, rest)
@@ -69,7 +73,8 @@ def split_words(words: list[str]) -> tuple[str, Path, list[str]]:
     """
     action = words[0] if words else ""
     if action not in ACTIONS:
-        raise ConfigError(f"what to do with the store? {action!r} is nothing{_hint(action)}")
+        what = f"{action!r} is nothing that is done" if action else "what to do"
+        raise ConfigError(f"{what} with a store{_hint(action)}")
     needed = ACTIONS[action]
     usage = f"gistjax store {action} STORE {needed}".strip()
     if len(words) < 2 or not words[1].strip():
@@ -143,14 +148,22 @@ def files_of(names: list[str]) -> Iterator[Path]:
 
 def ask(store: Store, args: flags.FlagValues, questions: list[str]) -> None:
     """Answer questions, and name the piece that each answer is from."""
-    found = []
+    found, failed = [], 0
     for question in questions:
-        told = store.ask(question, args.pieces, args.threshold, args.within or None)
+        try:
+            told = store.ask(question, args.pieces, args.threshold, args.within or None)
+        except DataError as error:
+            failed += 1
+            log.error("%s", error)
+            found.append({"question": question, "error": str(error)})
+            continue
         found.append({"question": question, **to_json(told)})
         if not args.json:
             print(said(question, told), flush=True)
     if args.json:
         cli.print_result({"answers": found})
+    if failed:
+        sys.exit(1)
 
 
 def said(question: str, told: Told) -> str:
@@ -162,6 +175,7 @@ def said(question: str, told: Told) -> str:
     begin = max(at - 80, 0)
     around = f"{'…' * (begin > 0)}{text[begin : begin + 200]}…"
     where = f"{source.document}, piece {source.place + 1}"
+    where += "" if at >= 0 or not answer.text else " (the answer is in none of the pieces)"
     lines = [cli.coloured(question, "bold"), f"  {answer.text or '(no answer)'}{chance}"]
     return "\n".join([*lines, f"  {where}: {around}"])
 
@@ -207,7 +221,8 @@ def remove(index: StoreIndex, args: flags.FlagValues, names: list[str]) -> None:
 
 def check(store: Store, args: flags.FlagValues, _: list[str]) -> None:
     """Read everything that the store has, and print what is wrong."""
-    with store.index.writing():  # what nothing names is removed
+    with store.index.writing():
+        store.index.sweep()
         problems = list(store.check())
     if not args.json:
         for problem in problems:

@@ -65,8 +65,12 @@ def test_files_and_folders_are_added_listed_asked_and_removed(command):
     assert [line.split()[0] for line in listed] == ["texts/mill.txt", "texts/pump.md", "2"]
     assert "ratio 2.0" in listed[-1]
     assert "It is checked every spring." in command("show", "kept", "texts/pump.md")
+    with pytest.raises(SystemExit):
+        command("ask", "kept", "Zebra?", "When was the mill built?")
+    with pytest.raises(ConfigError, match="holds no 'texts/mil.txt'; did you mean"):
+        command("ask", "kept", "Who?", "--within=texts/mil.txt")
     asked = command("ask", "kept", "When was the mill built?")
-    assert "texts/mill.txt, piece 1: The mill was built in 1783." in asked
+    assert "texts/mill.txt, piece 1" in asked and ": The mill was built in 1783." in asked
     found = result(command("ask", "kept", "What is checked?", "--json", "--pieces=1"))
     (answer,) = found["answers"]
     assert answer["pieces"][0]["document"] == "texts/pump.md" and "score" in answer["answer"]
@@ -100,8 +104,8 @@ def test_damage_is_told_and_is_an_exit_code(command, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "what to do with the store\\? '' is nothing: give one of add, ask, list"),
-        (("ad", "kept"), "'ad' is nothing; did you mean 'add'"),
+        ((), "what to do with a store: give one of add, ask, list"),
+        (("ad", "kept"), "'ad' is nothing that is done with a store; did you mean 'add'"),
         (("add",), "which store\\? Give its folder: gistjax store add STORE FILE"),
         (("add", "kept"), "something is missing: gistjax store add STORE FILE"),
         (("ask", "kept", " "), "something is missing: gistjax store ask STORE"),

@@ -94,10 +94,14 @@ def put_entries(
         start = end
 
 
-def packed(entries: Entries) -> PackedEntries:
-    """Return the entries as a decoder reads them, in numpy arrays."""
+def packed(entries: Entries, an_octave: int = CLASSES_AN_OCTAVE) -> PackedEntries:
+    """Return the entries as a decoder reads them, in numpy arrays.
+
+    Args:
+        an_octave: lengths of the run from each power of two to the next.
+    """
     count_LxK = entries.count_LxK
-    size = size_class(int(count_LxK.sum()))
+    size = size_class(int(count_LxK.sum()), an_octave)
     ranges = min(size_class(int(np.count_nonzero(count_LxK))), count_LxK.size)
     k_TxH, v_TxH = _sized(entries.k_TxH, size, ranges), _sized(entries.v_TxH, size, size)
     start_LxK = (np.cumsum(count_LxK) - count_LxK.ravel()).reshape(count_LxK.shape)
@@ -128,7 +132,7 @@ def join_kept(contexts: Sequence[CompressedContext]) -> CompressedContext:
         "length_B": np.max([context.length_B for context in contexts], 0),
         "slots_B": np.asarray([-(-int(count_LxK.sum()) // count_LxK.size)], np.int32),
     }
-    kept = packed(Entries(k_TxH, v_TxH, count_LxK))
+    kept = packed(Entries(k_TxH, v_TxH, count_LxK), 1)  # any texts are joined: few lengths of these
     return dataclasses.replace(contexts[0], kept=kept, **numbers)
 
 

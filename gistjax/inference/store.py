@@ -14,6 +14,8 @@ their texts are not read again.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +26,17 @@ from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.inference.document import Answer, Document
 from gistjax.inference.engine import Engine
 from gistjax.inference.recent import Recent
-from gistjax.inference.store_index import Held, Piece, StoreIndex, key_of
+from gistjax.inference.store_index import Held, Piece, StoreIndex, is_store, key_of
 from gistjax.inference.text import check_text
 from gistjax.runtime.quantize import check_bits
 from gistjax.runtime.texts import user_path
 
+log = logging.getLogger(__name__)
+
 PIECES = 2
 """Pieces that a question is answered from (measured: docs/using.md)."""
+TELL_S = 10
+"""Seconds between two lines of progress within a document."""
 OPEN_PIECES = 256
 """Pieces that stay in memory after they were read for a question."""
 
@@ -85,7 +91,7 @@ class Store:
             check_bits(bits)
         path = user_path(path)
         about = engine.origin()
-        if not (path / "index.sqlite").is_file():
+        if not is_store(path):
             ratio = ratio or engine.config.ratio
             engine.check_ratio(ratio)
         chosen = {"ratio": ratio and float(ratio), "bits": bits}
@@ -117,18 +123,16 @@ class Store:
                 store held stays.
         """
         name, text = check_text(name, "document's name"), check_text(text, "document")
+        if not name.isprintable():
+            raise DataError(f"the document's name {name!r} cannot be printed: rename it.")
         with self.index.writing():
             held, sha256 = self.index.find(name), key_of(text)
-            if held and held.sha256 == sha256:
+            before = self.index.pieces(name)
+            there = all(self.index.file(piece.key).is_file() for piece in before)
+            if held and held.sha256 == sha256 and there:
                 return Added(name, 0, 0, 0.0)
-            cuts = self._cut(text, [piece.text for piece in self.index.pieces(name)])
-            new, seconds = 0, 0.0
-            for cut in cuts:
-                file = self.index.file(key_of(cut.text))
-                if not file.is_file():
-                    document = self.engine.compress(cut.text, self.ratio, bits=self.bits)
-                    document.save(file)
-                    new, seconds = new + 1, seconds + document.seconds
+            cuts = self._cut(text, [piece.text for piece in before])
+            new, seconds = self._compress(name, cuts)
             pieces = [
                 Piece(name, place, key_of(cut.text), len(cut.ids), cut.text)
                 for place, cut in enumerate(cuts)
@@ -136,21 +140,45 @@ class Store:
             self.index.put(name, sha256, pieces)
         return Added(name, len(pieces), new, seconds)
 
+    def _compress(self, name: str, cuts: Sequence[Cut]) -> tuple[int, float]:
+        """Make the files of pieces that are not there; returns how many, and the seconds spent."""
+        files = {self.index.file(key_of(cut.text)): cut.text for cut in cuts}
+        missing = {file: text for file, text in files.items() if not file.is_file()}
+        seconds, start = 0.0, time.monotonic()
+        told = start
+        for number, (file, text) in enumerate(missing.items(), 1):
+            document = self.engine.compress(text, self.ratio, bits=self.bits)
+            document.save(file)
+            seconds, now = seconds + document.seconds, time.monotonic()
+            if now - told > TELL_S:
+                left = (now - start) / number * (len(missing) - number) / 60
+                log.info("%s: %d of %d pieces, %.1f min left", name, number, len(missing), left)
+                told = now
+        return len(missing), seconds
+
     def _cut(self, text: str, before: Sequence[str]) -> list[Cut]:
-        """Return the pieces of a text; those that it had before stay as they were."""
-        cuts: list[Cut] = []
+        """Return the pieces of a text; those that it had before stay, unless a new part fits in."""
+        spans: list[tuple[int, int, bool]] = []  # begin, end, whether it is new
+
+        def add(begin: int, end: int, new: bool) -> None:
+            if not text[begin:end].strip():
+                return
+            if spans and (new or spans[-1][2]):
+                together = spans[-1][0], end
+                if len(self.engine.cut(text[slice(*together)])) == 1:
+                    spans[-1] = (*together, True)
+                    return
+            spans.append((begin, end, new))
+
         start = 0
         for piece in before:
             found = text.find(piece, start)
-            if found < 0:
-                continue
-            if between := text[start:found].strip():
-                cuts += self.engine.cut(between)
-            cuts += self.engine.cut(piece)
-            start = found + len(piece)
-        if rest := text[start:].strip():
-            cuts += self.engine.cut(rest)
-        return cuts
+            if found >= 0:
+                add(start, found, True)
+                start = found + len(piece)
+                add(found, start, False)
+        add(start, len(text), True)
+        return [cut for begin, end, _ in spans for cut in self.engine.cut(text[begin:end])]
 
     def remove(self, *names: str) -> None:
         """Remove documents: their text, and what was kept of it.
@@ -190,8 +218,7 @@ class Store:
                 f"nothing in {within or self.index.path} has a word of the question "
                 f"{question!r}: ask in its words, or add the text that answers it."
             )
-        parts = [self.open_piece(piece) for piece in found]
-        document = parts[0] if len(parts) == 1 else self.engine.join(parts)
+        document = self.engine.join([self.open_piece(piece) for piece in found])
         answer = document.ask(question, threshold)
         told = [p for p in found if answer.text and answer.text.casefold() in p.text.casefold()]
         first = told[0] if told else found[0]
@@ -203,13 +230,19 @@ class Store:
         return self._open.get(piece.key, lambda: self.engine.open(file))
 
     def check(self) -> Iterator[str]:
-        """Yield what is wrong with the store, a line each: damaged files, texts, index."""
+        """Yield what is wrong with the store, a line each: damaged files, texts, index.
+
+        Damaged files are removed: added again, a document has them again.
+        """
         yield from self.index.problems()
         for held in self.documents():
             for piece in self.index.pieces(held.name):
+                where = f"{held.name}, piece {piece.place + 1}"
+                file = self.index.file(piece.key)
                 try:
-                    document = self.engine.open(self.index.file(piece.key))
+                    document = self.engine.open(file)
                     if document.tokens != piece.tokens:
-                        yield f"{held.name}, piece {piece.place}: kept of another text"
+                        yield f"{where}: kept of another text"
                 except CheckpointError as error:
-                    yield f"{held.name}, piece {piece.place}: {error}"
+                    file.unlink(missing_ok=True)
+                    yield f"{where}: {error} Add the document again: it is made anew."

@@ -5,10 +5,10 @@
                         of the piece's text, so equal pieces are kept once
     run.lock            who writes
 
-A piece's file is written whole before the index names it, and removed after the index has
-forgotten it: a process that is killed leaves at most files that nothing names, and the next one
-that writes removes them. SQLite ranks pieces by BM25 (Robertson and Zaragoza 2009), of words that
-are stemmed as English. Nothing here needs JAX.
+A piece's file is written whole before the index names it, so that what was interrupted goes on.
+It is removed after the index has forgotten it, which lists it as gone until then: the next process
+that writes removes what a killed one has left. SQLite ranks pieces by BM25 (Robertson and Zaragoza
+2009), of words that are stemmed as English. Nothing here needs JAX.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,24 @@ SCHEMA = (
     "sha256 TEXT NOT NULL, tokens INTEGER NOT NULL)",
     "CREATE TABLE piece (id INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES document, "
     "place INTEGER NOT NULL, key TEXT NOT NULL, tokens INTEGER NOT NULL, text TEXT NOT NULL)",
+    "CREATE TABLE gone (key TEXT PRIMARY KEY)",
     "CREATE INDEX piece_document ON piece (document)",
     "CREATE INDEX piece_key ON piece (key)",
     "CREATE VIRTUAL TABLE words USING fts5(text, content='piece', content_rowid='id', "
     "tokenize='porter unicode61')",
 )
+INDEX = "index.sqlite"
 KEY = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"\w+")
+FUNCTION_WORDS = frozenset(
+    _WORD.findall(
+        "a about an and are as at be been but by can could did do does for from had has have he "
+        "her his how i if in is it its many me much my of on or our she so some that the their "
+        "them there they this to was we were what when where which who whom whose why will with "
+        "would you your "
+    )
+)
+"""Words of English that a piece is not found by, unless a question has no others."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,43 @@ def key_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def is_store(path: Path) -> bool:
+    """Return whether a folder is a store, or one that is damaged."""
+    index = path / INDEX
+    return index.is_file() and index.stat().st_size > 0
+
+
+def check_place(path: Path) -> None:
+    """Refuse a path that cannot become a store, but for one that was never filled.
+
+    Raises:
+        CheckpointError: saying what is there.
+    """
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path} is a file: a store is a folder of its own.")
+    here = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    if (path / "entries").is_dir() and any((path / "entries").iterdir()) and INDEX not in here:
+        raise CheckpointError(
+            f"{path} has lost its {INDEX}: restore it from a copy, or empty the folder and add the "
+            "texts again."
+        )
+    if here - {INDEX, "entries", "run.lock"}:
+        raise CheckpointError(f"{path} has other files in it: give a store an own folder.")
+
+
+def _unlink(files: Iterable[Path]) -> None:
+    """Remove files, those that are there.
+
+    Raises:
+        StorageError: if one cannot be removed.
+    """
+    try:
+        for file in files:
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot remove {error.filename}: {error.strerror}.") from error
+
+
 class StoreIndex:
     """A store without its compressor: it is looked through, searched, and made smaller.
 
@@ -82,18 +130,18 @@ class StoreIndex:
     """
 
     def __init__(self, path: Path, about: Mapping[str, str] | None = None):
-        self.path, self.entries, self._forgot = path, path / "entries", False
-        file = path / "index.sqlite"
-        if not file.is_file():
+        self.path, self.entries = path, path / "entries"
+        if not is_store(path):
+            check_place(path)
             if about is None:
                 raise CheckpointError(
                     f"{path} is no store: `gistjax store add {path} FILE` makes one."
                 )
-            if path.is_dir() and any(path.iterdir()):
-                raise CheckpointError(f"{path} has other files in it: give a store an own folder.")
             make_folder(self.entries)
         with self._explained():
-            self._sql = sqlite3.connect(file, timeout=30, isolation_level=None)
+            self._sql = sqlite3.connect(
+                path / INDEX, timeout=30, isolation_level=None, check_same_thread=False
+            )
             for pragma in ("trusted_schema=OFF", "secure_delete=ON", "foreign_keys=ON"):
                 self._sql.execute(f"PRAGMA {pragma}")
             if about is not None and not self._schema():
@@ -176,26 +224,30 @@ class StoreIndex:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Keep other writers out of a `with` block; what nothing names is removed at both ends."""
+        """Keep other writers out of a `with` block; what is forgotten in it is gone afterwards."""
         with RunLock(self.path, "write to another store"):
-            self.sweep()
+            make_folder(self.entries)
+            self._bury()
             yield
-            if self._forgot:  # words of what is gone stand in the index until it is merged
-                with self._explained():
-                    self._sql.execute("INSERT INTO words (words) VALUES ('optimize')")
-                self._forgot = False
-            self.sweep()
+            self._bury()
+
+    def _bury(self) -> None:
+        """Remove the files and words of what the index has forgotten."""
+        gone = [key for (key,) in self._rows("SELECT key FROM gone")]
+        if not gone:
+            return
+        named = "SELECT key FROM gone WHERE key NOT IN (SELECT key FROM piece)"
+        _unlink(self.file(key) for (key,) in self._rows(named))
+        with self._explained():  # words stand in the index until it is merged
+            self._sql.execute("INSERT INTO words (words) VALUES ('optimize')")
+            self._sql.execute("DELETE FROM gone")
 
     def sweep(self) -> list[str]:
-        """Remove what nothing names, left by a process that was killed; returns their names."""
+        """Remove what nothing names, of documents that were never whole; returns their names."""
         keys = self._rows("SELECT DISTINCT key FROM piece")
         named = {self.file(key) for (key,) in keys}
-        try:
-            left = [file for file in self.entries.iterdir() if file not in named]
-            for file in left:
-                file.unlink()
-        except OSError as error:
-            raise StorageError(f"cannot remove {error.filename}: {error.strerror}.") from error
+        left = [file for file in self.entries.iterdir() if file not in named]
+        _unlink(left)
         return [file.name for file in left]
 
     def file(self, key: str) -> Path:
@@ -231,10 +283,16 @@ class StoreIndex:
         Raises:
             ConfigError: naming the nearest that is.
         """
-        known = [held.name for held in self.documents()]
         for name in names:
-            if name not in known:
-                hint = did_you_mean(name, known) if known else ": it is empty."
+            if not self.find(name):
+                known = [held.name for held in self.documents()]
+                hint = (
+                    did_you_mean(name, known)
+                    if 0 < len(known) < 20
+                    else (
+                        ": `gistjax store list` shows what it holds." if known else ": it is empty."
+                    )
+                )
                 raise ConfigError(f"{self.path} holds no {name!r}{hint}")
 
     def pieces(self, name: str) -> list[Piece]:
@@ -251,7 +309,8 @@ class StoreIndex:
         Args:
             within: the name of the only document to look in.
         """
-        words = dict.fromkeys(_WORD.findall(question.casefold()))
+        every = dict.fromkeys(_WORD.findall(question.casefold()))
+        words = [word for word in every if word not in FUNCTION_WORDS] or list(every)
         query = (
             "SELECT name, place, key, piece.tokens, piece.text FROM words "
             "JOIN piece ON piece.id = words.rowid JOIN document ON document.id = document "
@@ -311,7 +370,8 @@ class StoreIndex:
         old = self._sql.execute("SELECT id FROM document WHERE name = ?", (name,)).fetchone()
         if old is None:
             return
-        self._forgot = True
+        keys = "INSERT OR IGNORE INTO gone SELECT key FROM piece WHERE document = ?"
+        self._sql.execute(keys, old)
         pieces = self._sql.execute("SELECT id, text FROM piece WHERE document = ?", old).fetchall()
         query = "INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)"
         self._sql.executemany(query, pieces)

@@ -45,7 +45,8 @@ def test_a_text_is_compressed_once_and_of_a_changed_one_what_changed(store):
     elm = MILL.replace("oak", "elm")
     changed = store.add("mill", elm)
     assert (changed.pieces, changed.compressed) == (3, 1)
-    longer = store.add("mill", elm.replace(PARTS[0], f"{PARTS[0]}\n\nA word between."))
+    between = "A sentence that is too long to fit in with one of those beside."
+    longer = store.add("mill", elm.replace(PARTS[0], f"{PARTS[0]}\n\n{between}"))
     assert (longer.pieces, longer.compressed) == (4, 1)
     assert [piece.text for piece in store.index.pieces("copy")] == PARTS
     store.remove("copy", "mill")
@@ -81,7 +82,7 @@ def test_what_cannot_be_asked_is_told(store):
             store.ask("Who built the mill?", pieces)
     with pytest.raises(ConfigError, match="holds no 'mil'; did you mean 'mill'"):
         store.ask("Who built the mill?", within="mil")
-    for name, text in (("", MILL), ("mill", " \n"), ("mill", 3)):
+    for name, text in (("", MILL), ("mill", " \n"), ("mill", 3), ("a\nb", MILL)):
         with pytest.raises(DataError):
             store.add(name, text)
     assert len(store.documents()) == 1
@@ -120,11 +121,21 @@ def test_a_damaged_file_is_told_and_a_missing_one_made_again(store):
     first.write_bytes(content)
     second.unlink()
     problems = list(store.check())
-    assert len(problems) == 2 and "mill, piece 0" in problems[0] and "damaged" in problems[0]
-    with pytest.raises(CheckpointError, match="is damaged"):
+    assert len(problems) == 2 and "mill, piece 1" in problems[0] and "damaged" in problems[0]
+    with pytest.raises(CheckpointError, match="cannot read"):
         gistjax.Store(store.index.path, store.engine).ask("Who built the mill?", 1)
-    store.remove("mill")
-    assert store.add("mill", MILL).compressed == 3 and list(store.check()) == []
+    assert not first.exists()
+    assert store.add("mill", MILL).compressed == 2 and list(store.check()) == []
+
+
+@pytest.mark.slow
+def test_a_text_that_grows_stays_in_long_pieces(store):
+    lines = [f"Day {day}: all well." for day in range(9)]
+    for day in range(1, 10):
+        store.add("log", "\n".join(lines[:day]))
+    whole = [piece.text for piece in store.engine.cut("\n".join(lines))]
+    assert [piece.text for piece in store.index.pieces("log")] == whole and len(whole) == 3
+    assert len(list(store.index.entries.iterdir())) == 3
 
 
 @pytest.mark.slow

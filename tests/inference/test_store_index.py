@@ -1,6 +1,7 @@
 """A store's folder: what it holds, finds and forgets, and what it refuses."""
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_a_document_is_replaced_whole_and_equal_pieces_are_kept_once(index):
     put(index, "pump", PUMP[:1])
     with index.writing():
         pass
-    assert {file.stem for file in index.entries.iterdir()} == {key_of(MILL[0]), key_of(MILL[1])}
+    assert {file.stem for file in index.entries.iterdir()} == {key_of(text) for text in MILL}
     assert index.search("Quilla filter", 3) == [] and index.problems() == []
 
 
@@ -70,13 +71,40 @@ def test_nothing_of_a_removed_document_stays(index):
         index.check_held(["mill"])
 
 
-def test_what_a_killed_process_leaves_is_removed_by_the_next_writer(index):
+def test_what_was_interrupted_is_there_when_it_goes_on_until_it_is_swept(index):
     put(index, "pump", PUMP)
-    left = index.file(key_of("never named"))
-    left.write_bytes(b"half")
-    left.with_name(left.name + ".tmp").write_bytes(b"h")
-    with index.writing():
-        assert len(list(index.entries.iterdir())) == 2
+    left = index.file(key_of("not named yet"))
+    left.write_bytes(b"made")
+    left.with_name(left.name + ".tmp").write_bytes(b"half")
+    put(index, "mill", MILL)
+    index.remove(["mill"])
+    assert left.exists() and len(list(index.entries.iterdir())) == 4
+    assert sorted(index.sweep()) == [left.name, left.name + ".tmp"]
+    assert len(list(index.entries.iterdir())) == 2 and index.problems() == []
+
+
+def test_a_removal_that_was_interrupted_is_ended_by_the_next_writer(index, monkeypatch):
+    put(index, "pump", PUMP)
+    monkeypatch.setattr(StoreIndex, "_bury", lambda self: None)  # as if killed before it
+    index.remove(["pump"])
+    assert len(list(index.entries.iterdir())) == 2
+    monkeypatch.undo()
+    with StoreIndex(index.path).writing():
+        assert not list(index.entries.iterdir())
+
+
+def test_threads_may_share_a_store(index):
+    put(index, "pump", PUMP)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: index.search("pump", 1), range(40)))
+    assert all(pieces == found[0] for pieces in found)
+
+
+def test_function_words_find_nothing_unless_there_are_no_others(index):
+    put(index, "mill", ["Who is it that was there?", "The mill grinds rye."])
+    assert [p.place for p in index.search("Who was the owner of the mill?", 3)] == [1]
+    assert index.search("What is the satellite?", 3) == []
+    assert [p.place for p in index.search("Who was it?", 3)] == [0]
 
 
 def test_one_process_writes_at_a_time(index):
@@ -94,10 +122,26 @@ def test_one_process_writes_at_a_time(index):
 def test_a_folder_that_is_no_store_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="is no store: `gistjax store add"):
         StoreIndex(tmp_path / "nothing")
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(CheckpointError, match="is a file: a store is a folder of its own"):
+        StoreIndex(file, ABOUT)
+    file.unlink()
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="has other files in it"):
         StoreIndex(tmp_path, ABOUT)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_lost_index_is_told_and_an_empty_one_is_made(index):
+    put(index, "pump", PUMP)
+    file = index.path / "index.sqlite"
+    file.write_bytes(b"")
+    again = StoreIndex(index.path, ABOUT)  # a process was killed while it made the store
+    assert again.documents() == [] and again.about["ratio"] == "8.0"
+    file.unlink()
+    with pytest.raises(CheckpointError, match="has lost its index.sqlite: restore it"):
+        StoreIndex(index.path)
 
 
 def test_a_store_made_otherwise_is_refused(index):
