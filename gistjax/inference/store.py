@@ -150,7 +150,7 @@ class Store:
             document = self.engine.compress(text, self.ratio, bits=self.bits)
             document.save(file)
             seconds, now = seconds + document.seconds, time.monotonic()
-            if now - told > TELL_S:
+            if now - told > TELL_S and number < len(missing):
                 left = (now - start) / number * (len(missing) - number) / 60
                 log.info("%s: %d of %d pieces, %.1f min left", name, number, len(missing), left)
                 told = now
