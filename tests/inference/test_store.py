@@ -129,6 +129,24 @@ def test_a_damaged_file_is_told_and_a_missing_one_made_again(store):
 
 
 @pytest.mark.slow
+def test_an_interrupted_text_goes_on_where_it_was(store, monkeypatch):
+    compress, left = store.engine.compress, [2]
+
+    def interrupted(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return compress(*args, **kwargs)
+
+    monkeypatch.setattr(store.engine, "compress", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.add("mill", MILL)
+    monkeypatch.undo()
+    assert store.documents() == [] and store.add("other", "A word.").compressed == 1
+    assert store.add("mill", MILL).compressed == 1
+
+
+@pytest.mark.slow
 def test_a_text_that_grows_stays_in_long_pieces(store):
     lines = [f"Day {day}: all well." for day in range(9)]
     for day in range(1, 10):
