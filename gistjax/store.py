@@ -29,7 +29,9 @@ from gistjax.config import CompressionConfig
 from gistjax.documents.reading import read_document
 from gistjax.errors import ConfigError, DataError, did_you_mean
 from gistjax.experiment.run_dir import SHIPPED, RunDir
-from gistjax.inference.store_index import StoreIndex, check_place, is_store
+from gistjax.inference.store_index import PIECES, StoreIndex
+from gistjax.inference.store_place import check_place, is_store
+from gistjax.inference.words import place_in
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.quantize import BITS
@@ -40,7 +42,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ACTIONS = {"add": "FILE …", "ask": '"question" …', "list": "", "show": "NAME …"} | {
+ACTIONS = {
+    "add": "FILE …",
+    "ask": '"question" …',
+    "list": "",
+    "show": "NAME …",
     "remove": "NAME …",
     "check": "",
 }
@@ -113,7 +119,7 @@ def load_store(config: CompressionConfig, args: flags.FlagValues, path: Path) ->
 
 def add(store: Store, args: flags.FlagValues, names: list[str]) -> None:
     """Add files, one after another, with the time that is left."""
-    files, failed, start = list(files_of(names)), 0, time.monotonic()
+    files, failed, start = list(files_of(names, store.index.path)), 0, time.monotonic()
     compressed = 0
     for number, file in enumerate(files, 1):
         try:
@@ -134,8 +140,11 @@ def add(store: Store, args: flags.FlagValues, names: list[str]) -> None:
         sys.exit(1)
 
 
-def files_of(names: list[str]) -> Iterator[Path]:
-    """Yield files, and of folders all files in them whose names begin with no dot, by name."""
+def files_of(names: list[str], store: Path) -> Iterator[Path]:
+    """Yield files, and of folders all files in them whose names begin with no dot, by name.
+
+    Those of the store itself are left out.
+    """
     for name in names:
         path = user_path(name)
         if not path.is_dir():
@@ -143,7 +152,7 @@ def files_of(names: list[str]) -> Iterator[Path]:
             continue
         inside = sorted(file for file in path.rglob("*") if not file.is_dir())
         shown = (f for f in inside if not any(p.startswith(".") for p in f.relative_to(path).parts))
-        yield from shown
+        yield from (f for f in shown if not f.resolve().is_relative_to(store.resolve()))
 
 
 def ask(store: Store, args: flags.FlagValues, questions: list[str]) -> None:
@@ -170,8 +179,7 @@ def said(question: str, told: Told) -> str:
     """Return an answer and the text that it is from, for people."""
     source, answer = told.pieces[0], told.answer
     chance = f" ({answer.score:.0%})" if answer.calibrated else ""
-    text = " ".join(source.text.split())
-    at = text.casefold().find(answer.text.casefold()) if answer.text else -1
+    text, at = " ".join(source.text.split()), place_in(source.text, answer.text)
     begin = max(at - 80, 0)
     around = f"{'…' * (begin > 0)}{text[begin : begin + 200]}…"
     where = f"{source.document}, piece {source.place + 1}"
@@ -221,9 +229,7 @@ def remove(index: StoreIndex, args: flags.FlagValues, names: list[str]) -> None:
 
 def check(store: Store, args: flags.FlagValues, _: list[str]) -> None:
     """Read everything that the store has, and print what is wrong."""
-    with store.index.writing():
-        store.index.sweep()
-        problems = list(store.check())
+    problems = store.check()
     if not args.json:
         for problem in problems:
             log.error("%s", problem)
@@ -243,7 +249,7 @@ def define_flags(values: flags.FlagValues) -> None:
     about = "add, of a new store: bits of each number that is kept; by default as they are."
     flags.DEFINE_enum("bits", None, [*map(str, BITS)], about, flag_values=values)
     about = "ask: the most pieces to answer from."
-    flags.DEFINE_integer("pieces", 2, about, 1, flag_values=values)
+    flags.DEFINE_integer("pieces", PIECES, about, 1, flag_values=values)
     flags.DEFINE_string("within", "", "ask: the only document to look in.", flag_values=values)
     about = "ask: withhold answers whose chance of being right is less, from 0 to 1."
     flags.DEFINE_float("threshold", None, about, flag_values=values)

@@ -6,8 +6,8 @@
 Articles of SQuAD's form, each cut after so many tokens, are kept in one store. Questions are drawn
 from all of their paragraphs, and asked of the whole article, of the pieces that the store finds
 among those of all articles, and of the piece with the question's paragraph alone. Prints JSON: F1
-of each with its interval over questions, the share of questions for which a piece with a gold
-answer was among those found, and seconds a question.
+of each with its interval over questions, the share of questions for which a piece of the
+article with a gold answer was among those found, and seconds a question.
 """
 
 from __future__ import annotations

@@ -101,6 +101,12 @@ def test_damage_is_told_and_is_an_exit_code(command, tmp_path, caplog):
     assert not (tmp_path / "kept" / "entries" / "left.tmp").exists()
 
 
+@pytest.mark.slow
+def test_a_store_in_the_folder_that_is_added_is_left_out(command):
+    command("add", "texts/kept", "texts")
+    assert result(command("add", "texts/kept", "texts"))["files"] == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

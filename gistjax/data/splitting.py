@@ -88,14 +88,14 @@ def _is_aligned(lines: Sequence[str], inner: Sequence[int]) -> bool:
     return True
 
 
-class Piece(NamedTuple):
+class Cut(NamedTuple):
     """A part of a text, and its tokens."""
 
     text: str
     ids: np.ndarray
 
 
-def cut_text(text: str, prompt: Prompt, limit: int) -> list[Piece]:
+def cut_text(text: str, prompt: Prompt, limit: int) -> list[Cut]:
     """Return a text in pieces of at most `limit` tokens.
 
     A piece ends with a sentence if it holds the end of one. Each is tokenised alone, as the
@@ -114,6 +114,6 @@ def cut_text(text: str, prompt: Prompt, limit: int) -> list[Piece]:
             kept -= 1
             piece = rest[:kept].strip()
             ids = prompt.encode_context(piece)
-        pieces.append(Piece(piece, ids))
+        pieces.append(Cut(piece, ids))
         rest = rest[kept:].strip()
     return pieces

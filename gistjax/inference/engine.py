@@ -27,7 +27,7 @@ from gistjax.compress.learned import repeats
 from gistjax.compress.parameters import split_model
 from gistjax.compress.refiner import Refiner
 from gistjax.config import CompressionConfig
-from gistjax.data.splitting import CHARACTERS_PER_TOKEN, Piece, cut_text
+from gistjax.data.splitting import CHARACTERS_PER_TOKEN, Cut, cut_text
 from gistjax.data.tasks import each_task, load_task, written_tokens
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.experiment.base import (
@@ -227,11 +227,20 @@ class Engine:
         """Return several documents as one, which is asked about all of them.
 
         Entries of all stand in one place, slots of each behind those of the one before.
+
+        Raises:
+            DataError: if there are none.
+            CheckpointError: if one is of another compressor.
         """
+        if not documents:
+            raise DataError("there is no document to join: give one or more.")
+        if any(document.engine.origin() != self.origin() for document in documents):
+            raise CheckpointError("documents of another compressor cannot be joined.")
         context = self._joined([document.context for document in documents])
         tokens, pieces = (sum(getattr(d, of) for d in documents) for of in ("tokens", "pieces"))
         seconds = sum(document.seconds for document in documents)
-        return Document(self, context, tokens, pieces, seconds)
+        refined = min(document.refined for document in documents)
+        return Document(self, context, tokens, pieces, seconds, refined)
 
     def _joined(self, contexts: list[CompressedContext]) -> CompressedContext:
         """Return the pieces of a text as one context."""
@@ -269,7 +278,7 @@ class Engine:
         if problem := Budget.of(self.config).ratio_problem(float(ratio)):
             raise ConfigError(problem)
 
-    def cut(self, text: str) -> list[Piece]:
+    def cut(self, text: str) -> list[Cut]:
         """Return a text in pieces that are read at once."""
         return cut_text(text, self.pretrained.prompt, self.piece_tokens)
 

@@ -16,27 +16,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gistjax.data.splitting import Piece as Cut
+from gistjax.data.splitting import Cut
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.inference.document import Answer, Document
 from gistjax.inference.engine import Engine
 from gistjax.inference.recent import Recent
-from gistjax.inference.store_index import Held, Piece, StoreIndex, is_store, key_of
+from gistjax.inference.store_index import PIECES, Held, Piece, StoreIndex, key_of
+from gistjax.inference.store_place import is_store
 from gistjax.inference.text import check_text
+from gistjax.inference.words import place_in
 from gistjax.runtime.quantize import check_bits
 from gistjax.runtime.texts import user_path
 
 log = logging.getLogger(__name__)
 
-PIECES = 2
-"""Pieces that a question is answered from (measured: docs/using.md)."""
 TELL_S = 10
 """Seconds between two lines of progress within a document."""
+MOST_PIECES = 64
 OPEN_PIECES = 256
 """Pieces that stay in memory after they were read for a question."""
 
@@ -97,9 +98,15 @@ class Store:
         chosen = {"ratio": ratio and float(ratio), "bits": bits}
         about |= {name: str(value) for name, value in chosen.items() if value is not None}
         self.engine, self.index = engine, StoreIndex(path, about)
-        self.ratio = float(self.index.about["ratio"])
-        found = self.index.about.get("bits", "")
-        self.bits = int(found) if found else None
+        try:
+            self.ratio = float(self.index.about["ratio"])
+            self.bits = int(self.index.about["bits"]) if "bits" in self.index.about else None
+            engine.check_ratio(self.ratio)
+        except (KeyError, ValueError, ConfigError) as error:
+            raise CheckpointError(
+                f"{path} does not say with which ratio and bits it was made ({error}): make it "
+                "anew from the texts."
+            ) from error
         self._open: Recent[Document] = Recent(OPEN_PIECES)
 
     def __repr__(self) -> str:
@@ -114,8 +121,8 @@ class Store:
     def add(self, name: str, text: str) -> Added:
         """Keep a text under a name; the one that had it is replaced.
 
-        A text that is there under this name costs nothing, and of a changed one only the pieces
-        that are new are compressed.
+        Of a text that is there under this name nothing is compressed, and of a changed one only the
+        pieces that are new; and whatever is lost or damaged.
 
         Raises:
             DataError: if name or text is empty or no text.
@@ -128,7 +135,7 @@ class Store:
         with self.index.writing():
             held, sha256 = self.index.find(name), key_of(text)
             before = self.index.pieces(name)
-            there = all(self.index.file(piece.key).is_file() for piece in before)
+            there = all(self._is_kept(piece.key, piece.tokens) for piece in before)
             if held and held.sha256 == sha256 and there:
                 return Added(name, 0, 0, 0.0)
             cuts = self._cut(text, [piece.text for piece in before])
@@ -141,14 +148,14 @@ class Store:
         return Added(name, len(pieces), new, seconds)
 
     def _compress(self, name: str, cuts: Sequence[Cut]) -> tuple[int, float]:
-        """Make the files of pieces that are not there; returns how many, and the seconds spent."""
-        files = {self.index.file(key_of(cut.text)): cut.text for cut in cuts}
-        missing = {file: text for file, text in files.items() if not file.is_file()}
+        """Make the files of pieces that are not kept; returns how many, and the seconds spent."""
+        tokens = {cut.text: len(cut.ids) for cut in cuts}
+        missing = [text for text, n in tokens.items() if not self._is_kept(key_of(text), n)]
         seconds, start = 0.0, time.monotonic()
         told = start
-        for number, (file, text) in enumerate(missing.items(), 1):
+        for number, text in enumerate(missing, 1):
             document = self.engine.compress(text, self.ratio, bits=self.bits)
-            document.save(file)
+            document.save(self.index.file(key_of(text)))
             seconds, now = seconds + document.seconds, time.monotonic()
             if now - told > TELL_S and number < len(missing):
                 left = (now - start) / number * (len(missing) - number) / 60
@@ -156,23 +163,33 @@ class Store:
                 told = now
         return len(missing), seconds
 
+    def _is_kept(self, key: str, tokens: int) -> bool:
+        """Return whether a piece's file is there, whole, and of as many tokens."""
+        try:
+            return self.engine.open(self.index.file(key)).tokens == tokens
+        except CheckpointError:
+            return False
+
     def _cut(self, text: str, before: Sequence[str]) -> list[Cut]:
-        """Return the pieces of a text; those that it had before stay, unless a new part fits in."""
+        """Return the pieces of a text; those that it had before stay.
+
+        What is new is cut together with the piece before it, and with the one behind if it fits.
+        """
         spans: list[tuple[int, int, bool]] = []  # begin, end, whether it is new
 
         def add(begin: int, end: int, new: bool) -> None:
             if not text[begin:end].strip():
                 return
-            if spans and (new or spans[-1][2]):
-                together = spans[-1][0], end
-                if len(self.engine.cut(text[slice(*together)])) == 1:
-                    spans[-1] = (*together, True)
+            if spans:
+                first, _, was_new = spans[-1]
+                if new or (was_new and len(self.engine.cut(text[first:end])) == 1):
+                    spans[-1] = (first, end, True)
                     return
             spans.append((begin, end, new))
 
         start = 0
         for piece in before:
-            found = text.find(piece, start)
+            found = _find_words(text, piece, start)
             if found >= 0:
                 add(start, found, True)
                 start = found + len(piece)
@@ -208,8 +225,8 @@ class Store:
                 `Document.ask`.
         """
         question = check_text(question, "question")
-        if not isinstance(pieces, int) or pieces < 1:
-            raise ConfigError(f"pieces={pieces} must be a number from 1 on.")
+        if not isinstance(pieces, int) or not 1 <= pieces <= MOST_PIECES:
+            raise ConfigError(f"pieces={pieces} must be a number from 1 to {MOST_PIECES}.")
         if within is not None:
             self.index.check_held([within])
         found = self.index.search(question, pieces, within)
@@ -220,7 +237,7 @@ class Store:
             )
         document = self.engine.join([self.open_piece(piece) for piece in found])
         answer = document.ask(question, threshold)
-        told = [p for p in found if answer.text and answer.text.casefold() in p.text.casefold()]
+        told = [piece for piece in found if place_in(piece.text, answer.text) >= 0]
         first = told[0] if told else found[0]
         return Told(answer, (first, *(piece for piece in found if piece is not first)))
 
@@ -229,20 +246,34 @@ class Store:
         file = self.index.file(piece.key)
         return self._open.get(piece.key, lambda: self.engine.open(file))
 
-    def check(self) -> Iterator[str]:
-        """Yield what is wrong with the store, a line each: damaged files, texts, index.
+    def check(self) -> list[str]:
+        """Return what is wrong with the store, a line each: files, texts, index.
 
-        Damaged files are removed: added again, a document has them again.
+        Files that no document names are removed. A document that is added again has its damaged
+        files made anew.
+
+        Raises:
+            CheckpointError: if another process writes.
         """
-        yield from self.index.problems()
-        for held in self.documents():
-            for piece in self.index.pieces(held.name):
-                where = f"{held.name}, piece {piece.place + 1}"
-                file = self.index.file(piece.key)
+        with self.index.writing():
+            self.index.sweep()
+            found = self.index.problems()
+            for name, place, key, tokens in self.index.named():
+                where = f"{name}, piece {place + 1}"
                 try:
-                    document = self.engine.open(file)
-                    if document.tokens != piece.tokens:
-                        yield f"{where}: kept of another text"
+                    if self.engine.open(self.index.file(key)).tokens != tokens:
+                        found.append(f"{where}: kept of another text: add the document again.")
                 except CheckpointError as error:
-                    file.unlink(missing_ok=True)
-                    yield f"{where}: {error} Add the document again: it is made anew."
+                    found.append(f"{where}: {error} If it is damaged, add the document again.")
+        return found
+
+
+def _find_words(text: str, piece: str, start: int) -> int:
+    """Return where a piece stands in a text with white space around it, or -1."""
+    found = text.find(piece, start)
+    while found >= 0:
+        around = text[max(found - 1, 0) : found] + text[found + len(piece) :][:1]
+        if not around.strip():
+            return found
+        found = text.find(piece, found + 1)
+    return -1

@@ -17,12 +17,15 @@ import contextlib
 import hashlib
 import re
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gistjax.errors import CheckpointError, ConfigError, StorageError, did_you_mean
+from gistjax.inference.store_place import INDEX, check_place, is_store
+from gistjax.inference.words import words_of
 from gistjax.runtime.files import RunLock, make_folder
 
 FORMAT = "1"
@@ -38,18 +41,14 @@ SCHEMA = (
     "CREATE VIRTUAL TABLE words USING fts5(text, content='piece', content_rowid='id', "
     "tokenize='porter unicode61')",
 )
-INDEX = "index.sqlite"
+OF_FTS5 = {("table", f"words_{name}") for name in ("data", "idx", "docsize", "config")}
+PIECES = 2
+"""Pieces that a question is answered from (measured: docs/using.md)."""
 KEY = re.compile(r"[0-9a-f]{64}")
-_WORD = re.compile(r"\w+")
-FUNCTION_WORDS = frozenset(
-    _WORD.findall(
-        "a about an and are as at be been but by can could did do does for from had has have he "
-        "her his how i if in is it its many me much my of on or our she so some that the their "
-        "them there they this to was we were what when where which who whom whose why will with "
-        "would you your "
-    )
+HELD = (
+    "SELECT name, sha256, tokens, (SELECT COUNT(*) FROM piece WHERE document = document.id) "
+    "FROM document"
 )
-"""Words of English that a piece is not found by, unless a question has no others."""
 
 
 @dataclass(frozen=True)
@@ -76,30 +75,6 @@ class Held:
 def key_of(text: str) -> str:
     """Return the name under which what is kept of a piece is stored."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def is_store(path: Path) -> bool:
-    """Return whether a folder is a store, or one that is damaged."""
-    index = path / INDEX
-    return index.is_file() and index.stat().st_size > 0
-
-
-def check_place(path: Path) -> None:
-    """Refuse a path that cannot become a store, but for one that was never filled.
-
-    Raises:
-        CheckpointError: saying what is there.
-    """
-    if path.exists() and not path.is_dir():
-        raise CheckpointError(f"{path} is a file: a store is a folder of its own.")
-    here = {file.name for file in path.iterdir()} if path.is_dir() else set()
-    if (path / "entries").is_dir() and any((path / "entries").iterdir()) and INDEX not in here:
-        raise CheckpointError(
-            f"{path} has lost its {INDEX}: restore it from a copy, or empty the folder and add the "
-            "texts again."
-        )
-    if here - {INDEX, "entries", "run.lock"}:
-        raise CheckpointError(f"{path} has other files in it: give a store an own folder.")
 
 
 def _unlink(files: Iterable[Path]) -> None:
@@ -130,7 +105,7 @@ class StoreIndex:
     """
 
     def __init__(self, path: Path, about: Mapping[str, str] | None = None):
-        self.path, self.entries = path, path / "entries"
+        self.path, self.entries, self._one = path, path / "entries", threading.RLock()
         if not is_store(path):
             check_place(path)
             if about is None:
@@ -152,8 +127,8 @@ class StoreIndex:
         self._check_about(about)
 
     def _schema(self) -> set[str]:
-        made = self._sql.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-        return {sql for (sql,) in made if "'words_" not in sql}  # tables of fts5's own
+        made = self._sql.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+        return {sql for kind, name, sql in made if sql and (kind, name) not in OF_FTS5}
 
     def _make(self, about: Mapping[str, str]) -> None:
         if self._schema():
@@ -193,11 +168,9 @@ class StoreIndex:
             yield
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise CheckpointError(
-                    f"{self.path} is damaged ({error}): restore it from a copy, or make it anew "
-                    "from the texts."
-                ) from error
+            damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+            if damaged or "Could not decode" in str(error):
+                raise self._damaged(str(error)) from error
             if code == sqlite3.SQLITE_BUSY:
                 raise StorageError(
                     f"{self.path} is in use by another process: try again."
@@ -225,7 +198,7 @@ class StoreIndex:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Keep other writers out of a `with` block; what is forgotten in it is gone afterwards."""
-        with RunLock(self.path, "write to another store"):
+        with self._one, RunLock(self.path, "write to another store"):
             make_folder(self.entries)
             self._bury()
             yield
@@ -256,26 +229,32 @@ class StoreIndex:
         Raises:
             CheckpointError: if this is no key.
         """
-        if not KEY.fullmatch(key):
-            raise CheckpointError(f"{self.path} is damaged: it names a piece {key[:70]!r}.")
+        if not isinstance(key, str) or not KEY.fullmatch(key):
+            raise self._damaged(f"it names a piece {key[:70]!r}")
         return self.entries / f"{key}.safetensors"
 
     def documents(self) -> list[Held]:
         """Return the documents, by name."""
-        query = (
-            "SELECT name, sha256, tokens, (SELECT COUNT(*) FROM piece WHERE document = document.id)"
-            " FROM document ORDER BY name"
-        )
-        return [Held(*row) for row in self._rows(query)]
+        return [self._held(row) for row in self._rows(f"{HELD} ORDER BY name")]
 
     def find(self, name: str) -> Held | None:
         """Return a document, if it is here."""
-        query = (
-            "SELECT name, sha256, tokens, (SELECT COUNT(*) FROM piece WHERE document = document.id)"
-            " FROM document WHERE name = ?"
-        )
-        rows = self._rows(query, name)
-        return Held(*rows[0]) if rows else None
+        rows = self._rows(f"{HELD} WHERE name = ?", name)
+        return self._held(rows[0]) if rows else None
+
+    def _held(self, row: tuple[Any, ...]) -> Held:
+        """Return the document of a row.
+
+        Raises:
+            CheckpointError: if its name is none that `put` takes.
+        """
+        if not isinstance(row[0], str) or not row[0].isprintable():
+            raise self._damaged(f"it names a document {row[0]!r}"[:200])
+        return Held(*row)
+
+    def _damaged(self, what: str) -> CheckpointError:
+        cure = "restore it from a copy, or make it anew from the texts"
+        return CheckpointError(f"{self.path} is damaged ({what}): {cure}.")
 
     def check_held(self, names: Sequence[str]) -> None:
         """Refuse names of documents that are not here.
@@ -284,7 +263,7 @@ class StoreIndex:
             ConfigError: naming the nearest that is.
         """
         for name in names:
-            if not self.find(name):
+            if not name.isprintable() or not self.find(name):
                 known = [held.name for held in self.documents()]
                 hint = (
                     did_you_mean(name, known)
@@ -295,6 +274,14 @@ class StoreIndex:
                 )
                 raise ConfigError(f"{self.path} holds no {name!r}{hint}")
 
+    def named(self) -> list[tuple[str, int, str, int]]:
+        """Return name, place, key and tokens of every piece, without its text."""
+        query = (
+            "SELECT name, place, key, piece.tokens FROM piece "
+            "JOIN document ON document.id = document ORDER BY name, place"
+        )
+        return self._rows(query)
+
     def pieces(self, name: str) -> list[Piece]:
         """Return the pieces of a document in their order; none if it is not here."""
         query = (
@@ -304,22 +291,27 @@ class StoreIndex:
         return self._whole(self._rows(query, name))
 
     def search(self, question: str, limit: int, within: str | None = None) -> list[Piece]:
-        """Return the pieces that share words with a question, the best by BM25 first.
+        """Return the pieces that share words with a question, the best by BM25, equal ones once.
 
         Args:
             within: the name of the only document to look in.
         """
-        every = dict.fromkeys(_WORD.findall(question.casefold()))
-        words = [word for word in every if word not in FUNCTION_WORDS] or list(every)
+        words = words_of(question)
         query = (
             "SELECT name, place, key, piece.tokens, piece.text FROM words "
             "JOIN piece ON piece.id = words.rowid JOIN document ON document.id = document "
-            "WHERE words MATCH ? AND (? IS NULL OR name = ?) ORDER BY rank, piece.id LIMIT ?"
+            "WHERE words MATCH ? AND (? IS NULL OR name = ?) ORDER BY rank, piece.id"
         )
         matched = " OR ".join(f'"{word}"' for word in words)
         if not words:
             return []
-        return self._whole(self._rows(query, matched, within, within, limit))
+        best: dict[str, tuple[Any, ...]] = {}  # by key: documents may have equal pieces
+        with self._explained():
+            for row in self._sql.execute(query, (matched, within, within)):
+                best.setdefault(row[2], row)
+                if len(best) == limit:
+                    break
+        return self._whole(list(best.values()))
 
     def _whole(self, rows: Sequence[tuple[Any, ...]]) -> list[Piece]:
         """Return the pieces of these rows.
@@ -329,7 +321,7 @@ class StoreIndex:
         """
         pieces = [Piece(*row) for row in rows]
         for piece in pieces:
-            if key_of(piece.text) != piece.key:
+            if not isinstance(piece.text, str) or key_of(piece.text) != piece.key:
                 raise CheckpointError(
                     f"{self.path} is damaged: {piece.text[:60]!r} is not the text that was added "
                     f"as part of {piece.document}. Remove that and add it again."
@@ -372,10 +364,13 @@ class StoreIndex:
             return
         keys = "INSERT OR IGNORE INTO gone SELECT key FROM piece WHERE document = ?"
         self._sql.execute(keys, old)
-        pieces = self._sql.execute("SELECT id, text FROM piece WHERE document = ?", old).fetchall()
+        query = "SELECT id, text, key FROM piece WHERE document = ?"
+        pieces = self._sql.execute(query, old).fetchall()
         query = "INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)"
-        self._sql.executemany(query, pieces)
+        self._sql.executemany(query, [(number, text) for number, text, _ in pieces])
         self._sql.execute("DELETE FROM piece WHERE document = ?", old)
+        if any(not isinstance(text, str) or key_of(text) != key for _, text, key in pieces):
+            self._sql.execute("INSERT INTO words (words) VALUES ('rebuild')")  # words of others
         self._sql.execute("DELETE FROM document WHERE id = ?", old)
 
     def problems(self) -> list[str]:
@@ -389,6 +384,6 @@ class StoreIndex:
             except sqlite3.DatabaseError as error:
                 found.append(f"the words do not fit the texts: {error}")
         for key, text in self._rows("SELECT key, text FROM piece"):
-            if key_of(text) != key:
+            if not isinstance(text, str) or key_of(text) != key:
                 found.append(f"a text is not the one that was added: {text[:60]!r}")
         return found

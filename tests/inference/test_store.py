@@ -1,6 +1,8 @@
 """Many documents: added, changed, asked, checked, on a tiny random base."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,8 +79,8 @@ def test_what_cannot_be_asked_is_told(store):
     with pytest.raises(DataError, match="has a word of the question 'Who\\?': ask in its words"):
         store.ask("Who?")
     store.add("mill", MILL)
-    for pieces in (0, 1.5):
-        with pytest.raises(ConfigError, match="must be a number from 1 on"):
+    for pieces in (0, 1.5, 10**30):
+        with pytest.raises(ConfigError, match="must be a number from 1 to 64"):
             store.ask("Who built the mill?", pieces)
     with pytest.raises(ConfigError, match="holds no 'mil'; did you mean 'mill'"):
         store.ask("Who built the mill?", within="mil")
@@ -114,18 +116,41 @@ def test_a_store_keeps_its_ratio_and_bits_and_its_compressor(engine, tmp_path):
 @pytest.mark.slow
 def test_a_damaged_file_is_told_and_a_missing_one_made_again(store):
     store.add("mill", MILL)
-    assert list(store.check()) == []
+    assert store.check() == []
     first, second, _ = [store.index.file(piece.key) for piece in store.index.pieces("mill")]
     content = bytearray(first.read_bytes())
     content[-3] ^= 1
     first.write_bytes(content)
     second.unlink()
-    problems = list(store.check())
+    problems = store.check()
     assert len(problems) == 2 and "mill, piece 1" in problems[0] and "damaged" in problems[0]
-    with pytest.raises(CheckpointError, match="cannot read"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         gistjax.Store(store.index.path, store.engine).ask("Who built the mill?", 1)
-    assert not first.exists()
-    assert store.add("mill", MILL).compressed == 2 and list(store.check()) == []
+    assert store.add("mill", MILL).compressed == 2 and store.check() == []
+    third = store.index.file(store.index.pieces("mill")[2].key)
+    third.write_bytes(first.read_bytes())
+    assert ["kept of another text" in problem for problem in store.check()] == [True]
+    assert store.add("mill", MILL).compressed == 1 and store.check() == []
+
+
+@pytest.mark.slow
+def test_a_read_error_loses_nothing(store, monkeypatch):
+    store.add("mill", MILL)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: os.open("/nowhere", 0))
+    assert len(store.check()) == 3
+    monkeypatch.undo()
+    assert store.check() == [] and len(list(store.index.entries.iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_a_changed_word_is_not_cut_in_two(store):
+    store.add("pump", "Pump")
+    store.add("pump", "Pumpkin soup is hot. Pump")
+    texts = [piece.text for piece in store.index.pieces("pump")]
+    assert " ".join(texts) == "Pumpkin soup is hot. Pump" and "kin" not in " ".join(texts).split()
+    store.add("degrees", "The temperature is 2")
+    store.add("degrees", "The temperature is 23 degrees today, which is more than it was for long.")
+    assert "The temperature is 23" in store.index.pieces("degrees")[0].text
 
 
 @pytest.mark.slow
@@ -154,6 +179,17 @@ def test_a_text_that_grows_stays_in_long_pieces(store):
     whole = [piece.text for piece in store.engine.cut("\n".join(lines))]
     assert [piece.text for piece in store.index.pieces("log")] == whole and len(whole) == 3
     assert len(list(store.index.entries.iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_what_cannot_be_joined_is_told_and_refinement_is_remembered(engine, tmp_path):
+    with pytest.raises(DataError, match="no document to join"):
+        engine.join([])
+    other = gistjax.load(write_run(tmp_path / "other", CONFIG.replace(seed=7)))
+    with pytest.raises(CheckpointError, match="of another compressor"):
+        engine.join([engine.compress(PARTS[0]), other.compress(PARTS[0])])
+    documents = [dataclasses.replace(engine.compress(part), refined=2) for part in PARTS]
+    assert engine.join(documents).refined == 2
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def test_the_pieces_that_share_most_words_come_first(index):
     put(index, "mill", MILL)
     found = index.search("When do they CHANGE the filters?", 2)
     assert found[0].text == PUMP[1]  # both words in another form
-    assert [piece.document for piece in index.search("pump", 5)] == ["pump", "mill"]
+    assert [piece.document for piece in index.search("pump", 5)] == ["pump"]  # both have it
     assert [piece.document for piece in index.search("pump", 5, "mill")] == ["mill"]
     assert len(index.search("the pump", 1)) == 1
     assert index.search("?!", 3) == index.search("zebra", 3) == []
@@ -133,15 +133,82 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_lost_index_is_told_and_an_empty_one_is_made(index):
-    put(index, "pump", PUMP)
+def test_a_lost_or_emptied_index_is_told_and_what_was_made_by_half_goes_on(index):
     file = index.path / "index.sqlite"
-    file.write_bytes(b"")
-    again = StoreIndex(index.path, ABOUT)  # a process was killed while it made the store
+    file.write_bytes(b"")  # a process was killed while it made the store
+    file.with_name(file.name + "-journal").write_bytes(b"")
+    again = StoreIndex(index.path, ABOUT)
     assert again.documents() == [] and again.about["ratio"] == "8.0"
-    file.unlink()
-    with pytest.raises(CheckpointError, match="has lost its index.sqlite: restore it"):
-        StoreIndex(index.path)
+    put(again, "pump", PUMP)
+    for lose in (lambda: file.write_bytes(b""), file.unlink):
+        lose()
+        with pytest.raises(CheckpointError, match="has lost its index.sqlite: restore it"):
+            StoreIndex(index.path, ABOUT)
+
+
+def test_equal_pieces_of_two_documents_are_found_once(index):
+    put(index, "pump", PUMP)
+    put(index, "mill", MILL)
+    found = index.search("When is the pump checked, and the mill built?", 2)
+    assert {piece.text for piece in found} == set(MILL)
+
+
+def test_words_are_found_as_they_are_written(index):
+    put(index, "street", ["Die Straße ist lang.", "What's near Ålesund"])
+    assert [piece.place for piece in index.search("Straße?", 2)] == [0]
+    assert [piece.place for piece in index.search("ÅLESUND", 2)] == [1]
+    assert index.search("What's a zebra?", 2) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE piece SET text = x'ff'",
+        "UPDATE piece SET text = CAST(x'ff' AS TEXT)",
+        "UPDATE piece SET key = x'ff'",
+        "UPDATE document SET name = x'ff'",
+        "UPDATE document SET name = 'a' || char(27) || '[2J'",
+    ],
+)
+def test_rows_that_no_store_writes_are_told(index, statement):
+    put(index, "pump", PUMP)
+    index._sql.execute(statement)
+
+    def read():
+        names = [held.name for held in index.documents()]
+        index.search("pump", 2)
+        index.sweep()
+        return [index.pieces(name) for name in names]
+
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read()
+
+
+def test_words_of_a_changed_text_go_with_it(index):
+    put(index, "pump", PUMP)
+    put(index, "mill", MILL)
+    index._sql.execute("UPDATE piece SET text = 'another' WHERE text LIKE '%Quilla%'")
+    assert index.problems()
+    index.remove(["pump"])
+    assert index.problems() == [] and index.search("Quilla", 2) == []
+    assert b"uilla" not in (index.path / "index.sqlite").read_bytes()
+    put(index, "pump", PUMP)
+    assert index.search("Quilla", 2)[0].text == PUMP[1]
+
+
+def test_threads_write_one_after_another(index):
+    def write(number):
+        with index.writing():
+            put(index, f"document {number}", [f"text {number}"])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(12)))
+    assert len(index.documents()) == 12 and index.problems() == []
+
+
+def test_names_that_are_no_text_are_not_here(index):
+    with pytest.raises(ConfigError, match=r"holds no '\\udc80': it is empty"):
+        index.remove(["\udc80"])
 
 
 def test_a_store_made_otherwise_is_refused(index):
@@ -157,6 +224,7 @@ def test_a_store_made_otherwise_is_refused(index):
     "statement",
     [
         "CREATE TRIGGER evil AFTER INSERT ON piece BEGIN DELETE FROM document; END",
+        "CREATE TRIGGER evil AFTER INSERT ON piece BEGIN UPDATE about SET value = 'words_'; END",
         "CREATE VIEW evil AS SELECT load_extension('x')",
         "DROP TABLE about",
         "ALTER TABLE document ADD COLUMN evil",
