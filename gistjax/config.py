@@ -52,6 +52,7 @@ SLOT_KEYS = ("slot_form", "slot_place", "slot_start", "slot_positions", "connect
 SPREADS = ("head", "layer", "all", "profile")
 UNCOMPRESSED = ("none", "closed_book")
 """Controls that have no slots: the whole context, and none of it."""
+CONTEXTS = ("paragraph", "filled", "varied")
 SELECTIONS = ("all", "first", "last", "random", "surprisal")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 TEXT_LOSSES = ("reconstruction", "continuation", "cloze")
@@ -178,12 +179,12 @@ class DataConfig:
         dict, "instead of data.task: several, each with its weight in answer tokens"
     )
     context: str = setting(
-        "filled", "a paragraph alone, or filled up with others", choices=("paragraph", "filled")
+        "filled", "a paragraph alone, or among others (docs/data.md)", choices=CONTEXTS
     )
     select: str = setting(
         "all", "architecture none: the tokens it reads, as many as slots", choices=SELECTIONS
     )
-    context_tokens: int = setting(512, "longest context; `filled` fills up to it", least=1)
+    context_tokens: int = setting(512, "longest context", least=1)
     context_buckets: tuple[int, ...] = setting(
         (128, 192, 256, 384, 512), "context lengths to pad to", ascending=True
     )

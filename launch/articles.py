@@ -70,7 +70,7 @@ def read_articles(file: Path, articles: int, characters: int) -> dict[str, list[
 
 
 def draw(articles: dict[str, list[dict[str, Any]]], number: int) -> list[Question]:
-    """Draw questions from all paragraphs."""
+    """Draw questions from all paragraphs, those of an article one after another."""
     every = [
         Question(title, paragraph["context"].strip(), asked["question"].strip(), golds)
         for title, paragraphs in articles.items()
@@ -79,7 +79,7 @@ def draw(articles: dict[str, list[dict[str, Any]]], number: int) -> list[Questio
         if (golds := tuple(answer["text"] for answer in asked["answers"]))
     ]
     order = np.random.default_rng(SEED).permutation(len(every))
-    return [every[i] for i in order[:number]]
+    return sorted((every[i] for i in order[:number]), key=lambda question: question.article)
 
 
 def right_piece(question: Question, pieces: list[Piece]) -> Piece:
@@ -99,9 +99,11 @@ def measure(store: Store, questions: list[Question], numbers: list[int]) -> dict
         scores.setdefault(way, []).append(f1(said.text, question.golds))
         seconds[way] = seconds.get(way, 0.0) + said.seconds / len(questions)
 
+    article, whole, own = "", None, list[Piece]()
     for question in questions:
-        own = store.index.pieces(question.article)
-        whole = store.engine.join([store.open_piece(piece) for piece in own])
+        if question.article != article:
+            article, own = question.article, store.index.pieces(question.article)
+            whole = store.engine.join([store.open_piece(piece) for piece in own])
         ask("all pieces", question, lambda whole=whole, q=question: whole.ask(q.text))
         alone = store.open_piece(right_piece(question, own))
         ask("right piece", question, lambda alone=alone, q=question: alone.ask(q.text))
@@ -156,7 +158,9 @@ def define_flags(values: flags.FlagValues) -> None:
         ("questions", 48, "Questions to ask."),
     ):
         flags.DEFINE_integer(name, default, about, 1, flag_values=values)
-    flags.DEFINE_list("pieces", ["1", "2", "3"], "Pieces that are found.", flag_values=values)
+    flags.DEFINE_list(
+        "pieces", ["1", "2", "3"], "Pieces that are found; empty for none.", flag_values=values
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gistjax.config import DataConfig
+from gistjax.config import CONTEXTS, DataConfig
 from gistjax.data.example import Articles, Buckets, Dataset, Example, TokenizedExample
 from gistjax.data.filling import Filler, join
 from gistjax.data.mixture import first_contexts
@@ -80,9 +80,9 @@ def check_buckets(prompt: Prompt, data: DataConfig) -> None:
             f"the largest of --config.data.context_buckets, {C}, is less than context_tokens = "
             f"{data.context_tokens}: add a bucket, or lower context_tokens."
         )
-    if data.context not in ("paragraph", "filled"):
+    if data.context not in CONTEXTS:
         raise ConfigError(
-            f"--config.data.context is {data.context!r}: take 'paragraph' or 'filled'."
+            f"--config.data.context is {data.context!r}: take 'paragraph', 'filled' or 'varied'."
         )
     around = len(prompt.encode_question(""))
     if around >= S:
@@ -182,8 +182,8 @@ def _encode_contexts(
 ) -> dict[int, _Context]:
     """Encode each distinct context once; return them by `context_id`."""
     distinct = list({example.context_id: example for example in examples}.values())
-    if data.context == "filled":
-        texts, gold_ends = _filled(distinct, articles, prompt, data.context_tokens, seed)
+    if data.context != "paragraph":
+        texts, gold_ends = _filled(distinct, articles, prompt, data, seed)
     else:
         texts = [example.context for example in distinct]
         gold_ends = [len(text) for text in texts]
@@ -197,12 +197,12 @@ def _encode_contexts(
 
 
 def _filled(
-    examples: Sequence[Example], articles: Articles, prompt: Prompt, budget: int, seed: int
+    examples: Sequence[Example], articles: Articles, prompt: Prompt, data: DataConfig, seed: int
 ) -> tuple[list[str], list[int]]:
     """Return filled texts, and for each the character at which its gold paragraph ends."""
     paragraphs = list(dict.fromkeys(p for ps in articles.values() for p in ps))
     tokens = dict(zip(paragraphs, prompt.count_tokens(paragraphs), strict=True))
-    filler = Filler(articles, tokens, budget, seed)
+    filler = Filler(articles, tokens, data.context_tokens, seed, data.context == "varied")
     texts, gold_ends = [], []
     for example in examples:
         order, gold = filler.order(example.context, example.title, example.context_id)

@@ -19,25 +19,39 @@ class Filler:
         articles: all paragraphs of the split, by title.
         tokens: tokens of each paragraph alone.
         budget: tokens that the context may have.
+        varied: fill up to a length that is drawn for each context, as likely to be in each octave
+            between its paragraph's and the budget.
     """
 
-    def __init__(self, articles: Articles, tokens: Mapping[str, int], budget: int, seed: int):
+    def __init__(
+        self,
+        articles: Articles,
+        tokens: Mapping[str, int],
+        budget: int,
+        seed: int,
+        varied: bool = False,
+    ):
         self._articles, self._tokens, self._budget, self._seed = articles, tokens, budget, seed
+        self._varied = varied
         self._all = list(dict.fromkeys(p for ps in articles.values() for p in ps))
 
     def order(self, gold: str, title: str, context_id: int) -> tuple[list[str], int]:
         """Return the paragraphs of a filled context, and the gold one's index among them.
 
-        Together they have at least the budget, if the split has enough. All up to the end of the
-        gold paragraph fits the budget, unless that alone is longer; the caller cuts the rest.
+        Together they have at least the length to fill, if the split has enough. All up to the end
+        of the gold paragraph fits that length, unless that alone is longer; the caller cuts the
+        rest.
         """
         rng = np.random.default_rng([self._seed, context_id])
         fillers: list[str] = []
         before_gold: list[str] = []
         total = self._cost(gold)
-        room = self._budget - total
+        budget = self._budget
+        if self._varied and total < budget:
+            budget = int(total * (budget / total) ** rng.random())
+        room = budget - total
         for paragraph in self._others(gold, title, rng):
-            if total > self._budget + JOINER_TOKENS * (len(fillers) + 1):
+            if total > budget + JOINER_TOKENS * (len(fillers) + 1):
                 break
             fillers.append(paragraph)
             total += self._cost(paragraph)

@@ -35,7 +35,7 @@ def read(data: DataConfig, split: str) -> Source:
     rows = list(source.rows)
     if any(_golds(row) == [] for row in rows):
         return Source(source.name, rows)
-    if data.context == "filled":
+    if data.context != "paragraph":
         raise DataError(
             f"{source.name} has no question without an answer, and one that is asked of another "
             "paragraph could find its own among those that fill the context: set "

@@ -96,9 +96,9 @@ def find_data(run: RunDir, trained: CompressionConfig, elsewhere: DataConfig) ->
 def trained_on(dataset: Dataset, data: DataConfig) -> set[str]:
     """Return the contexts of the training questions that were drawn.
 
-    Contexts that are `filled` may hold any paragraph of the split, so they are all returned.
+    Contexts that are filled may hold any paragraph of the split, so they are all returned.
     """
-    if data.context == "filled":
+    if data.context != "paragraph":
         return paragraphs(dataset.train_articles)
     return {example.context for example in dataset.train}
 

@@ -182,7 +182,7 @@ def test_nothing_left_to_train_on(prompt):
     [
         ({"context_tokens": 513}, "context_buckets"),
         ({"question_buckets": (8,)}, "question_buckets"),
-        ({"context": "fill"}, "'paragraph' or 'filled'"),
+        ({"context": "fill"}, "'paragraph', 'filled' or 'varied'"),
     ],
 )
 def test_configs_that_cannot_hold_the_prompt(sample, prompt, changes, message):
@@ -240,22 +240,32 @@ def test_a_smaller_draw_has_the_same_filled_contexts(sample, prompt, filled):
     lengths=st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=6), min_size=1, max_size=4),
     budget=st.integers(1, 120),
     seed=st.integers(0, 9),
+    varied=st.booleans(),
 )
-def test_filler_keeps_gold_whole_and_prefers_the_article(lengths, budget, seed):
+def test_filler_keeps_gold_whole_and_prefers_the_article(lengths, budget, seed, varied):
     articles = {
         f"T{t}": tuple(f"{t}-{p}" for p in range(len(paragraphs)))
         for t, paragraphs in enumerate(lengths)
     }
     tokens = {f"{t}-{p}": n for t, ps in enumerate(lengths) for p, n in enumerate(ps)}
-    order, place = Filler(articles, tokens, budget, seed).order("0-0", "T0", 0)
+    order, place = Filler(articles, tokens, budget, seed, varied).order("0-0", "T0", 0)
     assert order[place] == "0-0"
     assert len(set(order)) == len(order)
     until_gold = sum(tokens[p] for p in order[: place + 1]) + 2 * place
     assert until_gold <= max(budget, tokens["0-0"])
     everything = len(order) == len(tokens)
-    assert everything or sum(tokens[p] for p in order) >= budget
+    assert everything or varied or sum(tokens[p] for p in order) >= budget
     if any(not p.startswith("0-") for p in order):  # others come only once the article is used up
         assert set(articles["T0"]) <= set(order)
+
+
+def test_varied_lengths_are_as_likely_in_each_octave():
+    articles = {"T": tuple(map(str, range(2000)))}
+    filler = Filler(articles, dict.fromkeys(articles["T"], 98), 25_600, 0, varied=True)
+    lengths = [len(filler.order("0", "T", i)[0]) for i in range(400)]
+    assert min(lengths) <= 2 and max(lengths) <= 256 * 1.03  # a joiner a paragraph, and the last
+    octaves = np.bincount(np.log2(lengths).astype(int), minlength=8)[1:8]
+    assert octaves.min() > 25
 
 
 def test_texts_have_the_ids_of_the_tokenizer_whatever_it_cuts_and_pads(tokenizer):
