@@ -19,6 +19,7 @@ import dataclasses
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ from gistjax.runtime.quantize import BITS
 from gistjax.runtime.texts import user_path
 
 if TYPE_CHECKING:
+    from gistjax.inference.adding import Added
     from gistjax.inference.store import Store, Told
 
 log = logging.getLogger(__name__)
@@ -118,25 +120,35 @@ def load_store(config: CompressionConfig, args: flags.FlagValues, path: Path) ->
 
 
 def add(store: Store, args: flags.FlagValues, names: list[str]) -> None:
-    """Add files, one after another, with the time that is left."""
-    files, failed, start = list(files_of(names, store.index.path)), 0, time.monotonic()
-    compressed = 0
-    for number, file in enumerate(files, 1):
-        try:
-            added = store.add(str(file), read_document(file).text)
-        except DataError as error:
-            failed += 1
-            log.error("%s", error)
-            continue
-        compressed += added.compressed
-        spent = time.monotonic() - start
-        left = spent / number * (len(files) - number)
+    """Add files, pieces of several at once, with the time that is left."""
+    files, start = list(files_of(names, store.index.path)), time.monotonic()
+    seen: Counter[str] = Counter()
+
+    def refuse(error: DataError) -> None:
+        seen["failed"] += 1
+        log.error("%s", error)
+
+    def texts() -> Iterator[tuple[str, str]]:
+        for file in files:
+            try:
+                yield str(file), read_document(file).text
+            except DataError as error:
+                refuse(error)
+
+    def tell(added: Added) -> None:
+        if added.problem:
+            return refuse(added.problem)
+        seen["done"] += 1
+        number, spent = seen.total(), time.monotonic() - start
+        left = spent / number * (len(files) - number) / 60
         about = "unchanged" if added.unchanged else f"{added.compressed} of {added.pieces} pieces"
-        log.info("%d/%d %s: %s, %.1f min left", number, len(files), file, about, left / 60)
-    found = {"files": len(files), "failed": failed, "compressed_pieces": compressed}
+        log.info("%d/%d %s: %s, %.1f min left", number, len(files), added.name, about, left)
+
+    compressed = sum(added.compressed for added in store.add_many(texts(), tell))
+    found = {"files": len(files), "failed": seen["failed"], "compressed_pieces": compressed}
     documents = {"documents": len(store.documents()), "seconds": time.monotonic() - start}
     cli.print_result(found | documents)
-    if failed:
+    if seen["failed"]:
         sys.exit(1)
 
 

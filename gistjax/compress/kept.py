@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from gistjax.compress.context import CompressedContext
@@ -66,6 +67,21 @@ def entries_of(context: CompressedContext, row: int = 0) -> Entries:
         keys.append(np.asarray(layer.k)[row][mask_KxX])
         values.append(np.asarray(layer.v)[row][mask_KxX])
     return Entries(np.concatenate(keys), np.concatenate(values), np.asarray(counts, np.int32))
+
+
+def row_of(context: CompressedContext, row: int = 0) -> CompressedContext:
+    """Return one row of a context, each of whose rows is a context of its own; entries packed.
+
+    Numpy arrays in, and out: copies, which do not keep the other rows in memory.
+    """
+    rows = ("x_BxXxD", "valid_BxX", "cut_BxX", "position_BxX", "length_B", "slots_B")
+    one: dict[str, Any] = {name: getattr(context, name)[row : row + 1].copy() for name in rows}
+    if context.kept is not None:
+        one["kept"] = packed(entries_of(context, row))
+    kv = jax.tree.map(
+        lambda x: x[..., row : row + 1, :, :, :].copy(), context.kv
+    )  # [.., B, K, X, H]
+    return dataclasses.replace(context, kv=kv, **one)
 
 
 def mask_of(context: CompressedContext, row: int, tokens: int) -> np.ndarray:

@@ -11,23 +11,23 @@ document = engine.open("mill.safetensors")  # later, without the text
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gistjax.compress.budget import Budget, keeping_all
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext, join
-from gistjax.compress.kept import entries_of, join_kept, packed
+from gistjax.compress.kept import join_kept, row_of
 from gistjax.compress.learned import repeats
 from gistjax.compress.parameters import split_model
 from gistjax.compress.refiner import Refiner
 from gistjax.config import CompressionConfig
-from gistjax.data.splitting import CHARACTERS_PER_TOKEN, Cut, cut_text
+from gistjax.data.splitting import Cut, cut_text
 from gistjax.data.tasks import each_task, load_task, written_tokens
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.experiment.base import (
@@ -41,16 +41,26 @@ from gistjax.experiment.confidence import Calibration, read_calibration
 from gistjax.experiment.meaning import asked, check_meaning
 from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.inference import document_file
+from gistjax.inference.batches import in_batches
 from gistjax.inference.document import QUESTION_TOKENS, Document
 from gistjax.inference.document_file import power_of_two
 from gistjax.inference.programs import Programs
 from gistjax.inference.recent import Recent
-from gistjax.inference.text import check_text, words_that_fit
+from gistjax.inference.text import pieces_of
 from gistjax.runtime.files import sha256_of
 from gistjax.runtime.quantize import check_bits
+from gistjax.runtime.sharding import rows_per_step
 from gistjax.runtime.texts import user_path
 from gistjax.validation import check_refines, validate
 
+K = TypeVar("K", bound=Hashable)
+
+READ_TOKENS = 4096
+"""Tokens, padding included, that are read at once on each device.
+
+A short text alone leaves a device waiting for weights: two cores read eight of 64 tokens in half
+the time. From some hundred tokens on they gain nothing more, and an interruption loses a batch.
+"""
 KEPT_REFINERS = 4
 """Refiners that stay, each with its compiled programs: one for each ratio."""
 
@@ -110,7 +120,9 @@ class Engine:
         self.calibration = calibration
         self.abstention = load_task(config.data.task).abstention
         max_tokens, prompt = written_tokens(config), pretrained.prompt
-        self.programs = Programs(weights, prompt.prefix_ids, max_tokens, prompt.end_ids)
+        mesh = pretrained.mesh
+        self.programs = Programs(weights, mesh, prompt.prefix_ids, max_tokens, prompt.end_ids)
+        self.tokens_at_once = READ_TOKENS
         self._refiners: Recent[Refiner] = Recent(KEPT_REFINERS)
 
     def model(self) -> CompressedLM:
@@ -195,6 +207,26 @@ class Engine:
             DataError: if the text is empty or no text, or longer than compressor or base take; or
                 if a number of it cannot be in few bits.
         """
+        (document,) = self._compress([text], ratio, refine, bits)
+        return document
+
+    def compress_many(
+        self, texts: Sequence[str], ratio: float | None = None, bits: int | None = None
+    ) -> list[Document]:
+        """Read many texts, each once, and pieces of about equal length at once.
+
+        Each document is the one that `compress` returns, but for the rounding of its numbers.
+
+        Args, Raises:
+            as `compress`, which takes one text.
+        """
+        if isinstance(texts, str):
+            raise DataError("compress_many takes a list of texts: put the text into one.")
+        return self._compress(texts, ratio, None, bits)
+
+    def _compress(
+        self, texts: Sequence[str], ratio: float | None, refine: int | None, bits: int | None
+    ) -> list[Document]:
         if ratio is not None:
             self.check_ratio(ratio)
         if refine is not None:
@@ -206,22 +238,52 @@ class Engine:
                     f"bits={bits}: this model keeps nothing of a text that could be in few bits."
                 )
         at = ratio or self.config.ratio
-        pieces = self._pieces(text, at)
-        contexts, seconds = [], 0.0
-        for ids in pieces:
-            size = min(power_of_two(len(ids)), self.piece_tokens)
+        pieces = {
+            (number, place): ids
+            for number, text in enumerate(texts)
+            for place, ids in enumerate(pieces_of(text, self, at))
+        }
+        read = dict(self.compress_pieces(pieces.items(), at, refine or 0))
+        parts: list[list[Document]] = [[] for _ in texts]
+        for number, place in pieces:
+            parts[number].append(read[number, place])
+        whole = [self.join(own) if len(own) > 1 else own[0] for own in parts]
+        return whole if bits is None else [self._rounded(document, bits) for document in whole]
+
+    def compress_pieces(
+        self, pieces: Iterable[tuple[K, np.ndarray]], ratio: float, refine: int = 0
+    ) -> Iterator[tuple[K, Document]]:
+        """Read token ids that fit at once, as they come; those of about equal length together.
+
+        Args:
+            pieces: each with a name of the caller's.
+            ratio, refine: as in `compress`; what is refined is read one by one.
+
+        Yields:
+            names and documents, as soon as a batch is full or nothing more comes; the seconds of a
+            document are its share of the batch's.
+        """
+
+        def size_of(piece: tuple[K, np.ndarray]) -> int:
+            return min(power_of_two(len(piece[1])), self.piece_tokens)
+
+        def rows_of(size: int) -> int:
+            shares = rows_per_step(self.pretrained.mesh)
+            return 1 if refine else max(self.tokens_at_once // size, 1) * shares
+
+        for size, batch in in_batches(pieces, size_of, rows_of):
+            ids = [own for _, own in batch]
             if refine:
-                context, spent = self._refined(ids, size, at, refine)
+                contexts, seconds = self._refined(ids, size, ratio, refine)
             else:
-                context, spent = self.programs.compress(ids, size, at)
-            contexts.append(context)
-            seconds += spent
-        context = contexts[0] if len(contexts) == 1 else self._joined(contexts)
-        tokens = sum(map(len, pieces))
-        if bits is None:
-            return Document(self, context, tokens, len(pieces), seconds, refine or 0)
-        content = document_file.stored(context, bits)
-        return self._document(content, tokens, len(pieces), refine or 0, seconds)
+                contexts, seconds = self.programs.compress(ids, size, ratio)
+            for (name, own), context in zip(batch, contexts, strict=True):
+                yield name, Document(self, context, len(own), 1, seconds / len(batch), refine)
+
+    def _rounded(self, document: Document, bits: int) -> Document:
+        """Return a document as it is read from its file in few bits."""
+        content, seconds = document.stored(bits), document.seconds
+        return self._document(content, document.tokens, document.pieces, document.refined, seconds)
 
     def join(self, documents: Sequence[Document]) -> Document:
         """Return several documents as one, which is asked about all of them.
@@ -250,14 +312,12 @@ class Engine:
         return join(contexts, size, self.pretrained.source.config)
 
     def _refined(
-        self, ids: np.ndarray, size: int, ratio: float, steps: int
-    ) -> tuple[CompressedContext, float]:
-        """Compress a context and refine what is kept, as `Programs.compress` returns it."""
+        self, ids: Sequence[np.ndarray], size: int, ratio: float, steps: int
+    ) -> tuple[list[CompressedContext], float]:
+        """Compress contexts and refine what is kept, as `Programs.compress` returns them."""
         weights = (self.programs.leaves[0], self.programs.leaves[1])
-        context, _, seconds = self.refiner(ratio)(weights, [ids], size, steps)
-        rows = ("x_BxXxD", "valid_BxX", "cut_BxX", "position_BxX", "length_B", "slots_B")
-        first = {name: getattr(context, name)[:1] for name in rows}  # others fill the devices
-        return replace(context, kept=packed(entries_of(context)), **first), seconds
+        context, _, seconds = self.refiner(ratio)(weights, ids, size, steps)
+        return [row_of(context, row) for row in range(len(ids))], seconds
 
     def refiner(self, ratio: float) -> Refiner:
         """Return what refines contexts at a ratio, with the programs that it has compiled."""
@@ -281,42 +341,6 @@ class Engine:
     def cut(self, text: str) -> list[Cut]:
         """Return a text in pieces that are read at once."""
         return cut_text(text, self.pretrained.prompt, self.piece_tokens)
-
-    def _pieces(self, text: str, ratio: float) -> list[np.ndarray]:
-        """Return a text's token ids, in pieces as long as contexts in training.
-
-        Raises:
-            DataError: if the text is empty or no text, or too long, by how much; or if each of its
-                pieces would keep what is meant for all, for want of a ratio.
-        """
-        text = check_text(text, "context")
-        limit, name = self.max_tokens, self.config.model.known_as
-        if not self.takes_any_length and len(text) > CHARACTERS_PER_TOKEN * limit:
-            raise DataError(
-                f"the context has {len(text)} characters, but {name} reads at most {limit} tokens: "
-                "ask about a part of it."
-            )
-        pieces = [piece.ids for piece in self.cut(text)]
-        tokens = sum(map(len, pieces))
-        if not self.takes_any_length and tokens > limit:
-            raise DataError(
-                f"the context has {tokens} tokens, but {name} reads at most {limit}"
-                f"{words_that_fit(text, tokens, limit)}: ask about a part of it."
-            )
-        if len(pieces) > 1 and self.config.selects and not ratio:
-            raise DataError(
-                f"the context has {tokens} tokens, and goes in pieces of up to "
-                f"{self.trained_tokens}, of each of which this compressor would keep as many "
-                "entries: give a ratio, or ask about a part of it."
-            )
-        if len(pieces) > 1 and self.config.slot_form == "key_values":
-            limit = self.trained_tokens
-            raise DataError(
-                f"the context has {tokens} tokens, {tokens - limit} too many: slots kept as keys "
-                f"and values hold at most {limit}{words_that_fit(text, tokens, limit)}. Ask about "
-                "a part of it, or train a compressor with --config.slot_form=soft_tokens."
-            )
-        return pieces
 
     def origin(self) -> dict[str, str]:
         """Return what made the documents of this engine, as their files name it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,24 +10,28 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext, DecodeState
 from gistjax.compress.decoding import Written, continue_greedily
-from gistjax.compress.kept import entries_of, packed
+from gistjax.compress.kept import row_of
 from gistjax.inference.recent import Recent
+from gistjax.runtime.sharding import put_batch, rows_per_step, to_host
 
 KEPT_PROGRAMS = 32
 """Compiled programs that stay: one for each combination of function, shapes and ratio."""
 
 
 class Programs:
-    """A model's functions on one row, each compiled once for its shapes.
+    """A model's functions, each compiled once for its shapes: many rows to read, one to answer.
 
-    All return what they made and the seconds that it took, compilation not counted.
+    All return what they made and the seconds that it took, compilation not counted, which
+    `compile_s` sums up.
 
     Args:
         weights: structure, trained leaves and frozen leaves of the model.
+        mesh: where these are, and what rows are split over.
         prefix_ids: the prompt before a context.
         max_tokens: A, the longest answer.
         end_ids: tokens that end an answer.
@@ -37,19 +40,22 @@ class Programs:
     def __init__(
         self,
         weights: tuple[Any, ...],
+        mesh: Mesh,
         prefix_ids: Sequence[int],
         max_tokens: int,
         end_ids: Sequence[int],
     ):
         graphdef, *self.leaves = weights
+        self._mesh = mesh
+        self.compile_s = 0.0
         self.prefix_ids_P = np.asarray(prefix_ids, np.int32)
         self.graphdef = graphdef
         self._compiled: Recent[Any] = Recent(KEPT_PROGRAMS)
 
         def compress(
-            leaves: Any, prefix_ids_P: Array, ids_1xC: Array, length_1: Array, ratio: float
+            leaves: Any, prefix_ids_P: Array, ids_BxC: Array, length_B: Array, ratio: float
         ) -> Any:
-            return nnx.merge(graphdef, *leaves).compress(prefix_ids_P, ids_1xC, length_1, ratio)
+            return nnx.merge(graphdef, *leaves).compress(prefix_ids_P, ids_BxC, length_B, ratio)
 
         def prefill(leaves: Any, context: CompressedContext, room: int) -> DecodeState:
             state: DecodeState = nnx.merge(graphdef, *leaves).prefill(context, room)
@@ -71,15 +77,18 @@ class Programs:
         return model
 
     def compress(
-        self, ids: Sequence[int] | np.ndarray, size: int, ratio: float
-    ) -> tuple[CompressedContext, float]:
-        """Compress the token ids of a context, padded to `size`; numpy arrays."""
-        given = (self.prefix_ids_P, *padded(ids, size))
-        context, seconds = self._timed(self._compress, *given, static=(ratio,))
-        context = jax.device_get(context)
-        if context.kept is not None:
-            context = dataclasses.replace(context, kept=packed(entries_of(context)))
-        return context, seconds
+        self, ids: Sequence[np.ndarray], size: int, ratio: float
+    ) -> tuple[list[CompressedContext], float]:
+        """Compress the token ids of contexts, each padded to `size`; numpy arrays.
+
+        As many rows as there are shares of the mesh, or a multiple, are split over it.
+        """
+        rows: Any = padded(ids, size)
+        if len(ids) % rows_per_step(self._mesh) == 0:
+            rows = put_batch(rows, self._mesh)
+        context, seconds = self._timed(self._compress, self.prefix_ids_P, *rows, static=(ratio,))
+        context = to_host(context)
+        return [row_of(context, row) for row in range(len(ids))], seconds
 
     def prefill(self, context: CompressedContext, room: int) -> tuple[DecodeState, float]:
         """Read prompt and slots, with room for so many tokens."""
@@ -93,7 +102,7 @@ class Programs:
         Returns:
             A ids, padded with an end; the log-probability of those up to the end; seconds.
         """
-        written, seconds = self._timed(self._answer, state, *padded(ids, size))
+        written, seconds = self._timed(self._answer, state, *padded([ids], size))
         return written.ids_BxA[0].tolist(), float(written.log_probability_B[0]), seconds
 
     def _timed(
@@ -101,16 +110,20 @@ class Programs:
     ) -> tuple[Any, float]:
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((x.shape, x.dtype) for x in leaves)
+        start = time.perf_counter()
         compiled = self._compiled.get(
             (function, structure, shapes, static),
             lambda: function.lower(self.leaves, *arguments, *static).compile(),
         )
-        start = time.perf_counter()
+        compiled_at = time.perf_counter()
+        self.compile_s += compiled_at - start
         result: Any = jax.block_until_ready(compiled(self.leaves, *arguments))
-        return result, time.perf_counter() - start
+        return result, time.perf_counter() - compiled_at
 
 
-def padded(ids: Sequence[int] | np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids as `[1, size]` and their number as `[1]`, int32."""
-    row = np.asarray(ids, np.int32)
-    return np.pad(row, (0, size - len(row)))[None], np.asarray([len(row)], np.int32)
+def padded(ids: Sequence[Sequence[int] | np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of ids as `[B, size]` and their lengths `[B]`, int32."""
+    ids_BxC = np.zeros((len(ids), size), np.int32)
+    for row, own in zip(ids_BxC, ids, strict=True):
+        row[: len(own)] = own
+    return ids_BxC, np.asarray([*map(len, ids)], np.int32)

@@ -14,47 +14,25 @@ their texts are not read again.
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from gistjax.data.splitting import Cut
 from gistjax.errors import CheckpointError, ConfigError, DataError
+from gistjax.inference.adding import Added, Adding
 from gistjax.inference.document import Answer, Document
 from gistjax.inference.engine import Engine
 from gistjax.inference.recent import Recent
-from gistjax.inference.store_index import PIECES, Held, Piece, StoreIndex, key_of
+from gistjax.inference.store_index import PIECES, Held, Piece, StoreIndex
 from gistjax.inference.store_place import is_store
 from gistjax.inference.text import check_text
 from gistjax.inference.words import place_in
 from gistjax.runtime.quantize import check_bits
 from gistjax.runtime.texts import user_path
 
-log = logging.getLogger(__name__)
-
-TELL_S = 10
-"""Seconds between two lines of progress within a document."""
 MOST_PIECES = 64
 OPEN_PIECES = 256
 """Pieces that stay in memory after they were read for a question."""
-
-
-@dataclass(frozen=True)
-class Added:
-    """What became of a document that was added."""
-
-    name: str
-    pieces: int
-    compressed: int  # of these: the others were there
-    seconds: float  # to compress
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether the same text was there under this name."""
-        return not self.pieces
 
 
 class Told(NamedTuple):
@@ -129,73 +107,32 @@ class Store:
             CheckpointError, StorageError: if another process writes, or the disk is full; what the
                 store held stays.
         """
-        name, text = check_text(name, "document's name"), check_text(text, "document")
-        if not name.isprintable():
-            raise DataError(f"the document's name {name!r} cannot be printed: rename it.")
-        with self.index.writing():
-            held, sha256 = self.index.find(name), key_of(text)
-            before = self.index.pieces(name)
-            there = all(self._is_kept(piece.key, piece.tokens) for piece in before)
-            if held and held.sha256 == sha256 and there:
-                return Added(name, 0, 0, 0.0)
-            cuts = self._cut(text, [piece.text for piece in before])
-            new, seconds = self._compress(name, cuts)
-            pieces = [
-                Piece(name, place, key_of(cut.text), len(cut.ids), cut.text)
-                for place, cut in enumerate(cuts)
-            ]
-            self.index.put(name, sha256, pieces)
-        return Added(name, len(pieces), new, seconds)
+        (added,) = self.add_many([(name, text)])
+        if added.problem:
+            raise added.problem
+        return added
 
-    def _compress(self, name: str, cuts: Sequence[Cut]) -> tuple[int, float]:
-        """Make the files of pieces that are not kept; returns how many, and the seconds spent."""
-        tokens = {cut.text: len(cut.ids) for cut in cuts}
-        missing = [text for text, n in tokens.items() if not self._is_kept(key_of(text), n)]
-        seconds, start = 0.0, time.monotonic()
-        told = start
-        for number, text in enumerate(missing, 1):
-            document = self.engine.compress(text, self.ratio, bits=self.bits)
-            document.save(self.index.file(key_of(text)))
-            seconds, now = seconds + document.seconds, time.monotonic()
-            if now - told > TELL_S and number < len(missing):
-                left = (now - start) / number * (len(missing) - number) / 60
-                log.info("%s: %d of %d pieces, %.1f min left", name, number, len(missing), left)
-                told = now
-        return len(missing), seconds
+    def add_many(
+        self, documents: Iterable[tuple[str, str]], told: Callable[[Added], None] = lambda _: None
+    ) -> list[Added]:
+        """Keep texts under names, as `add` does, pieces of several documents read at once.
 
-    def _is_kept(self, key: str, tokens: int) -> bool:
-        """Return whether a piece's file is there, whole, and of as many tokens."""
-        try:
-            return self.engine.open(self.index.file(key)).tokens == tokens
-        except CheckpointError:
-            return False
+        One that is refused stops no other. Each is in the store as soon as all of its pieces are
+        kept, so that what was interrupted goes on.
 
-    def _cut(self, text: str, before: Sequence[str]) -> list[Cut]:
-        """Return the pieces of a text; those that it had before stay.
+        Args:
+            documents: names and texts, taken as they are needed.
+            told: called with each document that is in the store, or refused.
 
-        What is new is cut together with the piece before it, and with the one behind if it fits.
+        Returns:
+            What became of them, in this order.
+
+        Raises:
+            CheckpointError, StorageError: as `add`.
         """
-        spans: list[tuple[int, int, bool]] = []  # begin, end, whether it is new
-
-        def add(begin: int, end: int, new: bool) -> None:
-            if not text[begin:end].strip():
-                return
-            if spans:
-                first, _, was_new = spans[-1]
-                if new or (was_new and len(self.engine.cut(text[first:end])) == 1):
-                    spans[-1] = (first, end, True)
-                    return
-            spans.append((begin, end, new))
-
-        start = 0
-        for piece in before:
-            found = _find_words(text, piece, start)
-            if found >= 0:
-                add(start, found, True)
-                start = found + len(piece)
-                add(found, start, False)
-        add(start, len(text), True)
-        return [cut for begin, end, _ in spans for cut in self.engine.cut(text[begin:end])]
+        adding = Adding(self.engine, self.index, self.ratio, self.bits, told)
+        with self.index.writing():
+            return adding.run(documents)
 
     def remove(self, *names: str) -> None:
         """Remove documents: their text, and what was kept of it.
@@ -266,14 +203,3 @@ class Store:
                 except CheckpointError as error:
                     found.append(f"{where}: {error} If it is damaged, add the document again.")
         return found
-
-
-def _find_words(text: str, piece: str, start: int) -> int:
-    """Return where a piece stands in a text with white space around it, or -1."""
-    found = text.find(piece, start)
-    while found >= 0:
-        around = text[max(found - 1, 0) : found] + text[found + len(piece) :][:1]
-        if not around.strip():
-            return found
-        found = text.find(piece, found + 1)
-    return -1

@@ -121,6 +121,58 @@ def test_a_budget_in_bytes_may_take_the_place_of_ratios_and_ratios_its_own(examp
     assert again.compress(examples[0].context).slots > small.slots
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [
+        SELECTED.replace(select=SelectConfig("conv", "all"), ratio=4.0, ratios=(4.0, 8.0)),
+        CONFIG.replace(ratios=(4.0, 8.0)),
+        CONFIG.replace(slot_form="key_values", slot_positions="packed"),
+    ],
+    ids=["entries", "soft_tokens", "key_values"],
+)
+def test_texts_read_together_are_those_read_alone(config, examples, tmp_path):
+    """Rows share a program with others of their size, full batches and what is left of them."""
+    engine = gistjax.load(write_run(tmp_path / "run", config))
+    engine.tokens_at_once = 64  # eight rows, on eight devices
+    question, *_ = (example.question for example in examples)
+    texts = [f"Note {n} is on the mill." for n in range(9)]
+    texts[3:3] = [f"{example.context[:100]}." for example in examples[:2]]
+    ratio = max(config.ratios, default=None)
+    together = engine.compress_many(texts, ratio)
+    for text, document in zip(texts, together, strict=True):
+        alone = engine.compress(text, ratio)
+        assert (document.tokens, document.pieces) == (alone.tokens, 1) and document.seconds > 0
+        ours, theirs = document.stored(), alone.stored()
+        assert ours.form == theirs.form and ours.positions == theirs.positions
+        assert ours.arrays.keys() == theirs.arrays.keys()
+        for name, array in ours.arrays.items():
+            np.testing.assert_allclose(array, theirs.arrays[name], rtol=1e-4, atol=1e-5)
+    document.save(tmp_path / "document")
+    opened = engine.open(tmp_path / "document").ask(question)
+    ours, theirs = document.ask(question), alone.ask(question)
+    assert opened.written == ours.written == theirs.written
+    assert opened.score == pytest.approx(theirs.score, rel=1e-3)
+    few = engine.compress_many(texts[:2], ratio, bits=8)
+    assert [document.stored().bits for document in few] == [8, 8]
+    with pytest.raises(DataError, match="takes a list of texts"):
+        engine.compress_many(texts[0])
+
+
+@pytest.mark.slow
+def test_pieces_of_several_long_texts_are_joined_each_to_its_own(tmp_path):
+    """At the lengths of training, which are short."""
+    short = dataclasses.replace(CONFIG.data, context_tokens=64, context_buckets=(64,))
+    engine = gistjax.load(write_run(tmp_path / "run", CONFIG.replace(data=short)))
+    texts = ["The mill is of oak. " * 8, "A word.", "The pump is checked every spring. " * 6]
+    for text, document in zip(texts, engine.compress_many(texts), strict=True):
+        alone = engine.compress(text)
+        assert (document.pieces, document.slots) == (alone.pieces, alone.slots)
+        np.testing.assert_allclose(
+            document.context.x_BxXxD, alone.context.x_BxXxD, rtol=1e-4, atol=1e-5
+        )
+
+
 def test_what_is_no_text_is_refused_and_a_document_is_shown_in_short(engine, examples):
     document = engine.compress(examples[0].context)
     assert repr(document) == f"Document({document.tokens} tokens in {document.slots} slots)"

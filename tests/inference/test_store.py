@@ -11,6 +11,8 @@ import gistjax
 from gistjax.compress.kept import entries_of
 from gistjax.config import SelectConfig
 from gistjax.errors import CheckpointError, ConfigError, DataError
+from gistjax.inference.document import Document
+from gistjax.inference.store_index import key_of
 from tests.helpers.runs import SELECTED, write_run
 
 BIDIRECTIONAL = dataclasses.replace(SELECTED.encoder, bidirectional=True)
@@ -155,7 +157,7 @@ def test_a_changed_word_is_not_cut_in_two(store):
 
 @pytest.mark.slow
 def test_an_interrupted_text_goes_on_where_it_was(store, monkeypatch):
-    compress, left = store.engine.compress, [2]
+    compress, left = store.engine.programs.compress, [1]  # a batch of two pieces
 
     def interrupted(*args, **kwargs):
         left[0] -= 1
@@ -163,12 +165,61 @@ def test_an_interrupted_text_goes_on_where_it_was(store, monkeypatch):
             raise KeyboardInterrupt
         return compress(*args, **kwargs)
 
-    monkeypatch.setattr(store.engine, "compress", interrupted)
+    monkeypatch.setattr(store.engine.programs, "compress", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.add("mill", MILL)
     monkeypatch.undo()
     assert store.documents() == [] and store.add("other", "A word.").compressed == 1
     assert store.add("mill", MILL).compressed == 1
+
+
+@pytest.mark.slow
+def test_pieces_of_many_texts_are_read_together_and_a_refused_one_stops_none(store, monkeypatch):
+    compress, batches, told = store.engine.programs.compress, [], []
+
+    def counted(ids, *args):
+        batches.append((len(ids), len(told)))
+        return compress(ids, *args)
+
+    monkeypatch.setattr(store.engine.programs, "compress", counted)
+    monkeypatch.setattr(store.engine, "tokens_at_once", 64)  # on each of the devices
+    rows = 8
+    notes = [(f"note {i}", f"Note {i} is on the mill.") for i in range(rows - 1)]
+    given = [*notes, ("empty", ""), ("note 0", "Another text."), ("mill", MILL), ("copy", MILL)]
+    added = store.add_many(given, told.append)
+    assert added == told and {one.name: one.compressed for one in added if not one.problem} == {
+        **dict.fromkeys(dict(notes), 1),
+        "mill": 3,
+        "copy": 0,
+    }
+    assert batches == [(rows, 2), (2, 2 + len(notes))]
+    refused = {one.name: str(one.problem) for one in added if one.problem}
+    assert refused.keys() == {"empty", "note 0"} and "two documents are called" in refused["note 0"]
+    assert not any(one.unchanged for one in added)
+    assert [one.pieces for one in added if one.name in ("mill", "copy")] == [3, 3]
+    assert all(one.unchanged for one in store.add_many([*notes, ("mill", MILL)]))
+    shares = {one.seconds for one in added if one.name.startswith("note") and one.compressed}
+    assert len(shares) == 1 and len(store.documents()) == rows + 1 and store.check() == []
+
+
+@pytest.mark.slow
+def test_a_piece_that_cannot_be_kept_refuses_the_documents_that_have_it(store, monkeypatch):
+    save = Document.save
+
+    def fail(document, file, bits=None):
+        if file == store.index.file(key_of(PARTS[1])):
+            raise DataError("a number is not finite.")
+        return save(document, file, bits)
+
+    monkeypatch.setattr(Document, "save", fail)
+    added = store.add_many(
+        [("mill", MILL), ("copy", MILL), ("wheel", PARTS[1]), ("baker", PARTS[2])]
+    )
+    refused = [one.name for one in added if one.problem]
+    assert refused == ["mill", "copy", "wheel"] and len(added) == 4
+    assert [held.name for held in store.documents()] == ["baker"]
+    with pytest.raises(DataError, match="not finite"):
+        store.add("wheel", PARTS[1])
 
 
 @pytest.mark.slow
