@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
+import jax
 import numpy as np
 
 from gistjax.compress.context import CompressedContext, DecodeState
@@ -97,6 +98,13 @@ class Document:
     def resident_bytes(self) -> int:
         """Bytes that they take in memory to be read: of entries as packed as in the file."""
         return self.context.resident_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes in memory: `resident_bytes`, and what was read of them for questions so far."""
+        read = jax.tree.leaves([self._states.values(), self._kept])
+        once: dict[int, int] = {id(x): x.nbytes for x in read}  # states share what is kept
+        return self.resident_bytes + sum(once.values())
 
     @overload
     def ask(self, question: str, threshold: float | None = None) -> Answer: ...

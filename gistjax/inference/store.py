@@ -14,7 +14,7 @@ their texts are not read again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +31,8 @@ from gistjax.runtime.quantize import check_bits
 from gistjax.runtime.texts import user_path
 
 MOST_PIECES = 64
-OPEN_PIECES = 256
-"""Pieces that stay in memory after they were read for a question."""
+OPEN_BYTES = 1 << 30
+"""Of pieces, alone and joined, that stay in memory after a question, with what was read of them."""
 
 
 class Told(NamedTuple):
@@ -85,7 +85,7 @@ class Store:
                 f"{path} does not say with which ratio and bits it was made ({error}): make it "
                 "anew from the texts."
             ) from error
-        self._open: Recent[Document] = Recent(OPEN_PIECES)
+        self._open: Recent[Document] = Recent(OPEN_BYTES, lambda document: document.held_bytes)
 
     def __repr__(self) -> str:
         bits = f", {self.bits} bits" if self.bits else ""
@@ -166,22 +166,42 @@ class Store:
             raise ConfigError(f"pieces={pieces} must be a number from 1 to {MOST_PIECES}.")
         if within is not None:
             self.index.check_held([within])
+        found = self._search(question, pieces, within)
+        try:
+            document = self._joined(found)
+        except CheckpointError:
+            again = self._search(question, pieces, within)
+            if again == found:
+                raise
+            found, document = again, self._joined(again)  # another process has replaced it
+        answer = document.ask(question, threshold)
+        told = [piece for piece in found if place_in(piece.text, answer.text) >= 0]
+        first = told[0] if told else found[0]
+        return Told(answer, (first, *(piece for piece in found if piece is not first)))
+
+    def _search(self, question: str, pieces: int, within: str | None) -> list[Piece]:
+        """Return the pieces that fit a question best.
+
+        Raises:
+            DataError: if none has a word of it.
+        """
         found = self.index.search(question, pieces, within)
         if not found:
             raise DataError(
                 f"nothing in {within or self.index.path} has a word of the question "
                 f"{question!r}: ask in its words, or add the text that answers it."
             )
-        document = self.engine.join([self.open_piece(piece) for piece in found])
-        answer = document.ask(question, threshold)
-        told = [piece for piece in found if place_in(piece.text, answer.text) >= 0]
-        first = told[0] if told else found[0]
-        return Told(answer, (first, *(piece for piece in found if piece is not first)))
+        return found
 
     def open_piece(self, piece: Piece) -> Document:
         """Return what is kept of a piece."""
         file = self.index.file(piece.key)
         return self._open.get(piece.key, lambda: self.engine.open(file))
+
+    def _joined(self, pieces: Sequence[Piece]) -> Document:
+        """Return what is kept of pieces as one document."""
+        keys = tuple(piece.key for piece in pieces)
+        return self._open.get(keys, lambda: self.engine.join([*map(self.open_piece, pieces)]))
 
     def check(self) -> list[str]:
         """Return what is wrong with the store, a line each: files, texts, index.

@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 
+import jax
 import numpy as np
 import pytest
 
@@ -108,6 +109,28 @@ def test_values_that_were_used_last_are_kept():
 
     assert [get(key) for key in "abacab"] == list("abacab")
     assert made == list("abcb") and len(recent) == 2
+
+
+def test_values_stay_within_a_size_and_may_grow_while_they_are_used():
+    recent = Recent(10, len)
+    first = recent.get("first", lambda: [0] * 4)
+    recent.get("second", lambda: [0] * 6)
+    assert recent.get("first", list) is first and len(recent) == 2
+    first.append(0)
+    recent.get("third", lambda: [0])  # 5 and 6 are too many
+    assert recent.values() == [first, [0]]
+    whole = recent.get("whole", lambda: [*recent.get("part", lambda: [0] * 3), *[0] * 9])
+    assert recent.values() == [whole]  # alone it is too large, and stays
+
+
+@pytest.mark.slow
+def test_a_document_tells_what_it_takes_in_memory(engine, examples):
+    document = engine.compress(examples[0].context)
+    assert document.held_bytes == document.resident_bytes > 0
+    document.ask("Who wrote it?")
+    (state,) = document._states.values()
+    read = sum(x.nbytes for x in jax.tree.leaves(state.cache))
+    assert read < document.held_bytes - document.resident_bytes < read + 10_000  # and its tables
 
 
 def test_threads_make_a_value_once():

@@ -12,6 +12,7 @@ from gistjax.compress.kept import entries_of
 from gistjax.config import SelectConfig
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.inference.document import Document
+from gistjax.inference.recent import Recent
 from gistjax.inference.store_index import key_of
 from tests.helpers.runs import SELECTED, write_run
 
@@ -142,6 +143,49 @@ def test_a_read_error_loses_nothing(store, monkeypatch):
     assert len(store.check()) == 3
     monkeypatch.undo()
     assert store.check() == [] and len(list(store.index.entries.iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_readings_stay_in_memory_within_a_budget_and_are_used_again(store, monkeypatch):
+    store.add("mill", MILL)
+    joins, join = [], store.engine.join
+    monkeypatch.setattr(store.engine, "join", lambda parts: joins.append(1) or join(parts))
+    questions = ["Who built the mill?", "Is the wheel of oak?", "Who rents the cellar?"]
+    first = [store.ask(question, 1).answer.written for question in questions]
+    assert [store.ask(question, 1).answer.written for question in questions] == first
+    assert len(joins) == 3 and len(store._open) == 6  # each piece alone, and as it is asked
+    each = store._open.values()[-1].held_bytes
+    monkeypatch.setattr(store, "_open", Recent(2 * each, lambda document: document.held_bytes))
+    assert [store.ask(question, 1).answer.written for question in questions] == first
+    store.open_piece(store.index.pieces("mill")[0])  # what was asked last has grown until then
+    held = sum(document.held_bytes for document in store._open.values())
+    assert each <= held <= 2 * each and len(store._open) < 6
+
+
+@pytest.mark.slow
+def test_a_document_that_is_replaced_while_it_is_asked_is_looked_up_again(store, monkeypatch):
+    writer, search = gistjax.Store(store.index.path, store.engine), store.index.search
+    texts = [f"The mill was built by {name}." for name in ("Ada", "Bea", "Cleo", "Dora")]
+    store.add("mill", texts[0])
+
+    def replaced(times):
+        def search_then_replace(*args):
+            found = search(*args)
+            if times and times.pop():
+                writer.add("mill", texts.pop())
+            return found
+
+        monkeypatch.setattr(store.index, "search", search_then_replace)
+
+    replaced([True])
+    told = store.ask("Who built the mill?")
+    assert told.pieces[0].text == "The mill was built by Dora."
+    store._open = Recent(0)
+    replaced([True, True])
+    with pytest.raises(CheckpointError, match="cannot read"):
+        store.ask("Who built the mill?")
+    replaced([])
+    assert store.ask("Who built the mill?").pieces[0].text == "The mill was built by Bea."
 
 
 @pytest.mark.slow
