@@ -19,6 +19,7 @@ from gistjax.inference import document_file
 from gistjax.inference.recent import Recent
 from gistjax.inference.text import check_text
 from gistjax.model.kv_cache import Kept
+from gistjax.runtime.sharding import replicated
 from gistjax.runtime.texts import user_path
 
 if TYPE_CHECKING:
@@ -102,9 +103,9 @@ class Document:
     @property
     def held_bytes(self) -> int:
         """Bytes in memory: `resident_bytes`, and what was read of them for questions so far."""
-        read = jax.tree.leaves([self._states.values(), self._kept])
-        once: dict[int, int] = {id(x): x.nbytes for x in read}  # states share what is kept
-        return self.resident_bytes + sum(once.values())
+        read = self._states.values() if self._kept is None else self._kept
+        sizes: list[int] = [x.nbytes for x in jax.tree.leaves(read)]
+        return self.resident_bytes + sum(sizes)
 
     @overload
     def ask(self, question: str, threshold: float | None = None) -> Answer: ...
@@ -184,12 +185,13 @@ class Document:
 
         def read() -> DecodeState:
             room = size + written_tokens(self.engine.config)
-            state, seconds = self.engine.programs.prefill(self.context, room)
+            if self._kept is None and self.context.kept is not None:
+                mesh = self.engine.pretrained.mesh
+                self._kept = jax.device_put(self.context.kept, replicated(mesh))
+            context = replace(self.context, kept=self._kept)
+            state, seconds = self.engine.programs.prefill(context, room)
             self.seconds += seconds
-            if self.context.kept is None:
-                return state
-            self._kept = state.cache.kept if self._kept is None else self._kept
-            return replace(state, cache=replace(state.cache, kept=self._kept))
+            return state
 
         return self._states.get(size, read)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,11 +17,15 @@ from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.context import CompressedContext, DecodeState
 from gistjax.compress.decoding import Written, continue_greedily
 from gistjax.compress.kept import row_of
+from gistjax.compress.sequence import first_position
 from gistjax.inference.recent import Recent
 from gistjax.runtime.sharding import put_batch, rows_per_step, to_host
 
 KEPT_PROGRAMS = 32
 """Compiled programs that stay: one for each combination of function, shapes and ratio."""
+
+KEPT_PROMPTS = 4
+"""Prompts that stay as read, one for each room behind them."""
 
 
 class Programs:
@@ -51,6 +56,7 @@ class Programs:
         self.prefix_ids_P = np.asarray(prefix_ids, np.int32)
         self.graphdef = graphdef
         self._compiled: Recent[Any] = Recent(KEPT_PROGRAMS)
+        self._prompts: Recent[DecodeState] = Recent(KEPT_PROMPTS)
 
         def compress(
             leaves: Any, prefix_ids_P: Array, ids_BxC: Array, length_B: Array, ratio: float
@@ -91,8 +97,24 @@ class Programs:
         return [row_of(context, row) for row in range(len(ids))], seconds
 
     def prefill(self, context: CompressedContext, room: int) -> tuple[DecodeState, float]:
-        """Read prompt and slots, with room for so many tokens."""
-        return self._timed(self._prefill, context, static=(room,))
+        """Read prompt and slots, with room for so many tokens.
+
+        Of entries the prompt alone, once for all contexts: they stand beside it.
+        """
+        if context.kept is None:
+            return self._timed(self._prefill, context, static=(room,))
+        spent = 0.0
+
+        def read() -> DecodeState:
+            nonlocal spent
+            alone = replace(context, kept=())
+            state: DecodeState
+            state, spent = self._timed(self._prefill, alone, static=(room,))
+            return state
+
+        state = self._prompts.get(room, read)
+        cache = replace(state.cache, kept=context.kept)
+        return replace(state, cache=cache, position_B=first_position(context)), spent
 
     def answer(
         self, state: DecodeState, ids: Sequence[int] | np.ndarray, size: int

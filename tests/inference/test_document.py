@@ -129,8 +129,8 @@ def test_a_document_tells_what_it_takes_in_memory(engine, examples):
     assert document.held_bytes == document.resident_bytes > 0
     document.ask("Who wrote it?")
     (state,) = document._states.values()
-    read = sum(x.nbytes for x in jax.tree.leaves(state.cache))
-    assert read < document.held_bytes - document.resident_bytes < read + 10_000  # and its tables
+    read = sum(x.nbytes for x in jax.tree.leaves(state))
+    assert document.held_bytes - document.resident_bytes == read > 0
 
 
 def test_threads_make_a_value_once():

@@ -163,6 +163,17 @@ def test_readings_stay_in_memory_within_a_budget_and_are_used_again(store, monke
 
 
 @pytest.mark.slow
+def test_the_prompt_before_entries_is_read_once_for_all_documents(engine):
+    asked, other = (engine.compress(part) for part in PARTS[:2])
+    asked.ask("Who built the mill?")
+    before = other.seconds
+    other.ask("Is the wheel of oak?")
+    assert other.seconds == before and other.held_bytes >= 2 * other.resident_bytes
+    states = [document._states.values()[0] for document in (asked, other)]
+    assert states[0].cache.k is states[1].cache.k
+
+
+@pytest.mark.slow
 def test_a_document_that_is_replaced_while_it_is_asked_is_looked_up_again(store, monkeypatch):
     writer, search = gistjax.Store(store.index.path, store.engine), store.index.search
     texts = [f"The mill was built by {name}." for name in ("Ada", "Bea", "Cleo", "Dora")]
