@@ -105,8 +105,13 @@ def find_prompt(config: CompressionConfig) -> tuple[Source, Prompt]:
     return source, dataclasses.replace(prompts[config.data.main_task], other_end_ids=other_end_ids)
 
 
-def check_fit(config: CompressionConfig, source: Source, prompt: Prompt) -> None:
+def check_fit(
+    config: CompressionConfig, source: Source, prompt: Prompt, trains: bool = False
+) -> None:
     """Check that base and prompt can take what the configuration asks for.
+
+    Args:
+        trains: in training, where KVzip may teach a learned scorer.
 
     Raises:
         ConfigError: if prompt and buckets, or base and longest sequence or encoder, do not fit.
@@ -121,7 +126,7 @@ def check_fit(config: CompressionConfig, source: Source, prompt: Prompt) -> None
         )
     tokens = max(config.data.question_buckets) + written_tokens(config)
     longest = len(prompt.prefix_ids) + config.data.context_tokens + tokens
-    if repeats(config, trains=True):
+    if repeats(config, trains):
         again = len(repeat_ids(prompt)) + 2 * config.data.context_tokens
         if len(prompt.prefix_ids) + again > base.max_positions:
             raise ConfigError(

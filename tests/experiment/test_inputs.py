@@ -1,12 +1,14 @@
 import logging
+from dataclasses import replace
 
 import chex
 import pytest
 
-from gistjax.config import CompressionConfig, ModelConfig
+from gistjax.config import CompressionConfig, ModelConfig, SelectConfig
 from gistjax.data.dataset import load_dataset
 from gistjax.data.encoding import encode_splits
-from gistjax.experiment.base import load_pretrained
+from gistjax.errors import ConfigError
+from gistjax.experiment.base import check_fit, find_prompt, load_pretrained
 from gistjax.experiment.inputs import _note_what_to_expect, _teacher_targets
 from tests.helpers.runs import SELECTED, write_run
 
@@ -38,3 +40,12 @@ def test_a_teacher_that_keeps_entries_keeps_them_all(tmp_path):
     whole = targets_of("whole", ratio=1.0)
     chex.assert_trees_all_equal(targets_of("cut", ratio=16.0), whole)
     chex.assert_trees_all_equal(targets_of("few", ratio=0.0, target_length=1), whole)
+
+
+def test_only_training_reads_a_context_twice_for_a_learned_scorer():
+    data = replace(SELECTED.data, context_tokens=1200, context_buckets=(1200,))
+    scorer, losses = SelectConfig(scorer="conv"), {"kvzip": 1.0}
+    config = SELECTED.replace(data=data, select=scorer, loss_weights=losses)
+    found = find_prompt(config)  # 2,048 positions
+    with pytest.raises(ConfigError, match="'conv' reads a context twice"):
+        check_fit(config, *found, trains=True)
