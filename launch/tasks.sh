@@ -3,7 +3,7 @@
 #
 #   launch/tasks.sh DATA OUT [--config.KEY=VALUE …]
 #
-# DATA has the folders squad, hotpotqa, fairytaleqa and gsm8k (docs/data.md). The same command goes
+# DATA has the folders squad, squad_v2, hotpotqa, fairytaleqa and gsm8k (docs/data.md). It goes
 # on where it was interrupted. The further words are for the trainings alone.
 set -euo pipefail
 data=$1 out=$2
