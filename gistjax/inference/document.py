@@ -10,14 +10,12 @@ import jax
 import numpy as np
 
 from gistjax.compress.context import CompressedContext, DecodeState
-from gistjax.compress.decoding import before_end
 from gistjax.data.tasks import written_tokens
 from gistjax.errors import DataError
 from gistjax.evaluation.metrics import abstains
 from gistjax.experiment.confidence import Confidence
 from gistjax.inference import document_file
 from gistjax.inference.recent import Recent
-from gistjax.inference.text import check_text
 from gistjax.model.kv_cache import Kept
 from gistjax.runtime.sharding import replicated
 from gistjax.runtime.texts import user_path
@@ -64,7 +62,7 @@ class AnswerIds(NamedTuple):
     seconds: float
 
 
-@dataclass
+@dataclass(eq=False)
 class Document:
     """A text as its slots, or as what is kept of its entries, ready for questions."""
 
@@ -118,7 +116,7 @@ class Document:
     def ask(
         self, question: str | list[str] | tuple[str, ...], threshold: float | None = None
     ) -> Answer | list[Answer]:
-        """Answer a question, or each of a list; the text is not read again.
+        """Answer a question, or a list of them at once; the text is not read again.
 
         Args:
             threshold: withhold an answer whose chance of being right is below.
@@ -127,13 +125,18 @@ class Document:
             ConfigError: if the threshold is not in 0..1, or the compressor has no calibration.
             DataError: if a question is empty, too long or no text.
         """
-        confidence = Confidence(self.engine.calibration, threshold)
-        if isinstance(question, list | tuple):
-            return [self.ask(one, threshold) for one in question]
-        if not isinstance(question, str):
-            kind = type(question).__name__
-            raise DataError(f"the question must be a text (str) or a list of texts, not {kind}.")
-        answer = self.answer_ids(check_text(question, "question"))
+        asked = question if isinstance(question, list | tuple) else [question]
+        for one in asked:
+            if not isinstance(one, str):
+                kind = type(one).__name__
+                raise DataError(
+                    f"the question must be a text (str) or a list of texts, not {kind}."
+                )
+        answers = self.engine.ask([(self, one) for one in asked], threshold)
+        return answers if asked is question else answers[0]
+
+    def answer_of(self, answer: AnswerIds, confidence: Confidence) -> Answer:
+        """Return an answer in words, withheld where confidence says so."""
         text = self.engine.pretrained.prompt.decode(answer.ids)
         score = float(confidence.scores(answer.log_probability))
         withheld = confidence.withholds(score) or abstains(text, self.engine.abstention)
@@ -153,14 +156,10 @@ class Document:
         Raises:
             DataError: if the question is too long.
         """
-        prompt = self.engine.pretrained.prompt
-        ids = prompt.encode_question(question)
-        size = self._question_size(len(ids))
-        answer, total, seconds = self.engine.programs.answer(self._state(size), ids, size)
-        kept = before_end(answer, prompt.end_ids)
-        return AnswerIds(kept, min(len(kept) + 1, len(answer)), total, seconds)
+        (answer,) = self.engine.asking.answer_ids([(self, question)])
+        return answer
 
-    def _question_size(self, tokens: int) -> int:
+    def question_size(self, tokens: int) -> int:
         """Return the length that a question is padded to.
 
         Raises:
@@ -180,7 +179,7 @@ class Document:
             )
         return next(size for size in QUESTION_TOKENS if size >= tokens)
 
-    def _state(self, size: int) -> DecodeState:
+    def state(self, size: int) -> DecodeState:
         """Return prompt and context as read, with room for a question of a length and an answer."""
 
         def read() -> DecodeState:

@@ -41,8 +41,9 @@ from gistjax.experiment.confidence import Calibration, read_calibration
 from gistjax.experiment.meaning import asked, check_meaning
 from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.inference import document_file
+from gistjax.inference.asking import Asking
 from gistjax.inference.batches import in_batches
-from gistjax.inference.document import QUESTION_TOKENS, Document
+from gistjax.inference.document import QUESTION_TOKENS, Answer, Document
 from gistjax.inference.document_file import power_of_two
 from gistjax.inference.programs import Programs
 from gistjax.inference.recent import Recent
@@ -124,6 +125,17 @@ class Engine:
         self.programs = Programs(weights, mesh, prompt.prefix_ids, max_tokens, prompt.end_ids)
         self.tokens_at_once = READ_TOKENS
         self._refiners: Recent[Refiner] = Recent(KEPT_REFINERS)
+        self.asking = Asking(self)
+
+    def ask(
+        self, asked: Sequence[tuple[Document, str]], threshold: float | None = None
+    ) -> list[Answer]:
+        """Answer questions, each on its document; those of about equal length together.
+
+        Args, Raises:
+            as `Document.ask`, which takes those on one.
+        """
+        return self.asking.ask(asked, threshold)
 
     def model(self) -> CompressedLM:
         """Return base, adapter and compressor as one module."""

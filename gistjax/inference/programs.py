@@ -29,7 +29,7 @@ KEPT_PROMPTS = 4
 
 
 class Programs:
-    """A model's functions, each compiled once for its shapes: many rows to read, one to answer.
+    """A model's functions, each compiled once for its shapes.
 
     All return what they made and the seconds that it took, compilation not counted, which
     `compile_s` sums up.
@@ -67,11 +67,11 @@ class Programs:
             state: DecodeState = nnx.merge(graphdef, *leaves).prefill(context, room)
             return state
 
-        def answer(leaves: Any, state: DecodeState, tokens_1xS: Array, length_1: Array) -> Written:
+        def answer(leaves: Any, state: DecodeState, tokens_BxS: Array, length_B: Array) -> Written:
             model = nnx.merge(graphdef, *leaves)
-            last_1x1 = length_1[:, None] - 1
-            h_1x1xD, state = model.append(tokens_1xS, state, last_1x1, length_1)
-            return continue_greedily(model, h_1x1xD[:, 0], state, max_tokens, end_ids)
+            last_Bx1 = length_B[:, None] - 1
+            h_Bx1xD, state = model.append(tokens_BxS, state, last_Bx1, length_B)
+            return continue_greedily(model, h_Bx1xD[:, 0], state, max_tokens, end_ids)
 
         self._compress = jax.jit(compress, static_argnums=4)
         self._prefill = jax.jit(prefill, static_argnums=2)
@@ -117,15 +117,11 @@ class Programs:
         return replace(state, cache=cache, position_B=first_position(context)), spent
 
     def answer(
-        self, state: DecodeState, ids: Sequence[int] | np.ndarray, size: int
-    ) -> tuple[list[int], float, float]:
-        """Answer the token ids of a question, padded to `size`.
-
-        Returns:
-            A ids, padded with an end; the log-probability of those up to the end; seconds.
-        """
-        written, seconds = self._timed(self._answer, state, *padded([ids], size))
-        return written.ids_BxA[0].tolist(), float(written.log_probability_B[0]), seconds
+        self, state: DecodeState, ids: Sequence[np.ndarray], size: int
+    ) -> tuple[Written, float]:
+        """Answer the token ids of a question in each row, padded to `size`; numpy arrays."""
+        written, seconds = self._timed(self._answer, state, *padded(ids, size))
+        return jax.device_get(written), seconds
 
     def _timed(
         self, function: Any, *arguments: Any, static: tuple[Any, ...] = ()

@@ -11,6 +11,7 @@ from gistjax.config import (
     EvaluationConfig,
     LoraConfig,
     ModelConfig,
+    SelectConfig,
 )
 from gistjax.experiment import base
 from gistjax.experiment.run_dir import RunDir, provenance
@@ -44,6 +45,8 @@ SELECTED = ASKED.replace(
     **{key: getattr(CompressionConfig(), key) for key in (*SLOT_KEYS, "encoder")},
 )
 """The same, entries of the cache kept."""
+KNORM = SELECTED.replace(select=SelectConfig("knorm", "all"))
+"""Chosen by the norms of keys."""
 
 
 def write_run(rundir, config):

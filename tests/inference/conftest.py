@@ -1,11 +1,11 @@
-"""A tiny run with random weights, and its engine."""
+"""Tiny runs with random weights, and their engines."""
 
 import pytest
 
 import gistjax
 from gistjax.data.dataset import load_dataset
 from tests.helpers.runs import ASKED as CONFIG
-from tests.helpers.runs import write_run
+from tests.helpers.runs import KNORM, write_run
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +16,12 @@ def rundir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(rundir):
     return gistjax.load(rundir)
+
+
+@pytest.fixture(scope="module")
+def selecting(tmp_path_factory):
+    """What keeps entries of the cache."""
+    return gistjax.load(write_run(tmp_path_factory.mktemp("selecting") / "run", KNORM))
 
 
 @pytest.fixture(scope="module")

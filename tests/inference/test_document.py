@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 
 import gistjax
+from gistjax.compress.decoding import Written
 from gistjax.errors import ConfigError, DataError
 from gistjax.experiment.confidence import Calibration
 from gistjax.inference.document import KEPT_STATES, QUESTION_TOKENS
 from gistjax.inference.recent import Recent
+
+
+def written(ids):
+    """What a program says of one row."""
+    return Written(np.array([ids]), np.array([-0.7]))
 
 
 @pytest.mark.slow
@@ -37,7 +43,7 @@ def test_an_answer_ends_before_its_end_token_and_costs_are_counted(engine, monke
     ids = prompt.encode_answer("Ada")[:-1].tolist()
     given = [*ids, prompt.end_id, prompt.end_id]
     monkeypatch.setattr(engine.programs, "prefill", lambda context, room: (room, 0.25))
-    monkeypatch.setattr(engine.programs, "answer", lambda state, ids, size: (given, -0.7, 0.5))
+    monkeypatch.setattr(engine.programs, "answer", lambda state, ids, size: (written(given), 0.5))
     before = document.seconds
     answer = document.ask("Who wrote it?")
     assert (answer.text, answer.tokens, answer.seconds) == ("Ada", len(ids) + 1, 0.5)
@@ -54,7 +60,7 @@ def test_an_answer_ends_before_its_end_token_and_costs_are_counted(engine, monke
 def test_below_the_threshold_an_answer_is_withheld_and_stays_to_be_read(engine, monkeypatch):
     document, prompt = engine.compress("Ada wrote it."), engine.pretrained.prompt
     given = [*prompt.encode_answer("Not in the text.").tolist()]
-    monkeypatch.setattr(engine.programs, "answer", lambda state, ids, size: (given, -0.7, 0.5))
+    monkeypatch.setattr(engine.programs, "answer", lambda state, ids, size: (written(given), 0.5))
     monkeypatch.setattr(engine, "calibration", Calibration(slope=2.0, intercept=1.0))
     chance = 1 / (1 + np.exp(0.4))
     for threshold, text in ((None, "Not in the text."), (chance - 1e-6, "Not in the text."),
@@ -83,9 +89,9 @@ def test_a_question_takes_the_positions_that_the_context_leaves(engine):
         full = dataclasses.replace(
             document, context=dataclasses.replace(document.context, length_B=taken)
         )
-        assert full._question_size(left) == 64 * (1 + (left > 64))
+        assert full.question_size(left) == 64 * (1 + (left > 64))
         with pytest.raises(DataError, match=f"{left + 1} tokens, .* room for {left} behind"):
-            full._question_size(left + 1)
+            full.question_size(left + 1)
 
 
 @pytest.mark.slow

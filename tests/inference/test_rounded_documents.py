@@ -10,19 +10,11 @@ from absl import flags
 import gistjax
 from gistjax import ask, evaluate
 from gistjax.compress.kept import entries_of, packed
-from gistjax.config import SelectConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.inference.recent import Recent
 from gistjax.runtime.quantize import BITS
 from gistjax.runtime.tensors import load_tensors, save_tensors
-from tests.helpers.runs import ASKED, SELECTED, write_run
-
-KNORM = SELECTED.replace(select=SelectConfig("knorm", "all"))
-
-
-@pytest.fixture(scope="module")
-def selecting(tmp_path_factory):
-    return gistjax.load(write_run(tmp_path_factory.mktemp("selecting") / "run", KNORM))
+from tests.helpers.runs import ASKED, KNORM, write_run
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,80 @@
+"""The run of entries that documents share: what is read from it is what each has alone."""
+
+import dataclasses
+import gc
+
+import chex
+import jax
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gistjax.compress.kept import Entries, entries_of, packed
+from gistjax.inference.pool import Pool
+
+L, K, H = 2, 3, 4
+
+
+@dataclasses.dataclass(eq=False)
+class Kept:
+    """What a pool reads of a document."""
+
+    context: object
+
+
+def document_of(seed):
+    rng = np.random.default_rng(seed)
+    count_LxK = rng.integers(0, 9, (L, K)).astype(np.int32)
+    count_LxK[0, 0] += 1
+    k_TxH, v_TxH = rng.normal(size=(2, count_LxK.sum(), H)).astype(np.float32)
+    kept = packed(Entries(k_TxH, v_TxH, count_LxK))
+    return Kept(dataclasses.make_dataclass("Context", ["kept"])(kept))
+
+
+def entries_read(placed, row):
+    """The entries that a row reads, by layer and KV head."""
+    found = []
+    for layer in range(L):
+        read = placed.layer(layer).windows(np.zeros(1))
+        mask_KxX = np.asarray(read.mask_BxKxX)[row]
+        found += [(np.asarray(read.k)[row][mask_KxX], np.asarray(read.v)[row][mask_KxX])]
+    return found
+
+
+@settings(max_examples=20, deadline=None)
+@given(batches=st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=4), max_size=5))
+def test_each_row_reads_its_own_entries_whatever_came_before(batches):
+    documents = [document_of(seed) for seed in range(8)]
+    pool = Pool(jax.device_put, budget=2 * 128 * H * 4)
+    for batch in batches:
+        placed = pool.place([documents[number] for number in batch])
+        for row, number in enumerate(batch):
+            own = entries_of(documents[number].context)
+            read = entries_read(placed, row)
+            chex.assert_trees_all_equal(np.concatenate([k for k, _ in read]), own.k_TxH)
+            chex.assert_trees_all_equal(np.concatenate([v for _, v in read]), own.v_TxH)
+
+
+def test_a_budget_gives_up_what_was_asked_longest_ago():
+    documents = [document_of(seed) for seed in range(8)]
+    pool = Pool(jax.device_put, budget=2 * 128 * H * 4)  # keys and values of 128 entries
+    for document in documents:
+        pool.place([document])
+    assert 1 < len(pool) < len(documents) and pool.nbytes <= 2 * 128 * H * 4
+    kept = len(pool)
+    pool.place(documents)  # a batch that needs more gets it
+    assert len(pool) == len(documents) > kept
+
+
+def test_a_document_that_nobody_has_gives_its_place_back():
+    pool = Pool(jax.device_put)
+    pool.place([document_of(0), document_of(1)])
+    gc.collect()
+    assert len(pool) == 0
+
+
+def test_a_document_is_written_once():
+    pool, document = Pool(jax.device_put), document_of(0)
+    pool.place([document, document])
+    run = pool.place([document]).k_TxH
+    assert pool.place([document]).k_TxH is run
