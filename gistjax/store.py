@@ -170,13 +170,12 @@ def files_of(names: list[str], store: Path) -> Iterator[Path]:
 def ask(store: Store, args: flags.FlagValues, questions: list[str]) -> None:
     """Answer questions, and name the piece that each answer is from."""
     found, failed = [], 0
-    for question in questions:
-        try:
-            told = store.ask(question, args.pieces, args.threshold, args.within or None)
-        except DataError as error:
+    answers = store.ask_many(questions, args.pieces, args.threshold, args.within or None)
+    for question, told in zip(questions, answers, strict=True):
+        if isinstance(told, DataError):
             failed += 1
-            log.error("%s", error)
-            found.append({"question": question, "error": str(error)})
+            log.error("%s", told)
+            found.append({"question": question, "error": str(told)})
             continue
         found.append({"question": question, **to_json(told)})
         if not args.json:

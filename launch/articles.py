@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,8 @@ from gistjax.errors import DataError
 from gistjax.evaluation.metrics import f1
 from gistjax.evaluation.statistics import clustered_bootstrap
 from gistjax.experiment.run_dir import SHIPPED, RunDir
+from gistjax.inference.asking import BATCHES
+from gistjax.inference.document import Document
 from gistjax.inference.engine import load
 from gistjax.inference.store import Store
 from gistjax.inference.store_index import Piece
@@ -88,30 +89,44 @@ def right_piece(question: Question, pieces: list[Piece]) -> Piece:
     return max(pieces, key=lambda piece: len(words & set(piece.text.split())))
 
 
+def holds(piece: Piece, question: Question) -> bool:
+    """Return whether a piece is of a question's article and has a gold answer."""
+    of_article = piece.document == question.article
+    return of_article and any(gold in piece.text for gold in question.golds)
+
+
 def measure(store: Store, questions: list[Question], numbers: list[int]) -> dict[str, Any]:
-    """Ask each question in each way."""
+    """Ask each question in each way, as many together as the engine asks at once."""
     scores: dict[str, list[float]] = {}
     hits: dict[int, list[bool]] = {number: [] for number in numbers}
     seconds: dict[str, float] = {}
 
-    def ask(way: str, question: Question, answer: Callable[[], Any]) -> None:
-        said = answer()
-        scores.setdefault(way, []).append(f1(said.text, question.golds))
-        seconds[way] = seconds.get(way, 0.0) + said.seconds / len(questions)
+    def joined(pieces: list[Piece]) -> Document:
+        return store.engine.join([store.open_piece(piece) for piece in pieces])
 
-    article, whole, own = "", None, list[Piece]()
-    for question in questions:
-        if question.article != article:
-            article, own = question.article, store.index.pieces(question.article)
-            whole = store.engine.join([store.open_piece(piece) for piece in own])
-        ask("all pieces", question, lambda whole=whole, q=question: whole.ask(q.text))
-        alone = store.open_piece(right_piece(question, own))
-        ask("right piece", question, lambda alone=alone, q=question: alone.ask(q.text))
+    for first in range(0, len(questions), BATCHES[-1]):
+        batch = questions[first : first + BATCHES[-1]]
+        titles = {question.article for question in batch}
+        own = {title: store.index.pieces(title) for title in titles}
+        whole = {title: joined(pieces) for title, pieces in own.items()}
+        ways = {
+            "all pieces": [whole[question.article] for question in batch],
+            "right piece": [
+                store.open_piece(right_piece(question, own[question.article])) for question in batch
+            ],
+        }
         for number in numbers:
-            told = store.ask(question.text, number)
-            ask(f"{number} found", question, lambda told=told: told.answer)
-            texts = [piece.text for piece in told.pieces if piece.document == question.article]
-            hits[number].append(any(gold in text for gold in question.golds for text in texts))
+            found = [store.index.search(question.text, number) for question in batch]
+            ways[f"{number} found"] = [joined(pieces) for pieces in found]
+            hits[number] += [
+                any(holds(piece, question) for piece in pieces)
+                for question, pieces in zip(batch, found, strict=True)
+            ]
+        for way, documents in ways.items():
+            asked = zip(documents, (question.text for question in batch), strict=True)
+            for question, answer in zip(batch, store.engine.ask(list(asked)), strict=True):
+                scores.setdefault(way, []).append(f1(answer.text, question.golds))
+                seconds[way] = seconds.get(way, 0.0) + answer.seconds / len(questions)
     clusters = np.arange(len(questions))
     return {
         "f1": {way: round(float(np.mean(of)), 4) for way, of in scores.items()},

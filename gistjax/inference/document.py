@@ -159,6 +159,14 @@ class Document:
         (answer,) = self.engine.asking.answer_ids([(self, question)])
         return answer
 
+    def check_question(self, question: str) -> None:
+        """Refuse a question that is too long.
+
+        Raises:
+            DataError: by how much.
+        """
+        self.question_size(len(self.engine.pretrained.prompt.encode_question(question)))
+
     def question_size(self, tokens: int) -> int:
         """Return the length that a question is padded to.
 

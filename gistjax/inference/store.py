@@ -161,11 +161,52 @@ class Store:
             DataError: if the store is empty, no piece has a word of the question, or as
                 `Document.ask`.
         """
-        question = check_text(question, "question")
+        (told,) = self.ask_many([question], pieces, threshold, within)
+        if isinstance(told, DataError):
+            raise told
+        return told
+
+    def ask_many(
+        self,
+        questions: Sequence[str],
+        pieces: int = PIECES,
+        threshold: float | None = None,
+        within: str | None = None,
+    ) -> list[Told | DataError]:
+        """Answer questions as `ask` does, those of about equal length together.
+
+        Returns:
+            For each what it was told, or why it cannot be asked.
+
+        Raises:
+            CheckpointError, ConfigError: as `ask`.
+        """
         if not isinstance(pieces, int) or not 1 <= pieces <= MOST_PIECES:
             raise ConfigError(f"pieces={pieces} must be a number from 1 to {MOST_PIECES}.")
         if within is not None:
             self.index.check_held([within])
+        results: list[Told | DataError | None] = [None] * len(questions)
+        found: dict[int, tuple[list[Piece], Document]] = {}
+        for place, question in enumerate(questions):
+            try:
+                found[place] = self._find(question, pieces, within)
+            except DataError as error:
+                results[place] = error
+        asked = [(document, questions[place]) for place, (_, document) in found.items()]
+        answers = self.engine.ask(asked, threshold)
+        for (place, (own, _)), answer in zip(found.items(), answers, strict=True):
+            first = next((piece for piece in own if place_in(piece.text, answer.text) >= 0), own[0])
+            results[place] = Told(answer, (first, *(piece for piece in own if piece is not first)))
+        return [one for one in results if one is not None]
+
+    def _find(self, question: str, pieces: int, within: str | None) -> tuple[list[Piece], Document]:
+        """Return the pieces that fit a question best, and what is kept of them.
+
+        Raises:
+            CheckpointError: if it cannot be read.
+            DataError: if the question cannot be asked.
+        """
+        question = check_text(question, "question")
         found = self._search(question, pieces, within)
         try:
             document = self._joined(found)
@@ -174,10 +215,8 @@ class Store:
             if again == found:
                 raise
             found, document = again, self._joined(again)  # another process has replaced it
-        answer = document.ask(question, threshold)
-        told = [piece for piece in found if place_in(piece.text, answer.text) >= 0]
-        first = told[0] if told else found[0]
-        return Told(answer, (first, *(piece for piece in found if piece is not first)))
+        document.check_question(question)
+        return found, document
 
     def _search(self, question: str, pieces: int, within: str | None) -> list[Piece]:
         """Return the pieces that fit a question best.

@@ -305,3 +305,25 @@ def test_joined_entries_are_those_of_all(engine):
     counts = [entries_of(document.context).count_LxK for document in documents]
     np.testing.assert_array_equal(entries_of(joined.context).count_LxK, sum(counts))
     assert joined.context.length_B == max(int(d.context.length_B[0]) for d in documents)
+
+
+def test_many_questions_are_answered_as_one_by_one(engine, tmp_path):
+    store = gistjax.Store(tmp_path / "store", engine)
+    store.add("mill", "The mill was built in 1783 by Anneke Dursel.")
+    store.add("port", "The harbour of Ostrel was dredged in 1902.")
+    asked = [
+        "Who built the mill?",
+        "Xylophones?",
+        "",
+        "When was the harbour dredged?",
+        "mill " * 600,
+    ]
+    mill, none, empty, port, long = store.ask_many(asked)
+    assert [told.pieces[0].document for told in (mill, port)] == ["mill", "port"]
+    assert [told.answer.text for told in (mill, port)] == [
+        store.ask(asked[place]).answer.text for place in (0, 3)
+    ]
+    assert [type(told) for told in (none, empty, long)] == [DataError] * 3
+    assert "has a word of" in str(none) and "shorten it" in str(long)
+    with pytest.raises(DataError, match="has a word of"):
+        store.ask("Xylophones?")
