@@ -2,7 +2,7 @@
 
 import gistjax
 
-engine = gistjax.load()  # the compressor that comes with gistjax; or load("runs/qa")
+engine = gistjax.load()  # comes with gistjax; or load("runs/qa"), load(repo="organisation/name")
 document = engine.compress(text)
 document.ask("Who built the mill?").text
 """

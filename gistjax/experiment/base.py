@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from gistjax.compress.architectures import check_architecture
+from gistjax.compress.budget import Budget
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.learned import repeats
 from gistjax.compress.parameters import import_trainable, split_model, start_from
@@ -21,13 +22,14 @@ from gistjax.compress.profile import read_profile
 from gistjax.config import SELECT, CompressionConfig
 from gistjax.data.encoding import check_buckets
 from gistjax.data.prompts import Prompt
-from gistjax.data.tasks import load_task, written_tokens
+from gistjax.data.tasks import each_task, load_task, written_tokens
 from gistjax.errors import ConfigError, WeightsError
-from gistjax.experiment.meaning import changed_in_use
+from gistjax.experiment.meaning import asked, changed_in_use, check_meaning
 from gistjax.experiment.run_dir import RunDir
 from gistjax.model.llama import Llama
 from gistjax.runtime.devices import device_name, start_jax
 from gistjax.runtime.sharding import make_mesh, put, replicated, shardings_of
+from gistjax.validation import validate
 from gistjax.weights.end_tokens import find_end_ids
 from gistjax.weights.registry import (
     KNOWN,
@@ -239,6 +241,28 @@ def _shape(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtyp
 
 def _embedding_rms(embedding_VxD: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean(jnp.square(embedding_VxD.astype(jnp.float32))))
+
+
+def in_use(config: CompressionConfig, trained: CompressionConfig, base: str) -> CompressionConfig:
+    """Return the whole configuration that a finished run is used with, of one task.
+
+    Args:
+        base: folder or GGUF file of the base; empty where it is found as in the run.
+
+    Raises:
+        ConfigError: as `check_meaning` and `validate` do, or if it was not trained for the ratio.
+    """
+    config = asked(config, trained)
+    if base:
+        config = config.replace(model=dataclasses.replace(config.model, path=base))
+    check_meaning(config, trained)
+    validate(config)
+    config = config.replace(data=each_task(config.data)[config.data.main_task])
+    given = trained.replace(select=config.select) if trained.compresses else config
+    problem = Budget.of(given).ratio_problem(config.ratio)
+    if problem and config.ratio != trained.ratio:
+        raise ConfigError(problem)
+    return config
 
 
 def load_trained(

@@ -12,7 +12,6 @@ document = engine.open("mill.safetensors")  # later, without the text
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,17 +27,18 @@ from gistjax.compress.parameters import split_model
 from gistjax.compress.refiner import Refiner
 from gistjax.config import CompressionConfig
 from gistjax.data.splitting import Cut, cut_text
-from gistjax.data.tasks import each_task, load_task, written_tokens
+from gistjax.data.tasks import load_task, written_tokens
 from gistjax.errors import CheckpointError, ConfigError, DataError
 from gistjax.experiment.base import (
     PretrainedBase,
     build_model,
+    in_use,
     load_trained,
     repeat_ids,
     untuned_full_context,
 )
 from gistjax.experiment.confidence import Calibration, read_calibration
-from gistjax.experiment.meaning import asked, check_meaning
+from gistjax.experiment.hub import locate
 from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.inference import document_file
 from gistjax.inference.asking import Asking
@@ -52,7 +52,7 @@ from gistjax.runtime.files import sha256_of
 from gistjax.runtime.quantize import check_bits
 from gistjax.runtime.sharding import rows_per_step
 from gistjax.runtime.texts import user_path
-from gistjax.validation import check_refines, validate
+from gistjax.validation import check_refines
 
 K = TypeVar("K", bound=Hashable)
 
@@ -67,31 +67,28 @@ KEPT_REFINERS = 4
 
 
 def load(
-    run: str | Path = SHIPPED, config: CompressionConfig | None = None, base: str | Path = ""
+    run: str | Path = SHIPPED,
+    config: CompressionConfig | None = None,
+    base: str | Path = "",
+    repo: str = "",
+    revision: str = "",
 ) -> Engine:
-    """Load the compressor of a run directory and its base.
+    """Load the compressor of a run directory, or of the hub, and its base.
 
     Args:
         run: directory with `config.json` and `compressor.safetensors`.
         config: the run's configuration with another ratio or other limits; by default its own.
         base: folder or GGUF file of the base; by default it is found as in the run.
+        repo: organisation/name of a repository on the hub, in place of a run.
+        revision: of `repo`, a branch, tag or commit; by default the newest.
 
     Raises:
-        GistjaxError: if there is no such run, it was not trained for `config.ratio`, or its base
-            cannot be found or is another one.
+        GistjaxError: if there is no such run or repository, it was not trained for `config.ratio`,
+            or its base cannot be found or is another one.
     """
-    directory = RunDir(run)
+    directory = RunDir(locate(run, repo, revision))
     trained = directory.config()
-    config = asked(config or trained, trained)
-    if base:
-        config = config.replace(model=replace(config.model, path=str(base)))
-    check_meaning(config, trained)
-    validate(config)
-    config = config.replace(data=each_task(config.data)[config.data.main_task])
-    given = trained.replace(select=config.select) if trained.compresses else config
-    problem = Budget.of(given).ratio_problem(config.ratio)
-    if problem and config.ratio != trained.ratio:
-        raise ConfigError(problem)
+    config = in_use(config or trained, trained, str(base))
     pretrained, weights = load_trained(directory, config)
     compressor = sha256_of(directory.exported)
     calibration = read_calibration(directory, config)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from gistjax.errors import ConfigError, ExportError, first_line
+from gistjax.errors import ExportError, first_line
+from gistjax.experiment.hub import check_repo
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +25,7 @@ def push(folder: Path, names: list[str], repo: str, dry_run: bool) -> dict[str, 
         ConfigError: if the name is not that of a repository.
         ExportError: if nobody is logged in, or the hub refuses or cannot be reached.
     """
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise ConfigError(
-            f"--push={repo}: a repository is named organisation/model ({error})."
-        ) from error
-    if "/" not in repo:
-        raise ConfigError(f"--push={repo}: a repository is named organisation/model.")
+    check_repo(repo, "--push")
     files = {name: (folder / name).stat().st_size for name in sorted(names)}
     plan = {"repository": repo, "files": files, "pushed": False}
     if dry_run:
