@@ -3,6 +3,7 @@
     python -m gistjax.export --run RUN --to safetensors|peft --output DIR [--push organisation/name]
     python -m gistjax.export --run RUN --to safetensors --bits 8 --output DIR
     python -m gistjax.export --run RUN --to prompt_embeds --output DIR --context FILE "question" …
+    python -m gistjax.export --run RUN --to transformers --output DIR --context FILE
 
     safetensors     compressor.safetensors, config.json, its calibration if there is one, and a
                     model card (README.md), which `gistjax.load` takes; with --bits 8 its matrices
@@ -10,6 +11,8 @@
     peft            the decoder's adapter for PyTorch (gistjax/sharing/peft.py)
     prompt_embeds   a text's slots between template and question, as embeddings for vLLM
                     (gistjax/sharing/prompt_embeds.py)
+    transformers    what is kept of a text, the decoder's adapter, and a module that reads both in
+                    PyTorch (gistjax/sharing/transformers_reader.py)
 
 --push uploads the files that were written to the hub, to a private repository if there is none yet;
 with --dry_run it only tells what would be uploaded. No form includes the base: the model card says
@@ -23,6 +26,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
@@ -44,9 +48,13 @@ from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.files import make_folder, write_atomically, write_json
 
+if TYPE_CHECKING:
+    from gistjax.inference.document import Document
+
 log = logging.getLogger(__name__)
 
 CARD = "README.md"
+DOCUMENT, READER = "document.safetensors", "transformers_reader.py"
 
 
 @dataclass(frozen=True)
@@ -161,14 +169,32 @@ def export_embeds(request: Request) -> list[str]:
     """Write a text's slots, once for each question; return the file's name."""
     if not request.contexts or not request.questions:
         raise ConfigError("--to prompt_embeds needs --context FILE and at least one question.")
-    from gistjax.inference.engine import load
-    from gistjax.inference.text import read_context
     from gistjax.sharing.prompt_embeds import check_exportable, export_prompt_embeds
 
-    text = read_context(request.contexts)
     check_exportable(request.config)
-    document = load(request.run, request.config).compress(text)
-    return export_prompt_embeds(document, request.questions, request.output)
+    return export_prompt_embeds(compressed(request), request.questions, request.output)
+
+
+def compressed(request: Request) -> Document:
+    """Return the text of --context, compressed."""
+    from gistjax.inference.engine import load
+    from gistjax.inference.text import read_context
+
+    text = read_context(request.contexts)
+    return load(request.run, request.config).compress(text)
+
+
+def export_transformers(request: Request) -> list[str]:
+    """Write what is kept of a text, the decoder's adapter and their reader; return their names."""
+    if not request.contexts:
+        raise ConfigError("--to transformers needs --context FILE.")
+    document = compressed(request)
+    names = export_peft(request) if request.config.lora.rank else []
+    make_folder(request.output)
+    document.to_transformers(request.output / DOCUMENT)
+    reader = Path(__file__).parent / "sharing" / READER
+    write_atomically(request.output / READER, reader.read_bytes())
+    return [*names, DOCUMENT, READER]
 
 
 def export_peft(request: Request) -> list[str]:
@@ -188,6 +214,7 @@ EXPORTS: dict[str, Callable[[Request], list[str]]] = {
     "safetensors": export_safetensors,
     "peft": export_peft,
     "prompt_embeds": export_embeds,
+    "transformers": export_transformers,
 }
 
 
@@ -247,7 +274,7 @@ def define_flags(values: flags.FlagValues) -> None:
         define_path(name, "", about, values)
     about = "Upload what was written to this hub repository, organisation/name."
     flags.DEFINE_string("push", "", about, values)
-    about = "--to prompt_embeds: the text, a file; - is standard input"
+    about = "--to prompt_embeds and transformers: the text, a file; - is standard input"
     define_path("context", "", about, values, many=True)
     flags.DEFINE_enum("to", "safetensors", list(EXPORTS), "The form.", flag_values=values)
     about = "--to safetensors: bits of the weights in large matrices; by default those of the run."

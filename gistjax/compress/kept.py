@@ -136,20 +136,26 @@ def join_kept(contexts: Sequence[CompressedContext]) -> CompressedContext:
     Returns:
         numpy arrays.
     """
-    parts = [entries_of(context).numbers() for context in contexts]
+    kept = merged([entries_of(context).numbers() for context in contexts])
+    count_LxK = kept.count_LxK
+    numbers: dict[str, Any] = {
+        "length_B": np.max([context.length_B for context in contexts], 0),
+        "slots_B": np.asarray([-(-int(count_LxK.sum()) // count_LxK.size)], np.int32),
+    }
+    run = packed(kept, 1)  # any texts are joined: few lengths of these
+    return dataclasses.replace(contexts[0], kept=run, **numbers)
+
+
+def merged(parts: Sequence[Entries]) -> Entries:
+    """Return the entries of all parts as one, those of each KV head part by part; no codes."""
     head_T = np.concatenate([_heads(part) for part in parts])
-    order_T = np.argsort(head_T, kind="stable")  # by KV head, and of each by context
+    order_T = np.argsort(head_T, kind="stable")
     k_TxH, v_TxH = (
         np.concatenate([getattr(part, name) for part in parts])[order_T]
         for name in ("k_TxH", "v_TxH")
     )
     count_LxK = np.stack([part.count_LxK for part in parts]).sum(0, dtype=np.int32)
-    numbers: dict[str, Any] = {
-        "length_B": np.max([context.length_B for context in contexts], 0),
-        "slots_B": np.asarray([-(-int(count_LxK.sum()) // count_LxK.size)], np.int32),
-    }
-    kept = packed(Entries(k_TxH, v_TxH, count_LxK), 1)  # any texts are joined: few lengths of these
-    return dataclasses.replace(contexts[0], kept=kept, **numbers)
+    return Entries(k_TxH, v_TxH, count_LxK)
 
 
 def _heads(entries: Entries) -> np.ndarray:

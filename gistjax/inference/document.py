@@ -14,7 +14,7 @@ from gistjax.data.tasks import written_tokens
 from gistjax.errors import DataError
 from gistjax.evaluation.metrics import abstains
 from gistjax.experiment.confidence import Confidence
-from gistjax.inference import document_file
+from gistjax.inference import document_file, transformers_file
 from gistjax.inference.recent import Recent
 from gistjax.model.kv_cache import Kept
 from gistjax.runtime.sharding import replicated
@@ -242,6 +242,27 @@ class Document:
             ConfigError, DataError: as `save`.
         """
         return document_file.bytes_by_part(self.stored(bits), self._about())
+
+    def to_transformers(self, file: str | Path) -> int:
+        """Write the text as transformers asks it, in PyTorch (`sharing/transformers_reader.py`).
+
+        Unlike a saved document it has the prompt before the text, and all numbers in the base's
+        dtype. Slots and whole contexts are written too, as keys and values.
+
+        Returns:
+            The file's size in bytes.
+
+        Raises:
+            ExportError: if the base's tokenizer cannot give questions the tokens that they have
+                here.
+            StorageError: if the disk is full or fails.
+        """
+        engine = self.engine
+        tokens = written_tokens(engine.config)
+        prompt = transformers_file.prompt_of(engine.pretrained.prompt, tokens)
+        state, _ = engine.programs.prefill(self.context, 0)
+        file = user_path(file)
+        return transformers_file.write(file, state, self.context, prompt, engine.origin())
 
     def _about(self) -> document_file.About:
         origin = self.engine.origin()
