@@ -1,15 +1,15 @@
 """Pages a second that go into a store: read one at a time, and in batches.
 
     python -m launch.adding --data squad/train.json [--pages=100] [--at_once=1,4096]
-        [--bits=4] [--run=DIR] [--config.ratio=8]
+        [--page_tokens=400] [--bits=4] [--run=DIR] [--config.ratio=8]
 
 A page is the text of SQuAD's paragraphs, one behind another, cut at a sentence's end after at most
-400 tokens (about 300 words); each becomes a document of its own in a fresh store, once for each
-number of tokens that are read at once on each device (1: a page at a time). Prints JSON: seconds
-and pages a second from the text to the files and the index; of these the seconds of reading, which
-is what the compressor computes, and its share of what the devices reach in a large bf16 matmul
-(matrices times tokens of text; attention, adapters and padding not counted). Compiling is told
-apart and counted in neither.
+so many tokens (400 are about 300 words). Each becomes a document of its own in a fresh store, once
+for each number of tokens that are read at once on each device (1: a page at a time). Prints JSON:
+seconds and pages a second from the text to the files and the index; of these the seconds of
+reading, which is what the compressor computes, and its share of what the devices reach in a large
+bf16 matmul (matrices times tokens of text; attention, adapters and padding not counted). Compiling
+is told apart and counted in neither.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ from gistjax.runtime.quantize import BITS
 PAGE_TOKENS = 400
 
 
-def read_pages(file: Path, prompt: Prompt, number: int) -> list[str]:
+def read_pages(
+    file: Path, prompt: Prompt, number: int, most_tokens: int = PAGE_TOKENS
+) -> list[str]:
     """Return so many pages of the articles of SQuAD's JSON file, none with text of two of them.
 
     Raises:
@@ -52,7 +54,7 @@ def read_pages(file: Path, prompt: Prompt, number: int) -> list[str]:
     def pages() -> Iterator[str]:
         for article in json.loads(file.read_text())["data"]:
             text = "\n\n".join(p["context"].strip() for p in article["paragraphs"])
-            yield from (cut.text for cut in cut_text(text, prompt, PAGE_TOKENS))
+            yield from (cut.text for cut in cut_text(text, prompt, most_tokens))
 
     found = list(itertools.islice(pages(), number))
     if len(found) < number:
@@ -92,7 +94,7 @@ def measure(engine: Engine, pages: list[str], bits: int | None, matmul: float) -
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """Measure each number of tokens at once."""
     engine = load(args.run, config)
-    pages = read_pages(Path(args.data), engine.pretrained.prompt, args.pages)
+    pages = read_pages(Path(args.data), engine.pretrained.prompt, args.pages, args.page_tokens)
     rates = machine_rates()
     found = {}
     for tokens in args.at_once:
@@ -117,6 +119,8 @@ def define_flags(values: flags.FlagValues) -> None:
     define_path("run", str(SHIPPED), "Directory of the run whose compressor to use.", values)
     define_path("data", "", "SQuAD's JSON file.", values)
     flags.DEFINE_integer("pages", 100, "Pages to add.", 1, flag_values=values)
+    about = "The most tokens of a page."
+    flags.DEFINE_integer("page_tokens", PAGE_TOKENS, about, 1, flag_values=values)
     about = "Tokens that are read at once on each device; 1: one page."
     flags.DEFINE_list("at_once", ["1", "4096"], about, flag_values=values)
     about = "Bits of each number that is kept; by default as they are."

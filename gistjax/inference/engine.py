@@ -12,6 +12,7 @@ document = engine.open("mill.safetensors")  # later, without the text
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import chain
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
@@ -252,7 +253,7 @@ class Engine:
             for number, text in enumerate(texts)
             for place, ids in enumerate(pieces_of(text, self, at))
         }
-        read = dict(self.compress_pieces(pieces.items(), at, refine or 0))
+        read = dict(chain.from_iterable(self.compress_pieces(pieces.items(), at, refine or 0)))
         parts: list[list[Document]] = [[] for _ in texts]
         for number, place in pieces:
             parts[number].append(read[number, place])
@@ -261,7 +262,7 @@ class Engine:
 
     def compress_pieces(
         self, pieces: Iterable[tuple[K, np.ndarray]], ratio: float, refine: int = 0
-    ) -> Iterator[tuple[K, Document]]:
+    ) -> Iterator[list[tuple[K, Document]]]:
         """Read token ids that fit at once, as they come; those of about equal length together.
 
         Args:
@@ -269,8 +270,8 @@ class Engine:
             ratio, refine: as in `compress`; what is refined is read one by one.
 
         Yields:
-            names and documents, as soon as a batch is full or nothing more comes; the seconds of a
-            document are its share of the batch's.
+            names and documents of a batch, as soon as it is full or nothing more comes; the seconds
+            of a document are its share of the batch's.
         """
 
         def size_of(piece: tuple[K, np.ndarray]) -> int:
@@ -286,8 +287,11 @@ class Engine:
                 contexts, seconds = self._refined(ids, size, ratio, refine)
             else:
                 contexts, seconds = self.programs.compress(ids, size, ratio)
-            for (name, own), context in zip(batch, contexts, strict=True):
-                yield name, Document(self, context, len(own), 1, seconds / len(batch), refine)
+            share = seconds / len(batch)
+            yield [
+                (name, Document(self, context, len(own), 1, share, refine))
+                for (name, own), context in zip(batch, contexts, strict=True)
+            ]
 
     def _rounded(self, document: Document, bits: int) -> Document:
         """Return a document as it is read from its file in few bits."""
