@@ -223,12 +223,9 @@ class Engine:
     def compress_many(
         self, texts: Sequence[str], ratio: float | None = None, bits: int | None = None
     ) -> list[Document]:
-        """Read many texts, each once, and pieces of about equal length at once.
+        """Read many texts, pieces of about equal length at once; else as `compress` reads one.
 
-        Each document is the one that `compress` returns, but for the rounding of its numbers.
-
-        Args, Raises:
-            as `compress`, which takes one text.
+        Numbers may differ by their rounding.
         """
         if isinstance(texts, str):
             raise DataError("compress_many takes a list of texts: put the text into one.")
@@ -244,9 +241,8 @@ class Engine:
         if bits is not None:
             check_bits(bits)
             if not self.config.compresses:
-                raise ConfigError(
-                    f"bits={bits}: this model keeps nothing of a text that could be in few bits."
-                )
+                what = "this model keeps nothing of a text that could be in few bits."
+                raise ConfigError(f"bits={bits}: {what}")
         at = ratio or self.config.ratio
         pieces = {
             (number, place): ids
@@ -258,7 +254,11 @@ class Engine:
         for number, place in pieces:
             parts[number].append(read[number, place])
         whole = [self.join(own) if len(own) > 1 else own[0] for own in parts]
-        return whole if bits is None else [self._rounded(document, bits) for document in whole]
+        if bits is None:
+            return whole
+        return [
+            self._document(d.stored(bits), d.tokens, d.pieces, d.refined, d.seconds) for d in whole
+        ]
 
     def compress_pieces(
         self, pieces: Iterable[tuple[K, np.ndarray]], ratio: float, refine: int = 0
@@ -287,16 +287,10 @@ class Engine:
                 contexts, seconds = self._refined(ids, size, ratio, refine)
             else:
                 contexts, seconds = self.programs.compress(ids, size, ratio)
-            share = seconds / len(batch)
             yield [
-                (name, Document(self, context, len(own), 1, share, refine))
+                (name, Document(self, context, len(own), 1, seconds / len(batch), refine))
                 for (name, own), context in zip(batch, contexts, strict=True)
             ]
-
-    def _rounded(self, document: Document, bits: int) -> Document:
-        """Return a document as it is read from its file in few bits."""
-        content, seconds = document.stored(bits), document.seconds
-        return self._document(content, document.tokens, document.pieces, document.refined, seconds)
 
     def join(self, documents: Sequence[Document]) -> Document:
         """Return several documents as one, which is asked about all of them.
