@@ -67,6 +67,10 @@ class Pool:
         kept = packed(entries_of(document.context).numbers())
         entries = np.asarray(kept.k_TxH), np.asarray(kept.v_TxH)
         rows = len(entries[0])
+        self._runs = tuple(  # a file may be of an engine that computes in another dtype
+            run.astype(jnp.promote_types(run.dtype, own.dtype))
+            for run, own in zip(self._runs, entries, strict=False)
+        )
         while (begin := self._gap(rows)) is None:
             others = (other for other in self._places if other not in keep)
             given_up = next(others, None)
@@ -99,6 +103,6 @@ def _written(
     runs: tuple[jax.Array, ...], entries: tuple[jax.Array, ...], begin: int
 ) -> tuple[jax.Array, ...]:
     return tuple(
-        jax.lax.dynamic_update_slice_in_dim(run, own, begin, 0)
+        jax.lax.dynamic_update_slice_in_dim(run, own.astype(run.dtype), begin, 0)
         for run, own in zip(runs, entries, strict=True)
     )

@@ -5,6 +5,7 @@ import gc
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,11 +23,11 @@ class Kept:
     context: object
 
 
-def document_of(seed):
+def document_of(seed, dtype=np.float32):
     rng = np.random.default_rng(seed)
     count_LxK = rng.integers(0, 9, (L, K)).astype(np.int32)
     count_LxK[0, 0] += 1
-    k_TxH, v_TxH = rng.normal(size=(2, count_LxK.sum(), H)).astype(np.float32)
+    k_TxH, v_TxH = rng.normal(size=(2, count_LxK.sum(), H)).astype(dtype)
     kept = packed(Entries(k_TxH, v_TxH, count_LxK))
     return Kept(dataclasses.make_dataclass("Context", ["kept"])(kept))
 
@@ -53,6 +54,15 @@ def test_each_row_reads_its_own_entries_whatever_came_before(batches):
             read = entries_read(placed, row)
             chex.assert_trees_all_equal(np.concatenate([k for k, _ in read]), own.k_TxH)
             chex.assert_trees_all_equal(np.concatenate([v for _, v in read]), own.v_TxH)
+
+
+def test_entries_of_two_dtypes_share_the_wider():
+    documents = [document_of(0, jnp.bfloat16), document_of(1, np.float32), document_of(2)]
+    placed = Pool(jax.device_put).place(documents)
+    assert placed.k_TxH.dtype == np.float32
+    for row, document in enumerate(documents):
+        k_TxH = np.concatenate([k for k, _ in entries_read(placed, row)])
+        np.testing.assert_array_equal(k_TxH, entries_of(document.context).k_TxH)
 
 
 def test_a_budget_gives_up_what_was_asked_longest_ago():
