@@ -28,7 +28,7 @@ from absl import flags
 
 from gistjax.config import CompressionConfig
 from gistjax.documents.reading import read_document
-from gistjax.errors import ConfigError, DataError, did_you_mean
+from gistjax.errors import ConfigError, DataError, GistjaxError, did_you_mean
 from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.inference.store_index import PIECES, StoreIndex
 from gistjax.inference.store_place import check_place, is_store
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from gistjax.inference.store import Store, Told
 
 log = logging.getLogger(__name__)
+
+AT_ONCE = 4
+"""Questions that are answered together: each answer is printed as soon as these are."""
 
 ACTIONS = {
     "add": "FILE …",
@@ -170,16 +173,18 @@ def files_of(names: list[str], store: Path) -> Iterator[Path]:
 def ask(store: Store, args: flags.FlagValues, questions: list[str]) -> None:
     """Answer questions, and name the piece that each answer is from."""
     found, failed = [], 0
-    answers = store.ask_many(questions, args.pieces, args.threshold, args.within or None)
-    for question, told in zip(questions, answers, strict=True):
-        if isinstance(told, DataError):
-            failed += 1
-            log.error("%s", told)
-            found.append({"question": question, "error": str(told)})
-            continue
-        found.append({"question": question, **to_json(told)})
-        if not args.json:
-            print(said(question, told), flush=True)
+    for first in range(0, len(questions), AT_ONCE):
+        batch = questions[first : first + AT_ONCE]
+        answers = store.ask_many(batch, args.pieces, args.threshold, args.within or None)
+        for question, told in zip(batch, answers, strict=True):
+            if isinstance(told, GistjaxError):
+                failed += 1
+                log.error("%s", told)
+                found.append({"question": question, "error": str(told)})
+                continue
+            found.append({"question": question, **to_json(told)})
+            if not args.json:
+                print(said(question, told), flush=True)
     if args.json:
         cli.print_result({"answers": found})
     if failed:

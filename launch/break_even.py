@@ -51,7 +51,7 @@ def read_documents(file: Path, engine: Engine, tokens: int) -> Iterator[Asked]:
         text, questions = "", list[tuple[str, list[str]]]()
         for paragraph in article["paragraphs"]:
             longer = f"{text}\n\n{paragraph['context']}".strip()
-            if len(engine.pretrained.prompt.encode_contexts([longer], tokens + 1)[0][0]) > tokens:
+            if len(engine.pretrained.prompt.encode_contexts([longer], [tokens + 1])[0][0]) > tokens:
                 break
             text = longer
             questions += [

@@ -24,6 +24,7 @@ from gistjax.experiment.run_dir import RunDir
 from gistjax.runtime import cli
 from gistjax.runtime.tensors import load_tensors, save_tensors
 from gistjax.weights.tokenizers import BYTE_TEMPLATE
+from tests.helpers.asked import answer_ids
 from tests.helpers.folders import write_base
 from tests.helpers.runs import ASKED as CONFIG
 from tests.helpers.runs import write_run
@@ -139,7 +140,7 @@ def test_prompt_embeddings_give_the_same_answer_at_consecutive_positions(command
     model = engine.model()
     for i, question in enumerate(questions):
         prompt_TxD = tensors[f"question_{i}"]
-        answer = document.answer_ids(question).ids
+        answer = answer_ids(document, question).ids
         assert answer
         embeds_TxD = np.concatenate([prompt_TxD, np.asarray(model.base.embed(jnp.asarray(answer)))])
         h_1xTxD, _ = model.base(

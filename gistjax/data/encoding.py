@@ -183,11 +183,12 @@ def _encode_contexts(
     """Encode each distinct context once; return them by `context_id`."""
     distinct = list({example.context_id: example for example in examples}.values())
     if data.context != "paragraph":
-        texts, gold_ends = _filled(distinct, articles, prompt, data, seed)
+        texts, gold_ends, limits = _filled(distinct, articles, prompt, data, seed)
     else:
         texts = [example.context for example in distinct]
         gold_ends = [len(text) for text in texts]
-    encoded = prompt.encode_contexts(texts, data.context_tokens)
+        limits = [data.context_tokens] * len(texts)
+    encoded = prompt.encode_contexts(texts, limits)
     return {
         example.context_id: _Context(ids, text[:kept], kept < gold_end)
         for example, text, gold_end, (ids, kept) in zip(
@@ -198,14 +199,15 @@ def _encode_contexts(
 
 def _filled(
     examples: Sequence[Example], articles: Articles, prompt: Prompt, data: DataConfig, seed: int
-) -> tuple[list[str], list[int]]:
-    """Return filled texts, and for each the character at which its gold paragraph ends."""
+) -> tuple[list[str], list[int], list[int]]:
+    """Return filled texts; of each where its gold paragraph ends, and the tokens to cut it at."""
     paragraphs = list(dict.fromkeys(p for ps in articles.values() for p in ps))
     tokens = dict(zip(paragraphs, prompt.count_tokens(paragraphs), strict=True))
     filler = Filler(articles, tokens, data.context_tokens, seed, data.context == "varied")
-    texts, gold_ends = [], []
+    texts, gold_ends, limits = [], [], []
     for example in examples:
         order, gold = filler.order(example.context, example.title, example.context_id)
         texts.append(join(order))
         gold_ends.append(len(join(order[: gold + 1])))
-    return texts, gold_ends
+        limits.append(filler.length(example.context, example.context_id))
+    return texts, gold_ends, limits

@@ -35,23 +35,28 @@ class Filler:
         self._varied = varied
         self._all = list(dict.fromkeys(p for ps in articles.values() for p in ps))
 
+    def length(self, gold: str, context_id: int) -> int:
+        """Return the tokens that a context is filled up to, and cut at."""
+        paragraph = self._cost(gold)
+        if not self._varied or paragraph >= self._budget:
+            return self._budget
+        share = np.random.default_rng([self._seed, context_id, 1]).random()
+        return int(paragraph * (self._budget / paragraph) ** share)
+
     def order(self, gold: str, title: str, context_id: int) -> tuple[list[str], int]:
         """Return the paragraphs of a filled context, and the gold one's index among them.
 
-        Together they have at least the length to fill, if the split has enough. All up to the end
-        of the gold paragraph fits that length, unless that alone is longer; the caller cuts the
-        rest.
+        Together they have at least the length, if the split has enough. All up to the end of the
+        gold paragraph fits it, unless that alone is longer; the caller cuts the rest.
         """
         rng = np.random.default_rng([self._seed, context_id])
         fillers: list[str] = []
         before_gold: list[str] = []
+        length = self.length(gold, context_id)
         total = self._cost(gold)
-        budget = self._budget
-        if self._varied and total < budget:
-            budget = int(total * (budget / total) ** rng.random())
-        room = budget - total
+        room = length - total
         for paragraph in self._others(gold, title, rng):
-            if total > budget + JOINER_TOKENS * (len(fillers) + 1):
+            if total > length + JOINER_TOKENS * (len(fillers) + 1):
                 break
             fillers.append(paragraph)
             total += self._cost(paragraph)

@@ -139,10 +139,16 @@ class Prompt:
         """Return the number of tokens of each text alone."""
         return [len(encoding.ids) for encoding in self.encode_texts(texts)]
 
-    def encode_contexts(self, texts: Sequence[str], limit: int) -> list[tuple[np.ndarray, int]]:
-        """Return for each text its first `limit` ids `[C]`, and the characters that they cover."""
+    def encode_contexts(
+        self, texts: Sequence[str], limits: Sequence[int]
+    ) -> list[tuple[np.ndarray, int]]:
+        """Return for each text its first ids `[C]`, and the characters that they cover.
+
+        Args:
+            limits: most ids of each.
+        """
         result = []
-        for text, encoding in zip(texts, self.encode_texts(texts), strict=True):
+        for text, encoding, limit in zip(texts, self.encode_texts(texts), limits, strict=True):
             ids, kept = encoding.ids, len(text)
             if len(ids) > limit:
                 ids, kept = ids[:limit], (encoding.token_to_chars(limit - 1) or (0, 0))[1]

@@ -104,7 +104,7 @@ def cut_text(text: str, prompt: Prompt, limit: int) -> list[Cut]:
     pieces, rest = [], text.strip()
     while rest:
         ahead = rest[: CHARACTERS_PER_TOKEN * limit]  # a long text is not tokenised for each piece
-        _, kept = prompt.encode_contexts([ahead], limit)[0]
+        _, kept = prompt.encode_contexts([ahead], [limit])[0]
         if kept < len(rest):
             ends = [match.end() for match in _SENTENCE_END.finditer(rest, 0, kept)]
             kept = ends[-1] if ends and ends[-1] else kept

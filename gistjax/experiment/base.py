@@ -85,7 +85,7 @@ class PretrainedBase:
         run.check_base(prompt.sha256, self.base_sha256, known.install if known else "")
 
 
-def find_prompt(config: CompressionConfig) -> tuple[Source, Prompt]:
+def find_prompt(config: CompressionConfig, trains: bool = False) -> tuple[Source, Prompt]:
     """Return the origin of the base and the prompt of its tokenizer; no weights are touched.
 
     Raises:
@@ -103,7 +103,7 @@ def find_prompt(config: CompressionConfig) -> tuple[Source, Prompt]:
     other_end_ids = find_end_ids(source)
     prompts = {name: load_task(name).prompt(tokenizer) for name in config.data.task_names}
     for prompt in prompts.values():
-        check_fit(config, source, prompt)
+        check_fit(config, source, prompt, trains)
     return source, dataclasses.replace(prompts[config.data.main_task], other_end_ids=other_end_ids)
 
 

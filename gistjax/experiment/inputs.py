@@ -112,8 +112,11 @@ def load_inputs(
         DataError: if no training question fits the limits, or the text cannot be read.
         WeightsError: if the weights cannot be found or fetched.
     """
-    found = (pretrained.source, pretrained.prompt) if pretrained else find_prompt(config)
-    check_fit(config, *found, trains=True)
+    if pretrained:
+        found = pretrained.source, pretrained.prompt
+        check_fit(config, *found, trains=True)
+    else:
+        found = find_prompt(config, trains=True)
     _note_what_to_expect(config)
     with ThreadPoolExecutor(1) as pool:
         encoded = pool.submit(encode, config, dataset, found[1])

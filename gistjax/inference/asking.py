@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,15 +17,14 @@ from gistjax.data.tasks import written_tokens
 from gistjax.errors import DataError
 from gistjax.experiment.confidence import Confidence
 from gistjax.inference.document import Answer, AnswerIds, Document
-from gistjax.inference.pool import Pool
+from gistjax.inference.pool import POOL_BYTES
 from gistjax.inference.text import check_text
-from gistjax.runtime.sharding import replicated
 
 if TYPE_CHECKING:
     from gistjax.inference.engine import Engine
 
 BATCHES = (1, 4, 16, 64)
-"""Numbers of questions that are answered at once; those that a batch lacks are padding."""
+"""Numbers of questions that are answered at once: few, as each is compiled for."""
 
 
 class _Question(NamedTuple):
@@ -34,84 +33,119 @@ class _Question(NamedTuple):
     ids: np.ndarray
 
 
-class Asking:
-    """Answers questions on documents of one engine, those of about equal length together."""
+def ask(
+    engine: Engine, asked: Iterable[tuple[Document, str]], threshold: float | None = None
+) -> list[Answer]:
+    """Answer questions, each on its document (`Engine.ask`)."""
+    confidence = Confidence(engine.calibration, threshold)
+    checked = [_checked(engine, one) for one in asked]
+    return [
+        document.answer_of(answer, confidence)
+        for (document, _), answer in zip(checked, answer_ids(engine, checked), strict=True)
+    ]
 
-    def __init__(self, engine: Engine):
-        self._engine, self._one = engine, threading.Lock()  # a pool's runs are lent to one batch
-        sharding = replicated(engine.pretrained.mesh)
-        self.pool = Pool(lambda arrays: jax.device_put(arrays, sharding))
 
-    def ask(
-        self, asked: Sequence[tuple[Document, str]], threshold: float | None = None
-    ) -> list[Answer]:
-        """Answer questions, each on its document (`Engine.ask`)."""
-        confidence = Confidence(self._engine.calibration, threshold)
-        if any(document.engine is not self._engine for document, _ in asked):
-            raise DataError("a document is of another engine: ask each of its own.")
-        asked = [(document, check_text(question, "question")) for document, question in asked]
-        return [
-            document.answer_of(answer, confidence)
-            for (document, _), answer in zip(asked, self.answer_ids(asked), strict=True)
-        ]
+def _checked(engine: Engine, one: Any) -> tuple[Document, str]:
+    """Return a document and its question.
 
-    def answer_ids(self, asked: Sequence[tuple[Document, str]]) -> list[AnswerIds]:
-        """Return answers as tokens, in the order of the questions.
+    Raises:
+        DataError: if they are none, or the document is of another compressor.
+    """
+    pair = isinstance(one, tuple | list) and len(one) == 2
+    if not pair or not isinstance(one[0], Document):
+        raise DataError("each question must be a pair: (document, question).")
+    if one[0].engine.origin() != engine.origin():
+        raise DataError("a document is of another compressor: ask it with `document.ask`.")
+    return one[0], check_text(one[1], "question")
 
-        The seconds of one are its share of its batch's.
 
-        Raises:
-            DataError: if a question is too long.
-        """
-        batches = list(self._batches(asked))  # all questions fit, or none is answered
-        answers: dict[int, AnswerIds] = {}
-        with self._one:
-            for size, batch in batches:
-                for question, answer in zip(batch, self._answer(size, batch), strict=True):
-                    answers[question.place] = answer
-        return [answers[place] for place in range(len(asked))]
+def answer_ids(engine: Engine, asked: list[tuple[Document, str]]) -> list[AnswerIds]:
+    """Return answers as tokens, in the order of the questions.
 
-    def _answer(self, size: int, batch: list[_Question]) -> Iterator[AnswerIds]:
-        """Yield the answers of a batch."""
-        rows = next(n for n in BATCHES if n >= len(batch))
-        filled = [*batch, *batch[-1:] * (rows - len(batch))]
-        state = self._state([question.document for question in filled], size)
-        ids = [question.ids for question in filled]
-        written, seconds = self._engine.programs.answer(state, ids, size)
-        for row in range(len(batch)):
-            ids_A = written.ids_BxA[row].tolist()
-            kept = before_end(ids_A, self._engine.pretrained.prompt.end_ids)
-            n_tokens, total = min(len(kept) + 1, len(ids_A)), float(written.log_probability_B[row])
-            yield AnswerIds(kept, n_tokens, total, seconds / len(batch))
+    The seconds of one are its share of its batch's.
 
-    def _batches(
-        self, asked: Sequence[tuple[Document, str]]
-    ) -> Iterator[tuple[int, list[_Question]]]:
-        """Yield questions that are padded to one length, as many as are answered at once.
+    Raises:
+        DataError: if a question is too long.
+    """
+    answers: dict[int, AnswerIds] = {}
+    for size, batch in list(_batches(engine, asked)):  # all questions fit, or none is answered
+        for question, answer in zip(batch, _answer(engine, size, batch), strict=True):
+            answers[question.place] = answer
+    return [answers[place] for place in range(len(asked))]
 
-        Slots stand among the positions of a cache: questions on them are of one document.
-        """
-        alike: dict[tuple[int, int], list[_Question]] = {}
-        prompt = self._engine.pretrained.prompt
-        for place, (document, question) in enumerate(asked):
-            ids = prompt.encode_question(question)
-            size = document.question_size(len(ids))
-            cache = 0 if document.context.kept is not None else id(document)
-            alike.setdefault((size, cache), []).append(_Question(place, document, ids))
-        for (size, _), questions in alike.items():
-            for first in range(0, len(questions), BATCHES[-1]):
-                yield size, questions[first : first + BATCHES[-1]]
 
-    def _state(self, documents: list[Document], size: int) -> DecodeState:
-        """Return what was read for each row: the prompt, and what is kept of its document."""
-        first = documents[0]
-        if all(document is first for document in documents):
-            state = first.state(size)
-            return state.repeat(len(documents)) if len(documents) > 1 else state
-        room = size + written_tokens(self._engine.config)
-        one, _ = self._engine.programs.prefill(first.context, room)
-        state = one.repeat(len(documents))
-        cache = replace(state.cache, kept=self.pool.place(documents))
-        positions = [first_position(document.context) for document in documents]
-        position_B: Any = np.concatenate(positions)
-        return replace(state, cache=cache, position_B=position_B)
+def _batches(
+    engine: Engine, asked: list[tuple[Document, str]]
+) -> Iterator[tuple[int, list[_Question]]]:
+    """Yield questions that are answered at once, with the length that they are padded to.
+
+    Those on entries of about one number are together, and those on one document. Slots stand among
+    the positions of a cache: questions on them are of one document, and no more than have room.
+    """
+    alike: dict[tuple[int, Any], list[_Question]] = {}
+    for place, (document, question) in enumerate(asked):
+        ids = engine.pretrained.prompt.encode_question(question)
+        size, kept = document.question_size(len(ids)), document.context.kept
+        of = id(document) if kept is None else str(kept.k_TxH.dtype)
+        alike.setdefault((size, of), []).append(_Question(place, document, ids))
+    for (size, _), questions in alike.items():
+        questions.sort(key=lambda one: (_most(one.document), id(one.document)))
+        while questions:
+            rows = rows_of(len(questions))
+            if rows > 1:
+                rows = min(rows, _room(questions[0].document, size))
+            yield size, questions[:rows]
+            questions = questions[rows:]
+
+
+def _most(document: Document) -> int:
+    """Return the length that each KV head's entries are padded to."""
+    kept = document.context.kept
+    return 0 if kept is None else kept.most
+
+
+def _room(document: Document, size: int) -> int:
+    """Return how many rows may have a cache of their own with a document's slots."""
+    if document.context.kept is not None:
+        return BATCHES[-1]
+    nbytes = sum(x.nbytes for x in jax.tree.leaves(document.state(size).cache))
+    return max(rows for rows in BATCHES if rows == 1 or rows * nbytes <= POOL_BYTES)
+
+
+def rows_of(questions: int) -> int:
+    """Return how many rows the next batch has: as many as leave less than half of them empty."""
+    return max(rows for rows in BATCHES if rows < 2 * questions)
+
+
+def _answer(engine: Engine, size: int, batch: list[_Question]) -> Iterator[AnswerIds]:
+    """Yield the answers of a batch, in rows of which the last are padding."""
+    rows = next(n for n in BATCHES if n >= len(batch))
+    filled = [*batch, *batch[-1:] * (rows - len(batch))]
+    documents, ids = [one.document for one in filled], [one.ids for one in filled]
+    if all(document is documents[0] for document in documents):
+        state = documents[0].state(size)
+        state = state.repeat(rows) if rows > 1 else state
+        written, seconds = engine.programs.answer(state, ids, size)
+    else:
+        with engine.pool.lent:  # until they are read, nothing else is written to the runs
+            state, placing_s = _placed(engine, documents, size)
+            written, seconds = engine.programs.answer(state, ids, size)
+        seconds += placing_s
+    for row in range(len(batch)):
+        ids_A = written.ids_BxA[row].tolist()
+        kept = before_end(ids_A, engine.pretrained.prompt.end_ids)
+        n_tokens, total = min(len(kept) + 1, len(ids_A)), float(written.log_probability_B[row])
+        yield AnswerIds(kept, n_tokens, total, seconds / len(batch))
+
+
+def _placed(engine: Engine, documents: list[Document], size: int) -> tuple[DecodeState, float]:
+    """Return what each row has read, the prompt and its document's entries; and the seconds."""
+    room = size + written_tokens(engine.config)
+    prompt, _ = engine.programs.prefill(documents[0].context, room)
+    start, compiled_s = time.perf_counter(), engine.pool.compile_s
+    kept = jax.block_until_ready(engine.pool.place(documents))
+    seconds = time.perf_counter() - start - (engine.pool.compile_s - compiled_s)
+    state = prompt.repeat(len(documents))
+    positions = [first_position(document.context) for document in documents]
+    position_B: Any = np.concatenate(positions)
+    return replace(state, cache=replace(state.cache, kept=kept), position_B=position_B), seconds

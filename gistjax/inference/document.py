@@ -150,15 +150,6 @@ class Document:
             written=text,
         )
 
-    def answer_ids(self, question: str) -> AnswerIds:
-        """Return an answer as tokens.
-
-        Raises:
-            DataError: if the question is too long.
-        """
-        (answer,) = self.engine.asking.answer_ids([(self, question)])
-        return answer
-
     def check_question(self, question: str) -> None:
         """Refuse a question that is too long.
 

@@ -12,11 +12,13 @@ document = engine.open("mill.safetensors")  # later, without the text
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from gistjax.compress.budget import Budget, keeping_all
@@ -41,17 +43,17 @@ from gistjax.experiment.base import (
 from gistjax.experiment.confidence import Calibration, read_calibration
 from gistjax.experiment.hub import locate
 from gistjax.experiment.run_dir import SHIPPED, RunDir
-from gistjax.inference import document_file
-from gistjax.inference.asking import Asking
+from gistjax.inference import asking, document_file
 from gistjax.inference.batches import in_batches
 from gistjax.inference.document import QUESTION_TOKENS, Answer, Document
 from gistjax.inference.document_file import power_of_two
+from gistjax.inference.pool import Pool
 from gistjax.inference.programs import Programs
 from gistjax.inference.recent import Recent
 from gistjax.inference.text import pieces_of
 from gistjax.runtime.files import sha256_of
 from gistjax.runtime.quantize import check_bits
-from gistjax.runtime.sharding import rows_per_step
+from gistjax.runtime.sharding import replicated, rows_per_step
 from gistjax.runtime.texts import user_path
 from gistjax.validation import check_refines
 
@@ -123,7 +125,7 @@ class Engine:
         self.programs = Programs(weights, mesh, prompt.prefix_ids, max_tokens, prompt.end_ids)
         self.tokens_at_once = READ_TOKENS
         self._refiners: Recent[Refiner] = Recent(KEPT_REFINERS)
-        self.asking = Asking(self)
+        self.pool = Pool(partial(jax.device_put, device=replicated(mesh)))
 
     def ask(
         self, asked: Sequence[tuple[Document, str]], threshold: float | None = None
@@ -133,7 +135,7 @@ class Engine:
         Args, Raises:
             as `Document.ask`, which takes those on one.
         """
-        return self.asking.ask(asked, threshold)
+        return asking.ask(self, asked, threshold)
 
     def model(self) -> CompressedLM:
         """Return base, adapter and compressor as one module."""

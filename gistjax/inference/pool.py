@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,18 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from gistjax.compress.kept import entries_of, packed, size_class
+from gistjax.errors import DataError
 from gistjax.inference.document import Document
 from gistjax.model.kv_cache import PackedEntries
 
 POOL_BYTES = 1 << 30
+STEP = 4
+"""From one length of the runs to the next: programs are compiled for few."""
 
 
 class Pool:
     """A run `[T, H]` of keys and one of values, in which documents have their places.
 
     Those that were asked last stay, within a budget; a document that is used nowhere else gives its
-    place back. Where they are too short, the runs grow to twice their length: programs know few.
-    Entries in few bits are unpacked here.
+    place back. Entries in few bits are unpacked here. Who reads the runs holds `lent` meanwhile.
 
     Args:
         put: brings arrays to the devices.
@@ -31,9 +35,11 @@ class Pool:
 
     def __init__(self, put: Callable[[Any], Any], budget: int = POOL_BYTES):
         self._put, self._budget = put, budget
+        self.lent = threading.Lock()
+        self.compile_s = 0.0
         self._runs: tuple[jax.Array, ...] = ()  # keys and values
-        self._places = WeakKeyDictionary[Document, tuple[int, int]]()  # begin, end; used last: last
-        self._write = jax.jit(_written, donate_argnums=0)
+        self._places = WeakKeyDictionary[Document, tuple[int, int]]()  # begin, end; last used last
+        self._compiled: dict[Any, Any] = {}
 
     @property
     def nbytes(self) -> int:
@@ -43,18 +49,35 @@ class Pool:
     def __len__(self) -> int:
         return len(self._places)
 
+    def __contains__(self, document: Document) -> bool:
+        return document in self._places
+
     def place(self, documents: Sequence[Document]) -> PackedEntries:
         """Return what is kept of documents, a context each, for as many rows: tables `[L, E, K]`.
 
-        The runs are those of today: what was returned before is lost with the next call.
+        The next call may write over the runs: read them before. Entries of another dtype than those
+        before begin new ones.
+
+        Raises:
+            DataError: if an entry is not finite: it would be in the sums of its neighbours.
         """
-        for document in documents:  # a batch's own are given up last
+        try:
+            return self._place(documents)
+        except BaseException:  # out of memory, or interrupted: what is written is not known
+            self._clear()
+            raise
+
+    def _place(self, documents: Sequence[Document]) -> PackedEntries:
+        kept: list[Any] = [document.context.kept for document in documents]
+        other = self._runs and self._runs[0].dtype != kept[0].k_TxH.dtype
+        if other or self.nbytes > self._budget:
+            self._clear()
+        for document in documents:  # those of this batch are evicted last
             if document in self._places:
                 self._places[document] = self._places.pop(document)
         for document in documents:
             if document not in self._places:
                 self._bring(document, keep=set(documents))
-        kept: list[Any] = [document.context.kept for document in documents]
         begin_Ex1 = np.array([self._places[document][0] for document in documents])[:, None]
         start_LxExK = np.stack([own.start for own in kept], 1) + begin_Ex1
         count_LxExK = np.stack([own.count for own in kept], 1)
@@ -62,24 +85,25 @@ class Pool:
         k_TxH, v_TxH = self._runs
         return PackedEntries(k_TxH, v_TxH, start, count, max(own.most for own in kept))
 
+    def _clear(self) -> None:
+        self._runs = ()
+        self._places.clear()
+
     def _bring(self, document: Document, keep: set[Document]) -> None:
-        """Write a document's entries where there is room; make it, but not from some others'."""
+        """Write a document's entries where there is room; evict others for it, none of `keep`."""
         kept = packed(entries_of(document.context).numbers())
         entries = np.asarray(kept.k_TxH), np.asarray(kept.v_TxH)
+        if not all(np.isfinite(own).all() for own in entries):
+            raise DataError(f"{document} has numbers that are not finite: compress its text again.")
         rows = len(entries[0])
-        self._runs = tuple(  # a file may be of an engine that computes in another dtype
-            run.astype(jnp.promote_types(run.dtype, own.dtype))
-            for run, own in zip(self._runs, entries, strict=False)
-        )
         while (begin := self._gap(rows)) is None:
-            others = (other for other in self._places if other not in keep)
-            given_up = next(others, None)
-            if given_up is not None and 2 * self.nbytes > self._budget:
-                del self._places[given_up]
+            evicted = next((other for other in self._places if other not in keep), None)
+            if evicted is not None and STEP * self.nbytes > self._budget:
+                del self._places[evicted]
             else:
                 self._grow(entries)
+        self._runs = self._write(self._put(entries), begin)
         self._places[document] = (begin, begin + rows)
-        self._runs = self._write(self._runs, self._put(entries), begin)
 
     def _gap(self, rows: int) -> int | None:
         """Return where so many rows are free, None if they are nowhere together."""
@@ -91,18 +115,32 @@ class Pool:
         return None
 
     def _grow(self, entries: tuple[np.ndarray, ...]) -> None:
-        """Double the runs, or begin them with room for a document's entries."""
-        rows = len(self._runs[0]) if self._runs else size_class(len(entries[0]), 1)
-        zeros = self._put(tuple(np.zeros((rows, own.shape[1]), own.dtype) for own in entries))
+        """Make the runs longer, or begin them with a part of the budget."""
         if self._runs:
-            zeros = tuple(map(jnp.concatenate, zip(self._runs, zeros, strict=True)))
-        self._runs = zeros
+            more = (STEP - 1) * len(self._runs[0])
+            self._runs = tuple(jnp.pad(run, ((0, more), (0, 0))) for run in self._runs)
+            return
+        row = sum(own[0].nbytes for own in entries)
+        rows = max(self._budget // STEP**2 // row, len(entries[0]))
+        rows = size_class(rows, 1)
+        self._runs = self._put(tuple(np.zeros((rows, own.shape[1]), own.dtype) for own in entries))
+
+    def _write(self, entries: tuple[jax.Array, ...], begin: int) -> tuple[jax.Array, ...]:
+        """Return the runs with entries in them; what they were is gone."""
+        given = self._runs, entries, np.int32(begin)
+        shapes = len(self._runs[0]), len(entries[0])
+        if shapes not in self._compiled:
+            start = time.perf_counter()
+            self._compiled[shapes] = jax.jit(_written, donate_argnums=0).lower(*given).compile()
+            self.compile_s += time.perf_counter() - start
+        written: tuple[jax.Array, ...] = self._compiled[shapes](*given)
+        return written
 
 
 def _written(
-    runs: tuple[jax.Array, ...], entries: tuple[jax.Array, ...], begin: int
+    runs: tuple[jax.Array, ...], entries: tuple[jax.Array, ...], begin: jax.Array
 ) -> tuple[jax.Array, ...]:
     return tuple(
-        jax.lax.dynamic_update_slice_in_dim(run, own.astype(run.dtype), begin, 0)
+        jax.lax.dynamic_update_slice_in_dim(run, own, begin, 0)
         for run, own in zip(runs, entries, strict=True)
     )

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gistjax.errors import CheckpointError, ConfigError, DataError
+from gistjax.errors import CheckpointError, ConfigError, DataError, GistjaxError
 from gistjax.inference.adding import Added, Adding
+from gistjax.inference.asking import BATCHES
 from gistjax.inference.document import Answer, Document
 from gistjax.inference.engine import Engine
 from gistjax.inference.recent import Recent
@@ -40,6 +41,12 @@ class Told(NamedTuple):
 
     answer: Answer
     pieces: tuple[Piece, ...]
+
+
+def _told(answer: Answer, pieces: list[Piece]) -> Told:
+    """Return an answer with its pieces, first the one that holds it."""
+    first = next((one for one in pieces if place_in(one.text, answer.text) >= 0), pieces[0])
+    return Told(answer, (first, *(piece for piece in pieces if piece is not first)))
 
 
 class Store:
@@ -162,7 +169,7 @@ class Store:
                 `Document.ask`.
         """
         (told,) = self.ask_many([question], pieces, threshold, within)
-        if isinstance(told, DataError):
+        if isinstance(told, GistjaxError):
             raise told
         return told
 
@@ -172,50 +179,53 @@ class Store:
         pieces: int = PIECES,
         threshold: float | None = None,
         within: str | None = None,
-    ) -> list[Told | DataError]:
+    ) -> list[Told | GistjaxError]:
         """Answer questions as `ask` does, those of about equal length together.
 
         Returns:
-            For each what it was told, or why it cannot be asked.
+            For each what it was told, or why it has no answer: that of a damaged piece, or of a
+            question that cannot be asked, keeps none from theirs.
 
         Raises:
-            CheckpointError, ConfigError: as `ask`.
+            ConfigError: as `ask`.
+            DataError: if the questions are one text.
         """
+        if isinstance(questions, str):
+            raise DataError("ask_many takes a list of questions: put the question into one.")
         if not isinstance(pieces, int) or not 1 <= pieces <= MOST_PIECES:
             raise ConfigError(f"pieces={pieces} must be a number from 1 to {MOST_PIECES}.")
         if within is not None:
             self.index.check_held([within])
-        results: list[Told | DataError | None] = [None] * len(questions)
-        found: dict[int, tuple[list[Piece], Document]] = {}
-        for place, question in enumerate(questions):
-            try:
-                found[place] = self._find(question, pieces, within)
-            except DataError as error:
-                results[place] = error
-        asked = [(document, questions[place]) for place, (_, document) in found.items()]
-        answers = self.engine.ask(asked, threshold)
-        for (place, (own, _)), answer in zip(found.items(), answers, strict=True):
-            first = next((piece for piece in own if place_in(piece.text, answer.text) >= 0), own[0])
-            results[place] = Told(answer, (first, *(piece for piece in own if piece is not first)))
-        return [one for one in results if one is not None]
+        results: list[Told | GistjaxError] = []
+        for first in range(0, len(questions), BATCHES[-1]):
+            batch = questions[first : first + BATCHES[-1]]
+            found = [self._find(question, pieces, within) for question in batch]
+            asked = zip(found, batch, strict=True)
+            able = [(one[1], q) for one, q in asked if not isinstance(one, GistjaxError)]
+            answers = iter(self.engine.ask(able, threshold))
+            results += [
+                one if isinstance(one, GistjaxError) else _told(next(answers), one[0])
+                for one in found
+            ]
+        return results
 
-    def _find(self, question: str, pieces: int, within: str | None) -> tuple[list[Piece], Document]:
-        """Return the pieces that fit a question best, and what is kept of them.
-
-        Raises:
-            CheckpointError: if it cannot be read.
-            DataError: if the question cannot be asked.
-        """
-        question = check_text(question, "question")
-        found = self._search(question, pieces, within)
+    def _find(
+        self, question: str, pieces: int, within: str | None
+    ) -> tuple[list[Piece], Document] | GistjaxError:
+        """Return the pieces that fit a question best, and what is kept of them; or why not."""
         try:
-            document = self._joined(found)
-        except CheckpointError:
-            again = self._search(question, pieces, within)
-            if again == found:
-                raise
-            found, document = again, self._joined(again)  # another process has replaced it
-        document.check_question(question)
+            question = check_text(question, "question")
+            found = self._search(question, pieces, within)
+            try:
+                document = self._joined(found)
+            except CheckpointError:
+                again = self._search(question, pieces, within)
+                if again == found:
+                    raise
+                found, document = again, self._joined(again)  # another process has replaced it
+            document.check_question(question)
+        except (CheckpointError, DataError) as error:
+            return error
         return found, document
 
     def _search(self, question: str, pieces: int, within: str | None) -> list[Piece]:

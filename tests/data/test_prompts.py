@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gistjax.config import DataConfig
+from gistjax.data.dataset import load_dataset
 from gistjax.data.encoding import encode_splits
 from gistjax.data.example import Dataset, Example
 from gistjax.data.filling import Filler
@@ -80,7 +81,7 @@ def test_special_tokens_in_a_users_text_are_plain_text(tokenizer, prompt):
 @settings(max_examples=40, deadline=None)
 @given(text=st.text(st.characters(codec="utf-8"), min_size=1), limit=st.integers(1, 20))
 def test_cut_contexts_are_prefixes(prompt, text, limit):
-    ((ids, kept),) = prompt.encode_contexts([text], limit)
+    ((ids, kept),) = prompt.encode_contexts([text], [limit])
     full = prompt.encode_context(text)
     np.testing.assert_array_equal(ids, full[:limit])
     assert (kept == len(text)) or len(full) > limit
@@ -248,24 +249,38 @@ def test_filler_keeps_gold_whole_and_prefers_the_article(lengths, budget, seed, 
         for t, paragraphs in enumerate(lengths)
     }
     tokens = {f"{t}-{p}": n for t, ps in enumerate(lengths) for p, n in enumerate(ps)}
-    order, place = Filler(articles, tokens, budget, seed, varied).order("0-0", "T0", 0)
+    filler = Filler(articles, tokens, budget, seed, varied)
+    length = filler.length("0-0", 0)
+    order, place = filler.order("0-0", "T0", 0)
+    assert length <= budget and (varied or length == budget)
     assert order[place] == "0-0"
     assert len(set(order)) == len(order)
     until_gold = sum(tokens[p] for p in order[: place + 1]) + 2 * place
-    assert until_gold <= max(budget, tokens["0-0"])
+    assert until_gold <= max(length, tokens["0-0"])
     everything = len(order) == len(tokens)
-    assert everything or varied or sum(tokens[p] for p in order) >= budget
+    assert everything or sum(tokens[p] for p in order) >= length
     if any(not p.startswith("0-") for p in order):  # others come only once the article is used up
         assert set(articles["T0"]) <= set(order)
 
 
 def test_varied_lengths_are_as_likely_in_each_octave():
-    articles = {"T": tuple(map(str, range(2000)))}
-    filler = Filler(articles, dict.fromkeys(articles["T"], 98), 25_600, 0, varied=True)
-    lengths = [len(filler.order("0", "T", i)[0]) for i in range(400)]
-    assert min(lengths) <= 2 and max(lengths) <= 256 * 1.03  # a joiner a paragraph, and the last
-    octaves = np.bincount(np.log2(lengths).astype(int), minlength=8)[1:8]
-    assert octaves.min() > 25
+    articles = {"T": tuple(map(str, range(20)))}
+    filler = Filler(articles, dict.fromkeys(articles["T"], 126), 2048, 0, varied=True)
+    lengths = np.array([filler.length("0", i) for i in range(400)])
+    assert lengths.min() >= 128 and lengths.max() <= 2048
+    octaves = np.bincount(np.log2(lengths / 128).astype(int), minlength=4)
+    assert octaves.min() > 75
+
+
+def test_varied_contexts_are_cut_at_their_lengths(prompt):
+    data = DataConfig(path="sample", context="varied", context_tokens=1500, context_buckets=(1500,))
+    dataset = load_dataset(data, 0)
+    rows = encode_splits(dataset, prompt, data, 0)[0]
+    paragraphs = {e.context_id: prompt.count_tokens([e.context])[0] for e in dataset.train}
+    lengths = {row.context_id: row.context_length for row in rows}
+    more = np.array([lengths[i] / paragraphs[i] for i in lengths])
+    assert more.min() >= 1 and more.min() < 1.5 < more.max()
+    assert max(lengths.values()) <= 1500
 
 
 def test_texts_have_the_ids_of_the_tokenizer_whatever_it_cuts_and_pads(tokenizer):

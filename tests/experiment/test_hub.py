@@ -11,6 +11,7 @@ from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment.hub import fetch
 from gistjax.experiment.run_dir import RunDir
 from gistjax.export import Request, export_safetensors
+from tests.helpers.asked import answer_ids
 from tests.helpers.hub import COMMIT, Hub, serve
 from tests.helpers.runs import ASKED, write_run
 
@@ -46,7 +47,7 @@ def test_what_is_pushed_is_loaded_and_nothing_else_is_fetched(exported, hub, tmp
     for other in ("evil.py", "pickle.bin", "pytorch_model.safetensors"):
         (tmp_path / "repo" / other).write_text("never read")
     engine = gistjax.load(repo="me/compressor")
-    ours, theirs = (e.compress(TEXT).answer_ids("Who?") for e in (gistjax.load(run), engine))
+    ours, theirs = (answer_ids(e.compress(TEXT), "Who?") for e in (gistjax.load(run), engine))
     assert theirs.ids == ours.ids and theirs.log_probability == ours.log_probability
     fetched = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
     assert fetched == {"compressor.safetensors", "config.json"} < set(names)

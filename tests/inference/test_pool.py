@@ -7,10 +7,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gistjax.compress.kept import Entries, entries_of, packed
+from gistjax.errors import DataError
 from gistjax.inference.pool import Pool
 
 L, K, H = 2, 3, 4
@@ -56,24 +58,31 @@ def test_each_row_reads_its_own_entries_whatever_came_before(batches):
             chex.assert_trees_all_equal(np.concatenate([v for _, v in read]), own.v_TxH)
 
 
-def test_entries_of_two_dtypes_share_the_wider():
-    documents = [document_of(0, jnp.bfloat16), document_of(1, np.float32), document_of(2)]
-    placed = Pool(jax.device_put).place(documents)
-    assert placed.k_TxH.dtype == np.float32
-    for row, document in enumerate(documents):
-        k_TxH = np.concatenate([k for k, _ in entries_read(placed, row)])
+def test_entries_of_another_dtype_begin_anew():
+    pool, narrow, wide = Pool(jax.device_put), document_of(0, jnp.bfloat16), document_of(0)
+    for document in (narrow, wide):
+        placed = pool.place([document])
+        k_TxH = np.concatenate([k for k, _ in entries_read(placed, 0)])
         np.testing.assert_array_equal(k_TxH, entries_of(document.context).k_TxH)
+    assert len(pool) == 1
 
 
 def test_a_budget_gives_up_what_was_asked_longest_ago():
-    documents = [document_of(seed) for seed in range(8)]
-    pool = Pool(jax.device_put, budget=2 * 128 * H * 4)  # keys and values of 128 entries
-    for document in documents:
+    documents = [document_of(0) for _ in range(8)]  # of one size: each fits where another was
+    budget = 2 * 128 * H * 4  # keys and values of 128 entries
+    pool = Pool(jax.device_put, budget)
+    first, second = documents[:2]
+    pool.place([first, second])
+    pool.place([first])
+    for document in documents[2:]:
         pool.place([document])
-    assert 1 < len(pool) < len(documents) and pool.nbytes <= 2 * 128 * H * 4
-    kept = len(pool)
+        if second not in pool:
+            break
+    assert first in pool and second not in pool and pool.nbytes <= budget
     pool.place(documents)  # a batch that needs more gets it
-    assert len(pool) == len(documents) > kept
+    assert len(pool) == len(documents) and pool.nbytes > budget
+    pool.place([first])
+    assert len(pool) == 1 and pool.nbytes <= budget
 
 
 def test_a_document_that_nobody_has_gives_its_place_back():
@@ -88,3 +97,32 @@ def test_a_document_is_written_once():
     pool.place([document, document])
     run = pool.place([document]).k_TxH
     assert pool.place([document]).k_TxH is run
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_fails_while_it_is_written_is_written_again(monkeypatch, when):
+    pool, documents = Pool(jax.device_put), [document_of(0), document_of(1)]
+    pool.place(documents[:1])
+    write = pool._write
+
+    def fails(entries, begin):
+        if when == "after":  # the runs were given away by then
+            write(entries, begin)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "_write", fails)
+    with pytest.raises(KeyboardInterrupt):
+        pool.place(documents)
+    monkeypatch.setattr(pool, "_write", write)
+    placed = pool.place(documents)
+    for row, document in enumerate(documents):
+        k_TxH = np.concatenate([k for k, _ in entries_read(placed, row)])
+        np.testing.assert_array_equal(k_TxH, entries_of(document.context).k_TxH)
+
+
+def test_numbers_that_are_not_finite_stay_out():
+    pool, sick, healthy = Pool(jax.device_put), document_of(0), document_of(1)
+    sick.context.kept.v_TxH[0] = np.inf
+    with pytest.raises(DataError, match="not finite"):
+        pool.place([healthy, sick])
+    assert np.isfinite(pool.place([healthy]).v_TxH).all()

@@ -14,6 +14,7 @@ from gistjax.errors import CheckpointError, ConfigError
 from gistjax.inference.recent import Recent
 from gistjax.runtime.quantize import BITS
 from gistjax.runtime.tensors import load_tensors, save_tensors
+from tests.helpers.asked import answer_ids
 from tests.helpers.runs import ASKED, KNORM, write_run
 
 
@@ -91,7 +92,7 @@ def test_an_opened_document_stays_packed_and_answers_as_its_numbers_do(
     )
     assert restored.resident_bytes > (24 / (bits + 1)) * opened.resident_bytes
     for example in examples[:2] if bits == 4 else ():
-        ours, theirs = (one.answer_ids(example.question) for one in (opened, restored))
+        ours, theirs = (answer_ids(one, example.question) for one in (opened, restored))
         assert ours.ids == theirs.ids
         assert ours.log_probability == pytest.approx(theirs.log_probability, rel=1e-5)
     again = tmp_path / "again"  # not rounded once more
@@ -128,7 +129,7 @@ def test_compressed_in_few_bits_a_document_is_the_one_that_is_saved_and_opened(
         assert document.describe() == plain.describe(4) != plain.describe()
         assert document.nbytes == sum(x.nbytes for x in load_tensors(file)[0].values())
     for example in examples[:2]:
-        ours, theirs, exact = (one.answer_ids(example.question) for one in (coded, opened, plain))
+        ours, theirs, exact = (answer_ids(one, example.question) for one in (coded, opened, plain))
         assert (ours.ids, ours.log_probability) == (theirs.ids, theirs.log_probability)
         assert ours.log_probability != exact.log_probability
 
@@ -139,7 +140,7 @@ def test_entries_of_equal_shapes_and_wider_windows_have_a_program_of_their_own(d
     wide = dataclasses.replace(kept, most=len(kept.v_TxH))
     context = dataclasses.replace(document.context, kept=wide)
     wider = dataclasses.replace(document, context=context, _states=Recent(1), _kept=None)
-    ours, theirs = (one.answer_ids(examples[0].question) for one in (document, wider))
+    ours, theirs = (answer_ids(one, examples[0].question) for one in (document, wider))
     assert kept.most < wide.most and ours.ids == theirs.ids
 
 

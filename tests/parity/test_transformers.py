@@ -18,6 +18,7 @@ from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.inference.engine import Engine
 from gistjax.runtime.sharding import one_device
 from gistjax.sharing.peft import export_peft
+from tests.helpers.asked import answer_ids
 from tests.helpers.lazy import torch
 
 pytestmark = pytest.mark.long
@@ -75,7 +76,7 @@ def test_transformers_answers_a_hundred_questions_as_the_compressor_does(
         with torch.no_grad():
             ids = adapted.generate(**inputs)[0, inputs["input_ids"].shape[1] :].tolist()
         theirs = [token for token in ids if token not in inputs["eos_token_id"]]
-        ours = document.answer_ids(question).ids
+        ours = answer_ids(document, question).ids
         if ours != theirs:
             different.append((question, document.engine.pretrained.prompt.decode(ours), theirs))
     assert not different, f"{len(different)} of {NUMBER}"

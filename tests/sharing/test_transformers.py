@@ -26,6 +26,7 @@ from gistjax.runtime import cli
 from gistjax.runtime.tensors import load_tensors, save_tensors
 from gistjax.sharing.prompt_embeds import prompt_embeds
 from gistjax.weights.tokenizers import BYTE_TEMPLATE
+from tests.helpers.asked import answer_ids
 from tests.helpers.folders import write_base
 from tests.helpers.lazy import torch
 from tests.helpers.runs import ASKED, SELECTED, write_run
@@ -120,7 +121,7 @@ class Theirs:
 
 def assert_same(document, theirs):
     for question, (ids, total) in zip(QUESTIONS, theirs, strict=True):
-        ours = document.answer_ids(question)
+        ours = answer_ids(document, question)
         assert ours.ids == ids
         assert ours.log_probability == pytest.approx(total, abs=2e-4)
 
