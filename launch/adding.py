@@ -15,7 +15,6 @@ is told apart and counted in neither.
 from __future__ import annotations
 
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -38,12 +37,13 @@ from gistjax.runtime.arguments import define_path
 from gistjax.runtime.devices import device_name
 from gistjax.runtime.profiling import machine_rates
 from gistjax.runtime.quantize import BITS
+from launch.squad_file import squad_articles
 
 PAGE_TOKENS = 400
 
 
 def read_pages(
-    file: Path, prompt: Prompt, number: int, most_tokens: int = PAGE_TOKENS
+    file: Path | str, prompt: Prompt, number: int, most_tokens: int = PAGE_TOKENS
 ) -> list[str]:
     """Return so many pages of the articles of SQuAD's JSON file, none with text of two of them.
 
@@ -52,7 +52,7 @@ def read_pages(
     """
 
     def pages() -> Iterator[str]:
-        for article in json.loads(file.read_text())["data"]:
+        for article in squad_articles(file):
             text = "\n\n".join(p["context"].strip() for p in article["paragraphs"])
             yield from (cut.text for cut in cut_text(text, prompt, most_tokens))
 
@@ -94,7 +94,7 @@ def measure(engine: Engine, pages: list[str], bits: int | None, matmul: float) -
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """Measure each number of tokens at once."""
     engine = load(args.run, config)
-    pages = read_pages(Path(args.data), engine.pretrained.prompt, args.pages, args.page_tokens)
+    pages = read_pages(args.data, engine.pretrained.prompt, args.pages, args.page_tokens)
     rates = machine_rates()
     found = {}
     for tokens in args.at_once:

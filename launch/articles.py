@@ -12,7 +12,6 @@ article with a gold answer was among those found, and seconds a question.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from gistjax.inference.store_index import Piece
 from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.devices import device_name
+from launch.squad_file import squad_articles
 
 SEED = 0
 
@@ -48,13 +48,15 @@ class Question:
     golds: tuple[str, ...]
 
 
-def read_articles(file: Path, articles: int, characters: int) -> dict[str, list[dict[str, Any]]]:
+def read_articles(
+    file: Path | str, articles: int, characters: int
+) -> dict[str, list[dict[str, Any]]]:
     """Return articles spread over a file, each with its paragraphs up to so many characters.
 
     Raises:
         DataError: if the file has fewer.
     """
-    data = json.loads(file.read_text())["data"]
+    data = squad_articles(file)
     if len(data) < articles:
         raise DataError(f"{file} has {len(data)} articles: set --articles to as many or fewer.")
     found = {}
@@ -142,7 +144,7 @@ def measure(store: Store, questions: list[Question], numbers: list[int]) -> dict
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """Keep articles in a store of its own, and measure."""
     engine = load(args.run, config)
-    articles = read_articles(Path(args.data), args.articles, int(args.tokens * 4.5))
+    articles = read_articles(args.data, args.articles, int(args.tokens * 4.5))
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "store", engine)
         for title, paragraphs in articles.items():

@@ -12,7 +12,6 @@ process's most memory so far.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import tempfile
@@ -33,17 +32,18 @@ from gistjax.runtime import cli
 from gistjax.runtime.arguments import define_path
 from gistjax.runtime.devices import device_name
 from gistjax.runtime.quantize import BITS
+from launch.squad_file import squad_articles
 
 TEXT = "The tide mill at Ostrel was built in 1783 by Anneke Dursel, who had seen one in Brittany. "
 
 
-def read_paragraphs(file: Path, number: int) -> list[dict[str, Any]]:
+def read_paragraphs(file: Path | str, number: int) -> list[dict[str, Any]]:
     """Return so many distinct paragraphs with a question.
 
     Raises:
         DataError: if the file has fewer.
     """
-    every = (p for article in json.loads(file.read_text())["data"] for p in article["paragraphs"])
+    every = (p for article in squad_articles(file) for p in article["paragraphs"])
     found = {p["context"].strip(): p for p in every if p["qas"]}
     if len(found) < number:
         raise DataError(f"{file} has {len(found)} paragraphs: set --sizes to as many or fewer.")
@@ -87,8 +87,8 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "made_up"
         made_up.save(kept)
-        store = Store(Path(folder) / "store", engine, bits=bits)
         for size in sizes:
+            store = Store(Path(folder) / "store", engine, bits=bits)  # nothing is open yet
             fill(store.index, paragraphs[:size], kept, made_up.tokens)
             found[str(size)] = ask(store, questions)
     return found
@@ -97,7 +97,7 @@ def measure(
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """Measure each size."""
     engine, sizes = load(args.run, config), sorted(map(int, args.sizes))
-    paragraphs = read_paragraphs(Path(args.data), sizes[-1])
+    paragraphs = read_paragraphs(args.data, sizes[-1])
     bits = int(args.bits) if args.bits else None
     cli.print_result(
         {
