@@ -36,7 +36,7 @@ class Answer:
 
     text: str  # empty if it is withheld, or says that the context has no answer
     positions: int  # slots, entries a KV head or (full context) tokens in place of the context
-    seconds: float  # compilation not counted
+    seconds: float  # its share of those that were asked together; compilation not counted
     tokens: int  # generated, the one that ends the answer included
     score: float  # if calibrated the chance that what was written is right, else its probability
     calibrated: bool
