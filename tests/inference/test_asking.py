@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import gistjax
+from gistjax.compress.decoding import Written
 from gistjax.errors import DataError
 from gistjax.inference import asking
 from gistjax.inference.asking import BATCHES, rows_of
@@ -92,6 +93,22 @@ def test_many_questions_go_in_few_shapes(selecting, monkeypatch):
         same(together, [alone] * number)
     assert sizes == [1, 4, BATCHES[-1], 1]
     assert sum(answer.seconds for answer in together) == pytest.approx(2)
+
+
+def test_each_question_gets_the_answer_of_its_row(selecting, monkeypatch):
+    """Whatever order rows have in their batches."""
+    documents, prompt = selecting.compress_many(TEXTS), selecting.pretrained.prompt
+
+    def told(state, ids, size):
+        lengths = np.array([[len(own)] for own in ids])
+        return Written(lengths, np.zeros(len(ids))), 0.0
+
+    monkeypatch.setattr(selecting.programs, "answer", told)
+    asked = [(documents[i % 3], "why " * (1 + 5 * i % 23)) for i in range(23)]
+    answers = asking.answer_ids(selecting, asked)
+    expected = [[len(prompt.encode_question(question))] for _, question in asked]
+    assert [answer.ids for answer in answers] == expected
+    assert len({one for (one,) in expected}) == 23
 
 
 def test_threads_ask_documents_that_are_new_together(selecting):
