@@ -93,13 +93,13 @@ class KeptText:
         Raises:
             ValueError: if the file is another.
         """
-        model.set_attn_implementation(ATTENTION)
         with safe_open(file, framework="pt", device=str(model.device)) as content:
             about = content.metadata() or {}
             if (about.get("format"), about.get("version")) != ("gistjax-transformers", "1"):
                 raise ValueError(f"{file} was not written by gistjax for transformers.")
             keys, values = (content.get_tensor(name).to(model.dtype) for name in "kv")
             count = content.get_tensor("count")
+        model.set_attn_implementation(ATTENTION)
         layers, start = [], 0
         for counts in count.tolist():
             k = keys.new_full((1, len(counts), max(counts), keys.shape[1]), float("nan"))
