@@ -14,6 +14,7 @@ from gistjax.runtime import cli
 COMMANDS = (
     "ask",
     "store",
+    "serve",
     "train",
     "evaluate",
     "calibrate",

@@ -42,6 +42,10 @@ class ExportError(GistjaxError):
     """A run cannot be given away in this form, or the hub does not take it."""
 
 
+class BusyError(GistjaxError):
+    """A server has as much to do as it takes, or is stopping: ask again later."""
+
+
 def first_line(error: BaseException, limit: int = 200) -> str:
     """Return the first line of a library's error, cut to `limit` characters, or its type's name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]

@@ -172,7 +172,8 @@ def files_of(names: list[str], store: Path) -> Iterator[Path]:
 
 def ask(store: Store, args: flags.FlagValues, questions: list[str]) -> None:
     """Answer questions, and name the piece that each answer is from."""
-    found, failed = [], 0
+    found: list[dict[str, Any]] = []
+    failed = 0
     for first in range(0, len(questions), AT_ONCE):
         batch = questions[first : first + AT_ONCE]
         answers = store.ask_many(batch, args.pieces, args.threshold, args.within or None)
@@ -182,7 +183,7 @@ def ask(store: Store, args: flags.FlagValues, questions: list[str]) -> None:
                 log.error("%s", told)
                 found.append({"question": question, "error": str(told)})
                 continue
-            found.append({"question": question, **to_json(told)})
+            found.append({"question": question, **told.to_json()})
             if not args.json:
                 print(said(question, told), flush=True)
     if args.json:
@@ -202,12 +203,6 @@ def said(question: str, told: Told) -> str:
     where += "" if at >= 0 or not answer.text else " (the answer is in none of the pieces)"
     lines = [cli.coloured(question, "bold"), f"  {answer.text or '(no answer)'}{chance}"]
     return "\n".join([*lines, f"  {where}: {around}"])
-
-
-def to_json(told: Told) -> dict[str, Any]:
-    """Return what --json prints of an answer."""
-    pieces = [dataclasses.asdict(piece) for piece in told.pieces]
-    return {"answer": dataclasses.asdict(told.answer), "pieces": pieces}
 
 
 def list_documents(index: StoreIndex, args: flags.FlagValues, _: list[str]) -> None:

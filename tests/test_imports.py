@@ -21,12 +21,12 @@ ORDER = (
     {"experiment"},
     {"inference"},
     {"sharing"},
-    {"estimate", "reporting"},
+    {"estimate", "reporting", "serving"},
     {"commands"},
 )
 """From bottom to top; the rooms of one row do not import each other."""
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-COMMANDS_ONLY = {"estimate", "reporting"}
+COMMANDS_ONLY = {"estimate", "reporting", "serving"}
 INNER_IMPORTS = 40
 """Imports inside functions, of the whole package: for start-up time alone."""
 

@@ -14,9 +14,10 @@ their texts are not read again.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gistjax.errors import CheckpointError, ConfigError, DataError, GistjaxError
 from gistjax.inference.adding import Added, Adding
@@ -41,6 +42,11 @@ class Told(NamedTuple):
 
     answer: Answer
     pieces: tuple[Piece, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a command or a server tells of it."""
+        pieces = [dataclasses.asdict(piece) for piece in self.pieces]
+        return {"answer": dataclasses.asdict(self.answer), "pieces": pieces}
 
 
 def _told(answer: Answer, pieces: list[Piece]) -> Told:

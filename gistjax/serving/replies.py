@@ -1,0 +1,68 @@
+"""Errors as replies, in the form that OpenAI's clients read: `{"error": {"message": …}}`."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from http import HTTPStatus
+
+from fastapi.responses import JSONResponse
+
+from gistjax.errors import ConfigError, DataError, GistjaxError
+from gistjax.runtime import cli
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1
+"""Seconds after which a client that was sent away may try again."""
+
+
+class Refused(ConfigError):
+    """A parameter of a request is not honoured.
+
+    Args:
+        parameter: its name.
+        code: OpenAI's word for the mistake, if it has one.
+    """
+
+    def __init__(self, message: str, parameter: str, code: str | None = None):
+        super().__init__(message)
+        self.parameter, self.code = parameter, code
+
+
+def error_reply(
+    status: int,
+    message: str,
+    parameter: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """Return an error as a reply."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    error = {"message": message, "type": kind, "param": parameter, "code": code}
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers = {"Retry-After": str(RETRY_S), **(headers or {})}
+    return JSONResponse({"error": error}, status, headers)
+
+
+def reply_to(error: Exception) -> JSONResponse:
+    """Return the reply to an error: 400 if the request is at fault, 503 if the machine is.
+
+    Of what is no error of a user's the kind and the place in the code are logged, and 500 is
+    returned: its message may have a document's text.
+    """
+    if isinstance(error, Refused):
+        status = HTTPStatus.NOT_FOUND if error.code else HTTPStatus.BAD_REQUEST
+        return error_reply(status, str(error), error.parameter, error.code)
+    if isinstance(error, DataError | ConfigError):
+        return error_reply(HTTPStatus.BAD_REQUEST, str(error))
+    message, _ = cli.explain(error)
+    if message is not None:
+        if not isinstance(error, GistjaxError):
+            log.error("%s", message)
+        return error_reply(HTTPStatus.SERVICE_UNAVAILABLE, message)
+    place = "".join(traceback.format_tb(error.__traceback__))
+    log.error("%s, a mistake in gistjax:\n%s", type(error).__name__, place)
+    return error_reply(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "a mistake in gistjax: see the server's log."
+    )

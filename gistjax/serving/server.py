@@ -1,0 +1,121 @@
+"""The server: a port, and a stop that answers what was accepted."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from gistjax.config import CompressionConfig
+from gistjax.errors import ConfigError
+from gistjax.inference.engine import load
+from gistjax.inference.store import Store
+from gistjax.runtime.signals import SIGNALS
+from gistjax.serving.app import make_app
+from gistjax.serving.guard import Guard
+from gistjax.serving.metrics import Metrics
+from gistjax.serving.worker import Worker
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS = 1024
+"""At once: each may hold a body in memory."""
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a server listens, whom it answers, and how much it takes."""
+
+    host: str
+    port: int  # 0 takes one that is free
+    names: Sequence[str] = ()  # by which clients call this machine, besides those of loopback
+    token: str = ""  # which requests must have, if it is not empty
+    seconds: float = 60.0  # the most that a request may take
+    queue: int = 256  # the most questions that wait
+
+
+def serve(path: Path, run: str, config: CompressionConfig, listening: Listening) -> None:
+    """Serve a store until a signal comes; one that is not there is made.
+
+    Args:
+        run: directory of the compressor.
+
+    Raises:
+        ConfigError: if the address is taken.
+        CheckpointError, StorageError: as `Store`.
+    """
+    bound = bind(listening.host, listening.port)
+    log.info("loading %s and its compressor …", config.model.known_as)
+    Server(Store(path, load(run, config)), listening).run([bound])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket at an address, which nobody else may have then.
+
+    Raises:
+        ConfigError: if it cannot be had.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {host}, port {port} ({error.strerror}): give another --port or "
+            "--host."
+        ) from error
+    return bound
+
+
+class Server(uvicorn.Server):
+    """Serves until its worker ends.
+
+    After the first signal nothing more is accepted, and what was accepted is answered; after the
+    second it ends at once.
+    """
+
+    def __init__(self, store: Store, listening: Listening):
+        metrics = Metrics()
+        self.worker = Worker(store, listening.queue, metrics.count_batch)
+        metrics.watch(lambda: self.worker.waiting)
+        app = make_app(self.worker, metrics)
+        config = uvicorn.Config(
+            Guard(app, metrics, listening.names, listening.token, listening.seconds),
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            log_level="warning",
+            access_log=False,  # it has names of documents
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+        )
+        super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        self.worker.start()
+        await super().startup(sockets)
+        host, port = (sockets or self.servers[0].sockets)[0].getsockname()[:2]
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        log.info("listening at http://%s; CTRL-C stops", where)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Hear the first signal."""
+        for name in SIGNALS:
+            signal.signal(name, signal.SIG_DFL)
+        log.warning(
+            "%s: answering what was accepted, then stopping; once more stops at once",
+            signal.Signals(sig).name,
+        )
+        self.worker.stop()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to end, ten times a second."""
+        return await super().on_tick(counter) or not self.worker.is_alive()

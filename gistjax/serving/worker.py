@@ -1,0 +1,146 @@
+"""One thread that owns a store: the questions that wait are answered together.
+
+Whatever is done with the store goes through it, in the order in which it came; only questions that
+are asked alike (`How`) are taken along with the first of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+from gistjax.errors import BusyError, GistjaxError
+from gistjax.inference.asking import BATCHES
+from gistjax.inference.store import Store, Told
+from gistjax.inference.store_index import PIECES
+
+T = TypeVar("T")
+MOST_QUESTIONS = BATCHES[-1]
+"""Questions that are answered at once, and the most of one request."""
+
+
+class How(NamedTuple):
+    """How a question is asked, as `Store.ask` takes it."""
+
+    pieces: int = PIECES
+    threshold: float | None = None
+    within: str | None = None
+
+
+@dataclass(eq=False)
+class _Job:
+    """A question, or another thing to do with the store, and what came of it."""
+
+    question: str = ""
+    how: How | None = None  # of a question
+    call: Callable[[], object] | None = None  # of another thing
+    future: Future[Any] = field(default_factory=Future)
+
+
+class Worker(threading.Thread):
+    """Does what is to be done with a store.
+
+    Whoever cancels a future before its turn has it dropped; what has begun goes on.
+
+    Args:
+        limit: the most questions and other things that wait.
+        told: called with the number of questions of each batch, before they are answered.
+    """
+
+    def __init__(self, store: Store, limit: int, told: Callable[[int], None] = lambda _: None):
+        super().__init__(name="store", daemon=True)
+        self.store, self.stopping = store, False
+        self._limit, self._told = limit, told
+        self._waiting: list[_Job] = []
+        self._changed = threading.Condition()
+
+    @property
+    def waiting(self) -> int:
+        """Number of questions and other things that wait."""
+        return len(self._waiting)
+
+    def ask(self, questions: Sequence[str], how: How) -> list[Future[Told]]:
+        """Take questions, all or none.
+
+        Raises:
+            BusyError: if too many wait, or the server is stopping.
+        """
+        return self._put([_Job(question, how) for question in questions])
+
+    def do(self, call: Callable[[], T]) -> Future[T]:
+        """Take another thing to do with the store.
+
+        Raises:
+            BusyError: as `ask`.
+        """
+        (future,) = self._put([_Job(call=call)])
+        return future
+
+    def stop(self) -> None:
+        """Take nothing more; the thread ends when all that was taken is done."""
+        with self._changed:
+            self.stopping = True
+            self._changed.notify()
+
+    def _put(self, jobs: list[_Job]) -> list[Future[Any]]:
+        with self._changed:
+            if self.stopping:
+                raise BusyError("the server is stopping: ask again when it is back.")
+            if self.waiting + len(jobs) > self._limit:
+                self._waiting = [job for job in self._waiting if not job.future.cancelled()]
+            if self.waiting + len(jobs) > self._limit:
+                raise BusyError(
+                    f"{self.waiting} questions wait, and at most {self._limit} may: ask later."
+                )
+            self._waiting += jobs
+            self._changed.notify()
+        return [job.future for job in jobs]
+
+    def run(self) -> None:
+        """Do what comes, until it is told to stop and nothing waits."""
+        while jobs := self._take():
+            begun = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            if begun and begun[0].how:
+                self._told(len(begun))
+            if begun:
+                self._do(begun)
+
+    def _take(self) -> list[_Job]:
+        """Return what is done next, once there is something; nothing at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self.stopping)
+            taken = self._waiting[:1]
+            if taken and taken[0].how:
+                alike = [job for job in self._waiting if job.how == taken[0].how]
+                taken = alike[:MOST_QUESTIONS]
+            self._waiting = [job for job in self._waiting if job not in taken]
+            return taken
+
+    def _do(self, jobs: list[_Job]) -> None:
+        """Answer questions together, or do another thing alone.
+
+        Questions that cannot be answered together, for want of memory or for what is kept of one
+        document, are answered one by one.
+        """
+        how, call = jobs[0].how, jobs[0].call
+        try:
+            results: Sequence[object]
+            if how:
+                results = self.store.ask_many([job.question for job in jobs], *how)
+            else:
+                assert call is not None
+                results = [call()]
+        except Exception as error:  # whoever waits for it is told
+            if len(jobs) == 1:
+                return jobs[0].future.set_exception(error)
+            for job in jobs:
+                self._do([job])
+            return
+        for job, result in zip(jobs, results, strict=True):
+            if isinstance(result, GistjaxError):
+                job.future.set_exception(result)
+            else:
+                job.future.set_result(result)

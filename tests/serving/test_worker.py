@@ -1,0 +1,105 @@
+"""What waits is answered together, dropped or refused; nothing that was taken is lost."""
+
+import pytest
+
+import gistjax
+from gistjax.errors import BusyError, CheckpointError, DataError
+from gistjax.serving.worker import How, Worker
+
+MILL, PORT = "Who built the mill?", "Was the harbour dredged?"
+
+
+@pytest.fixture
+def start(store):
+    workers = []
+
+    def started(limit=64, **options):
+        workers.append(Worker(options.pop("store", store), limit, **options))
+        workers[-1].start()
+        return workers[-1]
+
+    yield started
+    for worker in workers:
+        worker.stop()
+        worker.join(20)
+        assert not worker.is_alive()
+
+
+def test_questions_that_wait_are_answered_in_one_run(start, store, batches, held_up):
+    told = []
+    worker = start(told=told.append)
+    with held_up(worker):
+        asked = [worker.ask([question], How())[0] for question in (MILL, PORT, "Xylophones?")]
+        (alone,) = worker.ask([MILL], How(pieces=1))
+        asked += worker.ask([PORT], How())
+    answers = [asked[place].result(20) for place in (0, 1, 3)]
+    assert alone.result(20).pieces[0].document == "mill"
+    assert (told, batches) == ([4, 1], [4, 1])  # one of the four has no answer: a row of padding
+    with pytest.raises(DataError, match="has a word of the question"):
+        asked[2].result(20)
+    alike = [store.ask(question).answer.written for question in (MILL, PORT, PORT)]
+    assert [told.answer.written for told in answers] == alike
+
+
+def test_a_full_queue_takes_no_more_and_what_was_cancelled_takes_no_room(start, held_up):
+    worker = start(limit=2)
+    with held_up(worker):
+        first, second = worker.ask([MILL, PORT], How())
+        with pytest.raises(BusyError, match="2 questions wait, and at most 2 may"):
+            worker.do(lambda: None)
+        assert second.cancel()
+        third = worker.do(lambda: "done")
+        with pytest.raises(BusyError):
+            worker.ask([MILL], How())
+    assert first.result(20).answer and third.result(20) == "done"
+
+
+def test_what_was_cancelled_is_not_asked(start, batches, held_up):
+    worker = start()
+    with held_up(worker):
+        futures = worker.ask([MILL] * 6, How())
+        assert all(future.cancel() for future in futures[1:])
+    assert futures[0].result(20).pieces[0].document == "mill"
+    assert batches == [1]
+
+
+def test_what_was_taken_is_done_before_it_ends(start, held_up):
+    worker = start()
+    with held_up(worker):
+        (asked,), other = worker.ask([MILL], How()), worker.do(lambda: 3)
+        worker.stop()
+        with pytest.raises(BusyError, match="is stopping"):
+            worker.ask([MILL], How())
+    worker.join(20)
+    assert asked.done() and asked.result().answer and other.result() == 3
+
+
+def test_what_is_damaged_spoils_no_other_answer(start, store, held_up, tmp_path):
+    own = gistjax.Store(tmp_path / "store", store.engine)
+    own.add("mill", "The mill was built by Anneke Dursel.")
+    own.add("port", "The harbour of Ostrel was dredged.")
+    own.index.file(own.index.pieces("port")[0].key).write_bytes(b"damaged")
+    worker = start(store=own)
+    with held_up(worker):
+        mill, port = worker.ask([MILL, PORT], How(pieces=1))
+    assert mill.result(20).pieces[0].document == "mill"
+    with pytest.raises(CheckpointError, match="port|damaged|checksum"):
+        port.result(20)
+
+
+def test_what_cannot_be_answered_together_is_answered_one_by_one(
+    start, store, held_up, monkeypatch
+):
+    answer, told = store.engine.programs.answer, []
+
+    def too_large(state, ids, size):
+        if len(ids) > 1:
+            raise MemoryError
+        return answer(state, ids, size)
+
+    monkeypatch.setattr(store.engine.programs, "answer", too_large)
+    worker = start(told=told.append)
+    with held_up(worker):
+        asked = worker.ask([MILL, PORT], How(pieces=1))
+    assert [one.result(20).pieces[0].document for one in asked] == ["mill", "notes/port"]
+    assert told == [2]
