@@ -2,7 +2,7 @@
 
 import gistjax
 
-engine = gistjax.load()  # comes with gistjax; or load("runs/qa"), load(repo="organisation/name")
+engine = gistjax.load()  # comes with gistjax; or load("runs/qa"), load(repo="organisation/model")
 document = engine.compress(text)
 document.ask("Who built the mill?").text
 """

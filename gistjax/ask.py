@@ -59,7 +59,7 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
     check_threshold(args.run, config, args.threshold)
     trained = "compressor" if config.compresses else "adapter, which compresses nothing"
     from gistjax.inference.engine import load  # slow: flags are checked first
-    from gistjax.inference.text import read_context
+    from gistjax.inference.text import longer_than_trained, read_context
 
     if args.context and args.ratio is None:
         note_budget(config)
@@ -72,20 +72,8 @@ def main(config: CompressionConfig, args: flags.FlagValues, words: list[str]) ->
         else engine.compress(text, args.ratio, args.refine)
     )
     full = engine.full_context().compress(text) if args.full and text else None
-    if document.pieces > 1 and config.compresses:
-        log.warning(
-            "warning: compressed in %d pieces, since the compressor was trained on at most %d "
-            "tokens: answers get worse with each.",
-            document.pieces,
-            engine.trained_tokens,
-        )
-    if document.pieces == 1 and config.selects and document.tokens > engine.trained_tokens:
-        log.warning(
-            "warning: the text has %d tokens, and the compressor was trained on at most %d: how "
-            "much it loses of a longer one was not measured.",
-            document.tokens,
-            engine.trained_tokens,
-        )
+    if longer := longer_than_trained(document):
+        log.warning("warning: %s", longer)
     if not args.json:
         print(about(document))
     bits = int(args.bits) if args.bits else None

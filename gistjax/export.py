@@ -1,6 +1,6 @@
 """Write a finished run in a form that others take.
 
-    python -m gistjax.export --run RUN --to safetensors|peft --output DIR [--push organisation/name]
+    python -m gistjax.export --run RUN --to safetensors|peft --output DIR [--push ORG/MODEL]
     python -m gistjax.export --run RUN --to safetensors --bits 8 --output DIR
     python -m gistjax.export --run RUN --to prompt_embeds --output DIR --context FILE "question" …
     python -m gistjax.export --run RUN --to transformers --output DIR --context FILE
@@ -178,10 +178,13 @@ def export_embeds(request: Request) -> list[str]:
 def compressed(request: Request) -> Document:
     """Return the text of --context, compressed."""
     from gistjax.inference.engine import load
-    from gistjax.inference.text import read_context
+    from gistjax.inference.text import longer_than_trained, read_context
 
     text = read_context(request.contexts)
-    return load(request.run, request.config).compress(text)
+    document = load(request.run, request.config).compress(text)
+    if longer := longer_than_trained(document):
+        log.warning("warning: %s", longer)
+    return document
 
 
 def export_transformers(request: Request) -> list[str]:
@@ -272,7 +275,7 @@ def define_flags(values: flags.FlagValues) -> None:
         ("output", "Folder to write to; made if it is not there."),
     ):
         define_path(name, "", about, values)
-    about = "Upload what was written to this hub repository, organisation/name."
+    about = "Upload what was written to this hub repository, organisation/model."
     flags.DEFINE_string("push", "", about, values)
     about = "--to prompt_embeds and transformers: the text, a file; - is standard input"
     define_path("context", "", about, values, many=True)

@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from gistjax.config import CompressionConfig
-from gistjax.errors import DataError
+from gistjax.errors import ConfigError, DataError
 from gistjax.experiment.run_dir import SHIPPED, RunDir
 from gistjax.inference.engine import Engine, load
 from gistjax.inference.store import Store
@@ -96,6 +96,8 @@ def measure(
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """Measure each size."""
+    if not all(size.isdecimal() and int(size) for size in args.sizes):
+        raise ConfigError(f"--sizes={','.join(args.sizes)} must be numbers from 1 on.")
     engine, sizes = load(args.run, config), sorted(map(int, args.sizes))
     paragraphs = read_paragraphs(args.data, sizes[-1])
     bits = int(args.bits) if args.bits else None

@@ -37,7 +37,7 @@ def check_repo(repo: object, given: str) -> None:
         raise ConfigError(f"{form} ({error}).") from error
 
 
-def locate(run: str | Path, repo: str, revision: str) -> str | Path:
+def locate(run: str | Path, repo: str | None, revision: str) -> str | Path:
     """Return the folder of a run, or of a repository on the hub where one is given.
 
     Raises:
@@ -45,11 +45,11 @@ def locate(run: str | Path, repo: str, revision: str) -> str | Path:
         ConfigError: if another run than the one that comes with gistjax is given too, a revision
             of no repository, or a name that is none.
     """
-    if repo and run != SHIPPED:
+    if repo is not None and run != SHIPPED:
         raise ConfigError(f"run={str(run)!r} and repo={repo!r}: give one of them.")
-    if revision and not repo:
+    if revision and repo is None:
         raise ConfigError(f"revision={revision!r} is of a repo on the hub: give that too.")
-    return fetch(repo, revision) if repo else run
+    return run if repo is None else fetch(repo, revision)
 
 
 def fetch(repo: str, revision: str = "") -> Path:

@@ -45,6 +45,7 @@ class Added:
 class Waiting:
     """A document that is not in the index yet, and what of it is read for it."""
 
+    place: int  # among the documents that were given
     name: str
     sha256: str  # of its text
     pieces: list[Piece]
@@ -71,30 +72,35 @@ class Adding:
         told: Callable[[Added], None],
     ):
         self._engine, self._index, self._ratio, self._bits = engine, index, ratio, bits
-        self._told, self._added = told, list[Added]()
+        self._told, self._added = told, dict[int, Added]()  # by the places of documents
         self._names: dict[str, str] = {}  # SHA-256 of the texts that were given
         self._waiting: dict[str, list[Waiting]] = {}  # by the keys of missing pieces
         self._start = self._logged = time.monotonic()
         self._read = 0
 
     def run(self, documents: Iterable[tuple[str, str]]) -> list[Added]:
-        """Add names and texts; returns what became of them, in the order in which it was known."""
+        """Add names and texts; returns what became of them, in their order."""
         batches = self._engine.compress_pieces(self._missing(documents), self._ratio)
         with ThreadPoolExecutor(WRITERS) as writers:
             for batch in batches:
                 for piece, problem in zip(batch, writers.map(self._write, batch), strict=True):
                     self._written(*piece, problem)
-        return self._added
+        return [self._added[place] for place in sorted(self._added)]
 
     def _missing(self, documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, np.ndarray]]:
         """Yield keys and token ids of pieces that are not kept, each once."""
-        for name, text in documents:
+        for place, document in enumerate(documents):
+            if not isinstance(document, tuple | list) or len(document) != 2:
+                raise DataError(
+                    "each document must be a pair: (name, text); of a dictionary, its .items()."
+                )
+            name, text = document
             try:
-                yield from self._begin(name, text)
+                yield from self._begin(place, name, text)
             except DataError as error:
-                self._tell(Added(name, 0, 0, 0.0, error))
+                self._tell(place, Added(name, 0, 0, 0.0, error))
 
-    def _begin(self, name: str, text: str) -> list[tuple[str, np.ndarray]]:
+    def _begin(self, place: int, name: str, text: str) -> list[tuple[str, np.ndarray]]:
         """Take up a document; returns the pieces that are to be read for it.
 
         Raises:
@@ -109,17 +115,17 @@ class Adding:
         held, before = self._index.find(name), self._index.pieces(name)
         there = all(self._is_kept(piece.key, piece.tokens) for piece in before)
         if held and held.sha256 == sha256 and there:
-            self._tell(Added(name, 0, 0, 0.0))
+            self._tell(place, Added(name, 0, 0, 0.0))
             return []
         cuts = cut_again(self._engine, text, [piece.text for piece in before])
         ids = {key_of(cut.text): cut.ids for cut in cuts}
         pieces = [
-            Piece(name, place, key_of(cut.text), len(cut.ids), cut.text)
-            for place, cut in enumerate(cuts)
+            Piece(name, number, key_of(cut.text), len(cut.ids), cut.text)
+            for number, cut in enumerate(cuts)
         ]
         missing = {key for key, own in ids.items() if not self._is_kept(key, len(own))}
         new = [key for key in ids if key in missing and key not in self._waiting]
-        document = Waiting(name, sha256, pieces, missing, len(new))
+        document = Waiting(place, name, sha256, pieces, missing, len(new))
         if not missing:
             self._put(document)
         for key in missing:
@@ -149,7 +155,7 @@ class Adding:
         if problem:
             for document in waiting:
                 if not document.refused:
-                    self._tell(Added(document.name, 0, 0, 0.0, problem))
+                    self._tell(document.place, Added(document.name, 0, 0, 0.0, problem))
                 document.refused = True
             return
         for document in waiting:
@@ -162,10 +168,10 @@ class Adding:
     def _put(self, document: Waiting) -> None:
         self._index.put(document.name, document.sha256, document.pieces)
         pieces, new = len(document.pieces), document.compressed
-        self._tell(Added(document.name, pieces, new, document.seconds))
+        self._tell(document.place, Added(document.name, pieces, new, document.seconds))
 
-    def _tell(self, added: Added) -> None:
-        self._added.append(added)
+    def _tell(self, place: int, added: Added) -> None:
+        self._added[place] = added
         self._told(added)
         self._logged = time.monotonic()
 

@@ -38,6 +38,8 @@ def ask(
 ) -> list[Answer]:
     """Answer questions, each on its document (`Engine.ask`)."""
     confidence = Confidence(engine.calibration, threshold)
+    if isinstance(asked, str) or not isinstance(asked, Iterable):
+        raise DataError("ask takes a list of pairs: (document, question).")
     checked = [_checked(engine, one) for one in asked]
     return [
         document.answer_of(answer, confidence)

@@ -253,7 +253,8 @@ class Document:
         prompt = transformers_file.prompt_of(engine.pretrained.prompt, tokens)
         state, _ = engine.programs.prefill(self.context, 0)
         file = user_path(file)
-        return transformers_file.write(file, state, self.context, prompt, engine.origin())
+        about = {**engine.origin(), "adapter": str(int(engine.config.lora.rank > 0))}
+        return transformers_file.write(file, state, self.context, prompt, about)
 
     def _about(self) -> document_file.About:
         origin = self.engine.origin()

@@ -73,7 +73,7 @@ def load(
     run: str | Path = SHIPPED,
     config: CompressionConfig | None = None,
     base: str | Path = "",
-    repo: str = "",
+    repo: str | None = None,
     revision: str = "",
 ) -> Engine:
     """Load the compressor of a run directory, or of the hub, and its base.
@@ -82,7 +82,7 @@ def load(
         run: directory with `config.json` and `compressor.safetensors`.
         config: the run's configuration with another ratio or other limits; by default its own.
         base: folder or GGUF file of the base; by default it is found as in the run.
-        repo: organisation/name of a repository on the hub, in place of a run.
+        repo: organisation/model of a repository on the hub, in place of a run.
         revision: of `repo`, a branch, tag or commit; by default the newest.
 
     Raises:
@@ -128,7 +128,7 @@ class Engine:
         self.pool = Pool(partial(jax.device_put, device=replicated(mesh)))
 
     def ask(
-        self, asked: Sequence[tuple[Document, str]], threshold: float | None = None
+        self, asked: Iterable[tuple[Document, str]], threshold: float | None = None
     ) -> list[Answer]:
         """Answer questions, each on its document; those of about equal length together.
 
@@ -223,15 +223,15 @@ class Engine:
         return document
 
     def compress_many(
-        self, texts: Sequence[str], ratio: float | None = None, bits: int | None = None
+        self, texts: Iterable[str], ratio: float | None = None, bits: int | None = None
     ) -> list[Document]:
         """Read many texts, pieces of about equal length at once; else as `compress` reads one.
 
         Numbers may differ by their rounding.
         """
-        if isinstance(texts, str):
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise DataError("compress_many takes a list of texts: put the text into one.")
-        return self._compress(texts, ratio, None, bits)
+        return self._compress(list(texts), ratio, None, bits)
 
     def _compress(
         self, texts: Sequence[str], ratio: float | None, refine: int | None, bits: int | None

@@ -84,6 +84,8 @@ class Store:
         path = user_path(path)
         about = engine.origin()
         if not is_store(path):
+            if ratio == 0:
+                raise ConfigError("ratio=0: a store keeps an entry or slot of so many tokens.")
             ratio = ratio or engine.config.ratio
             engine.check_ratio(ratio)
         chosen = {"ratio": ratio and float(ratio), "bits": bits}
@@ -138,7 +140,7 @@ class Store:
             told: called with each document that is in the store, or refused.
 
         Returns:
-            What became of them, in this order.
+            What became of them, in their order.
 
         Raises:
             CheckpointError, StorageError: as `add`.
@@ -181,7 +183,7 @@ class Store:
 
     def ask_many(
         self,
-        questions: Sequence[str],
+        questions: Iterable[str],
         pieces: int = PIECES,
         threshold: float | None = None,
         within: str | None = None,
@@ -196,10 +198,11 @@ class Store:
             ConfigError: as `ask`.
             DataError: if the questions are one text.
         """
-        if isinstance(questions, str):
+        if isinstance(questions, str) or not isinstance(questions, Iterable):
             raise DataError("ask_many takes a list of questions: put the question into one.")
-        if not isinstance(pieces, int) or not 1 <= pieces <= MOST_PIECES:
-            raise ConfigError(f"pieces={pieces} must be a number from 1 to {MOST_PIECES}.")
+        if type(pieces) is not int or not 1 <= pieces <= MOST_PIECES:
+            raise ConfigError(f"pieces={pieces!r} must be a number from 1 to {MOST_PIECES}.")
+        questions = list(questions)
         if within is not None:
             self.index.check_held([within])
         results: list[Told | GistjaxError] = []
@@ -251,7 +254,13 @@ class Store:
     def open_piece(self, piece: Piece) -> Document:
         """Return what is kept of a piece."""
         file = self.index.file(piece.key)
-        return self._open.get(piece.key, lambda: self.engine.open(file))
+        try:
+            return self._open.get(piece.key, lambda: self.engine.open(file))
+        except CheckpointError as error:
+            name, place = piece.document, piece.place + 1
+            raise CheckpointError(
+                f"{name}, piece {place}: {error} If it is damaged, add the document again."
+            ) from error
 
     def _joined(self, pieces: Sequence[Piece]) -> Document:
         """Return what is kept of pieces as one document."""

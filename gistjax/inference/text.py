@@ -14,6 +14,7 @@ from gistjax.runtime.files import is_file, read_text
 from gistjax.runtime.texts import unix_lines
 
 if TYPE_CHECKING:
+    from gistjax.inference.document import Document
     from gistjax.inference.engine import Engine
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "article.txt"
@@ -31,6 +32,22 @@ def read_context(names: Sequence[str]) -> str:
     """
     files = [str(SAMPLE) if name == "sample" and not is_file(name) else name for name in names]
     return "\n\n".join(join_wrapped_lines(read_text(file)) for file in files)
+
+
+def longer_than_trained(document: Document) -> str:
+    """Return what to expect of a text that is longer than those in training, "" of another."""
+    engine, tokens = document.engine, document.engine.trained_tokens
+    if document.pieces > 1 and engine.config.compresses:
+        return (
+            f"compressed in {document.pieces} pieces, since the compressor was trained on at most "
+            f"{tokens} tokens: answers get worse with each."
+        )
+    if document.pieces == 1 and engine.config.selects and document.tokens > tokens:
+        return (
+            f"the text has {document.tokens} tokens, and the compressor was trained on at most "
+            f"{tokens}: how much it loses of a longer one was not measured."
+        )
+    return ""
 
 
 def check_text(text: object, what: str) -> str:

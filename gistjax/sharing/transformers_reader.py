@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +100,12 @@ class KeptText:
                 raise ValueError(f"{file} was not written by gistjax for transformers.")
             keys, values = (content.get_tensor(name).to(model.dtype) for name in "kv")
             count = content.get_tensor("count")
+        if about.get("adapter") == "1" and not hasattr(model, "peft_config"):
+            warnings.warn(
+                "the model has no adapter, unless it is merged: without PeftModel.from_pretrained("
+                "model, FOLDER) it answers as the base does.",
+                stacklevel=2,
+            )
         model.set_attn_implementation(ATTENTION)
         layers, start = [], 0
         for counts in count.tolist():
@@ -132,6 +139,8 @@ class KeptText:
         `generate` returns them before the answer.
         """
         asked = [questions] if isinstance(questions, str) else list(questions)
+        if not asked or not all(question.strip() for question in asked):
+            raise ValueError("there is no question, or an empty one: give one or more.")
         ids = [self.question_ids(tokenizer, question) for question in asked]
         longest, end = max(map(len, ids)), self.prompt["end_ids"]
         pads = [longest - len(row) for row in ids]

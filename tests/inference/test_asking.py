@@ -143,6 +143,13 @@ def test_what_cannot_be_asked_is_refused(selecting, engine):
     ):
         with pytest.raises(DataError, match=message):
             selecting.ask(wrong)
+    for wrong in (None, 3, "Who?"):
+        with pytest.raises(DataError, match="takes a list of pairs"):
+            selecting.ask(wrong)
+    for wrong in (None, "text"):
+        with pytest.raises(DataError, match="takes a list of texts"):
+            selecting.compress_many(wrong)
+    assert len(selecting.compress_many(text for text in TEXTS)) == len(TEXTS)
     assert selecting.ask([]) == [] == selecting.ask(iter([]))
     assert len(selecting.ask((document, "Who?") for _ in range(2))) == 2
 

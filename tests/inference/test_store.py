@@ -242,7 +242,9 @@ def test_pieces_of_many_texts_are_read_together_and_a_refused_one_stops_none(sto
     notes = [(f"note {i}", f"Note {i} is on the mill.") for i in range(rows - 1)]
     given = [*notes, ("empty", ""), ("note 0", "Another text."), ("mill", MILL), ("copy", MILL)]
     added = store.add_many(given, told.append)
-    assert added == told and {one.name: one.compressed for one in added if not one.problem} == {
+    assert [one.name for one in added] == [name for name, _ in given]
+    assert sorted(map(id, added)) == sorted(map(id, told))
+    assert {one.name: one.compressed for one in added if not one.problem} == {
         **dict.fromkeys(dict(notes), 1),
         "mill": 3,
         "copy": 0,
@@ -327,3 +329,31 @@ def test_many_questions_are_answered_as_one_by_one(engine, tmp_path):
     assert "has a word of" in str(none) and "shorten it" in str(long)
     with pytest.raises(DataError, match="has a word of"):
         store.ask("Xylophones?")
+
+
+def test_many_are_added_in_their_order_and_wrong_ones_are_told(engine, tmp_path):
+    store = gistjax.Store(tmp_path / "store", engine)
+    texts = {"long": "The mill is old. " * 30, "empty": "", "short": "The port is new."}
+    assert [added.name for added in store.add_many(texts.items())] == ["long", "empty", "short"]
+    for wrong in (texts, ["ab"], [("one", "two", "three")]):
+        with pytest.raises(DataError, match=r"must be a pair: \(name, text\)"):
+            store.add_many(wrong)
+    for wrong in ("Who?", None, 3):
+        with pytest.raises(DataError, match="takes a list of questions"):
+            store.ask_many(wrong)
+    assert len(store.ask_many(question for question in ("mill?", "port?"))) == 2
+    for pieces, shown in (("2", "'2'"), (True, "True"), (0, "0")):
+        with pytest.raises(ConfigError, match=f"pieces={shown} must be"):
+            store.ask("mill?", pieces=pieces)
+    with pytest.raises(ConfigError, match="ratio=0"):
+        gistjax.Store(tmp_path / "other", engine, ratio=0)
+
+
+def test_a_damaged_piece_keeps_no_answer_from_other_questions(engine, tmp_path):
+    store = gistjax.Store(tmp_path / "store", engine)
+    store.add_many([("mill", "The mill was built in 1783."), ("port", "The port is new.")])
+    (piece,) = store.index.pieces("mill")
+    store.index.file(piece.key).write_bytes(b"damaged")
+    mill, port = gistjax.Store(tmp_path / "store", engine).ask_many(["mill?", "port?"])
+    assert isinstance(mill, CheckpointError) and port.pieces[0].document == "port"
+    assert "mill, piece 1" in str(mill) and "add the document again" in str(mill)
