@@ -72,6 +72,11 @@ def check_reach(host: str, names: list[str], token: str) -> None:
         ConfigError: saying what is missing.
     """
     if is_loopback(host):
+        if not token and (beyond := [name for name in names if not is_loopback(name)]):
+            raise ConfigError(
+                f"--name={beyond[0]} is what other machines call this one, through a proxy, and "
+                "nothing would keep anyone out: give --token_file, or leave --name out."
+            )
         return
     if not token:
         raise ConfigError(

@@ -81,6 +81,10 @@ def test_what_would_not_be_safe_is_refused(command, words, message, monkeypatch)
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.2", "::1"])
 def test_loopback_needs_no_token(host):
     serve.check_reach(host, [], "")
+    serve.check_reach(host, ["localhost"], "")
+    with pytest.raises(ConfigError, match="through a proxy, and nothing would keep anyone out"):
+        serve.check_reach(host, ["docs.example.org"], "")
+    serve.check_reach(host, ["docs.example.org"], "0123456789abcdef")
 
 
 def test_other_files_are_no_store(command, tmp_path):
@@ -97,7 +101,6 @@ def test_what_is_not_installed_is_told(command, monkeypatch):
 
 def test_a_port_that_is_taken_is_told():
     server = pytest.importorskip("gistjax.serving.server")
-    with server.bind("127.0.0.1", 0) as taken:
-        taken.listen()
-        with pytest.raises(ConfigError, match="give another --port"):
-            server.bind("127.0.0.1", taken.getsockname()[1])
+    refused = pytest.raises(ConfigError, match="give another --port")
+    with server.bind("127.0.0.1", 0) as taken, refused:
+        server.bind("127.0.0.1", taken.getsockname()[1])

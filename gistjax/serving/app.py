@@ -19,14 +19,14 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 import gistjax
 from gistjax.data.tasks import written_tokens
-from gistjax.errors import ConfigError, DataError, GistjaxError
+from gistjax.errors import CheckpointError, ConfigError, DataError, GistjaxError
 from gistjax.inference.store import MOST_PIECES
 from gistjax.inference.store_index import PIECES
 from gistjax.inference.text import check_text
 from gistjax.serving import chat
 from gistjax.serving.guard import BODY_BYTES
 from gistjax.serving.metrics import Metrics
-from gistjax.serving.replies import error_reply, reply_to
+from gistjax.serving.replies import Refused, error_reply, reply_to, shown
 from gistjax.serving.worker import MOST_QUESTIONS, How, Worker
 
 T = TypeVar("T")
@@ -34,7 +34,8 @@ CLIENT_LEFT = 499
 """Status of a request whose client went away, as nginx counts it."""
 
 Name = Annotated[str, StringConstraints(max_length=1024)]
-Question = Annotated[str, StringConstraints(max_length=10_000)]
+QUESTION_CHARACTERS = 10_000
+Question = Annotated[str, StringConstraints(max_length=QUESTION_CHARACTERS)]
 SeveralQuestions = Annotated[list[Question], Field(min_length=1, max_length=MOST_QUESTIONS)]
 
 
@@ -98,7 +99,7 @@ def _explain_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"][1:]))
+        where = shown(".".join(map(str, first["loc"][1:])))
         if not where or first["type"] == "json_invalid":
             message = "the body must be a JSON object, sent as application/json."
             return error_reply(HTTPStatus.BAD_REQUEST, message)
@@ -153,7 +154,8 @@ def _add_questions(app: FastAPI, worker: Worker) -> None:
         answers = []
         for question, result in zip(questions, results, strict=True):
             if isinstance(result, BaseException):
-                if asked.questions is None or not isinstance(result, GistjaxError):
+                of_question = isinstance(result, DataError | CheckpointError)
+                if asked.questions is None or not of_question:
                     raise result
                 answers.append({"question": question, "error": str(result)})
             else:
@@ -174,6 +176,9 @@ def _add_chat(app: FastAPI, worker: Worker) -> None:
     async def complete(body: dict[str, Any], request: Request) -> dict[str, Any]:
         """Answer the user's message from the store, in OpenAI's form."""
         question = check_text(chat.question_of(body, model, most_tokens), "question")
+        if len(question) > QUESTION_CHARACTERS:
+            about = f"the message has more than {QUESTION_CHARACTERS} characters: shorten it."
+            raise Refused(about, "messages")
         told = await _result(request, *worker.ask([question], How()))
         tokens = len(engine.pretrained.prompt.encode_question(question))
         return chat.completion(told, model, tokens, most_tokens)
@@ -199,6 +204,7 @@ async def _results(request: Request, futures: Sequence[Future[T]]) -> list[T | B
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not everything.done():
+            leaving.result()  # a body that is too long, if that is what ended it
             raise HTTPException(CLIENT_LEFT, "the client went away.")
         return everything.result()
     finally:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gistjax.inference.store import Told
-from gistjax.serving.replies import Refused
+from gistjax.serving.replies import Refused, shown
 
 GREEDY = "answers are greedy"
 WHOLE = "an answer is written as a whole"
@@ -53,7 +53,7 @@ def question_of(body: Mapping[str, Any], model: str, most_tokens: int) -> str:
         if value is None or name in WITHOUT_EFFECT:
             continue
         if name not in ONLY:
-            raise Refused(f"{name} is not known here: leave it out.", name)
+            raise Refused(f"{shown(name)} is not known here: leave it out.", shown(name))
         allowed, why = ONLY[name]
         if value not in allowed:
             raise Refused(

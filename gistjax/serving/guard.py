@@ -43,19 +43,20 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        start, status = time.monotonic(), 0
+        start, status, begun = time.monotonic(), 0, False
 
         async def watched(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
+            nonlocal status, begun
+            begun = True
             await send(message)
+            status = message.get("status", status)
 
-        reply = self._refuse(scope)
         try:
+            reply = self._refuse(scope)
             async with asyncio.timeout(self._seconds) as limit:
                 await (reply or self._app)(scope, receive, watched)
         except Exception as error:
-            if not status:
+            if not begun:
                 late = f"it took longer than {self._seconds:g} s: ask less at once, or later."
                 told = error_reply(HTTPStatus.GATEWAY_TIMEOUT, late)
                 reply = told if limit.expired() else reply_to(error)

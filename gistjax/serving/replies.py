@@ -8,13 +8,18 @@ from http import HTTPStatus
 
 from fastapi.responses import JSONResponse
 
-from gistjax.errors import ConfigError, DataError, GistjaxError
+from gistjax.errors import BusyError, CheckpointError, ConfigError, DataError, GistjaxError
 from gistjax.runtime import cli
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 1
 """Seconds after which a client that was sent away may try again."""
+
+
+def shown(name: object) -> str:
+    """Return the beginning of what a client called something, in ASCII."""
+    return str(name)[:60].encode("ascii", "backslashreplace").decode()
 
 
 class Refused(ConfigError):
@@ -40,27 +45,31 @@ def error_reply(
     """Return an error as a reply."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     error = {"message": message, "type": kind, "param": parameter, "code": code}
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers = {"Retry-After": str(RETRY_S), **(headers or {})}
     return JSONResponse({"error": error}, status, headers)
 
 
 def reply_to(error: Exception) -> JSONResponse:
     """Return the reply to an error: 400 if the request is at fault, 503 if the machine is.
 
-    Of what is no error of a user's the kind and the place in the code are logged, and 500 is
-    returned: its message may have a document's text.
+    500 if the store is damaged, or gistjax is at fault. The log has an error's kind, and of a
+    mistake its place in the code: a message may have a document's text.
     """
     if isinstance(error, Refused):
         status = HTTPStatus.NOT_FOUND if error.code else HTTPStatus.BAD_REQUEST
         return error_reply(status, str(error), error.parameter, error.code)
     if isinstance(error, DataError | ConfigError):
         return error_reply(HTTPStatus.BAD_REQUEST, str(error))
+    if isinstance(error, BusyError):
+        status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(RETRY_S)}
+        return error_reply(status, str(error), headers=headers)
     message, _ = cli.explain(error)
     if message is not None:
+        log.error("%s", type(error).__name__)
         if not isinstance(error, GistjaxError):
-            log.error("%s", message)
-        return error_reply(HTTPStatus.SERVICE_UNAVAILABLE, message)
+            message = "the machine has not the memory or room for it: ask less at once."
+        damaged = isinstance(error, CheckpointError)
+        status = HTTPStatus.INTERNAL_SERVER_ERROR if damaged else HTTPStatus.SERVICE_UNAVAILABLE
+        return error_reply(status, message)
     place = "".join(traceback.format_tb(error.__traceback__))
     log.error("%s, a mistake in gistjax:\n%s", type(error).__name__, place)
     return error_reply(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -35,7 +36,7 @@ class Listening:
     host: str
     port: int  # 0 takes one that is free
     names: Sequence[str] = ()  # by which clients call this machine, besides those of loopback
-    token: str = ""  # which requests must have, if it is not empty
+    token: str = field(default="", repr=False)  # which requests must have, if it is not empty
     seconds: float = 60.0  # the most that a request may take
     queue: int = 256  # the most questions that wait
 
@@ -52,7 +53,10 @@ def serve(path: Path, run: str, config: CompressionConfig, listening: Listening)
     """
     bound = bind(listening.host, listening.port)
     log.info("loading %s and its compressor …", config.model.known_as)
-    Server(Store(path, load(run, config)), listening).run([bound])
+    server = Server(Store(path, load(run, config)), listening)
+    server.run([bound])
+    if server.worker.lost:
+        raise RuntimeError("the thread that owns the store ended by itself.")
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -61,12 +65,16 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: if it cannot be had.
     """
+    bound = None
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen()  # until then another may have it too
     except OSError as error:
+        if bound:
+            bound.close()
         raise ConfigError(
             f"cannot listen at {host}, port {port} ({error.strerror}): give another --port or "
             "--host."
@@ -91,10 +99,12 @@ class Server(uvicorn.Server):
             lifespan="off",
             ws="none",
             log_config=None,
-            log_level="warning",
+            log_level="error",
             access_log=False,  # it has names of documents
             server_header=False,
             limit_concurrency=CONNECTIONS,
+            proxy_headers=False,
+            timeout_graceful_shutdown=math.ceil(listening.seconds),
         )
         super().__init__(config)
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from gistjax.errors import BusyError, GistjaxError
+from gistjax.errors import BusyError, DataError, DeviceMemoryError, GistjaxError
 from gistjax.inference.asking import BATCHES
 from gistjax.inference.store import Store, Told
 from gistjax.inference.store_index import PIECES
@@ -53,6 +53,7 @@ class Worker(threading.Thread):
     def __init__(self, store: Store, limit: int, told: Callable[[int], None] = lambda _: None):
         super().__init__(name="store", daemon=True)
         self.store, self.stopping = store, False
+        self.lost = False  # it ended without being told to
         self._limit, self._told = limit, told
         self._waiting: list[_Job] = []
         self._changed = threading.Condition()
@@ -101,12 +102,15 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         """Do what comes, until it is told to stop and nothing waits."""
-        while jobs := self._take():
-            begun = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-            if begun and begun[0].how:
-                self._told(len(begun))
-            if begun:
-                self._do(begun)
+        try:
+            while jobs := self._take():
+                if begun := [job for job in jobs if job.future.set_running_or_notify_cancel()]:
+                    self._do(begun, self._told)
+        finally:
+            with self._changed:
+                self.lost, self.stopping = not self.stopping, True
+                for job in self._waiting:
+                    job.future.cancel()
 
     def _take(self) -> list[_Job]:
         """Return what is done next, once there is something; nothing at the end."""
@@ -119,28 +123,40 @@ class Worker(threading.Thread):
             self._waiting = [job for job in self._waiting if job not in taken]
             return taken
 
-    def _do(self, jobs: list[_Job]) -> None:
+    def _do(self, jobs: list[_Job], told: Callable[[int], None] = lambda _: None) -> None:
         """Answer questions together, or do another thing alone.
 
         Questions that cannot be answered together, for want of memory or for what is kept of one
-        document, are answered one by one.
+        document, are answered in halves.
         """
         how, call = jobs[0].how, jobs[0].call
         try:
             results: Sequence[object]
             if how:
+                told(len(jobs))
                 results = self.store.ask_many([job.question for job in jobs], *how)
             else:
                 assert call is not None
                 results = [call()]
-        except Exception as error:  # whoever waits for it is told
-            if len(jobs) == 1:
-                return jobs[0].future.set_exception(error)
+            for job, result in zip(jobs, results, strict=True):
+                if isinstance(result, GistjaxError):
+                    job.future.set_exception(result)
+                else:
+                    job.future.set_result(result)
+        except BaseException as error:  # a library's panic, too: this thread has to live
+            if len(jobs) > 1 and _is_of_one(error):
+                half = len(jobs) // 2
+                self._do(jobs[:half])
+                self._do(jobs[half:])
+                return
+            known = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
             for job in jobs:
-                self._do([job])
-            return
-        for job, result in zip(jobs, results, strict=True):
-            if isinstance(result, GistjaxError):
-                job.future.set_exception(result)
-            else:
-                job.future.set_result(result)
+                if not job.future.done():
+                    job.future.set_exception(known)
+
+
+def _is_of_one(error: BaseException) -> bool:
+    """Return whether fewer questions may be answered where so many are not."""
+    if isinstance(error, MemoryError | DataError | DeviceMemoryError):
+        return True
+    return "RESOURCE_EXHAUSTED" in str(error)

@@ -240,11 +240,18 @@ def test_what_the_machine_is_at_fault_for_is_told_and_no_text_is_logged(
     secret = "Ostrel"
     assert client("POST", "/ask", {"question": f"Was {secret} dredged?"})[0] == 200
 
-    errors = [StorageError("the disk is full."), MemoryError(), ValueError(secret)]
+    full = f"RESOURCE_EXHAUSTED: {secret}"
+    errors = [
+        StorageError("the disk is full."),
+        MemoryError(),
+        ValueError(full),
+        ValueError(secret),
+    ]
     monkeypatch.setattr(store.index, "documents", Mock(side_effect=errors))
     for status, message in (
         (503, "the disk is full."),
-        (503, "memory ran out"),
+        (503, "has not the memory or room"),
+        (503, "has not the memory or room"),
         (500, "a mistake in gistjax"),
     ):
         found, _, body = client("GET", "/documents")
@@ -255,3 +262,22 @@ def test_what_the_machine_is_at_fault_for_is_told_and_no_text_is_logged(
     assert caplog.text.count("ValueError, a mistake in gistjax") == 1
     assert "in documents\n" in caplog.text  # where in the code
     assert secret not in caplog.text and secret not in page
+
+
+def test_a_fault_of_the_machine_is_none_of_one_question(client, store, monkeypatch):
+    asked = {"questions": ["Who built the mill?", "Was the harbour dredged?"]}
+    assert client("POST", "/ask", {**asked, "within": "nobody"})[0] == 400
+    monkeypatch.setattr(store, "ask_many", Mock(side_effect=StorageError("the disk is full.")))
+    status, headers, _ = client("POST", "/ask", asked)
+    assert status == 503 and "Retry-After" not in headers
+    assert store.ask_many.call_count == 1, "not asked one by one"
+
+
+def test_names_that_are_no_text_and_long_messages_are_refused(client):
+    model = client("GET", "/v1/models")[2]["data"][0]["id"]
+    turns = [{"role": "user", "content": "why " * 3000}]
+    status, _, body = client("POST", "/v1/chat/completions", {"model": model, "messages": turns})
+    assert status == 400 and "more than 10000 characters" in body["error"]["message"]
+    for path, given in (("/v1/chat/completions", {"model": model}), ("/ask", {"question": "Who?"})):
+        status, _, body = client("POST", path, {**given, "\ud800" + "x" * 1000: 1})
+        assert status == 400 and len(json.dumps(body)) < 500

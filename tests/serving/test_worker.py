@@ -1,5 +1,7 @@
 """What waits is answered together, dropped or refused; nothing that was taken is lost."""
 
+from unittest.mock import Mock
+
 import pytest
 
 import gistjax
@@ -103,3 +105,34 @@ def test_what_cannot_be_answered_together_is_answered_one_by_one(
         asked = worker.ask([MILL, PORT], How(pieces=1))
     assert [one.result(20).pieces[0].document for one in asked] == ["mill", "notes/port"]
     assert told == [2]
+
+
+class Panic(BaseException):
+    """As a library's, which is no Exception."""
+
+
+def test_a_panic_is_told_to_whom_it_befell_and_the_others_are_answered(
+    start, store, held_up, monkeypatch
+):
+    ask_many = store.ask_many
+    monkeypatch.setattr(store, "ask_many", Mock(side_effect=Panic("secret")))
+    worker = start()
+    with held_up(worker):
+        asked = worker.ask([MILL, PORT], How())
+    for one in asked:
+        with pytest.raises(RuntimeError, match="^Panic$"):
+            one.result(20)
+    assert store.ask_many.call_count == 1
+    monkeypatch.setattr(store, "ask_many", ask_many)
+    assert worker.ask([MILL], How())[0].result(20).answer and not worker.lost
+
+
+def test_a_thread_that_ends_by_itself_takes_nothing_more_and_says_so(store, monkeypatch):
+    worker = Worker(store, 8)
+    monkeypatch.setattr(worker, "_take", Mock(side_effect=Panic))
+    (waits,) = worker.ask([MILL], How())
+    with pytest.raises(Panic):
+        worker.run()
+    assert waits.cancelled() and worker.lost
+    with pytest.raises(BusyError, match="is stopping"):
+        worker.ask([MILL], How())
