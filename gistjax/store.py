@@ -91,7 +91,10 @@ def split_words(words: list[str]) -> tuple[str, Path, list[str]]:
     if len(words) < 2 or not words[1].strip():
         raise ConfigError(f"which store? Give its folder: {usage}.")
     rest = words[2:]
-    if bool(needed) != bool(rest) or not all(word.strip() for word in rest):
+    empty = [number for number, word in enumerate(rest, 1) if not word.strip()]
+    if 0 < len(empty) < len(rest):
+        raise ConfigError(f"word {empty[0]} after the store is empty: {usage}.")
+    if bool(needed) != bool(rest) or empty:
         raise ConfigError(f"{'too much' if not needed else 'something is missing'}: {usage}.")
     return action, user_path(words[1]), rest
 

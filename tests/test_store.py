@@ -115,6 +115,7 @@ def test_a_store_in_the_folder_that_is_added_is_left_out(command):
         (("add",), "which store\\? Give its folder: gistjax store add STORE FILE"),
         (("add", "kept"), "something is missing: gistjax store add STORE FILE"),
         (("ask", "kept", " "), "something is missing: gistjax store ask STORE"),
+        (("ask", "kept", "Who?", ""), "word 2 after the store is empty: gistjax store ask STORE"),
         (("list", "kept", "mill.txt"), "too much: gistjax store list STORE"),
         (("list", "kept", "--ratio=8"), "--ratio is of `gistjax store add`"),
         (("add", "kept", "texts", "--within=a"), "--within is of `gistjax store ask`"),

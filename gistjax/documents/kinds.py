@@ -43,6 +43,8 @@ def kind_of(content: bytes, suffix: str) -> str:
         has_zeros, kind = "\0" in decode(content), "text"
     except UnicodeDecodeError:
         has_zeros, kind = b"\0" in content, "encoded"
+    if has_zeros and suffix == ".pdf":
+        raise DataError("is no PDF, or a damaged one: save it anew, or name it by what it is.")
     if has_zeros:
         raise DataError(
             "is no text (it has zero bytes in it: an image, a program, a damaged file, or UTF-16 "

@@ -47,6 +47,8 @@ def locate(run: str | Path, repo: str | None, revision: str) -> str | Path:
     """
     if repo is not None and run != SHIPPED:
         raise ConfigError(f"run={str(run)!r} and repo={repo!r}: give one of them.")
+    if not isinstance(revision, str):
+        raise ConfigError(f"revision={revision!r} must be a text: a branch, tag or commit.")
     if revision and repo is None:
         raise ConfigError(f"revision={revision!r} is of a repo on the hub: give that too.")
     return run if repo is None else fetch(repo, revision)

@@ -49,6 +49,7 @@ def refusal(path, **more):
         ("scan2.pdf", pdf_with_picture([]), "run OCR"),
         ("locked.pdf", pdf(["One line."], **LOCKED), r"is locked \(encrypted\).*print it"),
         ("none.pdf", b"%PDF-1.7\n", "is damaged.*save it anew"),
+        ("zeros.pdf", b"\0" * 64, "is no PDF, or a damaged one"),
         ("half.pdf", pdf(["One line."])[:200], "is damaged.*save it anew"),
         ("half.docx", docx(BODY)[:-40], "is damaged.*save it anew"),
         ("bare.docx", archive({}), "is an archive, but no Word file"),

@@ -128,6 +128,7 @@ def test_a_repository_makes_nobody_import_code(exported, hub, tmp_path, monkeypa
         ({"repo": ["me/x"]}, "a repository is named organisation/model"),
         ({"repo": "me/x", "run": "runs/qa"}, "run='runs/qa' and repo='me/x': give one of them"),
         ({"revision": "v2"}, "revision='v2' is of a repo"),
+        ({"repo": "a/b", "revision": 5}, "revision=5 must be a text"),
     ],
 )
 def test_mistakes_are_named(hub, given, says):
