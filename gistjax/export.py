@@ -177,12 +177,11 @@ def export_embeds(request: Request) -> list[str]:
 
 def compressed(request: Request) -> Document:
     """Return the text of --context, compressed."""
-    from gistjax.inference.engine import load
-    from gistjax.inference.text import longer_than_trained, read_context
+    from gistjax.inference import engine, text
 
-    text = read_context(request.contexts)
-    document = load(request.run, request.config).compress(text)
-    if longer := longer_than_trained(document):
+    given = text.read_context(request.contexts)
+    document = engine.load(request.run, request.config).compress(given)
+    if longer := text.longer_than_trained(document):
         log.warning("warning: %s", longer)
     return document
 
