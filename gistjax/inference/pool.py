@@ -128,7 +128,7 @@ class Pool:
     def _write(self, entries: tuple[jax.Array, ...], begin: int) -> tuple[jax.Array, ...]:
         """Return the runs with entries in them; what they were is gone."""
         given = self._runs, entries, np.int32(begin)
-        shapes = len(self._runs[0]), len(entries[0])
+        shapes = len(self._runs[0]), len(entries[0]), self._runs[0].dtype
         if shapes not in self._compiled:
             start = time.perf_counter()
             self._compiled[shapes] = jax.jit(_written, donate_argnums=0).lower(*given).compile()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gistjax.compress.kept import Entries, entries_of, packed
 from gistjax.errors import DataError
-from gistjax.inference.pool import Pool
+from gistjax.inference.pool import POOL_BYTES, Pool
 
 L, K, H = 2, 3, 4
 
@@ -58,8 +58,9 @@ def test_each_row_reads_its_own_entries_whatever_came_before(batches):
             chex.assert_trees_all_equal(np.concatenate([v for _, v in read]), own.v_TxH)
 
 
-def test_entries_of_another_dtype_begin_anew():
-    pool, narrow, wide = Pool(jax.device_put), document_of(0, jnp.bfloat16), document_of(0)
+@pytest.mark.parametrize("budget", [1, POOL_BYTES])  # 1: the runs are as long in either
+def test_entries_of_another_dtype_begin_anew(budget):
+    pool, narrow, wide = Pool(jax.device_put, budget), document_of(0, jnp.bfloat16), document_of(0)
     for document in (narrow, wide):
         placed = pool.place([document])
         k_TxH = np.concatenate([k for k, _ in entries_read(placed, 0)])
