@@ -186,30 +186,41 @@ class Store:
         questions: Iterable[str],
         pieces: int = PIECES,
         threshold: float | None = None,
-        within: str | None = None,
+        within: str | Sequence[str | None] | None = None,
     ) -> list[Told | GistjaxError]:
         """Answer questions as `ask` does, those of about equal length together.
+
+        Args:
+            pieces, threshold: as in `ask`.
+            within: as in `ask` for all, or a list with that of each.
 
         Returns:
             For each what it was told, or why it has no answer: that of a damaged piece, or of a
             question that cannot be asked, keeps none from theirs.
 
         Raises:
-            ConfigError: as `ask`.
-            DataError: if the questions are one text.
+            ConfigError: as `ask`, but for a list of documents: of these one that is not here is
+                why its question has no answer.
+            DataError: if the questions are one text, or not as many as the list.
         """
         if isinstance(questions, str) or not isinstance(questions, Iterable):
             raise DataError("ask_many takes a list of questions: put the question into one.")
         if type(pieces) is not int or not 1 <= pieces <= MOST_PIECES:
             raise ConfigError(f"pieces={pieces!r} must be a number from 1 to {MOST_PIECES}.")
         questions = list(questions)
-        if within is not None:
-            self.index.check_held([within])
+        if within is None or isinstance(within, str):
+            if within is not None:
+                self.index.check_held([within])
+            within = [within] * len(questions)
+        if len(within) != len(questions):
+            count = f"{len(within)} documents for {len(questions)} questions"
+            raise DataError(f"within has {count}: give one for all, or one for each.")
         results: list[Told | GistjaxError] = []
         for first in range(0, len(questions), BATCHES[-1]):
-            batch = questions[first : first + BATCHES[-1]]
-            found = [self._find(question, pieces, within) for question in batch]
-            asked = zip(found, batch, strict=True)
+            batch = slice(first, first + BATCHES[-1])
+            of_batch = zip(questions[batch], within[batch], strict=True)
+            found = [self._find(question, pieces, where) for question, where in of_batch]
+            asked = zip(found, questions[batch], strict=True)
             able = [(one[1], q) for one, q in asked if not isinstance(one, GistjaxError)]
             answers = iter(self.engine.ask(able, threshold))
             results += [
@@ -224,6 +235,8 @@ class Store:
         """Return the pieces that fit a question best, and what is kept of them; or why not."""
         try:
             question = check_text(question, "question")
+            if within is not None:
+                self.index.check_held([within])
             found = self._search(question, pieces, within)
             try:
                 document = self._joined(found)
@@ -233,7 +246,7 @@ class Store:
                     raise
                 found, document = again, self._joined(again)  # another process has replaced it
             document.check_question(question)
-        except (CheckpointError, DataError) as error:
+        except (CheckpointError, ConfigError, DataError) as error:
             return error
         return found, document
 

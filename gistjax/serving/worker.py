@@ -1,7 +1,7 @@
 """One thread that owns a store: the questions that wait are answered together.
 
 Whatever is done with the store goes through it, in the order in which it came; only questions that
-are asked alike (`How`) are taken along with the first of them.
+are asked alike (`How`, whatever the document) are taken along with the first of them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ class How(NamedTuple):
     pieces: int = PIECES
     threshold: float | None = None
     within: str | None = None
+
+    def is_like(self, other: How | None) -> bool:
+        """Return whether a question asked so is answered together with another."""
+        return other is not None and self[:2] == other[:2]
 
 
 @dataclass(eq=False)
@@ -117,8 +121,8 @@ class Worker(threading.Thread):
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self.stopping)
             taken = self._waiting[:1]
-            if taken and taken[0].how:
-                alike = [job for job in self._waiting if job.how == taken[0].how]
+            if taken and (how := taken[0].how):
+                alike = [job for job in self._waiting if how.is_like(job.how)]
                 taken = alike[:MOST_QUESTIONS]
             self._waiting = [job for job in self._waiting if job not in taken]
             return taken
@@ -134,7 +138,8 @@ class Worker(threading.Thread):
             results: Sequence[object]
             if how:
                 told(len(jobs))
-                results = self.store.ask_many([job.question for job in jobs], *how)
+                within = [job.how.within for job in jobs if job.how]
+                results = self.store.ask_many([job.question for job in jobs], *how[:2], within)
             else:
                 assert call is not None
                 results = [call()]

@@ -331,6 +331,18 @@ def test_many_questions_are_answered_as_one_by_one(engine, tmp_path):
         store.ask("Xylophones?")
 
 
+def test_each_question_may_have_its_own_document(engine, tmp_path):
+    store = gistjax.Store(tmp_path / "store", engine)
+    store.add("old", "The mill was built in 1783.")
+    store.add("new", "The mill was built in 1902.")
+    asked, within = ["When was the mill built?"] * 4, ["new", "old", "nwe", None]
+    new, old, none, _ = store.ask_many(asked, pieces=1, within=within)
+    assert [told.pieces[0].document for told in (new, old)] == ["new", "old"]
+    assert isinstance(none, ConfigError) and "did you mean 'new'" in str(none)
+    with pytest.raises(DataError, match="4 documents for 1 questions"):
+        store.ask_many(["When?"], within=within)
+
+
 def test_many_are_added_in_their_order_and_wrong_ones_are_told(engine, tmp_path):
     store = gistjax.Store(tmp_path / "store", engine)
     texts = {"long": "The mill is old. " * 30, "empty": "", "short": "The port is new."}

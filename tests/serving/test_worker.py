@@ -5,7 +5,7 @@ from unittest.mock import Mock
 import pytest
 
 import gistjax
-from gistjax.errors import BusyError, CheckpointError, DataError
+from gistjax.errors import BusyError, CheckpointError, ConfigError, DataError
 from gistjax.serving.worker import How, Worker
 
 MILL, PORT = "Who built the mill?", "Was the harbour dredged?"
@@ -41,6 +41,25 @@ def test_questions_that_wait_are_answered_in_one_run(start, store, batches, held
         asked[2].result(20)
     alike = [store.ask(question).answer.written for question in (MILL, PORT, PORT)]
     assert [told.answer.written for told in answers] == alike
+
+
+def test_questions_on_several_documents_are_answered_in_one_run(start, batches, held_up):
+    worker = start()
+    with held_up(worker):
+        asked = [
+            worker.ask([question], How(within=name))[0]
+            for question, name in (
+                (MILL, "mill"),
+                ("mill?", "mil"),
+                (PORT, "notes/port"),
+                (MILL, "mill"),
+            )
+        ]
+    named = [asked[place].result(20).pieces[0].document for place in (0, 2, 3)]
+    assert named == ["mill", "notes/port", "mill"]
+    with pytest.raises(ConfigError, match="did you mean 'mill'"):
+        asked[1].result(20)
+    assert batches == [4]
 
 
 def test_a_full_queue_takes_no_more_and_what_was_cancelled_takes_no_room(start, held_up):
