@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 from gistjax.inference.asking import BATCHES
 
@@ -35,6 +35,11 @@ class Metrics:
             buckets=BATCHES,
             registry=self.registry,
         )
+
+    def describe(self, device: str) -> None:
+        """Tell also what the server computes on."""
+        about = "What the server computes on."
+        Info("gistjax", about, registry=self.registry).info({"device": device})
 
     def watch(self, waiting: Callable[[], int]) -> None:
         """Tell also how many questions wait."""

@@ -17,6 +17,7 @@ from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.inference.engine import load
 from gistjax.inference.store import Store
+from gistjax.runtime.devices import device_name
 from gistjax.runtime.signals import SIGNALS
 from gistjax.serving.app import make_app
 from gistjax.serving.guard import Guard
@@ -91,6 +92,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, store: Store, listening: Listening):
         metrics = Metrics()
+        metrics.describe(device_name())
         self.worker = Worker(store, listening.queue, metrics.count_batch)
         metrics.watch(lambda: self.worker.waiting)
         app = make_app(self.worker, metrics)
