@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,17 +34,25 @@ class _Question(NamedTuple):
 
 
 def ask(
-    engine: Engine, asked: Iterable[tuple[Document, str]], threshold: float | None = None
+    engine: Engine,
+    asked: Iterable[tuple[Document, str]],
+    threshold: float | None = None,
+    told: Callable[[int, Answer], None] = lambda *_: None,
 ) -> list[Answer]:
-    """Answer questions, each on its document (`Engine.ask`)."""
+    """Answer questions, each on its document (`Engine.ask`).
+
+    Args:
+        told: called with the place and the answer of each question, as soon as it has one.
+    """
     confidence = Confidence(engine.calibration, threshold)
     if isinstance(asked, str) or not isinstance(asked, Iterable):
         raise DataError("ask takes a list of pairs: (document, question).")
     checked = [_checked(engine, one) for one in asked]
-    return [
-        document.answer_of(answer, confidence)
-        for (document, _), answer in zip(checked, answer_ids(engine, checked), strict=True)
-    ]
+    answers: dict[int, Answer] = {}
+    for place, ids in _written(engine, checked):
+        answers[place] = checked[place][0].answer_of(ids, confidence)
+        told(place, answers[place])
+    return [answers[place] for place in range(len(checked))]
 
 
 def _checked(engine: Engine, one: Any) -> tuple[Document, str]:
@@ -69,11 +77,15 @@ def answer_ids(engine: Engine, asked: list[tuple[Document, str]]) -> list[Answer
     Raises:
         DataError: if a question is too long.
     """
-    answers: dict[int, AnswerIds] = {}
-    for size, batch in list(_batches(engine, asked)):  # all questions fit, or none is answered
-        for question, answer in zip(batch, _answer(engine, size, batch), strict=True):
-            answers[question.place] = answer
+    answers = dict(_written(engine, asked))
     return [answers[place] for place in range(len(asked))]
+
+
+def _written(engine: Engine, asked: list[tuple[Document, str]]) -> Iterator[tuple[int, AnswerIds]]:
+    """Yield the place and the answer of each question, batch by batch."""
+    for size, batch in list(_batches(engine, asked)):  # all questions fit, or none is answered
+        places = [question.place for question in batch]
+        yield from zip(places, _answer(engine, size, batch), strict=True)
 
 
 def _batches(

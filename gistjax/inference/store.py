@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gistjax.errors import CheckpointError, ConfigError, DataError, GistjaxError
+from gistjax.inference import asking
 from gistjax.inference.adding import Added, Adding
 from gistjax.inference.asking import BATCHES
 from gistjax.inference.document import Answer, Document
@@ -187,12 +188,15 @@ class Store:
         pieces: int = PIECES,
         threshold: float | None = None,
         within: str | Sequence[str | None] | None = None,
+        told: Callable[[int, Told | GistjaxError], None] = lambda *_: None,
     ) -> list[Told | GistjaxError]:
         """Answer questions as `ask` does, those of about equal length together.
 
         Args:
             pieces, threshold: as in `ask`.
             within: as in `ask` for all, or a list with that of each.
+            told: called with the place of each question and what is returned for it, as soon as
+                that is known.
 
         Returns:
             For each what it was told, or why it has no answer: that of a damaged piece, or of a
@@ -215,19 +219,40 @@ class Store:
         if len(within) != len(questions):
             count = f"{len(within)} documents for {len(questions)} questions"
             raise DataError(f"within has {count}: give one for all, or one for each.")
-        results: list[Told | GistjaxError] = []
-        for first in range(0, len(questions), BATCHES[-1]):
-            batch = slice(first, first + BATCHES[-1])
-            of_batch = zip(questions[batch], within[batch], strict=True)
-            found = [self._find(question, pieces, where) for question, where in of_batch]
-            asked = zip(found, questions[batch], strict=True)
-            able = [(one[1], q) for one, q in asked if not isinstance(one, GistjaxError)]
-            answers = iter(self.engine.ask(able, threshold))
-            results += [
-                one if isinstance(one, GistjaxError) else _told(next(answers), one[0])
-                for one in found
-            ]
-        return results
+        results: dict[int, Told | GistjaxError] = {}
+
+        def tell(place: int, result: Told | GistjaxError) -> None:
+            results[place] = result
+            told(place, result)
+
+        asked = [*enumerate(zip(questions, within, strict=True))]
+        for first in range(0, len(asked), BATCHES[-1]):
+            self._ask_batch(asked[first : first + BATCHES[-1]], pieces, threshold, tell)
+        return [results[place] for place in range(len(asked))]
+
+    def _ask_batch(
+        self,
+        asked: Iterable[tuple[int, tuple[str, str | None]]],
+        pieces: int,
+        threshold: float | None,
+        tell: Callable[[int, Told | GistjaxError], None],
+    ) -> None:
+        """Tell what comes of questions with their places and documents, as soon as it is known."""
+        able: list[tuple[int, list[Piece]]] = []
+        pairs: list[tuple[Document, str]] = []
+        for place, (question, within) in asked:
+            found = self._find(question, pieces, within)
+            if isinstance(found, GistjaxError):
+                tell(place, found)
+            else:
+                able.append((place, found[0]))
+                pairs.append((found[1], question))
+
+        def answered(number: int, answer: Answer) -> None:
+            place, found = able[number]
+            tell(place, _told(answer, found))
+
+        asking.ask(self.engine, pairs, threshold, answered)
 
     def _find(
         self, question: str, pieces: int, within: str | None

@@ -43,6 +43,13 @@ class _Job:
     call: Callable[[], object] | None = None  # of another thing
     future: Future[Any] = field(default_factory=Future)
 
+    def end(self, result: object) -> None:
+        """Tell what came of it."""
+        if isinstance(result, GistjaxError):
+            self.future.set_exception(result)
+        else:
+            self.future.set_result(result)
+
 
 class Worker(threading.Thread):
     """Does what is to be done with a store.
@@ -130,34 +137,31 @@ class Worker(threading.Thread):
     def _do(self, jobs: list[_Job], told: Callable[[int], None] = lambda _: None) -> None:
         """Answer questions together, or do another thing alone.
 
-        Questions that cannot be answered together, for want of memory or for what is kept of one
-        document, are answered in halves.
+        Each has its answer as soon as it is there. Questions that cannot be answered together, for
+        want of memory or for what is kept of one document, are answered in halves.
         """
         how, call = jobs[0].how, jobs[0].call
         try:
-            results: Sequence[object]
             if how:
                 told(len(jobs))
+                questions = [job.question for job in jobs]
                 within = [job.how.within for job in jobs if job.how]
-                results = self.store.ask_many([job.question for job in jobs], *how[:2], within)
+                self.store.ask_many(
+                    questions, *how[:2], within, lambda place, result: jobs[place].end(result)
+                )
             else:
                 assert call is not None
-                results = [call()]
-            for job, result in zip(jobs, results, strict=True):
-                if isinstance(result, GistjaxError):
-                    job.future.set_exception(result)
-                else:
-                    job.future.set_result(result)
+                jobs[0].end(call())
         except BaseException as error:  # a library's panic, too: this thread has to live
+            left = [job for job in jobs if not job.future.done()]
             if len(jobs) > 1 and _is_of_one(error):
-                half = len(jobs) // 2
-                self._do(jobs[:half])
-                self._do(jobs[half:])
+                half = (len(left) + 1) // 2
+                for part in filter(None, (left[:half], left[half:])):
+                    self._do(part)
                 return
             known = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
-            for job in jobs:
-                if not job.future.done():
-                    job.future.set_exception(known)
+            for job in left:
+                job.future.set_exception(known)
 
 
 def _is_of_one(error: BaseException) -> bool:

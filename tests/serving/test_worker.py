@@ -126,6 +126,38 @@ def test_what_cannot_be_answered_together_is_answered_one_by_one(
     assert told == [2]
 
 
+def test_each_has_its_answer_before_the_next_run_begins(start, store, held_up, monkeypatch):
+    answer, done, asked = store.engine.programs.answer, [], []
+
+    def counted(state, ids, size):
+        done.append(sum(one.done() for one in asked))
+        return answer(state, ids, size)
+
+    monkeypatch.setattr(store.engine.programs, "answer", counted)
+    worker = start()
+    with held_up(worker):
+        asked += worker.ask([MILL, "mill " * 60, "Xylophones?", PORT], How())
+    assert all(one.exception(20) is None for one in (asked[0], asked[1], asked[3]))
+    assert done == [1, 2, 3]  # first is told what has no word in the store
+
+
+def test_what_has_its_answer_is_not_asked_again(start, store, held_up, monkeypatch):
+    answer, rows = store.engine.programs.answer, []
+
+    def runs_out(state, ids, size):
+        rows.append(len(ids))
+        if len(rows) == 2:
+            raise MemoryError
+        return answer(state, ids, size)
+
+    monkeypatch.setattr(store.engine.programs, "answer", runs_out)
+    worker = start()
+    with held_up(worker):
+        asked = worker.ask([MILL, "mill " * 60, PORT], How(pieces=1))
+    assert [one.result(20).pieces[0].document for one in asked] == ["mill", "mill", "notes/port"]
+    assert rows == [1] * 4, "the first of three, the second, which fails, and the two that are left"
+
+
 class Panic(BaseException):
     """As a library's, which is no Exception."""
 
