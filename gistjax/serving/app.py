@@ -3,70 +3,58 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from http import HTTPStatus
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.routing import Match
 
 import gistjax
 from gistjax.data.tasks import written_tokens
 from gistjax.errors import CheckpointError, ConfigError, DataError, GistjaxError
-from gistjax.inference.store import MOST_PIECES
-from gistjax.inference.store_index import PIECES
 from gistjax.inference.text import check_text
 from gistjax.serving import chat
+from gistjax.serving.forms import (
+    CLIENT_LEFT,
+    QUESTION_CHARACTERS,
+    Answered,
+    Answers,
+    App,
+    Documents,
+    Kept,
+    NewDocument,
+    Questions,
+    Removed,
+    Status,
+    Unanswered,
+    chat_request,
+    errors,
+)
 from gistjax.serving.guard import BODY_BYTES
 from gistjax.serving.metrics import Metrics
 from gistjax.serving.replies import Refused, error_reply, reply_to, shown
-from gistjax.serving.worker import MOST_QUESTIONS, How, Worker
+from gistjax.serving.worker import How, Worker
 
 T = TypeVar("T")
-CLIENT_LEFT = 499
-"""Status of a request whose client went away, as nginx counts it."""
-
-Name = Annotated[str, StringConstraints(max_length=1024)]
-QUESTION_CHARACTERS = 10_000
-Question = Annotated[str, StringConstraints(max_length=QUESTION_CHARACTERS)]
-SeveralQuestions = Annotated[list[Question], Field(min_length=1, max_length=MOST_QUESTIONS)]
-
-
-class NewDocument(BaseModel):
-    """A text to keep under a name."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    name: Name
-    text: str
-
-
-class Questions(BaseModel):
-    """One question, or several."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    question: Question | None = None
-    questions: SeveralQuestions | None = None
-    pieces: Annotated[int, Field(ge=1, le=MOST_PIECES)] = PIECES
-    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    within: Name | None = None
 
 
 def make_app(worker: Worker, metrics: Metrics) -> FastAPI:
     """Return the endpoints over a worker's store."""
-    app = FastAPI(
+    app = App(
         title="gistjax",
         version=gistjax.__version__,
         description="Documents that are kept compressed, and questions on them.",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
         max_body_size=BODY_BYTES,
+        responses=errors(of_request=False),
     )
     _explain_errors(app)
     _add_documents(app, worker)
@@ -74,18 +62,18 @@ def make_app(worker: Worker, metrics: Metrics) -> FastAPI:
     _add_chat(app, worker)
 
     @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
+    async def healthz() -> Status:
         """Say that the server runs."""
-        return {"status": "runs"}
+        return Status(status="runs")
 
-    @app.get("/readyz")
-    async def readyz() -> Response:
+    @app.get("/readyz", response_model=Status)
+    async def readyz() -> Status | Response:
         """Say whether it takes requests."""
         if worker.stopping or not worker.is_alive():
             return error_reply(HTTPStatus.SERVICE_UNAVAILABLE, "the server is stopping.")
-        return JSONResponse({"status": "ready"})
+        return Status(status="ready")
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def page() -> Response:
         """Return what Prometheus reads."""
         return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
@@ -106,8 +94,10 @@ def _explain_errors(app: FastAPI) -> None:
         return error_reply(HTTPStatus.BAD_REQUEST, f"{where}: {first['msg']}.", where)
 
     @app.exception_handler(AnyHTTPException)
-    async def refused(_: Request, error: AnyHTTPException) -> Response:
-        headers = dict(error.headers) if error.headers else None
+    async def refused(request: Request, error: AnyHTTPException) -> Response:
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_methods(app, request))
         return error_reply(error.status_code, error.detail, headers=headers)
 
     @app.exception_handler(GistjaxError)
@@ -116,51 +106,57 @@ def _explain_errors(app: FastAPI) -> None:
         return reply_to(error)
 
 
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """Return the methods that a path takes: an endpoint knows of its own alone."""
+    there = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
+    return sorted({method for route in there for method in getattr(route, "methods", ())})
+
+
 def _add_documents(app: FastAPI, worker: Worker) -> None:
     store = worker.store
 
-    @app.post("/documents")
-    async def add(new: NewDocument, request: Request) -> dict[str, Any]:
+    @app.post("/documents", responses=errors(of_request=True))
+    async def add(new: NewDocument, request: Request) -> Kept:
         """Keep a text under a name; the one that had it is replaced."""
         added = await _result(request, worker.do(lambda: store.add(new.name, new.text)))
         counts = {"pieces": added.pieces, "compressed": added.compressed}
-        return {"name": added.name, "unchanged": added.unchanged, **counts}
+        return Kept(name=added.name, unchanged=added.unchanged, **counts)
 
     @app.get("/documents")
-    async def documents(request: Request) -> dict[str, Any]:
+    async def documents(request: Request) -> Documents:
         """List the documents."""
-        held = await _result(request, worker.do(store.documents))
-        return {"documents": [dataclasses.asdict(one) for one in held]}
+        return Documents(documents=await _result(request, worker.do(store.documents)))
 
-    @app.delete("/documents/{name:path}")
-    async def remove(name: str, request: Request) -> dict[str, str]:
+    @app.delete("/documents/{name:path}", responses=errors(of_request=True))
+    async def remove(name: str, request: Request) -> Removed:
         """Remove a document."""
         try:
             await _result(request, worker.do(lambda: store.remove(name)))
         except ConfigError as error:
             raise HTTPException(HTTPStatus.NOT_FOUND, str(error)) from error
-        return {"removed": name}
+        return Removed(removed=name)
 
 
 def _add_questions(app: FastAPI, worker: Worker) -> None:
-    @app.post("/ask")
-    async def ask(asked: Questions, request: Request) -> dict[str, Any]:
+    @app.post("/ask", responses=errors(of_request=True))
+    async def ask(asked: Questions, request: Request) -> Answers:
         """Answer a question, or several: of these each has its answer or its error."""
         if (asked.question is None) == (asked.questions is None):
             raise DataError("give either question or questions.")
         questions = [asked.question] if asked.question is not None else asked.questions or []
         how = How(asked.pieces, asked.threshold, asked.within)
         results = await _results(request, worker.ask(questions, how))
-        answers = []
+        answers: list[Answered | Unanswered] = []
         for question, result in zip(questions, results, strict=True):
             if isinstance(result, BaseException):
                 of_question = isinstance(result, DataError | CheckpointError)
                 if asked.questions is None or not of_question:
                     raise result
-                answers.append({"question": question, "error": str(result)})
+                answers.append(Unanswered(question=question, error=str(result)))
             else:
-                answers.append({"question": question, **result.to_json()})
-        return {"answers": answers}
+                answer, pieces = result
+                answers.append(Answered(question=question, answer=answer, pieces=pieces))
+        return Answers(answers=answers)
 
 
 def _add_chat(app: FastAPI, worker: Worker) -> None:
@@ -172,7 +168,9 @@ def _add_chat(app: FastAPI, worker: Worker) -> None:
         """List the only model, in OpenAI's form."""
         return chat.models(model, started)
 
-    @app.post("/v1/chat/completions")
+    path, body = "/v1/chat/completions", chat_request(model)
+
+    @app.post(path, responses=errors(of_request=True), openapi_extra=body)
     async def complete(body: dict[str, Any], request: Request) -> dict[str, Any]:
         """Answer the user's message from the store, in OpenAI's form."""
         question = check_text(chat.question_of(body, model, most_tokens), "question")

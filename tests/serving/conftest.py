@@ -1,4 +1,4 @@
-"""A store with two documents, on a tiny random base, and a worker that can be held up."""
+"""A store with two documents, on a tiny random base, servers on it, and a way to hold one up."""
 
 import contextlib
 import dataclasses
@@ -8,6 +8,8 @@ import pytest
 
 import gistjax
 from gistjax.config import SelectConfig
+from gistjax.serving.server import Listening, Server, bind
+from tests.helpers.client import Client, wait_for
 from tests.helpers.runs import SELECTED, write_run
 
 CONFIG = SELECTED.replace(
@@ -54,3 +56,24 @@ def held_up():
             release.set()
 
     return hold
+
+
+@pytest.fixture(scope="module")
+def start(store):
+    """Starts servers on the store, or on another."""
+    threads = []
+
+    def started(store=store, **listening):
+        bound = bind("127.0.0.1", 0)
+        port = bound.getsockname()[1]
+        server = Server(store, Listening("127.0.0.1", port, **listening))
+        threads.append((server, threading.Thread(target=server.run, args=([bound],))))
+        threads[-1][1].start()
+        wait_for(lambda: server.started)
+        return Client(server, port)
+
+    yield started
+    for server, thread in threads:
+        server.worker.stop()
+        thread.join(20)
+        assert not thread.is_alive()

@@ -1,11 +1,8 @@
 """The server on a real socket: endpoints, OpenAI's client, who is let in, and how it ends."""
 
 import contextlib
-import http.client
 import json
 import logging
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
 
@@ -15,63 +12,9 @@ import pytest
 from gistjax.data.tasks import written_tokens
 from gistjax.errors import StorageError
 from gistjax.serving.guard import BODY_BYTES
-from gistjax.serving.server import Listening, Server, bind
+from tests.helpers.client import wait_for
 
 MILL = {"question": "Who built the mill?"}
-
-
-class Client:
-    """Sends requests to a server in this process."""
-
-    def __init__(self, server, port):
-        self.server, self.worker, self.port = server, server.worker, port
-
-    def send(self, method, path, body=None, **headers):
-        """The connection, with a request on its way."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        if isinstance(body, dict):
-            body, headers = json.dumps(body), {"Content-Type": "application/json"} | headers
-        connection.request(method, path, body, headers)
-        return connection
-
-    def __call__(self, *request, **headers):
-        """Status, headers and body of a reply."""
-        with contextlib.closing(self.send(*request, **headers)) as connection:
-            reply = connection.getresponse()
-            text = reply.read().decode()
-            is_json = "json" in reply.headers["Content-Type"]
-            return reply.status, reply.headers, json.loads(text) if is_json else text
-
-    def await_waiting(self, number):
-        wait_for(lambda: self.worker.waiting == number)
-
-
-def wait_for(true):
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-@pytest.fixture(scope="module")
-def start(store):
-    """Starts servers on the store."""
-    threads = []
-
-    def started(**listening):
-        bound = bind("127.0.0.1", 0)
-        port = bound.getsockname()[1]
-        server = Server(store, Listening("127.0.0.1", port, **listening))
-        threads.append((server, threading.Thread(target=server.run, args=([bound],))))
-        threads[-1][1].start()
-        wait_for(lambda: server.started)
-        return Client(server, port)
-
-    yield started
-    for server, thread in threads:
-        server.worker.stop()
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
