@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -19,10 +18,10 @@ from starlette.routing import Match
 import gistjax
 from gistjax.data.tasks import written_tokens
 from gistjax.errors import CheckpointError, ConfigError, DataError, GistjaxError
+from gistjax.inference.store import Told
 from gistjax.inference.text import check_text
-from gistjax.serving import chat
+from gistjax.serving import chat, streams, waiting
 from gistjax.serving.forms import (
-    CLIENT_LEFT,
     QUESTION_CHARACTERS,
     Answered,
     Answers,
@@ -41,8 +40,6 @@ from gistjax.serving.guard import BODY_BYTES
 from gistjax.serving.metrics import Metrics
 from gistjax.serving.replies import Refused, error_reply, reply_to, shown
 from gistjax.serving.worker import How, Worker
-
-T = TypeVar("T")
 
 
 def make_app(worker: Worker, metrics: Metrics) -> FastAPI:
@@ -118,45 +115,60 @@ def _add_documents(app: FastAPI, worker: Worker) -> None:
     @app.post("/documents", responses=errors(of_request=True))
     async def add(new: NewDocument, request: Request) -> Kept:
         """Keep a text under a name; the one that had it is replaced."""
-        added = await _result(request, worker.do(lambda: store.add(new.name, new.text)))
+        added = await waiting.result(request, worker.do(lambda: store.add(new.name, new.text)))
         counts = {"pieces": added.pieces, "compressed": added.compressed}
         return Kept(name=added.name, unchanged=added.unchanged, **counts)
 
     @app.get("/documents")
     async def documents(request: Request) -> Documents:
         """List the documents."""
-        return Documents(documents=await _result(request, worker.do(store.documents)))
+        return Documents(documents=await waiting.result(request, worker.do(store.documents)))
 
     @app.delete("/documents/{name:path}", responses=errors(of_request=True))
     async def remove(name: str, request: Request) -> Removed:
         """Remove a document."""
         try:
-            await _result(request, worker.do(lambda: store.remove(name)))
+            await waiting.result(request, worker.do(lambda: store.remove(name)))
         except ConfigError as error:
             raise HTTPException(HTTPStatus.NOT_FOUND, str(error)) from error
         return Removed(removed=name)
 
 
 def _add_questions(app: FastAPI, worker: Worker) -> None:
-    @app.post("/ask", responses=errors(of_request=True))
-    async def ask(asked: Questions, request: Request) -> Answers:
+    @app.post(
+        "/ask", response_model=Answers, responses=errors(of_request=True) | streams.DOCUMENTED
+    )
+    async def ask(asked: Questions, request: Request) -> Answers | Response:
         """Answer a question, or several: of these each has its answer or its error."""
         if (asked.question is None) == (asked.questions is None):
             raise DataError("give either question or questions.")
         questions = [asked.question] if asked.question is not None else asked.questions or []
-        how = How(asked.pieces, asked.threshold, asked.within)
-        results = await _results(request, worker.ask(questions, how))
-        answers: list[Answered | Unanswered] = []
-        for question, result in zip(questions, results, strict=True):
-            if isinstance(result, BaseException):
-                of_question = isinstance(result, DataError | CheckpointError)
-                if asked.questions is None or not of_question:
-                    raise result
-                answers.append(Unanswered(question=question, error=str(result)))
-            else:
-                answer, pieces = result
-                answers.append(Answered(question=question, answer=answer, pieces=pieces))
-        return Answers(answers=answers)
+        futures = worker.ask(questions, How(asked.pieces, asked.threshold, asked.within))
+        alone = asked.questions is None
+
+        async def events() -> AsyncGenerator[bytes, None]:
+            outcomes = waiting.each(request, futures)
+            async with contextlib.aclosing(outcomes):
+                async for place, outcome in outcomes:
+                    told = _told(questions[place], outcome, alone)
+                    yield streams.event({"index": place, **told.model_dump(mode="json")})
+            yield streams.DONE
+
+        if asked.stream:
+            return await streams.begin(events())
+        outcomes = await waiting.results(request, futures)
+        pairs = zip(questions, outcomes, strict=True)
+        return Answers(answers=[_told(question, outcome, alone) for question, outcome in pairs])
+
+
+def _told(question: str, outcome: Told | BaseException, alone: bool) -> Answered | Unanswered:
+    """Return what is told of a question; raise the error of one alone, and what others have too."""
+    if isinstance(outcome, BaseException):
+        if alone or not isinstance(outcome, DataError | CheckpointError):
+            raise outcome
+        return Unanswered(question=question, error=str(outcome))
+    answer, pieces = outcome
+    return Answered(question=question, answer=answer, pieces=pieces)
 
 
 def _add_chat(app: FastAPI, worker: Worker) -> None:
@@ -170,48 +182,28 @@ def _add_chat(app: FastAPI, worker: Worker) -> None:
 
     path, body = "/v1/chat/completions", chat_request(model)
 
-    @app.post(path, responses=errors(of_request=True), openapi_extra=body)
-    async def complete(body: dict[str, Any], request: Request) -> dict[str, Any]:
+    @app.post(
+        path,
+        response_model=dict[str, Any],
+        responses=errors(of_request=True) | streams.DOCUMENTED,
+        openapi_extra=body,
+    )
+    async def complete(body: dict[str, Any], request: Request) -> dict[str, Any] | Response:
         """Answer the user's message from the store, in OpenAI's form."""
         question = check_text(chat.question_of(body, model, most_tokens), "question")
         if len(question) > QUESTION_CHARACTERS:
             about = f"the message has more than {QUESTION_CHARACTERS} characters: shorten it."
             raise Refused(about, "messages")
-        told = await _result(request, *worker.ask([question], How()))
         tokens = len(engine.pretrained.prompt.encode_question(question))
-        return chat.completion(told, model, tokens, most_tokens)
+        (future,) = worker.ask([question], How())
 
+        async def whole() -> dict[str, Any]:
+            told = await waiting.result(request, future)
+            return chat.completion(told, model, tokens, most_tokens)
 
-async def _result(request: Request, future: Future[T]) -> T:
-    """Return what comes of one thing, or raise its error."""
-    (result,) = await _results(request, [future])
-    if isinstance(result, BaseException):
-        raise result
-    return result
+        async def events() -> AsyncGenerator[bytes, None]:
+            for chunk in chat.chunks(await whole(), chat.tells_usage(body)):
+                yield streams.event(chunk)
+            yield streams.DONE
 
-
-async def _results(request: Request, futures: Sequence[Future[T]]) -> list[T | BaseException]:
-    """Return what comes of each thing; those whose turn has not come are dropped with the request.
-
-    Raises:
-        HTTPException: if the client goes away.
-    """
-    everything = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
-    leaving = asyncio.ensure_future(_left(request))
-    both: set[asyncio.Future[Any]] = {everything, leaving}
-    try:
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not everything.done():
-            leaving.result()  # a body that is too long, if that is what ended it
-            raise HTTPException(CLIENT_LEFT, "the client went away.")
-        return everything.result()
-    finally:
-        for future in futures:
-            future.cancel()
-        leaving.cancel()
-
-
-async def _left(request: Request) -> None:
-    """Wait until the client has gone away."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        return await streams.begin(events()) if body.get("stream") else await whole()

@@ -21,7 +21,6 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "temperature": ((0,), GREEDY),
     "top_p": ((1,), GREEDY),
     "n": ((1,), "there is one answer"),
-    "stream": ((False,), WHOLE),
     "stop": (([],), WHOLE),
     "logprobs": ((False,), "of probabilities only the answer's is told, in `gistjax`"),
     "presence_penalty": ((0,), GREEDY),
@@ -32,7 +31,8 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Of each parameter the values that change nothing, beside none, and why there are no others."""
 LENGTHS = ("max_tokens", "max_completion_tokens")
-WITHOUT_EFFECT = {"model", "messages", "seed", "user", *LENGTHS}
+STREAMS = ("stream", "stream_options")
+WITHOUT_EFFECT = {"model", "messages", "seed", "user", *LENGTHS, *STREAMS}
 """Parameters that are looked at elsewhere, or that a greedy answer does not depend on."""
 
 
@@ -69,7 +69,35 @@ def question_of(body: Mapping[str, Any], model: str, most_tokens: int) -> str:
                 "Leave it out, or give more.",
                 name,
             )
+    _check_stream(*map(body.get, STREAMS))
     return _text_of(body.get("messages"))
+
+
+def _check_stream(stream: object, options: object) -> None:
+    """Refuse what is no way to send a reply.
+
+    Raises:
+        Refused: saying what is.
+    """
+    if not (stream is None or isinstance(stream, bool)):
+        raise Refused(f"stream={stream!r:.60} must be true or false.", "stream")
+    if options is None:
+        return
+    if not stream:
+        raise Refused("stream_options is for stream=true: leave it out.", "stream_options")
+    about = options if isinstance(options, dict) else {"stream_options": options}
+    for name, value in about.items():
+        if name != "include_usage" or not isinstance(value, bool):
+            raise Refused(
+                f"stream_options: {shown(name)}={value!r:.60} is not honoured: of them there is "
+                "only include_usage, true or false.",
+                "stream_options",
+            )
+
+
+def tells_usage(body: Mapping[str, Any]) -> bool:
+    """Return whether the last chunk of a stream tells the usage."""
+    return bool((body.get("stream_options") or {}).get("include_usage"))
 
 
 def _text_of(messages: object) -> str:
@@ -122,6 +150,22 @@ def completion(told: Told, model: str, question_tokens: int, most_tokens: int) -
         },
         "gistjax": told.to_json(),
     }
+
+
+def chunks(whole: dict[str, Any], usage: bool) -> list[dict[str, Any]]:
+    """Return a reply in parts: the answer, why it ends, and the usage.
+
+    Args:
+        whole: as `completion` returns it.
+        usage: whether to tell it.
+    """
+    about = {key: whole[key] for key in ("id", "created", "model")}
+    about |= {"object": "chat.completion.chunk"} | ({"usage": None} if usage else {})
+    (choice,) = whole["choices"]
+    says = {"index": 0, "delta": choice["message"], "finish_reason": None, "logprobs": None}
+    ends = {**says, "delta": {}, "finish_reason": choice["finish_reason"]}
+    parts = [about | {"choices": [says], "gistjax": whole["gistjax"]}, about | {"choices": [ends]}]
+    return parts + usage * [about | {"choices": [], "usage": whole["usage"]}]
 
 
 def models(model: str, created: int) -> dict[str, Any]:

@@ -12,11 +12,8 @@ from gistjax.inference.document import Answer
 from gistjax.inference.store import MOST_PIECES
 from gistjax.inference.store_index import PIECES, Held, Piece
 from gistjax.serving.guard import BODY_BYTES
-from gistjax.serving.replies import RETRY_S
+from gistjax.serving.replies import CLIENT_LEFT, RETRY_S
 from gistjax.serving.worker import MOST_QUESTIONS
-
-CLIENT_LEFT = 499
-"""Status of a request whose client went away, as nginx counts it."""
 
 Name = Annotated[str, StringConstraints(max_length=1024)]
 QUESTION_CHARACTERS = 10_000
@@ -41,6 +38,7 @@ class Questions(BaseModel):
     pieces: Annotated[int, Field(ge=1, le=MOST_PIECES)] = PIECES
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     within: Name | None = None
+    stream: bool = False  # each answer as soon as it is there, as server-sent events
 
 
 def chat_request(model: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import time
 from collections.abc import Iterable
@@ -11,13 +12,17 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gistjax.serving.metrics import Metrics
-from gistjax.serving.replies import error_reply, reply_to
+from gistjax.serving.replies import CLIENT_LEFT, error_reply, reply_to
+from gistjax.serving.streams import breaking_off
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 BODY_BYTES = 1 << 20
+LAST_WORD_S = 1.0
+"""Seconds in which a client has to take the error that ends a stream."""
 OPEN = {"/healthz", "/readyz"}
 """What may be asked by anyone: it tells nothing of the store."""
 
@@ -43,24 +48,30 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        start, status, begun = time.monotonic(), 0, False
+        start, status, begun, more = time.monotonic(), 0, False, False
 
         async def watched(message: Message) -> None:
-            nonlocal status, begun
+            nonlocal status, begun, more
             begun = True
             await send(message)
-            status = message.get("status", status)
+            status, more = message.get("status", status), message.get("more_body", False)
 
         try:
             reply = self._refuse(scope)
             async with asyncio.timeout(self._seconds) as limit:
                 await (reply or self._app)(scope, receive, watched)
+        except ClientDisconnect:
+            status = CLIENT_LEFT
         except Exception as error:
+            late = f"it took longer than {self._seconds:g} s: ask less at once, or later."
+            told = error_reply(HTTPStatus.GATEWAY_TIMEOUT, late)
             if not begun:
-                late = f"it took longer than {self._seconds:g} s: ask less at once, or later."
-                told = error_reply(HTTPStatus.GATEWAY_TIMEOUT, late)
                 reply = told if limit.expired() else reply_to(error)
                 await reply(scope, receive, watched)
+            elif more and limit.expired():
+                status = told.status_code
+                with contextlib.suppress(TimeoutError):  # of a client that reads nothing
+                    await asyncio.wait_for(send(breaking_off(told)), LAST_WORD_S)
         finally:
             self._metrics.count_request(endpoint_of(scope), status, time.monotonic() - start)
 

@@ -7,12 +7,15 @@ import traceback
 from http import HTTPStatus
 
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
 from gistjax.errors import BusyError, CheckpointError, ConfigError, DataError, GistjaxError
 from gistjax.runtime import cli
 
 log = logging.getLogger(__name__)
 
+CLIENT_LEFT = 499
+"""Status of a request whose client went away, as nginx counts it."""
 RETRY_S = 1
 """Seconds after which a client that was sent away may try again."""
 
@@ -54,6 +57,8 @@ def reply_to(error: Exception) -> JSONResponse:
     500 if the store is damaged, or gistjax is at fault. The log has an error's kind, and of a
     mistake its place in the code: a message may have a document's text.
     """
+    if isinstance(error, ClientDisconnect):
+        return error_reply(CLIENT_LEFT, "the client went away.")
     if isinstance(error, Refused):
         status = HTTPStatus.NOT_FOUND if error.code else HTTPStatus.BAD_REQUEST
         return error_reply(status, str(error), error.parameter, error.code)

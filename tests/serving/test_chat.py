@@ -21,6 +21,8 @@ def user(content):
         {"temperature": None, "stop": None, "response_format": {"type": "text"}},
         {"max_completion_tokens": 4096, "frequency_penalty": 0, "presence_penalty": 0.0},
         {"messages": user([{"type": "text", "text": "Who built it?"}])},
+        {"stream": True, "stream_options": {"include_usage": True}},
+        {"stream": None, "stream_options": None},
     ],
 )
 def test_what_changes_nothing_may_be_given(more):
@@ -35,7 +37,16 @@ def test_what_changes_nothing_may_be_given(more):
         ({"temperature": float("nan")}, "temperature", "temperature=nan"),
         ({"top_p": 0.9}, "top_p", "greedy"),
         ({"n": 2}, "n", "there is one answer. Leave it out, or give 1"),
-        ({"stream": True}, "stream", "written as a whole"),
+        ({"stream": "yes"}, "stream", "stream='yes' must be true or false"),
+        ({"stream": 1}, "stream", "must be true or false"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "is for stream=true"),
+        ({"stream": True, "stream_options": True}, "stream_options", "stream_options=True is not"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": False}},
+            "stream_options",
+            "include_obfuscation=False is not honoured: of them there is only include_usage",
+        ),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options", "usage=1 is"),
         ({"stop": ["."]}, "stop", "written as a whole"),
         ({"logprobs": True}, "logprobs", "only the answer's is told"),
         ({"top_logprobs": 3}, "top_logprobs", "top_logprobs is not known here"),
