@@ -26,6 +26,10 @@ class CheckpointError(GistjaxError):
     """A checkpoint is missing, damaged, in use, or belongs to another configuration."""
 
 
+class InUseError(CheckpointError):
+    """Another process holds what is to be written: wait for it or stop it."""
+
+
 class StorageError(GistjaxError):
     """A file cannot be written: the disk is full, read-only or failing."""
 

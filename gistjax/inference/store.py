@@ -64,6 +64,7 @@ class Store:
         engine: the compressor; only the one that a store was made with reads it.
         ratio: tokens an entry or a slot, of a new store; by default the compressor's.
         bits: of each number that is kept, of a new store: 8, 4, 3 or 2; by default as they are.
+        wait_s: seconds that a writer waits for another process that writes.
 
     Raises:
         ConfigError: if the engine compresses nothing, or takes no such ratio or bits.
@@ -77,6 +78,7 @@ class Store:
         engine: Engine,
         ratio: float | None = None,
         bits: int | None = None,
+        wait_s: float = 0.0,
     ):
         if not engine.config.compresses:
             raise ConfigError("a store keeps what a compressor makes, and this run has none.")
@@ -91,7 +93,7 @@ class Store:
             engine.check_ratio(ratio)
         chosen = {"ratio": ratio and float(ratio), "bits": bits}
         about |= {name: str(value) for name, value in chosen.items() if value is not None}
-        self.engine, self.index = engine, StoreIndex(path, about)
+        self.engine, self.index = engine, StoreIndex(path, about, wait_s)
         try:
             self.ratio = float(self.index.about["ratio"])
             self.bits = int(self.index.about["bits"]) if "bits" in self.index.about else None

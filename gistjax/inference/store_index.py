@@ -97,6 +97,7 @@ class StoreIndex:
         path: the store's folder.
         about: what made it, such as compressor, ratio and bits, of a store that is to be made if
             it is not there; unless given, it must be there.
+        wait_s: seconds that a writer waits for another process.
 
     Raises:
         CheckpointError: if there is no store, or it is damaged, of another version, or was made
@@ -104,8 +105,9 @@ class StoreIndex:
         StorageError: if it cannot be written.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, str] | None = None):
+    def __init__(self, path: Path, about: Mapping[str, str] | None = None, wait_s: float = 0.0):
         self.path, self.entries, self._one = path, path / "entries", threading.RLock()
+        self._wait_s = wait_s
         if not is_store(path):
             check_place(path)
             if about is None:
@@ -198,7 +200,7 @@ class StoreIndex:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Keep other writers out of a `with` block; what is forgotten in it is gone afterwards."""
-        with self._one, RunLock(self.path, "write to another store"):
+        with self._one, RunLock(self.path, "write to another store", self._wait_s):
             make_folder(self.entries)
             self._bury()
             yield

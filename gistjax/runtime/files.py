@@ -17,10 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gistjax.errors import CheckpointError, DataError, GistjaxError, StorageError
+from gistjax.errors import DataError, GistjaxError, InUseError, StorageError
 from gistjax.runtime.texts import decode, not_text, user_path
 
 log = logging.getLogger(__name__)
+
+POLL_S = 0.02
+"""Seconds between two looks at a lock that another process holds."""
 
 
 def read_json(
@@ -180,14 +183,17 @@ class RunLock:
 
     Args:
         instead: what to do other than wait, for messages.
+        wait_s: seconds to wait for another process.
 
     Raises:
-        CheckpointError: if another process holds the directory, naming its pid and host.
+        InUseError: if another process holds the directory, naming its pid and host.
         StorageError: if the lock cannot be written, or the file system has none.
     """
 
-    def __init__(self, rundir: Path, instead: str = "choose another --workdir"):
-        self.path, self._instead = rundir / "run.lock", instead
+    def __init__(
+        self, rundir: Path, instead: str = "choose another --workdir", wait_s: float = 0.0
+    ):
+        self.path, self._instead, self._wait_s = rundir / "run.lock", instead, wait_s
 
     def __enter__(self) -> RunLock:
         self._made = [folder for folder in self.path.parents if not folder.exists()]
@@ -200,11 +206,11 @@ class RunLock:
                 f"cannot write {self.path} ({error.strerror}): {room}{self._instead}."
             ) from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take()
         except BlockingIOError:
             holder = self._holder() or "an unknown process"
             self._file.close()
-            raise CheckpointError(
+            raise InUseError(
                 f"{self.path.parent} is in use by {holder}. "
                 f"Wait for it or stop it, or {self._instead}."
             ) from None
@@ -231,6 +237,22 @@ class RunLock:
                 for folder in self._made:  # innermost first, up to one that is not empty
                     folder.rmdir()
         self._file.close()
+
+    def _take(self) -> None:
+        """Take the lock as soon as it is free.
+
+        Raises:
+            BlockingIOError: if another process still holds it at the end.
+        """
+        end = time.monotonic() + self._wait_s
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(POLL_S)
 
     def _is_gone(self) -> bool:
         """Whether who held the lock has removed its file since it was opened here."""

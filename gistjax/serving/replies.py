@@ -9,7 +9,14 @@ from http import HTTPStatus
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
-from gistjax.errors import BusyError, CheckpointError, ConfigError, DataError, GistjaxError
+from gistjax.errors import (
+    BusyError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    GistjaxError,
+    InUseError,
+)
 from gistjax.runtime import cli
 
 log = logging.getLogger(__name__)
@@ -64,9 +71,11 @@ def reply_to(error: Exception) -> JSONResponse:
         return error_reply(status, str(error), error.parameter, error.code)
     if isinstance(error, DataError | ConfigError):
         return error_reply(HTTPStatus.BAD_REQUEST, str(error))
-    if isinstance(error, BusyError):
+    if isinstance(error, BusyError | InUseError):
         status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(RETRY_S)}
-        return error_reply(status, str(error), headers=headers)
+        writes = "another process writes to the store: try again."
+        about = writes if isinstance(error, InUseError) else str(error)
+        return error_reply(status, about, headers=headers)
     message, _ = cli.explain(error)
     if message is not None:
         log.error("%s", type(error).__name__)

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 CONNECTIONS = 1024
 """At once: each may hold a body in memory."""
 
+WRITER_S = 5.0
+"""Seconds that a document waits for another process that writes; questions wait with it."""
+
 
 @dataclass(frozen=True)
 class Listening:
@@ -54,7 +57,8 @@ def serve(path: Path, run: str, config: CompressionConfig, listening: Listening)
     """
     bound = bind(listening.host, listening.port)
     log.info("loading %s and its compressor …", config.model.known_as)
-    server = Server(Store(path, load(run, config)), listening)
+    store = Store(path, load(run, config), wait_s=WRITER_S)
+    server = Server(store, listening)
     server.run([bound])
     if server.worker.lost:
         raise RuntimeError("the thread that owns the store ended by itself.")

@@ -5,10 +5,11 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from gistjax.errors import CheckpointError, StorageError
+from gistjax.errors import CheckpointError, InUseError, StorageError
 from gistjax.runtime.files import RunLock
 
 
@@ -18,6 +19,14 @@ def test_a_second_holder_is_refused_and_told_of_the_first(tmp_path):
         RunLock(tmp_path).__enter__()
     with RunLock(tmp_path):
         pass
+
+
+def test_who_waits_holds_it_as_soon_as_it_is_free(tmp_path):
+    first = RunLock(tmp_path)
+    first.__enter__()
+    threading.Timer(0.1, first.__exit__).start()
+    with RunLock(tmp_path, wait_s=20), pytest.raises(InUseError):
+        RunLock(tmp_path, wait_s=0.01).__enter__()
 
 
 def test_a_directory_that_was_made_for_nothing_goes(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from gistjax.data.tasks import written_tokens
 from gistjax.errors import StorageError
+from gistjax.runtime.files import RunLock
 from gistjax.serving.guard import BODY_BYTES
 from tests.helpers.client import wait_for
 
@@ -205,6 +206,14 @@ def test_what_the_machine_is_at_fault_for_is_told_and_no_text_is_logged(
     assert caplog.text.count("ValueError, a mistake in gistjax") == 1
     assert "in documents\n" in caplog.text  # where in the code
     assert secret not in caplog.text and secret not in page
+
+
+def test_a_document_is_to_come_again_where_another_process_writes(client, store):
+    with RunLock(store.index.path):
+        status, headers, body = client("POST", "/documents", {"name": "a", "text": "A word."})
+        assert (status, headers["Retry-After"]) == (503, "1")
+        assert "another process writes to the store: try again" in body["error"]["message"]
+        assert client("POST", "/ask", MILL)[0] == 200
 
 
 def test_a_fault_of_the_machine_is_none_of_one_question(client, store, monkeypatch):
