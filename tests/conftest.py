@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 # Tiny programs take longer to compile than to run: compile fast, and each once for all processes
 # and runs. The other flags spare 40% of that; an XLA that does not know them would abort.
@@ -29,6 +30,8 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import settings
+
+from tests.helpers.browser import started
 
 jax.config.update("jax_num_cpu_devices", 8)
 settings.register_profile("gistjax", deadline=None, max_examples=40)
@@ -60,6 +63,13 @@ def pytest_collection_finish() -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Start a browser, where there is one."""
+    with started() as one:
+        yield one
 
 
 MAPPINGS = 15_000

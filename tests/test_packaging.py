@@ -22,6 +22,7 @@ DATA = {
     "reporting/templates/report.css",
     "reporting/templates/report.html.j2",
     "reporting/templates/report.js",
+    "serving/page.html",
     "shipped/smollm2_135m/compressor.safetensors",
     "shipped/smollm2_135m/config.json",
     "shipped/smollm2_135m/metrics.json",

@@ -36,8 +36,9 @@ from gistjax.serving.forms import (
     chat_request,
     errors,
 )
-from gistjax.serving.guard import BODY_BYTES
+from gistjax.serving.guard import BODY_BYTES, PAGE
 from gistjax.serving.metrics import Metrics
+from gistjax.serving.page import make_page
 from gistjax.serving.replies import Refused, error_reply, reply_to, shown
 from gistjax.serving.worker import How, Worker
 
@@ -54,6 +55,13 @@ def make_app(worker: Worker, metrics: Metrics) -> FastAPI:
         responses=errors(of_request=False),
     )
     _explain_errors(app)
+    page = make_page()
+
+    @app.get(PAGE, include_in_schema=False)
+    async def show() -> Response:
+        """Show the page for people."""
+        return page
+
     _add_documents(app, worker)
     _add_questions(app, worker)
     _add_chat(app, worker)
@@ -71,7 +79,7 @@ def make_app(worker: Worker, metrics: Metrics) -> FastAPI:
         return Status(status="ready")
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    async def page() -> Response:
+    async def scrape() -> Response:
         """Return what Prometheus reads."""
         return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
 

@@ -25,6 +25,8 @@ LAST_WORD_S = 1.0
 """Seconds in which a client has to take the error that ends a stream."""
 OPEN = {"/healthz", "/readyz"}
 """What may be asked by anyone: it tells nothing of the store."""
+PAGE = "/"
+"""What needs no token: it tells nothing either, and asks for the token."""
 
 
 class Guard:
@@ -90,7 +92,8 @@ class Guard:
             message = "a page of another site may not ask this server (Origin)."
             return error_reply(HTTPStatus.FORBIDDEN, message)
         given = _only(headers, b"authorization").encode("latin-1")
-        if self._token and not hmac.compare_digest(given, self._token):
+        needed = self._token and scope["path"] != PAGE
+        if needed and not hmac.compare_digest(given, self._token):
             message = "the token is missing or wrong: send Authorization: Bearer TOKEN."
             scheme = {"WWW-Authenticate": "Bearer"}
             return error_reply(HTTPStatus.UNAUTHORIZED, message, headers=scheme)

@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,12 +15,10 @@ from gistjax.reporting import colours, plots
 from gistjax.reporting.page import side_by_side, slot_maps
 from gistjax.reporting.runs import find_runs
 from gistjax.reporting.tables import table
+from tests.helpers.browser import contrast
 from tests.helpers.made_runs import put, write_run
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 
 class Page(HTMLParser):
@@ -354,17 +351,6 @@ def test_the_page_begins_with_what_was_found(page):
     )
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs a browser: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 def visit(browser, page, **device):
     """The page in a window of its own, and all that it asked for or complained of."""
     window = browser.new_context(**device).new_page()
@@ -450,15 +436,3 @@ def test_in_a_browser_it_reads_in_both_schemes_and_fits_a_phone(browser, page, s
     ink, paper, drawn = colours[0], colours[1], colours[5]
     assert drawn == ink, "plots take the page's colour"
     assert contrast(ink, paper) > 7
-
-
-def contrast(one, other):
-    """The ratio of luminances that WCAG defines."""
-
-    def luminance(colour):
-        parts = [int(part) / 255 for part in colour.strip("rgb()").split(",")[:3]]
-        r, g, b = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b
-
-    dark, light = sorted((luminance(one), luminance(other)))
-    return (light + 0.05) / (dark + 0.05)
