@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -136,20 +137,33 @@ def _answer(engine: Engine, size: int, batch: list[_Question]) -> Iterator[Answe
     rows = next(n for n in BATCHES if n >= len(batch))
     filled = [*batch, *batch[-1:] * (rows - len(batch))]
     documents, ids = [one.document for one in filled], [one.ids for one in filled]
-    if all(document is documents[0] for document in documents):
-        state = documents[0].state(size)
-        state = state.repeat(rows) if rows > 1 else state
+    with _reading(engine, documents, size) as (state, placing_s):
         written, seconds = engine.programs.answer(state, ids, size)
-    else:
-        with engine.pool.lent:  # until they are read, nothing else is written to the runs
-            state, placing_s = _placed(engine, documents, size)
-            written, seconds = engine.programs.answer(state, ids, size)
-        seconds += placing_s
+    seconds += placing_s
     for row in range(len(batch)):
         ids_A = written.ids_BxA[row].tolist()
         kept = before_end(ids_A, engine.pretrained.prompt.end_ids)
         n_tokens, total = min(len(kept) + 1, len(ids_A)), float(written.log_probability_B[row])
         yield AnswerIds(kept, n_tokens, total, seconds / len(batch))
+
+
+def prepare(engine: Engine, documents: list[Document], size: int) -> None:
+    """Compile what answers questions of a length, one on each document."""
+    with _reading(engine, documents, size) as (state, _):
+        engine.programs.prepare_answer(state, len(documents), size)
+
+
+@contextlib.contextmanager
+def _reading(
+    engine: Engine, documents: list[Document], size: int
+) -> Iterator[tuple[DecodeState, float]]:
+    """Keep in a `with` block what each row has read; give the seconds that it took to place it."""
+    if all(document is documents[0] for document in documents):
+        state, rows = documents[0].state(size), len(documents)
+        yield (state.repeat(rows) if rows > 1 else state), 0.0
+    else:
+        with engine.pool.lent:  # until they are read, nothing else is written to the runs
+            yield _placed(engine, documents, size)
 
 
 def _placed(engine: Engine, documents: list[Document], size: int) -> tuple[DecodeState, float]:

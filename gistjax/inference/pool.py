@@ -34,7 +34,7 @@ class Pool:
     """
 
     def __init__(self, put: Callable[[Any], Any], budget: int = POOL_BYTES):
-        self._put, self._budget = put, budget
+        self._put, self._budget, self._first = put, budget, budget // STEP**2
         self.lent = threading.Lock()
         self.compile_s = 0.0
         self._runs: tuple[jax.Array, ...] = ()  # keys and values
@@ -51,6 +51,10 @@ class Pool:
 
     def __contains__(self, document: Document) -> bool:
         return document in self._places
+
+    def reserve(self, nbytes: int) -> None:
+        """Begin runs with room for so much, within the budget: they need not grow later."""
+        self._first = max(self._first, min(nbytes, self._budget))
 
     def place(self, documents: Sequence[Document]) -> PackedEntries:
         """Return what is kept of documents, a context each, for as many rows: tables `[L, E, K]`.
@@ -121,8 +125,9 @@ class Pool:
             self._runs = tuple(jnp.pad(run, ((0, more), (0, 0))) for run in self._runs)
             return
         row = sum(own[0].nbytes for own in entries)
-        rows = max(self._budget // STEP**2 // row, len(entries[0]))
-        rows = size_class(rows, 1)
+        rows = size_class(max(self._first // row, len(entries[0])), 1)
+        if rows * row > self._budget and rows // 2 >= len(entries[0]):
+            rows //= 2
         self._runs = self._put(tuple(np.zeros((rows, own.shape[1]), own.dtype) for own in entries))
 
     def _write(self, entries: tuple[jax.Array, ...], begin: int) -> tuple[jax.Array, ...]:
@@ -140,7 +145,15 @@ class Pool:
 def _written(
     runs: tuple[jax.Array, ...], entries: tuple[jax.Array, ...], begin: jax.Array
 ) -> tuple[jax.Array, ...]:
-    return tuple(
-        jax.lax.dynamic_update_slice_in_dim(run, own, begin, 0)
-        for run, own in zip(runs, entries, strict=True)
-    )
+    """Return runs with entries in them, written in place.
+
+    Of 16 bits as integers: a CPU would make a whole run 32 bits wide for it, and cut them again.
+    """
+
+    def written(run: jax.Array, own: jax.Array) -> jax.Array:
+        dtype = jnp.uint16 if run.dtype.itemsize == 2 else run.dtype
+        bits, own_bits = (jax.lax.bitcast_convert_type(x, dtype) for x in (run, own))
+        bits = jax.lax.dynamic_update_slice_in_dim(bits, own_bits, begin, 0)
+        return jax.lax.bitcast_convert_type(bits, run.dtype)
+
+    return tuple(written(run, own) for run, own in zip(runs, entries, strict=True))

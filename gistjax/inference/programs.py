@@ -77,6 +77,10 @@ class Programs:
         self._prefill = jax.jit(prefill, static_argnums=2)
         self._answer = jax.jit(answer)
 
+    def __len__(self) -> int:
+        """Return how many programs are compiled, of those that stay."""
+        return len(self._compiled)
+
     def model(self) -> CompressedLM:
         """Return base, adapter and compressor as one module."""
         model: CompressedLM = nnx.merge(self.graphdef, *self.leaves)
@@ -123,9 +127,22 @@ class Programs:
         written, seconds = self._timed(self._answer, state, *padded(ids, size))
         return jax.device_get(written), seconds
 
+    def prepare_answer(self, state: DecodeState, rows: int, size: int) -> None:
+        """Compile what answers so many questions, padded to `size`."""
+        self._program(self._answer, (state, *padded([()] * rows, size)))
+
     def _timed(
         self, function: Any, *arguments: Any, static: tuple[Any, ...] = ()
     ) -> tuple[Any, float]:
+        compiled = self._program(function, arguments, static)
+        start = time.perf_counter()
+        result: Any = jax.block_until_ready(compiled(self.leaves, *arguments))
+        return result, time.perf_counter() - start
+
+    def _program(
+        self, function: Any, arguments: tuple[Any, ...], static: tuple[Any, ...] = ()
+    ) -> Any:
+        """Return a function compiled for the shapes of its arguments."""
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((x.shape, x.dtype) for x in leaves)
         start = time.perf_counter()
@@ -133,10 +150,8 @@ class Programs:
             (function, structure, shapes, static),
             lambda: function.lower(self.leaves, *arguments, *static).compile(),
         )
-        compiled_at = time.perf_counter()
-        self.compile_s += compiled_at - start
-        result: Any = jax.block_until_ready(compiled(self.leaves, *arguments))
-        return result, time.perf_counter() - compiled_at
+        self.compile_s += time.perf_counter() - start
+        return compiled
 
 
 def padded(ids: Sequence[Sequence[int] | np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -266,12 +266,12 @@ class Store:
                 self.index.check_held([within])
             found = self._search(question, pieces, within)
             try:
-                document = self._joined(found)
+                document = self.joined(found)
             except CheckpointError:
                 again = self._search(question, pieces, within)
                 if again == found:
                     raise
-                found, document = again, self._joined(again)  # another process has replaced it
+                found, document = again, self.joined(again)  # another process has replaced it
             document.check_question(question)
         except (CheckpointError, ConfigError, DataError) as error:
             return error
@@ -302,7 +302,7 @@ class Store:
                 f"{name}, piece {place}: {error} If it is damaged, add the document again."
             ) from error
 
-    def _joined(self, pieces: Sequence[Piece]) -> Document:
+    def joined(self, pieces: Sequence[Piece]) -> Document:
         """Return what is kept of pieces as one document."""
         keys = tuple(piece.key for piece in pieces)
         return self._open.get(keys, lambda: self.engine.join([*map(self.open_piece, pieces)]))

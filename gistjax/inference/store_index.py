@@ -24,31 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from gistjax.errors import CheckpointError, ConfigError, StorageError, did_you_mean
-from gistjax.inference.store_place import INDEX, check_place, is_store
+from gistjax.inference.store_place import check_place, is_store
+from gistjax.inference.store_tables import FORMAT, HELD, SCHEMA, connect, schema_of
 from gistjax.inference.words import words_of
 from gistjax.runtime.files import RunLock, make_folder
 
-FORMAT = "1"
-SCHEMA = (
-    "CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE document (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, "
-    "sha256 TEXT NOT NULL, tokens INTEGER NOT NULL)",
-    "CREATE TABLE piece (id INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES document, "
-    "place INTEGER NOT NULL, key TEXT NOT NULL, tokens INTEGER NOT NULL, text TEXT NOT NULL)",
-    "CREATE TABLE gone (key TEXT PRIMARY KEY)",
-    "CREATE INDEX piece_document ON piece (document)",
-    "CREATE INDEX piece_key ON piece (key)",
-    "CREATE VIRTUAL TABLE words USING fts5(text, content='piece', content_rowid='id', "
-    "tokenize='porter unicode61')",
-)
-OF_FTS5 = {("table", f"words_{name}") for name in ("data", "idx", "docsize", "config")}
 PIECES = 2
 """Pieces that a question is answered from (measured: docs/using.md)."""
 KEY = re.compile(r"[0-9a-f]{64}")
-HELD = (
-    "SELECT name, sha256, tokens, (SELECT COUNT(*) FROM piece WHERE document = document.id) "
-    "FROM document"
-)
 
 
 @dataclass(frozen=True)
@@ -116,24 +99,16 @@ class StoreIndex:
                 )
             make_folder(self.entries)
         with self._explained():
-            self._sql = sqlite3.connect(
-                path / INDEX, timeout=30, isolation_level=None, check_same_thread=False
-            )
-            for pragma in ("trusted_schema=OFF", "secure_delete=ON", "foreign_keys=ON"):
-                self._sql.execute(f"PRAGMA {pragma}")
-            if about is not None and not self._schema():
+            self._sql = connect(path)
+            if about is not None and not schema_of(self._sql):
                 with self.transaction():
                     self._make(about)
             self._check_schema()
         self.about = dict(self._rows("SELECT key, value FROM about"))
         self._check_about(about)
 
-    def _schema(self) -> set[str]:
-        made = self._sql.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
-        return {sql for kind, name, sql in made if sql and (kind, name) not in OF_FTS5}
-
     def _make(self, about: Mapping[str, str]) -> None:
-        if self._schema():
+        if schema_of(self._sql):
             return  # another process was faster
         for statement in SCHEMA:
             self._sql.execute(statement)
@@ -142,7 +117,7 @@ class StoreIndex:
 
     def _check_schema(self) -> None:
         """Refuse what is no such index: nothing that a file says is run."""
-        if self._schema() != set(SCHEMA):
+        if schema_of(self._sql) != set(SCHEMA):
             raise CheckpointError(
                 f"{self.path} is no store of this version of gistjax (its tables are others): "
                 "make it anew from the texts."
@@ -235,9 +210,19 @@ class StoreIndex:
             raise self._damaged(f"it names a piece {key[:70]!r}")
         return self.entries / f"{key}.safetensors"
 
-    def documents(self) -> list[Held]:
-        """Return the documents, by name."""
-        return [self._held(row) for row in self._rows(f"{HELD} ORDER BY name")]
+    def documents(self, after: str = "", limit: int = -1) -> list[Held]:
+        """Return the documents, by name.
+
+        Read by a connection of its own, from any thread: what another one writes, or searches, is
+        not waited for, and not seen before it is whole.
+
+        Args:
+            after: the name behind which the first one stands.
+            limit: the most that are returned; all unless given.
+        """
+        query = f"{HELD} WHERE name > ? ORDER BY name LIMIT ?"
+        with self._explained(), contextlib.closing(connect(self.path)) as sql:
+            return [self._held(row) for row in sql.execute(query, (after, limit))]
 
     def find(self, name: str) -> Held | None:
         """Return a document, if it is here."""
@@ -283,6 +268,21 @@ class StoreIndex:
             "JOIN document ON document.id = document ORDER BY name, place"
         )
         return self._rows(query)
+
+    def about_as_long(self, part: float, limit: int) -> list[Piece]:
+        """Return pieces that differ, as long as a part of all is at most; shorter ones first.
+
+        Args:
+            part: 0.5 for those of about the median, 1.0 for the longest.
+        """
+        (n,) = self._rows("SELECT COUNT(DISTINCT key) FROM piece")[0]
+        first = max(min(int(part * n), n - limit), 0)
+        query = (
+            "SELECT name, place, key, piece.tokens, text FROM piece "
+            "JOIN document ON document.id = document WHERE piece.id IN (SELECT MIN(id) FROM piece "
+            "GROUP BY key ORDER BY MIN(tokens), key LIMIT ? OFFSET ?) ORDER BY piece.tokens, key"
+        )
+        return self._whole(self._rows(query, limit, first))
 
     def pieces(self, name: str) -> list[Piece]:
         """Return the pieces of a document in their order; none if it is not here."""

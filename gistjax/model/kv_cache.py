@@ -73,11 +73,15 @@ class PackedEntries:
         first_ExK = jnp.minimum(start_ExK, self.v_TxH.shape[0] - self.most)
 
         def cut(x_TxH: Array) -> Array:
+            # as integers: to cut from 16-bit numbers a CPU would make all of them 32 bits wide
+
             def window(at: Array) -> Array:
                 return jax.lax.dynamic_slice_in_dim(x_TxH, at, self.most)
 
+            bits = jnp.uint16 if x_TxH.dtype.itemsize == 2 else x_TxH.dtype
+            x_TxH, dtype = jax.lax.bitcast_convert_type(x_TxH, bits), x_TxH.dtype
             x_ExKxXxH: Array = jax.vmap(jax.vmap(window))(first_ExK)
-            return x_ExKxXxH
+            return jax.lax.bitcast_convert_type(x_ExKxXxH, dtype)
 
         k: Any = self.k_TxH
         if isinstance(k, Codes):

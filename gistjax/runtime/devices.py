@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import platform
 import re
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ def start_jax(config: CompressionConfig) -> None:
     """
     choose_kernels(config)
     find_devices()
-    _keep_compiled_programs()
+    if jax.default_backend() != "cpu":
+        keep_compiled_programs()
 
 
 def choose_kernels(config: CompressionConfig) -> None:
@@ -58,13 +61,11 @@ def is_deterministic(config: CompressionConfig | None = None) -> bool:
     return bool(given) or (config is not None and config.deterministic)
 
 
-def _keep_compiled_programs() -> None:
+def keep_compiled_programs() -> None:
     """Keep compiled programs in `JAX_COMPILATION_CACHE_DIR`, by default the user's cache.
 
-    Not on CPUs, where XLA warns about programs that another machine's features went into.
+    On CPUs only for what compiles most of its time, before anything is compiled.
     """
-    if jax.default_backend() == "cpu":
-        return
     jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -73,7 +74,18 @@ def compile_cache() -> Path:
     """Return the folder of compiled programs."""
     if folder := jax.config.values["jax_compilation_cache_dir"]:
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gistjax" / "xla"
+    own = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gistjax"
+    return own / (f"xla-{_cpu()}" if jax.default_backend() == "cpu" else "xla")
+
+
+def _cpu(file: Path = Path("/proc/cpuinfo")) -> str:
+    """Return a name for this CPU's instructions: a program may use all, and runs on no other."""
+    try:
+        features = re.search(r"(?:flags|Features)\s*:(.*)", file.read_text())
+    except OSError:
+        features = None
+    told = features[1] if features else platform.processor()
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
 def find_devices() -> list[Any]:

@@ -73,9 +73,12 @@ def make_app(worker: Worker, metrics: Metrics) -> FastAPI:
 
     @app.get("/readyz", response_model=Status)
     async def readyz() -> Status | Response:
-        """Say whether it takes requests."""
+        """Say whether requests are answered at once: not while it warms up, or stops."""
         if worker.stopping or not worker.is_alive():
             return error_reply(HTTPStatus.SERVICE_UNAVAILABLE, "the server is stopping.")
+        if worker.progress is not None:
+            message = "warming up: {} of {} programs.".format(*worker.progress)
+            return error_reply(HTTPStatus.SERVICE_UNAVAILABLE, message)
         return Status(status="ready")
 
     @app.get("/metrics", response_class=PlainTextResponse)

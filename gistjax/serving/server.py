@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,8 @@ from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.inference.engine import load
 from gistjax.inference.store import Store
-from gistjax.runtime.devices import device_name
+from gistjax.inference.warming import Progress, warm_up
+from gistjax.runtime.devices import device_name, keep_compiled_programs, start_jax
 from gistjax.runtime.signals import SIGNALS
 from gistjax.serving.app import make_app
 from gistjax.serving.guard import Guard
@@ -57,8 +58,10 @@ def serve(path: Path, run: str, config: CompressionConfig, listening: Listening)
     """
     bound = bind(listening.host, listening.port)
     log.info("loading %s and its compressor …", config.model.known_as)
+    start_jax(config)
+    keep_compiled_programs()
     store = Store(path, load(run, config), wait_s=WRITER_S)
-    server = Server(store, listening)
+    server = Server(store, listening, warm_up(store))
     server.run([bound])
     if server.worker.lost:
         raise RuntimeError("the thread that owns the store ended by itself.")
@@ -94,10 +97,12 @@ class Server(uvicorn.Server):
     second it ends at once.
     """
 
-    def __init__(self, store: Store, listening: Listening):
+    def __init__(
+        self, store: Store, listening: Listening, warming: Iterator[Progress] | None = None
+    ):
         metrics = Metrics()
         metrics.describe(device_name())
-        self.worker = Worker(store, listening.queue, metrics.count_batch)
+        self.worker = Worker(store, listening.queue, metrics.count_batch, warming)
         metrics.watch(lambda: self.worker.waiting)
         app = make_app(self.worker, metrics)
         config = uvicorn.Config(

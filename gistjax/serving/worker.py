@@ -6,8 +6,9 @@ are asked alike (`How`, whatever the document) are taken along with the first of
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +17,9 @@ from gistjax.errors import BusyError, DataError, DeviceMemoryError, GistjaxError
 from gistjax.inference.asking import BATCHES
 from gistjax.inference.store import Store, Told
 from gistjax.inference.store_index import PIECES
+from gistjax.inference.warming import Progress
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 MOST_QUESTIONS = BATCHES[-1]
@@ -59,10 +63,18 @@ class Worker(threading.Thread):
     Args:
         limit: the most questions and other things that wait.
         told: called with the number of questions of each batch, before they are answered.
+        warming: compiles a program at each step, one after each batch until all are compiled.
     """
 
-    def __init__(self, store: Store, limit: int, told: Callable[[int], None] = lambda _: None):
+    def __init__(
+        self,
+        store: Store,
+        limit: int,
+        told: Callable[[int], None] = lambda _: None,
+        warming: Iterator[Progress] | None = None,
+    ):
         super().__init__(name="store", daemon=True)
+        self._warming, self.progress = warming, Progress(0, 0) if warming else None
         self.store, self.stopping = store, False
         self.lost = False  # it ended without being told to
         self._limit, self._told = limit, told
@@ -125,6 +137,10 @@ class Worker(threading.Thread):
 
     def _take(self) -> list[_Job]:
         """Return what is done next, once there is something; nothing at the end."""
+        while self._warming and not self.stopping:
+            self._warm_up(self._warming)
+            if self._waiting:
+                break
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self.stopping)
             taken = self._waiting[:1]
@@ -133,6 +149,17 @@ class Worker(threading.Thread):
                 taken = alike[:MOST_QUESTIONS]
             self._waiting = [job for job in self._waiting if job not in taken]
             return taken
+
+    def _warm_up(self, warming: Iterator[Progress]) -> None:
+        """Compile the next program; what fails will be compiled, or told, when it is needed."""
+        try:
+            self.progress = next(warming, None)
+        except BaseException as error:  # a library's panic, too
+            log.warning("not warmed up (%s): first questions wait longer", type(error).__name__)
+            self.progress = None
+        if self.progress is None:
+            self._warming = None
+            log.info("ready for questions")
 
     def _do(self, jobs: list[_Job], told: Callable[[int], None] = lambda _: None) -> None:
         """Answer questions together, or do another thing alone.

@@ -63,10 +63,10 @@ def start(store):
     """Starts servers on the store, or on another."""
     threads = []
 
-    def started(store=store, **listening):
+    def started(store=store, warming=None, **listening):
         bound = bind("127.0.0.1", 0)
         port = bound.getsockname()[1]
-        server = Server(store, Listening("127.0.0.1", port, **listening))
+        server = Server(store, Listening("127.0.0.1", port, **listening), warming)
         threads.append((server, threading.Thread(target=server.run, args=([bound],))))
         threads[-1][1].start()
         wait_for(lambda: server.started)
