@@ -29,13 +29,7 @@ EVERYWHERE = ("0.0.0.0", "::")
 
 def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     """Serve until a signal comes."""
-    if not args.store:
-        raise ConfigError("which store? Give its folder with --store.")
-    path = Path(args.store)
-    if not is_store(path):
-        check_place(path)
-    token = read_token(args.token_file) if args.token_file else ""
-    check_reach(args.host, args.name, token)
+    path, token = checked(args)
     try:
         from gistjax.serving.server import Listening, serve  # slow: flags are checked first
     except ModuleNotFoundError as error:
@@ -45,6 +39,23 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     names = (args.host, *args.name)
     listening = Listening(args.host, args.port, names, token, args.seconds, args.queue)
     serve(path, args.run, config, listening)
+
+
+def checked(args: flags.FlagValues) -> tuple[Path, str]:
+    """Return the store's folder and the token that requests need; "" if they need none.
+
+    Raises:
+        CheckpointError: if the folder is no store and cannot become one.
+        ConfigError: if others could reach it, or what a flag names is not there.
+    """
+    if not args.store:
+        raise ConfigError("which store? Give its folder with --store.")
+    path = Path(args.store)
+    if not is_store(path):
+        check_place(path)
+    token = read_token(args.token_file) if args.token_file else ""
+    check_reach(args.host, args.name, token)
+    return path, token
 
 
 def read_token(file: str) -> str:

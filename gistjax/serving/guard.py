@@ -50,6 +50,8 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
+        if scope["type"] == "lifespan":  # that a server starts or stops is no request
+            return await self._app(scope, receive, send)
         start, status, begun, more = time.monotonic(), 0, False, False
 
         async def watched(message: Message) -> None:

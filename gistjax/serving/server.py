@@ -58,13 +58,18 @@ def serve(path: Path, run: str, config: CompressionConfig, listening: Listening)
     """
     bound = bind(listening.host, listening.port)
     log.info("loading %s and its compressor …", config.model.known_as)
-    start_jax(config)
-    keep_compiled_programs()
-    store = Store(path, load(run, config), wait_s=WRITER_S)
+    store = open_store(path, run, config)
     server = Server(store, listening, warm_up(store))
     server.run([bound])
     if server.worker.lost:
         raise RuntimeError("the thread that owns the store ended by itself.")
+
+
+def open_store(path: Path, run: str, config: CompressionConfig) -> Store:
+    """Return a store to serve, in a process that has not computed yet."""
+    start_jax(config)
+    keep_compiled_programs()
+    return Store(path, load(run, config), wait_s=WRITER_S)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -90,6 +95,18 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+def guarded(
+    store: Store, listening: Listening, warming: Iterator[Progress] | None = None
+) -> tuple[Guard, Worker]:
+    """Return the endpoints with what keeps others out, and the worker, which is to be started."""
+    metrics = Metrics()
+    metrics.describe(device_name())
+    worker = Worker(store, listening.queue, metrics.count_batch, warming)
+    metrics.watch(lambda: worker.waiting)
+    app = make_app(worker, metrics)
+    return Guard(app, metrics, listening.names, listening.token, listening.seconds), worker
+
+
 class Server(uvicorn.Server):
     """Serves until its worker ends.
 
@@ -100,13 +117,9 @@ class Server(uvicorn.Server):
     def __init__(
         self, store: Store, listening: Listening, warming: Iterator[Progress] | None = None
     ):
-        metrics = Metrics()
-        metrics.describe(device_name())
-        self.worker = Worker(store, listening.queue, metrics.count_batch, warming)
-        metrics.watch(lambda: self.worker.waiting)
-        app = make_app(self.worker, metrics)
+        app, self.worker = guarded(store, listening, warming)
         config = uvicorn.Config(
-            Guard(app, metrics, listening.names, listening.token, listening.seconds),
+            app,
             lifespan="off",
             ws="none",
             log_config=None,
