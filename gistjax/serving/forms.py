@@ -32,7 +32,11 @@ class NewDocument(BaseModel):
 class Questions(BaseModel):
     """One question, or several."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"questions": ["Who built the mill?"], "stream": True}]},
+    )
     question: Question | None = None
     questions: SeveralQuestions | None = None
     pieces: Annotated[int, Field(ge=1, le=MOST_PIECES)] = PIECES
@@ -52,7 +56,9 @@ def chat_request(model: str) -> dict[str, Any]:
     turn = {"type": "object", "properties": message, "required": ["role", "content"]}
     turns = {"type": "array", "items": turn, "minItems": 1, "maxItems": 1}
     properties = {"model": {"const": model}, "messages": turns}
-    schema = {"properties": properties, "required": ["model", "messages"]}
+    turn = {"role": "user", "content": "Who built the mill?"}
+    example = {"model": model, "messages": [turn], "stream": True}
+    schema = {"properties": properties, "required": ["model", "messages"], "examples": [example]}
     return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
 
 

@@ -14,8 +14,9 @@ from starlette.types import Message, Receive, Scope, Send
 from gistjax.serving.replies import reply_to
 
 MEDIA_TYPE = "text/event-stream"
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 DOCUMENTED: dict[int | str, dict[str, Any]] = {
-    HTTPStatus.OK: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}
+    HTTPStatus.OK: {"content": {MEDIA_TYPE: {"itemSchema": _EVENT}}}
 }
 """What OpenAPI tells of it."""
 DONE = b"data: [DONE]\n\n"

@@ -160,14 +160,20 @@ def test_in_a_browser_what_anyone_wrote_is_text(own, visit):
 
 
 @pytest.mark.slow
-def test_in_a_browser_the_policy_stops_what_would_run(client, browser):
-    """Were text put in as HTML in spite of all, it would not run."""
+def test_in_a_browser_the_policy_stops_what_would_run_or_tell_others(client, start, browser):
+    """Were a text put in as HTML in spite of all, it would not run."""
+    other = start()
     window = browser.new_context().new_page()
     window.goto(f"http://127.0.0.1:{client.port}/")
-    tried = f"document.body.innerHTML = {HOSTILE!r}"
-    with pytest.raises(Exception, match="TrustedHTML"):
-        window.evaluate(tried)
-    window.evaluate("const s = document.createElement('style'); s.textContent = 'body {margin: 0}'")
+    for tried, stopped in (
+        (f"document.body.innerHTML = {HOSTILE!r}", "TrustedHTML"),
+        ("document.createElement('script').textContent = 'document.title = 1'", "TrustedScript"),
+        ("document.body.setAttribute('onclick', 'document.title = 1')", "TrustedScript"),
+    ):
+        with pytest.raises(Exception, match=stopped):
+            window.evaluate(tried)
+    sent = f"fetch('http://127.0.0.1:{other.port}/healthz', {{mode: 'no-cors'}})"
+    assert window.evaluate(f"{sent}.then(() => 'sent', () => 'stopped')") == "stopped"
     assert window.title() == "gistjax: questions on documents"
     window.context.close()
 
