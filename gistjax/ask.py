@@ -9,11 +9,11 @@ in. --save keeps the compressed text in a file, and --document asks about such a
 the run's configuration is overridden by --config.KEY=VALUE.
 
 The compressor that comes with gistjax keeps entries of the key/value cache, at 1 to 32 tokens an
-entry. It was trained on texts of up to 512 tokens (about 400 words); longer ones are kept in
-pieces, with a warning. It was trained on paragraphs, and on questions that a few words of them
-answer. It always answers, also where the text does not say. --threshold withholds answers whose
-chance of being right is less; that takes a calibration (`gistjax.calibrate`), which this compressor
-does not have. Times leave out compiling, but a program's first run is slower than later ones.
+entry. It was trained on texts of up to 2,048 tokens (about 1,500 words); longer ones are kept in
+pieces, with a warning. Its questions were of the kind that a few words of a paragraph answer. It
+always answers, also where the text does not say. --threshold withholds answers whose chance of
+being right is less; that takes a calibration (`gistjax.calibrate`), which this compressor does not
+have. Times leave out compiling, but a program's first run is slower than later ones.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """Average the parameters of finished runs into a run of its own.
 
     python -m gistjax.average --run runs/a_s42 --run runs/a_s43 --run runs/a_s44
-        --output runs/a_mean [--dtype float16|int8]
+        --output runs/a_mean [--dtype float16|int8] [--start 0.25]
     python -m gistjax.evaluate --run runs/a_mean
 
 The runs must differ in their seed alone and start from the same weights (`init_from`): from
 different ones they end too far apart for their mean to work. What the start did not have must begin
 alike whatever the seed, as a scorer does, and an adapter does not. The output has the first run's
 configuration with the names of all runs, and answers at the cost of one; int8 is of its matrices
-(gistjax/compress/exported.py). The method is that of Wortsman et al. 2022, arXiv:2203.05482.
+(gistjax/compress/exported.py). The method is that of Wortsman et al. 2022, arXiv:2203.05482. With
+--start the weights that the runs started from have a share in it: less of what the runs learned,
+more of what the start knew (Wortsman et al. 2022, arXiv:2109.01903).
 """
 
 from __future__ import annotations
@@ -36,12 +38,17 @@ from gistjax.settings import PARAMETERS_OF_0_1
 log = logging.getLogger(__name__)
 
 
-def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
+def average(
+    runs: list[Path], output: Path, dtype: str = "float32", start_share: float = 0.0
+) -> None:
     """Write `config.json` and `compressor.safetensors` of the runs' mean.
+
+    Args:
+        start_share: of the weights that the runs started from, from 0 to 1.
 
     Raises:
         ConfigError: if there are fewer than two runs, they differ in more or less than their seed,
-            or start from nothing.
+            or start from nothing; or if the start is to have a share and has other parameters.
         CheckpointError: if a run is missing, not finished or damaged, has other parameters or
             another base, or is a mean itself; or if there is something in the output folder.
     """
@@ -67,10 +74,18 @@ def average(runs: list[Path], output: Path, dtype: str = "float32") -> None:
         name: np.mean([arrays[name] for arrays in tensors], axis=0, dtype=np.float64).astype(kept)
         for name in tensors[0]
     }
+    if start_share:
+        start = read_start(configs[0], abouts[0], _shapes(means))
+        means = {
+            name: ((1 - start_share) * mean + start_share * start[name]).astype(kept)
+            for name, mean in means.items()
+        }
     if dtype == "int8":
         means = packed(means)
     make_folder(output)
-    write_json(RunDir(output).config_file, {**abouts[0], "mean_of": [run.name for run in runs]})
+    share = {"start_share": start_share} if start_share else {}
+    names = [run.name for run in runs]
+    write_json(RunDir(output).config_file, {**abouts[0], "mean_of": names, **share})
     save_exported(RunDir(output).exported, means, provenance(configs[0]))
 
 
@@ -123,6 +138,32 @@ def check_drawn(
         )
 
 
+def read_start(
+    config: CompressionConfig, about: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Return the weights by name that a run started from.
+
+    Args:
+        shapes: of the run's own weights, by name.
+
+    Raises:
+        CheckpointError: if they are no longer there.
+        ConfigError: if the run has more weights, or of other shapes.
+    """
+    start = load_exported(find_exported(user_path(config.init_from)))[0]
+    if hash_tensors(start) != about.get("start_sha256"):
+        raise CheckpointError(
+            f"{config.init_from} is not what the runs started from: put that back, or leave "
+            "--start out."
+        )
+    start = {name.replace(*PARAMETERS_OF_0_1): array for name, array in start.items()}
+    if unlike := [name for name in shapes if shapes[name] != _shapes(start).get(name)]:
+        raise ConfigError(
+            f"{config.init_from} has no {unlike[0]} like the runs': leave --start out."
+        )
+    return start
+
+
 def _is_drawn(name: str, architecture: str) -> bool:
     """Whether a parameter begins with random numbers that depend on the seed.
 
@@ -151,7 +192,7 @@ def main(args: flags.FlagValues) -> None:
     """Average the runs that the flags name."""
     if not args.output:
         raise ConfigError("--output is missing: the directory of the mean.")
-    average([Path(run) for run in args.run], Path(args.output), args.dtype)
+    average([Path(run) for run in args.run], Path(args.output), args.dtype, args.start)
     cli.print_result({"output": args.output, "runs": args.run})
 
 
@@ -166,6 +207,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "Type of the numbers written.",
         flag_values=values,
     )
+    about = "Share of the weights that the runs started from, from 0 to 1."
+    flags.DEFINE_float("start", 0.0, about, 0, 1, flag_values=values)
 
 
 if __name__ == "__main__":

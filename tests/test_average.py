@@ -60,6 +60,24 @@ def test_a_mean_in_int8_has_its_matrices_in_it_alone(write, tmp_path):
     np.testing.assert_allclose(arrays["lora/adapters/q/b"], expected, rtol=1e-6)
 
 
+def test_the_start_has_a_share_in_the_mean(write, tmp_path):
+    start = write("start", [8.0, 0.0])
+    sha256 = hash_tensors(load_exported(start / EXPORTED)[0])
+    alike = {"start": sha256, "init_from": str(start)}
+    runs = [write(f"s{seed}", [seed, -3.0 * seed], seed=seed, **alike) for seed in (1, 3)]
+    average(runs, tmp_path / "mean", start_share=0.25)
+    assert load_tensors(tmp_path / "mean" / EXPORTED)[0]["a"].tolist() == [3.5, -4.5]
+    assert RunDir(tmp_path / "mean").about()["start_share"] == 0.25
+
+    save_tensors(start / EXPORTED, {"a": np.zeros(2, np.float32)})
+    with pytest.raises(CheckpointError, match="is not what the runs started from"):
+        average(runs, tmp_path / "changed", start_share=0.25)
+    alike["start"] = hash_tensors(load_exported(start / EXPORTED)[0])
+    runs = [write(f"less{seed}", [seed, 1.0], seed=seed, **alike) for seed in (1, 3)]
+    with pytest.raises(ConfigError, match="has no lora/adapters/q/b like the runs'"):
+        average(runs, tmp_path / "more", start_share=0.25)
+
+
 @pytest.mark.parametrize(
     ("error", "message", "changes"),
     [

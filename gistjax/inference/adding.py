@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 WRITERS = 4
 """Threads that round and write the pieces of a batch: on a GPU reading them takes less time."""
+PIECE_TOKENS = 512
+"""Longest piece of a document, whatever the compressor reads at once: what is found and answered
+from is no longer than it needs to be."""
 TELL_S = 10
 """Seconds between two lines of progress within documents."""
 
@@ -196,7 +199,7 @@ def cut_again(engine: Engine, text: str, before: Sequence[str]) -> list[Cut]:
             return
         if spans:
             first, _, was_new = spans[-1]
-            if new or (was_new and len(engine.cut(text[first:end])) == 1):
+            if new or (was_new and len(engine.cut(text[first:end], PIECE_TOKENS)) == 1):
                 spans[-1] = (first, end, True)
                 return
         spans.append((begin, end, new))
@@ -209,7 +212,7 @@ def cut_again(engine: Engine, text: str, before: Sequence[str]) -> list[Cut]:
             start = found + len(piece)
             add(found, start, False)
     add(start, len(text), True)
-    return [cut for begin, end, _ in spans for cut in engine.cut(text[begin:end])]
+    return [cut for begin, end, _ in spans for cut in engine.cut(text[begin:end], PIECE_TOKENS)]
 
 
 def _find_words(text: str, piece: str, start: int) -> int:

@@ -347,9 +347,10 @@ class Engine:
         if problem := Budget.of(self.config).ratio_problem(float(ratio)):
             raise ConfigError(problem)
 
-    def cut(self, text: str) -> list[Cut]:
-        """Return a text in pieces that are read at once."""
-        return cut_text(text, self.pretrained.prompt, self.piece_tokens)
+    def cut(self, text: str, most_tokens: int | None = None) -> list[Cut]:
+        """Return a text in pieces that are read at once, of at most so many tokens."""
+        most = min(self.piece_tokens, most_tokens or self.piece_tokens)
+        return cut_text(text, self.pretrained.prompt, most)
 
     def origin(self) -> dict[str, str]:
         """Return what made the documents of this engine, as their files name it."""

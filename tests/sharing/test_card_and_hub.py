@@ -23,7 +23,7 @@ def test_the_card_of_the_compressor_that_comes_with_the_repository():
     assert card.startswith(
         "---\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlibrary_name: gistjax\n"
     )
-    assert "0.817 [0.808, 0.826] | 0.736" in card and "at 7.84 tokens an entry" in card
+    assert "0.819 [0.809, 0.828] | 0.736" in card and "at 7.84 tokens an entry" in card
     assert (
         "one entry in 1 to 32 (as asked for, 8 by default) of the key/value cache (by `conv`)"
         in card
