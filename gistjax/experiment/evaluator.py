@@ -353,10 +353,8 @@ class Evaluator:
         wrong = self._score(
             self._generator(trainable, frozen, shuffle_contexts(self._rows_read), "wrong contexts")
         )
-        samples = self._config.evaluation.bootstrap_samples
-        gap = paired_difference(
-            scores.f1_N, wrong.f1_N, scores.clusters_N, samples, self._config.seed
-        )
+        samples, seed = self._config.evaluation.bootstrap_samples, self._config.seed
+        gap = paired_difference(scores.f1_N, wrong.f1_N, scores.clusters_N, samples, seed)
         shuffled = {
             "shuffled_f1": wrong.f1,
             "shuffled_gap": gap.mean,
@@ -373,10 +371,12 @@ class Evaluator:
     ) -> list[dict[str, Any]]:
         tokenizer = self._pretrained.tokenizer
         contexts = {row.context_id: decode(tokenizer, row.context_ids) for row in self._rows}
+        lengths = {row.context_id: len(row.context_ids) for row in self._rows}
         return [
             {
                 "id": example.id,
                 "context_id": example.context_id,
+                "context_tokens": lengths[example.context_id],
                 "question": example.question,
                 "prediction": text,
                 **({"withheld": written} if written != text else {}),

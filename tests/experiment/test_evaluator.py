@@ -29,6 +29,8 @@ EXAMPLES = [
 ]
 ROWS = [0, 0, 1, 2, 2]
 """The context of each question."""
+LENGTHS = [len(text) for text in (MILL, TEA, SHED)]
+"""In tokens, which are bytes here."""
 GIVEN = {
     "answering": ["Ada Lovelace", "1783.", "black coffee", "", "a shed"],
     "untuned full context": ["Mrs Byron", "1783", "tea", "Ada", "Ada"],
@@ -169,6 +171,7 @@ def test_every_prediction_by_hand(given):
         {
             "id": example.id,
             "context_id": context,
+            "context_tokens": LENGTHS[context],
             "question": example.question,
             "prediction": text,
             "score": pytest.approx(np.exp(total)),
