@@ -8,7 +8,7 @@ there are no more; each is asked of its page alone, or of the whole store. Works
 `POST /ask` as gistjax does: `gistjax.serve`, `launch/serve_ray.py`, `launch/torch_peer_server.py`.
 Prints JSON: requests, those that failed by status, questions a second, seconds until an answer
 (a failed one counts with its seconds), F1 and tokens of the answers, the server's device, and the
-seconds from the start of this program until the first answer.
+seconds from the server's start (`--since`) until its first answer.
 """
 
 from __future__ import annotations
@@ -190,14 +190,14 @@ def summary(replies: Iterable[Reply]) -> dict[str, Any]:
 
 def main(args: flags.FlagValues) -> None:
     """Wait for the server, warm it up, and measure."""
-    start = time.monotonic()
+    since = time.time() if args.since is None else args.since
     _, questions = read_asked(Path(args.asked))
     order = np.random.default_rng(SEED).permutation(len(questions))
     shuffled = [questions[place] for place in order]
     url = args.url.rstrip("/")
     load = Load(url, shuffled, args.everywhere, args.clients, args.requests, args.seconds)
     asyncio.run(await_answer(load, args.wait))
-    first_answer_s = time.monotonic() - start
+    first_answer_s = time.time() - since
     if args.warm_up:
         log.info("warming up: %d requests that are not counted", args.warm_up)
         run(load._replace(requests=args.warm_up, seconds=None), args.processes)
@@ -228,6 +228,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("everywhere", False, about, flag_values=values)
     about = "Processes that the clients are in: one sends some thousand requests a second."
     flags.DEFINE_integer("processes", 1, about, 1, flag_values=values)
+    about = "Unix time at which the server was started; by default that of this program."
+    flags.DEFINE_float("since", None, about, flag_values=values)
     about = "The most seconds to wait for the server's first answer."
     flags.DEFINE_float("wait", 300.0, about, 0.0, flag_values=values)
 

@@ -5,9 +5,10 @@
 
 A page is the text of SQuAD's paragraphs, one behind another, cut at a sentence's end after at most
 so many tokens. A question belongs to the page that has the whole of its first gold answer; others
-are left out. Writes pages and questions to the file `--asked`, which `launch.load` asks and
-`launch/torch_peer_server.py` reads, and adds the pages to the store; those that it has stay. Prints
-JSON: numbers of pages, tokens, bytes and questions, and the seconds of adding.
+are left out, and so are those without a word of their page, which a store refuses. Adds the pages
+to the store; those that it has stay. Writes pages and questions to the file `--asked`, which
+`launch.load` asks and `launch/torch_peer_server.py` reads. Prints JSON: numbers of pages, tokens,
+bytes and questions, how many of these had no word of their page, and the seconds of adding.
 """
 
 from __future__ import annotations
@@ -70,14 +71,15 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
     pages = list(islice(found, args.pages))
     if len(pages) < args.pages:
         raise DataError(f"{args.data} has {len(pages)} pages: set --pages to as many or fewer.")
-    questions = [question for page in pages for question in page.questions]
     texts = {page.name: page.text for page in pages}
-    write_asked(Path(args.asked), texts, questions)
     store = Store(args.store, engine, bits=int(args.bits) if args.bits else None)
     start, compiled_s = time.perf_counter(), engine.programs.compile_s
     store.add_many(texts.items())
     seconds = time.perf_counter() - start - (engine.programs.compile_s - compiled_s)
     held = store.documents()
+    every = [question for page in pages for question in page.questions]
+    questions = [one for one in every if store.index.search(one.text, 1, one.page)]
+    write_asked(Path(args.asked), texts, questions)
     cli.print_result(
         {
             "pages": len(held),
@@ -85,6 +87,7 @@ def main(config: CompressionConfig, args: flags.FlagValues) -> None:
             "tokens": sum(document.tokens for document in held),
             "bytes": sum(file.stat().st_size for file in store.index.entries.iterdir()),
             "questions": len(questions),
+            "left_out": len(every) - len(questions),
             "seconds": round(seconds, 2),
         }
     )
