@@ -16,6 +16,7 @@ from gistjax.compress.kept import entries_of, packed, size_class
 from gistjax.errors import DataError
 from gistjax.inference.document import Document
 from gistjax.model.kv_cache import PackedEntries
+from gistjax.runtime.devices import share_of_device
 
 POOL_BYTES = 1 << 30
 STEP = 4
@@ -30,11 +31,13 @@ class Pool:
 
     Args:
         put: brings arrays to the devices.
-        budget: bytes of the runs, unless the documents of one batch need more.
+        budget: bytes of the runs, unless the documents of one batch need more; by default
+            `POOL_BYTES`, or a share of the device's memory if that is more.
     """
 
-    def __init__(self, put: Callable[[Any], Any], budget: int = POOL_BYTES):
-        self._put, self._budget, self._first = put, budget, budget // STEP**2
+    def __init__(self, put: Callable[[Any], Any], budget: int | None = None):
+        self._put, self._budget = put, budget or share_of_device(POOL_BYTES)
+        self._first = self._budget // STEP**2
         self.lent = threading.Lock()
         self.compile_s = 0.0
         self._runs: tuple[jax.Array, ...] = ()  # keys and values

@@ -30,12 +30,13 @@ from gistjax.inference.store_index import PIECES, Held, Piece, StoreIndex
 from gistjax.inference.store_place import is_store
 from gistjax.inference.text import check_text
 from gistjax.inference.words import place_in
+from gistjax.runtime.devices import share_of_host
 from gistjax.runtime.quantize import check_bits
 from gistjax.runtime.texts import user_path
 
 MOST_PIECES = 64
 OPEN_BYTES = 1 << 30
-"""Of pieces, alone and joined, that stay in memory after a question, with what was read of them."""
+"""The least budget for pieces, alone and joined, that stay in memory after a question."""
 
 
 class Told(NamedTuple):
@@ -103,7 +104,7 @@ class Store:
                 f"{path} does not say with which ratio and bits it was made ({error}): make it "
                 "anew from the texts."
             ) from error
-        self._open: Recent[Document] = Recent(OPEN_BYTES, lambda document: document.held_bytes)
+        self._open: Recent[Document] = Recent(share_of_host(OPEN_BYTES), lambda of: of.held_bytes)
 
     def __repr__(self) -> str:
         bits = f", {self.bits} bits" if self.bits else ""

@@ -17,6 +17,8 @@ from gistjax.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+KEPT_SHARE = 32
+"""What is kept for later may take one byte in so many of a memory: a large GPU holds more."""
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
@@ -122,6 +124,16 @@ def memory_limit() -> int | None:
     device = jax.local_devices()[0]
     statistics = device.memory_stats() if device.platform != "cpu" else None
     return (statistics or {}).get("bytes_limit")
+
+
+def share_of_device(least: int) -> int:
+    """Return how many bytes of a device may be kept for later, at least `least`."""
+    return max(least, (memory_limit() or 0) // KEPT_SHARE)
+
+
+def share_of_host(least: int) -> int:
+    """Return how many bytes of this machine's memory may be kept for later, at least `least`."""
+    return max(least, host_memory() // KEPT_SHARE)
 
 
 def host_memory() -> int:

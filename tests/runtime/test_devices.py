@@ -1,0 +1,21 @@
+"""What the devices and this machine have room for."""
+
+import pytest
+
+from gistjax.runtime import devices
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("memory", "share"), [(139 * GIB, 139 * GIB // 32), (2 * GIB, GIB), (None, GIB)]
+)
+def test_a_large_memory_keeps_more(monkeypatch, memory, share):
+    """One byte in 32, at least what is asked for; a CPU's device tells no limit."""
+    monkeypatch.setattr(devices, "memory_limit", lambda: memory)
+    monkeypatch.setattr(devices, "host_memory", lambda: memory or 0)
+    assert devices.share_of_device(GIB) == devices.share_of_host(GIB) == share
+
+
+def test_this_machine_has_memory():
+    assert devices.host_memory() > GIB and devices.share_of_host(0) == devices.host_memory() // 32
