@@ -131,9 +131,9 @@ def _add_documents(app: FastAPI, worker: Worker) -> None:
         return Kept(name=added.name, unchanged=added.unchanged, **counts)
 
     @app.get("/documents")
-    async def documents(request: Request) -> Documents:
+    def documents() -> Documents:  # no coroutine: FastAPI runs it in a thread, beside the worker
         """List the documents."""
-        return Documents(documents=await waiting.result(request, worker.do(store.documents)))
+        return Documents(documents=store.documents())
 
     @app.delete("/documents/{name:path}", responses=errors(of_request=True))
     async def remove(name: str, request: Request) -> Removed:

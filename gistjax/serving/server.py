@@ -21,6 +21,7 @@ from gistjax.inference.warming import Progress, warm_up
 from gistjax.runtime.devices import device_name, keep_compiled_programs, start_jax
 from gistjax.runtime.signals import SIGNALS
 from gistjax.serving.app import make_app
+from gistjax.serving.connection import Connection
 from gistjax.serving.guard import Guard
 from gistjax.serving.metrics import Metrics
 from gistjax.serving.worker import Worker
@@ -120,6 +121,7 @@ class Server(uvicorn.Server):
         app, self.worker = guarded(store, listening, warming)
         config = uvicorn.Config(
             app,
+            http=Connection,
             lifespan="off",
             ws="none",
             log_config=None,

@@ -1,7 +1,7 @@
 """One thread that owns a store: the questions that wait are answered together.
 
-Whatever is done with the store goes through it, in the order in which it came; only questions that
-are asked alike (`How`, whatever the document) are taken along with the first of them.
+Whatever changes or asks the store goes through it, in the order in which it came; only questions
+that are asked alike (`How`, whatever the document) are taken along with the first of them.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class Worker(threading.Thread):
 
     @property
     def waiting(self) -> int:
-        """Number of questions and other things that wait."""
-        return len(self._waiting)
+        """Number of questions and other things that wait, without those that were cancelled."""
+        return sum(not job.future.cancelled() for job in self._waiting)
 
     def ask(self, questions: Sequence[str], how: How) -> list[Future[Told]]:
         """Take questions, all or none.
@@ -113,8 +113,7 @@ class Worker(threading.Thread):
         with self._changed:
             if self.stopping:
                 raise BusyError("the server is stopping: ask again when it is back.")
-            if self.waiting + len(jobs) > self._limit:
-                self._waiting = [job for job in self._waiting if not job.future.cancelled()]
+            self._waiting = [job for job in self._waiting if not job.future.cancelled()]
             if self.waiting + len(jobs) > self._limit:
                 raise BusyError(
                     f"{self.waiting} questions wait, and at most {self._limit} may: ask later."

@@ -109,12 +109,19 @@ def test_a_full_queue_and_a_long_wait_are_told(start, held_up):
 def test_a_client_that_went_away_is_not_answered(client, batches, held_up):
     with held_up(client.worker):
         client.send("POST", "/ask", MILL).close()
-        client.await_waiting(1)
+        wait_for(lambda: len(client.worker._waiting) == 1)
         wait_for(client.worker._waiting[0].future.cancelled)
+        assert "gistjax_waiting 0.0" in client("GET", "/metrics")[2]
     assert client("POST", "/ask", MILL)[0] == 200
     assert batches == [1]
     counted = 'gistjax_requests_total{endpoint="POST /ask",status="499"} 1.0'
     assert counted in client("GET", "/metrics")[2]
+
+
+def test_documents_are_listed_while_the_worker_is_busy(client, held_up):
+    with held_up(client.worker):
+        status, _, body = client("GET", "/documents")
+    assert status == 200 and [one["name"] for one in body["documents"]] == ["mill", "notes/port"]
 
 
 def test_what_was_accepted_is_answered_before_it_stops(start, held_up):
