@@ -14,6 +14,7 @@ that writes removes what a killed one has left. SQLite ranks pieces by BM25 (Rob
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import re
 import sqlite3
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gistjax.errors import CheckpointError, ConfigError, StorageError, did_you_mean
+from gistjax.errors import CheckpointError, ConfigError, StorageError
 from gistjax.inference.store_place import check_place, is_store
 from gistjax.inference.store_tables import FORMAT, HELD, SCHEMA, connect, schema_of
 from gistjax.inference.words import words_of
@@ -247,14 +248,15 @@ class StoreIndex:
         """Refuse names of documents that are not here.
 
         Raises:
-            ConfigError: naming the nearest that is.
+            ConfigError: naming the nearest that are, three at most.
         """
         for name in names:
             if not name.isprintable() or not self.find(name):
                 known = [held.name for held in self.documents()]
+                near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
                 hint = (
-                    did_you_mean(name, known)
-                    if 0 < len(known) < 20
+                    f"; did you mean {' or '.join(map(repr, near))}?"
+                    if near
                     else (
                         ": `gistjax store list` shows what it holds." if known else ": it is empty."
                     )

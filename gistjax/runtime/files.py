@@ -265,7 +265,9 @@ class RunLock:
         self._file.seek(0)
         try:
             holder = json.loads(self._file.read())
-            return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+            own = (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
+            which = ", which is this process" if own else ""
+            return f"process {holder['pid']} on {holder['host']} since {holder['since']}{which}"
         except (ValueError, KeyError, TypeError):
             return ""
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gistjax.errors import CheckpointError, ConfigError, StorageError
+from gistjax.errors import CheckpointError, ConfigError, InUseError, StorageError
 from gistjax.inference.store_index import StoreIndex, key_of
 from gistjax.runtime.files import RunLock
 from tests.stress.stores import ABOUT, put
@@ -69,6 +69,23 @@ def test_nothing_of_a_removed_document_stays(index):
     index.remove(["mill"])
     with pytest.raises(ConfigError, match="it is empty"):
         index.check_held(["mill"])
+
+
+def test_of_many_documents_only_the_closest_names_are_told(index):
+    for number in range(30):
+        put(index, f"reports/{number:02}.txt", MILL)
+    with pytest.raises(ConfigError) as refused:
+        index.remove(["report/07.txt"])
+    assert "did you mean 'reports/07.txt' or " in str(refused.value)
+    assert str(refused.value).count("reports/") == 3
+    with pytest.raises(ConfigError, match="`gistjax store list` shows"):
+        index.remove(["xyz"])
+
+
+def test_two_indexes_of_a_process_are_not_told_as_two_processes(index):
+    other = StoreIndex(index.path)
+    with index.writing(), pytest.raises(InUseError, match="which is this process"):
+        other.remove(["pump"])
 
 
 def test_what_was_interrupted_is_there_when_it_goes_on_until_it_is_swept(index):
