@@ -104,7 +104,8 @@ class Store:
                 f"{path} does not say with which ratio and bits it was made ({error}): make it "
                 "anew from the texts."
             ) from error
-        self._open: Recent[Document] = Recent(share_of_host(OPEN_BYTES), lambda of: of.held_bytes)
+        self._room_bytes = share_of_host(OPEN_BYTES)
+        self._open: Recent[Document] = Recent(self._room_bytes, lambda of: of.held_bytes)
 
     def __repr__(self) -> str:
         bits = f", {self.bits} bits" if self.bits else ""
@@ -240,9 +241,19 @@ class Store:
         threshold: float | None,
         tell: Callable[[int, Told | GistjaxError], None],
     ) -> None:
-        """Tell what comes of questions with their places and documents, as soon as it is known."""
+        """Tell what comes of questions with their places and documents, as soon as it is known.
+
+        Those before are answered, and what was held for them is let go, where more would be held
+        than a store keeps (`_room_bytes`).
+        """
         able: list[tuple[int, list[Piece]]] = []
         pairs: list[tuple[Document, str]] = []
+        held: dict[int, int] = {}  # bytes, by the document's id: questions may share one
+
+        def answered(number: int, answer: Answer) -> None:
+            place, found = able[number]
+            tell(place, _told(answer, found))
+
         for place, (question, within) in asked:
             found = self._find(question, pieces, within)
             if isinstance(found, GistjaxError):
@@ -250,11 +261,10 @@ class Store:
             else:
                 able.append((place, found[0]))
                 pairs.append((found[1], question))
-
-        def answered(number: int, answer: Answer) -> None:
-            place, found = able[number]
-            tell(place, _told(answer, found))
-
+                held[id(found[1])] = found[1].held_bytes
+            if sum(held.values()) > self._room_bytes:
+                asking.ask(self.engine, pairs, threshold, answered)
+                able, pairs, held = [], [], {}
         asking.ask(self.engine, pairs, threshold, answered)
 
     def _find(

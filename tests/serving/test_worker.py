@@ -62,6 +62,18 @@ def test_questions_on_several_documents_are_answered_in_one_run(start, batches, 
     assert batches == [4]
 
 
+def test_questions_whose_pieces_need_more_memory_than_there_is_are_answered_in_turns(
+    store, batches, monkeypatch
+):
+    asked = [MILL, PORT, MILL, PORT]
+    together = [told.answer.written for told in store.ask_many(asked, 1)]
+    assert batches == [4]
+    monkeypatch.setattr(store, "_room_bytes", 1)
+    told = store.ask_many(asked, 1)
+    assert [one.answer.written for one in told] == together and batches == [4, 1, 1, 1, 1]
+    assert [one.pieces[0].document for one in told] == ["mill", "notes/port"] * 2
+
+
 def test_a_full_queue_takes_no_more_and_what_was_cancelled_takes_no_room(start, held_up):
     worker = start(limit=2)
     with held_up(worker):
