@@ -17,22 +17,13 @@ from typing import Any
 
 import ml_collections
 
+from gistjax.names import ARCHITECTURES as ARCHITECTURES
+from gistjax.names import SELECT as SELECT
+from gistjax.names import UNCOMPRESSED as UNCOMPRESSED
 from gistjax.settings import from_0_1, from_dict, setting
 
-_BUILT_IN = "gistjax.compress.architectures."
-ARCHITECTURES: dict[str, str] = {
-    "cross_attention": _BUILT_IN + "CrossAttention",
-    "conv": _BUILT_IN + "Conv",
-    "pooling": _BUILT_IN + "Pooling",
-    "gist": _BUILT_IN + "Gist",
-    "mean_pool": _BUILT_IN + "MeanPool",
-    "mark": _BUILT_IN + "Mark",
-}
-"""The architectures under test: name to the path of a class (`compress.architectures`)."""
 ASKS = "question_aware"
 """The scorer that sees the question: no peer, but what the others could reach."""
-SELECT = "select"
-"""The architecture that has no slots, but keeps entries of the key/value cache."""
 SCORERS = (
     "kvzip",
     "expected_attention",
@@ -50,8 +41,6 @@ LEARNED = ("conv", "pooling", "cross_attention", "gist")
 SLOT_KEYS = ("slot_form", "slot_place", "slot_start", "slot_positions", "connector")
 """Keys that are about slots alone."""
 SPREADS = ("head", "layer", "all", "profile")
-UNCOMPRESSED = ("none", "closed_book")
-"""Controls that have no slots: the whole context, and none of it."""
 CONTEXTS = ("paragraph", "filled", "varied")
 SELECTIONS = ("all", "first", "last", "random", "surprisal")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -277,7 +266,7 @@ class CompressionConfig:
 
     architecture: str = setting(
         "gist",
-        "the compressor under test, a control, or a class of yours: my_module.Mine",
+        "what is under test, a control, two (conv+gist), or a class: my_module.Mine",
         choices=(*ARCHITECTURES, SELECT, *UNCOMPRESSED),
         or_path=True,
     )

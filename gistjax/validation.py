@@ -23,6 +23,7 @@ from gistjax.config import (
     DataConfig,
 )
 from gistjax.errors import ConfigError, did_you_mean
+from gistjax.names import STACKED, stack_problem
 from gistjax.settings import walk
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,10 @@ def _check_choice(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
         return
     chosen = value if isinstance(value, tuple) else (value,)
     for one in chosen:
+        if metadata.get("or_path") and STACKED in one:
+            if problem := stack_problem(one):
+                raise ConfigError(problem)
+            continue
         is_path = metadata.get("or_path") and "." in one
         if one not in choices and not is_path:
             raise ConfigError(f"{name} cannot be {one!r}{did_you_mean(one, map(str, choices))}")

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = (
     {"errors"},
-    {"settings"},
+    {"settings", "names"},
     {"config"},
     {"validation"},
     {"runtime"},

@@ -8,7 +8,7 @@ is in a padded state changes no slot. Parameters are fp32, compute follows the s
 
 To add one, write a class with what `Architecture` lists, and name it: by a line in
 `config.ARCHITECTURES`, or in a module of your own by its path,
-`--config.architecture=my_module.MyArchitecture`.
+`--config.architecture=my_module.MyArchitecture`. Two names with `+` between: a stack.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ from gistjax.compress.layers import (
     parameter,
     standardize,
 )
+from gistjax.compress.stack import stack
 from gistjax.compress.windows import masked_softmax, window_centres, window_means, windows
 from gistjax.config import ARCHITECTURES, CompressionConfig
 from gistjax.errors import ConfigError, did_you_mean, first_line
 from gistjax.model.config import LlamaConfig
 from gistjax.model.masks import lengths_to_valid
+from gistjax.names import STACKED, parts_of, stack_problem
 from gistjax.runtime.sharding import one_device, shardings_of
 
 
@@ -78,11 +80,16 @@ REQUIRED = {
 
 
 def find_architecture(name: str) -> type[Any]:
-    """Return the class that is registered under a name, or found at a dotted path.
+    """Return the class that is registered under a name, found at a dotted path, or a stack of two.
 
     Raises:
         ConfigError: if there is none, or it lacks something that an architecture needs.
     """
+    if STACKED in name:
+        if problem := stack_problem(name):
+            raise ConfigError(problem)
+        first, second = map(find_architecture, parts_of(name))
+        return stack(first, second)  # type: ignore[arg-type]  # a class has a hash
     path = ARCHITECTURES.get(name, name)
     module, _, attribute = path.rpartition(".")
     if not module:

@@ -10,9 +10,9 @@ from huggingface_hub import errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gistjax.compress import EXPORTED
-from gistjax.config import ARCHITECTURES, SELECT, UNCOMPRESSED
 from gistjax.errors import CheckpointError, ConfigError, first_line
 from gistjax.experiment.run_dir import CALIBRATION, SHIPPED, RunDir
+from gistjax.names import own_parts
 from gistjax.runtime.logs import quiet_hub
 
 FILES = (EXPORTED, "config.json", CALIBRATION)
@@ -76,9 +76,8 @@ def fetch(repo: str, revision: str = "") -> Path:
             f"{repo} on the hub holds no compressor ({error}) Give a repository that "
             "`gistjax.export --push` uploaded to."
         ) from error
-    module = config.architecture.rpartition(".")[0]
-    built_in = (*ARCHITECTURES, SELECT, *UNCOMPRESSED)
-    if config.architecture not in built_in and module not in sys.modules:
+    modules = [part.rpartition(".")[0] for part in own_parts(config.architecture)]
+    if module := next((name for name in modules if name not in sys.modules), None):
         raise CheckpointError(
             f"{repo} on the hub names an architecture of its own, {config.architecture!r}, whose "
             f"code gistjax does not have: if you trust it, `import {module}` first."

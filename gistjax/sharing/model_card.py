@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gistjax.config import ARCHITECTURES, SELECT, UNCOMPRESSED, CompressionConfig, file_name
+from gistjax.config import CompressionConfig, file_name
 from gistjax.evaluation.selective import f1_by_coverage
+from gistjax.names import own_parts
 from gistjax.sharing.base_model import BaseModel, base_model
 
 MARK = "library_name: gistjax"
@@ -105,7 +106,7 @@ def _before(config: CompressionConfig, base: BaseModel) -> str:
     needs = []
     if base.is_local:
         needs.append("say where the base is")
-    if config.architecture not in (*ARCHITECTURES, SELECT, *UNCOMPRESSED):
+    if own_parts(config.architecture):
         needs.append(f"have `{config.architecture}`, which gistjax does not, where Python finds it")
     return f"First {' and '.join(needs)}.\n\n" if needs else ""
 
