@@ -119,6 +119,9 @@ class EncoderConfig:
         choices=("embeddings", "hidden", "lora"),
     )
     layers: int = setting(-1, "base layers that the encoder runs; -1 is all", least=-1)
+    pool: int = setting(
+        0, "last layers, before each of which two positions become their mean", least=0
+    )
     bidirectional: bool = setting(False, "lora, or select: context tokens see later ones too")
     lora: LoraConfig = setting(LoraConfig, "the encoder's adapter")
 

@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from gistjax.compress.encoder import check_pooling
 from gistjax.compress.layers import (
     INTO,
     OUT_OF,
@@ -120,6 +121,7 @@ def check_architecture(config: CompressionConfig, base: LlamaConfig) -> None:
     Raises:
         ConfigError: naming what it lacks, or what it returns.
     """
+    check_pooling(config, base)
     if not config.compresses or config.selects:
         return
     kind, name = find_architecture(config.architecture), f"architecture={config.architecture!r}"

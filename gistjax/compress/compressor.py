@@ -34,6 +34,7 @@ class Compressor(nnx.Module):
         self.budget = Budget.of(config)
         M = self.budget.most
         ratio = int(self.budget.least_ratio) or max(config.data.context_tokens // M, 1)
+        ratio = max(ratio >> config.encoder.pool, 1)  # states a slot
         embeds = config.slot_form == "key_values"
         self.encoder = Encoder(encoder_base, config.encoder, embeds, key_e)
         self.architecture = find_architecture(config.architecture)(base, M, ratio, key_a)
@@ -59,7 +60,8 @@ class Compressor(nnx.Module):
         """
         M, slots_B = self.count(ids_BxC.shape[1], length_B, ratio)
         states_BxCxD = self.encoder(encoder_base, ids_BxC, length_B)
-        slots_BxMxD = self.architecture(states_BxCxD, length_B, slots_B, M)
+        real_B = self.encoder.positions(length_B)
+        slots_BxMxD = self.architecture(states_BxCxD, real_B, slots_B, M)
         if self.gate is not None:
             slots_BxMxD = self._from_tokens(slots_BxMxD, base.embed(ids_BxC), length_B, slots_B)
         return self.connector(slots_BxMxD), slots_B
@@ -85,7 +87,8 @@ class Compressor(nnx.Module):
             return None
         M, slots_B = self.count(ids_BxC.shape[1], length_B)
         states_BxCxD = self.encoder(encoder_base, ids_BxC, length_B)
-        return weights(states_BxCxD, length_B, slots_B, M), slots_B
+        weights_BxMxC = weights(states_BxCxD, self.encoder.positions(length_B), slots_B, M)
+        return self.encoder.of_tokens(weights_BxMxC, length_B, ids_BxC.shape[1]), slots_B
 
     def _from_tokens(
         self, slots_BxMxD: Array, x_BxCxD: Array, length_B: Array, slots_B: Array

@@ -42,6 +42,7 @@ def conv(reading: Reading, weights: Weights, seen: Seen) -> Array:
     real_BxT = lengths_to_valid(reading.end_B, T)
     h_BxTxH = h_BxTxD @ weights["project"].astype(h_BxTxD.dtype)
     h_BxTxH = jnp.where(real_BxT[..., None], h_BxTxH, 0)
+    h_BxTxH = _pooled(reading, weights, h_BxTxH)
     padded = jnp.pad(h_BxTxH, ((0, 0), (WINDOW // 2, WINDOW // 2), (0, 0)))
     filters_WxH = weights["filters"].astype(h_BxTxD.dtype)
     shifted = [padded[:, i : i + T] * filters_WxH[i] for i in range(WINDOW)]
@@ -51,7 +52,8 @@ def conv(reading: Reading, weights: Weights, seen: Seen) -> Array:
 def pooling(reading: Reading, weights: Weights, seen: Seen) -> Array:
     """Score by an MLP over each position's input of the layer: the gate of a weighted pooling."""
     h_BxTxD = jax.lax.stop_gradient(seen.h_BxTxD)
-    return _read_out(reading, weights, h_BxTxD @ weights["project"].astype(h_BxTxD.dtype))
+    h_BxTxH = h_BxTxD @ weights["project"].astype(h_BxTxD.dtype)
+    return _read_out(reading, weights, _pooled(reading, weights, h_BxTxH))
 
 
 def cross_attention(reading: Reading, weights: Weights, seen: Seen) -> Array:
@@ -144,7 +146,31 @@ def new_gists(base: LlamaConfig, key: Array) -> nnx.Param[Array]:
 def _read_out(reading: Reading, weights: Weights, h_BxTxH: Array) -> Array:
     """Channels to scores `[B, K, C]`."""
     score_BxTxK = jax.nn.silu(h_BxTxH).astype(jnp.float32) @ weights["out"] + weights["shift"]
+    if "level" in weights:  # each token has the score of the group that it was pooled in
+        score_BxTxK = jnp.take(score_BxTxK, _groups(reading, weights, h_BxTxH.shape[1]), axis=1)
     return reading.of_context(jnp.swapaxes(score_BxTxK, 1, 2))
+
+
+def _groups(reading: Reading, weights: Weights, T: int) -> Array:
+    """The group `[T]` that each position is pooled in; none holds both prompt and context."""
+    return ((jnp.arange(T) - reading.prefix) >> weights["level"]) + reading.prefix
+
+
+def _pooled(reading: Reading, weights: Weights, h_BxTxH: Array) -> Array:
+    """Means over groups of real positions, by group, zeros behind them; as it was without."""
+    if "level" not in weights:
+        return h_BxTxH
+    T = h_BxTxH.shape[1]
+    group_T = _groups(reading, weights, T)
+    real_BxTx1 = lengths_to_valid(reading.end_B, T)[..., None]
+    h_BxTxH = jnp.where(real_BxTx1, h_BxTxH, 0)
+    total = jnp.zeros_like(h_BxTxH).at[:, group_T].add(h_BxTxH)
+    number = (
+        jnp.zeros(real_BxTx1.shape, h_BxTxH.dtype)
+        .at[:, group_T]
+        .add(real_BxTx1.astype(h_BxTxH.dtype))
+    )
+    return total / jnp.maximum(number, 1)
 
 
 def _shifted(weights: Weights, log_BxKxC: Array) -> Array:

@@ -60,6 +60,7 @@ class Selector(nnx.Module):
                 f"select.bytes={config.select.bytes} holds no entry of this base, which takes "
                 f"{entry_bytes} bytes: raise it, or set a ratio."
             )
+        self.pool = config.encoder.pool
         key_s = jax.random.key(0)  # whatever the seed: runs that start otherwise have no mean
         self.encoder = Encoder(base, config.encoder, True, key)
         self.learned = new_weights(self.scorer, base, key_s) if config.learns_scores else None
@@ -162,7 +163,10 @@ class Selector(nnx.Module):
         mask = Bidirectional(P + length_B, P) if self.encoder.bidirectional else None
         reading = self.reading(prefix_ids_P, context)
         scorer = find_scorer(self.scorer)
-        own = jnp.arange(self.base.n_layers) if self.learned is None else _values(self.learned)
+        own: Any = jnp.arange(self.base.n_layers) if self.learned is None else _values(self.learned)
+        if self.pool:  # positions that a layer's scorer reads as one: 2 ** level
+            level_L = jnp.arange(self.pool + 1 - self.base.n_layers, self.pool + 1)
+            own = {**own, "level": jnp.maximum(level_L, 0)}
         if scorer.second == "question" and asked is None:
             raise ConfigError(
                 f"select.scorer={self.scorer!r} looks at the question, which is not known while a "

@@ -17,6 +17,10 @@ from gistjax.runtime.texts import user_path
 log = logging.getLogger(__name__)
 
 
+ENCODER = ("kind", "layers", "bidirectional", "pool")
+"""Keys of an encoder without which its states are others."""
+
+
 def check_start(config: CompressionConfig) -> str:
     """Check that the weights at `init_from` mean here what they meant where they were trained.
 
@@ -77,7 +81,7 @@ def _changed(ours: CompressionConfig, theirs: CompressionConfig) -> Iterator[str
         if getattr(ours, key) != getattr(theirs, key):
             yield f"{key}={getattr(theirs, key)!r}"
     adapts = theirs.encoder.kind == "hidden" and ours.encoder.kind == "lora"  # its adapter is new
-    for key in ("layers", "bidirectional") if adapts else ("kind", "layers", "bidirectional"):
+    for key in ("layers", "bidirectional", "pool") if adapts else ENCODER:
         if getattr(ours.encoder, key) != getattr(theirs.encoder, key):
             yield f"encoder.{key}={getattr(theirs.encoder, key)!r}"
     if theirs.learns_scores and ours.select.scorer != theirs.select.scorer:

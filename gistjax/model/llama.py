@@ -109,7 +109,7 @@ class Llama(nnx.Module):
         lora: LoRA | None = None,
         cache: Cache | None = None,
         start: Array | int = 0,
-        n_layers: int | None = None,
+        n_layers: int | range | None = None,
         logit_positions_BxW: Array | None = None,
     ) -> tuple[Array, Cache | None]:
         """Run the layers over embeddings.
@@ -123,7 +123,7 @@ class Llama(nnx.Module):
             lora: adapters, stacked along the layers.
             cache: keys and values seen so far; this call's are written from index `start` on.
             start: index in the cache of the first of the T positions; 0 if any of them is causal.
-            n_layers: run only so many layers (without a cache).
+            n_layers: run only so many layers, or those of a range (without a cache).
             logit_positions_BxW: return the states of these positions only; the last layer spares
                 the others' feed-forward. A mask must then be of all T positions, or none.
 
@@ -132,12 +132,13 @@ class Llama(nnx.Module):
             cache.
         """
         depth = self.config.n_layers if n_layers is None else n_layers
+        layers = depth if isinstance(depth, range) else range(depth)
         inputs = self._inputs(positions_BxT, mask_BxTxU)
         adapters = {} if lora is None else lora.fused(self.config, x_BxTxD.dtype)
         run = self._scan if isinstance(self.layers, Layer) else self._unroll
-        given = (cache, start, depth, logit_positions_BxW, None)
+        given = (cache, start, layers, logit_positions_BxW, None)
         x_BxTxD, cache, _ = run(x_BxTxD, inputs, adapters, *given)
-        if depth == self.config.n_layers:
+        if layers.stop == self.config.n_layers:
             x_BxTxD = rms_norm(x_BxTxD, self.final_norm[...], self.config.rms_eps)
         return x_BxTxD, cache
 
@@ -166,7 +167,7 @@ class Llama(nnx.Module):
         run = self._scan if isinstance(self.layers, Layer) else self._unroll
         # nobody reads the states: of the last layer only keys and values count
         nothing_Bx1 = jnp.zeros((x_BxTxD.shape[0], 1), jnp.int32)
-        depth = self.config.n_layers
+        depth = range(self.config.n_layers)
         _, new, seen = run(x_BxTxD, inputs, adapters, cache, start, depth, nothing_Bx1, weights)
         assert new is not None
         return new, seen
@@ -195,7 +196,7 @@ class Llama(nnx.Module):
         adapters: Adapters,
         cache: Cache | None,
         start: Array | int,
-        depth: int,
+        layers: range,
         logit_positions_BxW: Array | None,
         observer: Any,
     ) -> tuple[Array, Cache | None, Any]:
@@ -211,11 +212,11 @@ class Llama(nnx.Module):
         )  # traced once for all layers
         parts = {name: (jnp.unstack(a), jnp.unstack(b)) for name, (a, b) in adapters.items()}
         seen = []
-        for i, layer in enumerate(self.layers[:depth]):
+        for i, layer in enumerate(self.layers[layers.start : layers.stop], layers.start):
             graphdef, weights = nnx.split(layer)
             own = {name: LoRAWeights(a[i], b[i]) for name, (a, b) in parts.items()}
             part = None if cache is None else cache.layer(i, start)
-            logit_positions = logit_positions_BxW if i == depth - 1 else None
+            logit_positions = logit_positions_BxW if i == layers.stop - 1 else None
             watch = jax.tree.map(lambda x, i=i: x[i], observer)
             rest = (inputs.rope_of(i), part, logit_positions, watch)
             x_BxTxD, part, observed = body(weights, own, x_BxTxD, *rest)
@@ -230,12 +231,14 @@ class Llama(nnx.Module):
         adapters: Adapters,
         cache: Cache | None,
         start: Array | int,
-        depth: int,
+        layers: range,
         logit_positions_BxW: Array | None,
         observer: Any,
     ) -> tuple[Array, Cache | None, Any]:
         graphdef, stacked = nnx.split(self.layers)
-        weights = jax.tree.map(lambda w: w[:depth], (stacked, adapters, observer))
+        weights = jax.tree.map(
+            lambda w: w[layers.start : layers.stop], (stacked, adapters, observer)
+        )
 
         def body(carry: tuple[Array, Cache | None], xs: Any) -> tuple[Any, Any]:
             x, cache = carry
@@ -248,7 +251,7 @@ class Llama(nnx.Module):
 
         if self.execution.remat:
             body = jax.checkpoint(body)
-        xs = jnp.arange(depth), weights
+        xs = jnp.arange(layers.start, layers.stop), weights
         (x_BxTxD, cache), seen = jax.lax.scan(body, (x_BxTxD, cache), xs)
         if logit_positions_BxW is not None:
             x_BxTxD = take_positions(x_BxTxD, logit_positions_BxW)
