@@ -6,10 +6,11 @@
 
 Each paragraph's questions are halved at random, over and over. On one half each context gets a
 ratio, where F1 rises most a byte, until as many entries are kept as at the uniform ratio; the other
-half is scored. Beside it: ratios by the length of the context alone, ratios at random, and what
-would be won if the scored half itself were known. Then the same questions with the unsure ones
-asked of all entries (ratio 1): those whose score at the uniform ratio is below a threshold.
-Prints JSON.
+half is scored. Few questions tell little of a context, so its own F1 also counts for a share, and
+that of all contexts for the rest. Beside it: ratios by the length of the context alone, ratios at
+random, and what would be won if the scored half itself were known. Then the same questions with the
+unsure ones asked of all entries (ratio 1): those whose score at the uniform ratio is below a
+threshold. Prints JSON.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from gistjax.errors import ConfigError, DataError, GistjaxError
 from gistjax.evaluation.statistics import clustered_bootstrap
 
 SPLITS = 50
+SHARES = (0.0, 0.1, 0.5)  # of a context's own F1; "oracle" goes by that alone
 LENGTHS = 10  # groups of contexts of about equal length
 SAMPLES = 2_000
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -118,8 +120,16 @@ def measure(f1_NxR: np.ndarray, context_N: np.ndarray, length_C: np.ndarray, rat
             np.stack([np.bincount(context_N[of], f1_NxR[of, r], C) for r in range(len(ratios))], 1)
             for of in (chosen_N, ~chosen_N)
         )
+        asked_C = np.bincount(context_N[chosen_N], minlength=C)
+        alike_CxR = np.outer(asked_C, seen_CxR.sum(0) / asked_C.sum())
         choices = {
             "oracle": allocate(seen_CxR, cost_CxR, budget),
+            **{
+                f"oracle, its own for {share:g}": allocate(
+                    share * seen_CxR + (1 - share) * alike_CxR, cost_CxR, budget
+                )
+                for share in SHARES
+            },
             "by length": by_length(seen_CxR, cost_CxR, length_C, budget),
             "at random": allocate(seen_CxR[rng.permutation(C)], cost_CxR, budget),
             "the scored half known": allocate(held_CxR, cost_CxR, budget),
