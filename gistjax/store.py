@@ -1,7 +1,7 @@
 """Keep many documents compressed in a folder, and ask them.
 
     python -m gistjax.store add STORE FILE … [--ratio 8] [--bits 4]    # files and folders of files
-    python -m gistjax.store ask STORE "question" … [--pieces 2] [--within NAME]
+    python -m gistjax.store ask STORE "question" … [--pieces 2] [--within NAME] [--reread 0.5]
     python -m gistjax.store list STORE
     python -m gistjax.store show STORE NAME …      # the texts, as pieces
     python -m gistjax.store remove STORE NAME …
@@ -109,7 +109,7 @@ def check_flags(args: flags.FlagValues, action: str) -> None:
     Raises:
         ConfigError: naming the flag and its action.
     """
-    given = {"add": ("ratio", "bits"), "ask": ("pieces", "within", "threshold")}
+    given = {"add": ("ratio", "bits"), "ask": ("pieces", "within", "threshold", "reread")}
     for owner, names in given.items():
         for name in names:
             if owner != action and args[name].present:
@@ -179,7 +179,8 @@ def ask(store: Store, args: flags.FlagValues, questions: list[str]) -> None:
     failed = 0
     for first in range(0, len(questions), AT_ONCE):
         batch = questions[first : first + AT_ONCE]
-        answers = store.ask_many(batch, args.pieces, args.threshold, args.within or None)
+        within, reread = args.within or None, args.reread
+        answers = store.ask_many(batch, args.pieces, args.threshold, within, reread=reread)
         for question, told in zip(batch, answers, strict=True):
             if isinstance(told, GistjaxError):
                 failed += 1
@@ -203,6 +204,7 @@ def said(question: str, told: Told) -> str:
     begin = max(at - 80, 0)
     around = f"{'…' * (begin > 0)}{text[begin : begin + 200]}…"
     where = f"{source.document}, piece {source.place + 1}"
+    where += ", read again" if told.reread else ""
     where += "" if at >= 0 or not answer.text else " (the answer is in none of the pieces)"
     lines = [cli.coloured(question, "bold"), f"  {answer.text or '(no answer)'}{chance}"]
     return "\n".join([*lines, f"  {where}: {around}"])
@@ -267,6 +269,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("within", "", "ask: the only document to look in.", flag_values=values)
     about = "ask: withhold answers whose chance of being right is less, from 0 to 1."
     flags.DEFINE_float("threshold", None, about, flag_values=values)
+    about = "ask: read the text again where an answer's score is less, from 0 to 1."
+    flags.DEFINE_float("reread", None, about, flag_values=values)
     flags.DEFINE_bool("json", False, "Print one JSON object instead.", values)
 
 

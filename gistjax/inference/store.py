@@ -4,12 +4,12 @@ import gistjax
 
 store = gistjax.Store("manuals", gistjax.load(), ratio=8, bits=4)
 store.add("pump.txt", open("pump.txt").read())
-answer, pieces = store.ask("How often is the filter changed?")
-print(answer.text, pieces[0].document, pieces[0].text)
+told = store.ask("How often is the filter changed?")
+print(told.answer.text, told.pieces[0].document, told.pieces[0].text)
 
 Of each piece of each document the store has the text and what the compressor keeps of it. A
 question is answered from the pieces that share most words with it: their entries are joined, and
-their texts are not read again.
+their texts are not read again, unless an answer is unsure and `reread` asks for it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from gistjax.inference.asking import BATCHES
 from gistjax.inference.document import Answer, Document
 from gistjax.inference.engine import Engine
 from gistjax.inference.recent import Recent
+from gistjax.inference.rereading import check_reread, read_again
 from gistjax.inference.store_index import PIECES, Held, Piece, StoreIndex
 from gistjax.inference.store_place import is_store
 from gistjax.inference.text import check_text
@@ -44,17 +45,19 @@ class Told(NamedTuple):
 
     answer: Answer
     pieces: tuple[Piece, ...]
+    reread: bool = False  # from the texts, since the first answer was unsure
 
     def to_json(self) -> dict[str, Any]:
         """Return what a command or a server tells of it."""
         pieces = [dataclasses.asdict(piece) for piece in self.pieces]
-        return {"answer": dataclasses.asdict(self.answer), "pieces": pieces}
+        answer = dataclasses.asdict(self.answer)
+        return {"answer": answer, "pieces": pieces, "reread": self.reread}
 
 
-def _told(answer: Answer, pieces: list[Piece]) -> Told:
+def _told(answer: Answer, pieces: list[Piece], reread: bool = False) -> Told:
     """Return an answer with its pieces, first the one that holds it."""
     first = next((one for one in pieces if place_in(one.text, answer.text) >= 0), pieces[0])
-    return Told(answer, (first, *(piece for piece in pieces if piece is not first)))
+    return Told(answer, (first, *(piece for piece in pieces if piece is not first)), reread)
 
 
 class Store:
@@ -168,6 +171,7 @@ class Store:
         pieces: int = PIECES,
         threshold: float | None = None,
         within: str | None = None,
+        reread: float | None = None,
     ) -> Told:
         """Answer a question from the pieces that fit it best.
 
@@ -175,13 +179,16 @@ class Store:
             pieces: the most to answer from.
             threshold: withhold an answer whose chance of being right is below.
             within: the name of the only document to look in.
+            reread: an answer whose score is below is given again from the pieces' texts, of which
+                every entry is kept; never unless given.
 
         Raises:
-            ConfigError: if there is no such document, or as `Document.ask`.
+            ConfigError: if there is no such document, the compressor does not take ratio 1 to read
+                again, or as `Document.ask`.
             DataError: if the store is empty, no piece has a word of the question, or as
                 `Document.ask`.
         """
-        (told,) = self.ask_many([question], pieces, threshold, within)
+        (told,) = self.ask_many([question], pieces, threshold, within, reread=reread)
         if isinstance(told, GistjaxError):
             raise told
         return told
@@ -193,11 +200,12 @@ class Store:
         threshold: float | None = None,
         within: str | Sequence[str | None] | None = None,
         told: Callable[[int, Told | GistjaxError], None] = lambda *_: None,
+        reread: float | None = None,
     ) -> list[Told | GistjaxError]:
         """Answer questions as `ask` does, those of about equal length together.
 
         Args:
-            pieces, threshold: as in `ask`.
+            pieces, threshold, reread: as in `ask`.
             within: as in `ask` for all, or a list with that of each.
             told: called with the place of each question and what is returned for it, as soon as
                 that is known.
@@ -215,6 +223,8 @@ class Store:
             raise DataError("ask_many takes a list of questions: put the question into one.")
         if type(pieces) is not int or not 1 <= pieces <= MOST_PIECES:
             raise ConfigError(f"pieces={pieces!r} must be a number from 1 to {MOST_PIECES}.")
+        if reread is not None:
+            check_reread(self.engine, reread)
         questions = list(questions)
         if within is None or isinstance(within, str):
             if within is not None:
@@ -231,7 +241,8 @@ class Store:
 
         asked = [*enumerate(zip(questions, within, strict=True))]
         for first in range(0, len(asked), BATCHES[-1]):
-            self._ask_batch(asked[first : first + BATCHES[-1]], pieces, threshold, tell)
+            batch = asked[first : first + BATCHES[-1]]
+            self._ask_batch(batch, pieces, threshold, reread or 0.0, tell)
         return [results[place] for place in range(len(asked))]
 
     def _ask_batch(
@@ -239,6 +250,7 @@ class Store:
         asked: Iterable[tuple[int, tuple[str, str | None]]],
         pieces: int,
         threshold: float | None,
+        reread: float,
         tell: Callable[[int, Told | GistjaxError], None],
     ) -> None:
         """Tell what comes of questions with their places and documents, as soon as it is known.
@@ -249,10 +261,18 @@ class Store:
         able: list[tuple[int, list[Piece]]] = []
         pairs: list[tuple[Document, str]] = []
         held: dict[int, int] = {}  # bytes, by the document's id: questions may share one
+        unsure: list[tuple[int, list[Piece], str]] = []
 
         def answered(number: int, answer: Answer) -> None:
             place, found = able[number]
-            tell(place, _told(answer, found))
+            if answer.score < reread:
+                unsure.append((place, found, pairs[number][1]))
+            else:
+                tell(place, _told(answer, found))
+
+        def answered_again(number: int, answer: Answer) -> None:
+            place, found, _ = unsure[number]
+            tell(place, _told(answer, found, reread=True))
 
         for place, (question, within) in asked:
             found = self._find(question, pieces, within)
@@ -266,6 +286,8 @@ class Store:
                 asking.ask(self.engine, pairs, threshold, answered)
                 able, pairs, held = [], [], {}
         asking.ask(self.engine, pairs, threshold, answered)
+        again = [(found, question) for _, found, question in unsure]
+        read_again(self.engine, again, threshold, answered_again)
 
     def _find(
         self, question: str, pieces: int, within: str | None

@@ -154,7 +154,8 @@ def _add_questions(app: FastAPI, worker: Worker) -> None:
         if (asked.question is None) == (asked.questions is None):
             raise DataError("give either question or questions.")
         questions = [asked.question] if asked.question is not None else asked.questions or []
-        futures = worker.ask(questions, How(asked.pieces, asked.threshold, asked.within))
+        how = How(asked.pieces, asked.threshold, asked.reread, asked.within)
+        futures = worker.ask(questions, how)
         alone = asked.questions is None
 
         async def events() -> AsyncGenerator[bytes, None]:
@@ -178,8 +179,7 @@ def _told(question: str, outcome: Told | BaseException, alone: bool) -> Answered
         if alone or not isinstance(outcome, DataError | CheckpointError):
             raise outcome
         return Unanswered(question=question, error=str(outcome))
-    answer, pieces = outcome
-    return Answered(question=question, answer=answer, pieces=pieces)
+    return Answered(question=question, **outcome._asdict())
 
 
 def _add_chat(app: FastAPI, worker: Worker) -> None:

@@ -41,6 +41,7 @@ class Questions(BaseModel):
     questions: SeveralQuestions | None = None
     pieces: Annotated[int, Field(ge=1, le=MOST_PIECES)] = PIECES
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    reread: Annotated[float, Field(ge=0, le=1)] | None = None
     within: Name | None = None
     stream: bool = False  # each answer as soon as it is there, as server-sent events
 
@@ -95,6 +96,7 @@ class Answered(BaseModel):
     question: str
     answer: Answer
     pieces: tuple[Piece, ...]
+    reread: bool  # from the texts, since the first answer was unsure
 
 
 class Unanswered(BaseModel):

@@ -31,11 +31,12 @@ class How(NamedTuple):
 
     pieces: int = PIECES
     threshold: float | None = None
+    reread: float | None = None
     within: str | None = None
 
     def is_like(self, other: How | None) -> bool:
         """Return whether a question asked so is answered together with another."""
-        return other is not None and self[:2] == other[:2]
+        return other is not None and self[:3] == other[:3]
 
 
 @dataclass(eq=False)
@@ -173,7 +174,12 @@ class Worker(threading.Thread):
                 questions = [job.question for job in jobs]
                 within = [job.how.within for job in jobs if job.how]
                 self.store.ask_many(
-                    questions, *how[:2], within, lambda place, result: jobs[place].end(result)
+                    questions,
+                    how.pieces,
+                    how.threshold,
+                    within,
+                    lambda place, result: jobs[place].end(result),
+                    how.reread,
                 )
             else:
                 assert call is not None

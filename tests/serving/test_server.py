@@ -31,6 +31,9 @@ def test_documents_are_added_listed_asked_and_removed(client):
     assert names == ["mill", "notes/port", "notes/pump"]
     body = {"questions": ["When is the pump checked?", "Xylophones?"], "pieces": 1}
     pump, none = client("POST", "/ask", body)[2]["answers"]
+    assert not pump["reread"]
+    again, _ = client("POST", "/ask", body | {"reread": 1.0})[2]["answers"]
+    assert again["reread"]
     assert pump["pieces"][0]["text"] == text and pump["answer"]["tokens"] > 0
     assert none["question"] == "Xylophones?" and "ask in its words" in none["error"]
     assert client("DELETE", "/documents/notes/pump")[2] == {"removed": "notes/pump"}
@@ -47,6 +50,7 @@ def test_documents_are_added_listed_asked_and_removed(client):
         ("/ask", MILL | {"within": "mil"}, "did you mean 'mill'"),
         ("/ask", MILL | {"pieces": 65}, "pieces: Input should be less than or equal to 64"),
         ("/ask", MILL | {"threshold": 0.5}, "calibrat"),
+        ("/ask", MILL | {"reread": 2}, "reread: Input should be less than or equal to 1"),
         ("/ask", {"questions": ["Who?"] * 65}, "questions: List should have at most 64 items"),
         ("/ask", {"question": "mill " * 2001}, "question: String should have at most 10000"),
         ("/ask", "who?", "must be a JSON object"),
