@@ -301,21 +301,26 @@ class StoreIndex:
             within: the name of the only document to look in.
         """
         words = words_of(question)
-        query = (
-            "SELECT name, place, key, piece.tokens, piece.text FROM words "
-            "JOIN piece ON piece.id = words.rowid JOIN document ON document.id = document "
-            "WHERE words MATCH ? AND (? IS NULL OR name = ?) ORDER BY rank, piece.id"
-        )
-        matched = " OR ".join(f'"{word}"' for word in words)
         if not words:
             return []
-        best: dict[str, tuple[Any, ...]] = {}  # by key: documents may have equal pieces
-        with self._explained():
-            for row in self._sql.execute(query, (matched, within, within)):
-                best.setdefault(row[2], row)
-                if len(best) == limit:
-                    break
-        return self._whole(list(best.values()))
+        matched, inside = " OR ".join(f'"{word}"' for word in words), ""
+        if within is not None:
+            inside = (
+                "AND words.rowid IN (SELECT piece.id FROM piece "
+                "JOIN document ON document.id = document WHERE name = ?) "
+            )
+        found = (  # of equal pieces the first, without texts
+            "SELECT MIN(piece.id) AS id, MIN(rank) AS best FROM words "
+            f"JOIN piece ON piece.id = words.rowid WHERE words MATCH ? {inside}"
+            "GROUP BY key ORDER BY best, id LIMIT ?"
+        )
+        query = (
+            f"SELECT name, place, key, piece.tokens, text FROM ({found}) AS found "
+            "JOIN piece ON piece.id = found.id JOIN document ON document.id = document "
+            "ORDER BY best, piece.id"
+        )
+        given = (matched, limit) if within is None else (matched, within, limit)
+        return self._whole(self._rows(query, *given))
 
     def _whole(self, rows: Sequence[tuple[Any, ...]]) -> list[Piece]:
         """Return the pieces of these rows.

@@ -8,6 +8,8 @@ from pathlib import Path
 from gistjax.inference.store_place import INDEX
 
 FORMAT = "1"
+CACHE_KIB = 1 << 16
+"""Of the index in memory: each question looks through most of it."""
 SCHEMA = (
     "CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE document (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, "
@@ -34,7 +36,8 @@ def connect(path: Path) -> sqlite3.Connection:
         sqlite3.Error: if it cannot be opened.
     """
     sql = sqlite3.connect(path / INDEX, timeout=30, isolation_level=None, check_same_thread=False)
-    for pragma in ("trusted_schema=OFF", "secure_delete=ON", "foreign_keys=ON"):
+    cache = f"cache_size=-{CACHE_KIB}"
+    for pragma in ("trusted_schema=OFF", "secure_delete=ON", "foreign_keys=ON", cache):
         sql.execute(f"PRAGMA {pragma}")
     return sql
 
