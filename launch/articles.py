@@ -25,7 +25,7 @@ from gistjax.errors import DataError
 from gistjax.evaluation.metrics import f1
 from gistjax.evaluation.statistics import clustered_bootstrap
 from gistjax.experiment.run_dir import SHIPPED, RunDir
-from gistjax.inference.asking import batches
+from gistjax.inference.asking import BATCHES
 from gistjax.inference.document import Document
 from gistjax.inference.engine import load
 from gistjax.inference.store import Store
@@ -106,8 +106,8 @@ def measure(store: Store, questions: list[Question], numbers: list[int]) -> dict
     def joined(pieces: list[Piece]) -> Document:
         return store.engine.join([store.open_piece(piece) for piece in pieces])
 
-    for first in range(0, len(questions), batches()[-1]):
-        batch = questions[first : first + batches()[-1]]
+    for first in range(0, len(questions), BATCHES[-1]):
+        batch = questions[first : first + BATCHES[-1]]
         titles = {question.article for question in batch}
         own = {title: store.index.pieces(title) for title in titles}
         whole = {title: joined(pieces) for title, pieces in own.items()}

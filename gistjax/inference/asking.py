@@ -25,20 +25,7 @@ if TYPE_CHECKING:
     from gistjax.inference.engine import Engine
 
 BATCHES = (1, 4, 16, 64)
-"""Numbers of questions that are answered at once on a CPU: few, as each is compiled for."""
-
-
-def batches() -> tuple[int, ...]:
-    """Return the numbers of questions that are answered at once.
-
-    A GPU writes 256 answers in about the time of one, a CPU in about 256 times as much.
-    """
-    return BATCHES if on_cpu() else (*BATCHES, 256)
-
-
-def on_cpu() -> bool:
-    """Return whether answers are computed on CPUs."""
-    return jax.default_backend() == "cpu"
+"""Numbers of questions that are answered at once: few, as each is compiled for."""
 
 
 class _Question(NamedTuple):
@@ -135,24 +122,19 @@ def _most(document: Document) -> int:
 def _room(document: Document, size: int) -> int:
     """Return how many rows may have a cache of their own with a document's slots."""
     if document.context.kept is not None:
-        return batches()[-1]
+        return BATCHES[-1]
     nbytes = sum(x.nbytes for x in jax.tree.leaves(document.state(size).cache))
-    return max(rows for rows in batches() if rows == 1 or rows * nbytes <= POOL_BYTES)
+    return max(rows for rows in BATCHES if rows == 1 or rows * nbytes <= POOL_BYTES)
 
 
 def rows_of(questions: int) -> int:
-    """Return how many rows the next batch has.
-
-    On a CPU as many as leave less than half of them empty; elsewhere room for all, if there is.
-    """
-    if on_cpu():
-        return max(rows for rows in BATCHES if rows < 2 * questions)
-    return next((rows for rows in batches() if rows >= questions), batches()[-1])
+    """Return how many rows the next batch has: as many as leave less than half of them empty."""
+    return max(rows for rows in BATCHES if rows < 2 * questions)
 
 
 def _answer(engine: Engine, size: int, batch: list[_Question]) -> Iterator[AnswerIds]:
     """Yield the answers of a batch, in rows of which the last are padding."""
-    rows = next(n for n in batches() if n >= len(batch))
+    rows = next(n for n in BATCHES if n >= len(batch))
     filled = [*batch, *batch[-1:] * (rows - len(batch))]
     documents, ids = [one.document for one in filled], [one.ids for one in filled]
     with _reading(engine, documents, size) as (state, placing_s):

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from gistjax.errors import CheckpointError, ConfigError, DataError, GistjaxError
 from gistjax.inference import asking
 from gistjax.inference.adding import Added, Adding
-from gistjax.inference.asking import batches
+from gistjax.inference.asking import BATCHES
 from gistjax.inference.document import Answer, Document
 from gistjax.inference.engine import Engine
 from gistjax.inference.recent import Recent
@@ -240,8 +240,8 @@ class Store:
             told(place, result)
 
         asked = [*enumerate(zip(questions, within, strict=True))]
-        for first in range(0, len(asked), batches()[-1]):
-            batch = asked[first : first + batches()[-1]]
+        for first in range(0, len(asked), BATCHES[-1]):
+            batch = asked[first : first + BATCHES[-1]]
             self._ask_batch(batch, pieces, threshold, reread or 0.0, tell)
         return [results[place] for place in range(len(asked))]
 

@@ -48,7 +48,7 @@ def _needed(store: Store) -> list[tuple[list[Document], int]]:
             pairs[_shapes(one)] = one, other
     if pairs:
         _reserve(store, max(one.resident_bytes for one, _ in pairs.values()))
-    together = asking.batches() if store.engine.config.selects else (1,)
+    together = asking.BATCHES if store.engine.config.selects else asking.BATCHES[:1]
     return [
         ([one, *[other] * (rows - 1)], size)
         for one, other in pairs.values()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
-from gistjax.inference.asking import batches
+from gistjax.inference.asking import BATCHES
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
@@ -32,7 +32,7 @@ class Metrics:
         self._batches = Histogram(
             "gistjax_batch_questions",
             "Questions that were answered together; their sum is that of all questions.",
-            buckets=batches(),
+            buckets=BATCHES,
             registry=self.registry,
         )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from gistjax.errors import BusyError, DataError, DeviceMemoryError, GistjaxError
-from gistjax.inference.asking import batches
+from gistjax.inference.asking import BATCHES
 from gistjax.inference.store import Store, Told
 from gistjax.inference.store_index import PIECES
 from gistjax.inference.warming import Progress
@@ -22,8 +22,8 @@ from gistjax.inference.warming import Progress
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-MOST_QUESTIONS = 64
-"""The most questions of one request."""
+MOST_QUESTIONS = BATCHES[-1]
+"""Questions that are answered at once, and the most of one request."""
 
 
 class How(NamedTuple):
@@ -146,7 +146,7 @@ class Worker(threading.Thread):
             taken = self._waiting[:1]
             if taken and (how := taken[0].how):
                 alike = [job for job in self._waiting if how.is_like(job.how)]
-                taken = alike[: batches()[-1]]
+                taken = alike[:MOST_QUESTIONS]
             self._waiting = [job for job in self._waiting if job not in taken]
             return taken
 

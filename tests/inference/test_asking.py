@@ -73,19 +73,8 @@ def test_slots_of_several_documents_are_asked_together(engine, monkeypatch):
     same(*both(engine, documents))
 
 
-def test_a_batch_is_more_than_half_full_on_a_cpu_and_elsewhere_as_large_as_it_can_be(monkeypatch):
+def test_a_batch_is_more_than_half_full():
     assert [rows_of(n) for n in (1, 2, 3, 5, 8, 9, 32, 33, 500)] == [1, 1, 4, 4, 4, 16, 16, 64, 64]
-    monkeypatch.setattr(asking, "on_cpu", lambda: False)
-    assert [rows_of(n) for n in (1, 2, 5, 17, 64, 65, 256, 257)] == [
-        1,
-        4,
-        16,
-        64,
-        64,
-        256,
-        256,
-        256,
-    ]
 
 
 def test_many_questions_go_in_few_shapes(selecting, monkeypatch):

@@ -143,7 +143,7 @@ def test_who_goes_away_from_a_stream_has_what_has_not_begun_dropped(
     start, hold_run, batches, monkeypatch
 ):
     release = hold_run(2)
-    monkeypatch.setattr(worker, "batches", lambda: (1,))
+    monkeypatch.setattr(worker, "MOST_QUESTIONS", 1)
     client = start()
     with asking(client, ASKED | {"questions": [MILL] * 3}) as reply:
         read(reply)
