@@ -4,16 +4,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
+from flax import nnx
 
 from gistjax import sweep
 from gistjax.compress import EXPORTED
+from gistjax.compress.architectures import find_architecture
 from gistjax.compress.budget import is_full_context
+from gistjax.compress.compressor import Compressor
 from gistjax.config import CompressionConfig
 from gistjax.errors import CheckpointError, ConfigError
 from gistjax.experiment import base
+from gistjax.runtime.sharding import path_name
 from gistjax.settings import walk
 from gistjax.sweep import Run, check, choose, read_sweep, run_sweep
+from gistjax.weights.registry import KNOWN
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -360,6 +366,7 @@ def test_chosen_runs_and_a_mistyped_one():
 
 
 TEXT = ["--config.text.path=text"]
+SMOLLM2 = KNOWN["smollm2-135m-instruct"].config
 SWEEPS = sorted((ROOT / "launch/sweeps").glob("*.json"))
 
 
@@ -374,6 +381,30 @@ def test_the_sweeps_are_valid(path):
             # a run of another sweep, by its file's name
             other = read_sweep(path.with_name(f"{start.parent.name}.json"), start.parent, TEXT)
             assert start in {run.workdir for run in other}
+
+
+def architecture_shapes(config):
+    def make():
+        return Compressor(SMOLLM2, SMOLLM2, config, jax.random.key(0)).architecture
+
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(nnx.eval_shape(make)))
+    return {path_name(key): leaf.shape for key, leaf in leaves}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_what_a_run_of_a_sweep_starts_from_fits(path):
+    configs = {run.workdir: run.config() for run in read_sweep(path, Path("out"), TEXT)}
+    for config in configs.values():
+        earlier = configs.get(Path(config.init_from))
+        if earlier is None or config.selects or not config.compresses:
+            continue
+        if earlier.architecture != config.architecture:
+            continue  # starts anew
+        kind, old = find_architecture(config.architecture), architecture_shapes(earlier)
+        for name, shape in architecture_shapes(config).items():
+            resized = kind.resize(name, np.broadcast_to(np.float32(0), old[name]), shape)
+            assert resized.shape == shape, (config.architecture, name)
 
 
 def test_a_run_that_does_not_fit_the_device_is_reported(tmp_path, monkeypatch):

@@ -74,6 +74,23 @@ def test_padding_changes_no_pooled_state(bidirectional, rng):
     assert encoder.positions(length).tolist() == [3, 2, 1]
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_pooled_state_sees_tokens_up_to_the_end_of_its_group(bidirectional):
+    """Each token has an embedding of its own, so that its gradient is what is seen of it."""
+    C, n, pooled = 9, 7, 2
+    encoder = encoder_of(pool=pooled, bidirectional=bidirectional)
+
+    def states(table):
+        base = tiny_base()
+        base.embedding[...] = table
+        return encoder(base, jnp.arange(C)[None], jnp.array([n]))[0] @ jnp.arange(1.0, 33)
+
+    table = tiny_base().embedding[...]
+    seen = np.abs(np.asarray(jax.jit(jax.jacobian(states))(table)))[:, :C].sum(-1) > 0
+    end = n if bidirectional else np.minimum(2**pooled * np.arange(1, 3), n)[:, None]
+    np.testing.assert_array_equal(seen[:2], np.arange(C) < np.broadcast_to(end, (2, 1)))
+
+
 def test_read_weights_are_of_tokens():
     encoder, length = encoder_of(pool=2), jnp.array([7])
     read = np.asarray(encoder.of_tokens(jnp.eye(2)[None], length, 8))[0]
