@@ -30,6 +30,9 @@ from gistjax.inference.store_tables import FORMAT, HELD, SCHEMA, connect, schema
 from gistjax.inference.words import words_of
 from gistjax.runtime.files import RunLock, make_folder
 
+OF_NAME = "(SELECT id FROM document WHERE name = ?3)"
+COMPARED = 100
+"""The most documents whose names are compared with one that is none: that takes time."""
 PIECES = 2
 """Pieces that a question is answered from (measured: docs/using.md)."""
 KEY = re.compile(r"[0-9a-f]{64}")
@@ -248,12 +251,13 @@ class StoreIndex:
         """Refuse names of documents that are not here.
 
         Raises:
-            ConfigError: naming the nearest that are, three at most.
+            ConfigError: naming the nearest that are, three at most, unless there are many.
         """
         for name in names:
             if not name.isprintable() or not self.find(name):
                 known = [held.name for held in self.documents()]
-                near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+                few = known if len(known) <= COMPARED else []
+                near = difflib.get_close_matches(name, few, n=3, cutoff=0.5)
                 hint = (
                     f"; did you mean {' or '.join(map(repr, near))}?"
                     if near
@@ -305,22 +309,20 @@ class StoreIndex:
             return []
         matched, inside = " OR ".join(f'"{word}"' for word in words), ""
         if within is not None:
-            inside = (
-                "AND words.rowid IN (SELECT piece.id FROM piece "
-                "JOIN document ON document.id = document WHERE name = ?) "
-            )
+            own = "(SELECT {}(id) FROM piece WHERE document = " + OF_NAME + ")"
+            inside = f"AND document = {OF_NAME} AND words.rowid BETWEEN "
+            inside += f"{own.format('MIN')} AND {own.format('MAX')} "
         found = (  # of equal pieces the first, without texts
             "SELECT MIN(piece.id) AS id, MIN(rank) AS best FROM words "
-            f"JOIN piece ON piece.id = words.rowid WHERE words MATCH ? {inside}"
-            "GROUP BY key ORDER BY best, id LIMIT ?"
+            f"JOIN piece ON piece.id = words.rowid WHERE words MATCH ?1 {inside}"
+            "GROUP BY key ORDER BY best, id LIMIT ?2"
         )
         query = (
             f"SELECT name, place, key, piece.tokens, text FROM ({found}) AS found "
             "JOIN piece ON piece.id = found.id JOIN document ON document.id = document "
             "ORDER BY best, piece.id"
         )
-        given = (matched, limit) if within is None else (matched, within, limit)
-        return self._whole(self._rows(query, *given))
+        return self._whole(self._rows(query, matched, limit, *([] if within is None else [within])))
 
     def _whole(self, rows: Sequence[tuple[Any, ...]]) -> list[Piece]:
         """Return the pieces of these rows.

@@ -21,21 +21,21 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Begin to look at it."""
         super().connection_made(transport)
-        self._look = self._later((None, 0))
+        self._look = self._later((None, False, 0))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Look no more."""
         self._look.cancel()
         super().connection_lost(exc)
 
-    def _later(self, seen: tuple[object, int]) -> asyncio.TimerHandle:
+    def _later(self, seen: tuple[object, bool, int]) -> asyncio.TimerHandle:
         return self.loop.call_later(PATIENCE_S, self._check, seen)
 
-    def _check(self, before: tuple[object, int]) -> None:
+    def _check(self, before: tuple[object, bool, int]) -> None:
         """End it if since the last look no request has begun, or a reply waits and none is read."""
         request, unread = self.cycle, self.transport.get_write_buffer_size()
         answering = request is not None and not request.response_complete
-        now = (request, unread)
+        now = (request, answering, unread)
         if now == before and (unread or not answering):
             self.transport.abort()  # unlike close, it does not wait for a client that reads nothing
         else:

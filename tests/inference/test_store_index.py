@@ -80,6 +80,19 @@ def test_of_many_documents_only_the_closest_names_are_told(index):
     assert str(refused.value).count("reports/") == 3
     with pytest.raises(ConfigError, match="`gistjax store list` shows"):
         index.remove(["xyz"])
+    for number in range(30, 101):  # too many to compare them all
+        put(index, f"reports/{number:03}.txt", MILL)
+    with pytest.raises(ConfigError, match="`gistjax store list` shows"):
+        index.remove(["report/07.txt"])
+
+
+def test_a_search_within_a_document_sees_its_pieces_alone(index):
+    put(index, "a", ["mill one", "port"])
+    put(index, "b", ["mill two"])
+    put(index, "a", ["mill three", "mill four"])  # written anew, behind b
+    assert {piece.text for piece in index.search("mill", 4, "a")} == {"mill three", "mill four"}
+    assert [piece.text for piece in index.search("mill", 4, "b")] == ["mill two"]
+    assert not index.search("port", 4, "a") and not index.search("mill", 4, "c")
 
 
 def test_two_indexes_of_a_process_are_not_told_as_two_processes(index):
