@@ -114,10 +114,11 @@ class Worker(threading.Thread):
         with self._changed:
             if self.stopping:
                 raise BusyError("the server is stopping: ask again when it is back.")
-            self._waiting = [job for job in self._waiting if not job.future.cancelled()]
-            if self.waiting + len(jobs) > self._limit:
+            if len(self._waiting) + len(jobs) > self._limit:  # else nobody needs their room
+                self._waiting = [job for job in self._waiting if not job.future.cancelled()]
+            if (waiting := len(self._waiting)) + len(jobs) > self._limit:
                 raise BusyError(
-                    f"{self.waiting} questions wait, and at most {self._limit} may: ask later."
+                    f"{waiting} questions wait, and at most {self._limit} may: ask later."
                 )
             self._waiting += jobs
             self._changed.notify()
@@ -147,7 +148,8 @@ class Worker(threading.Thread):
             if taken and (how := taken[0].how):
                 alike = [job for job in self._waiting if how.is_like(job.how)]
                 taken = alike[:MOST_QUESTIONS]
-            self._waiting = [job for job in self._waiting if job not in taken]
+            begun = {*taken}
+            self._waiting = [job for job in self._waiting if job not in begun]
             return taken
 
     def _warm_up(self, warming: Iterator[Progress]) -> None:
