@@ -270,7 +270,7 @@ def define_flags(values: flags.FlagValues) -> None:
     about = "ask: withhold answers whose chance of being right is less, from 0 to 1."
     flags.DEFINE_float("threshold", None, about, flag_values=values)
     about = "ask: read the text again where an answer's score is less, from 0 to 1."
-    flags.DEFINE_float("reread", None, about, flag_values=values)
+    flags.DEFINE_float("reread", None, about, 0, 1, flag_values=values)
     flags.DEFINE_bool("json", False, "Print one JSON object instead.", values)
 
 

@@ -31,13 +31,14 @@ from gistjax.inference.store_index import PIECES, Held, Piece, StoreIndex
 from gistjax.inference.store_place import is_store
 from gistjax.inference.text import check_text
 from gistjax.inference.words import place_in
-from gistjax.runtime.devices import share_of_device, share_of_host
+from gistjax.runtime.devices import share_of_device
 from gistjax.runtime.quantize import check_bits
 from gistjax.runtime.texts import user_path
 
 MOST_PIECES = 64
 OPEN_BYTES = 1 << 30
-"""The least budget for pieces, alone and joined, that stay in memory after a question."""
+"""The least budget for pieces that stay in memory after a question, alone and joined, and for what
+was read of them, which is on the device."""
 
 
 class Told(NamedTuple):
@@ -107,7 +108,7 @@ class Store:
                 f"{path} does not say with which ratio and bits it was made ({error}): make it "
                 "anew from the texts."
             ) from error
-        self._room_bytes = min(share_of_host(OPEN_BYTES), share_of_device(OPEN_BYTES))
+        self._room_bytes = share_of_device(OPEN_BYTES)
         self._open: Recent[Document] = Recent(self._room_bytes, lambda of: of.held_bytes)
 
     def __repr__(self) -> str:

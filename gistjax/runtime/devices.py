@@ -18,7 +18,7 @@ from gistjax.errors import ConfigError
 log = logging.getLogger(__name__)
 
 KEPT_SHARE = 32
-"""What is kept for later may take one byte in so many of a memory: a large GPU holds more."""
+"""What is kept for later may take one byte in so many of a device's memory."""
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
@@ -129,11 +129,6 @@ def memory_limit() -> int | None:
 def share_of_device(least: int) -> int:
     """Return how many bytes of a device may be kept for later, at least `least`."""
     return max(least, (memory_limit() or 0) // KEPT_SHARE)
-
-
-def share_of_host(least: int) -> int:
-    """Return how many bytes of this machine's memory may be kept for later, at least `least`."""
-    return max(least, host_memory() // KEPT_SHARE)
 
 
 def host_memory() -> int:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType
 
 from gistjax.compress.architectures import check_architecture
 from gistjax.compress.encoder import Encoder, pool, pooled_length
@@ -18,9 +17,7 @@ from gistjax.compress.scorers import Reading
 from gistjax.config import CompressionConfig, DataConfig, EncoderConfig, LoraConfig, SelectConfig
 from gistjax.errors import ConfigError
 from gistjax.model.layer import Seen
-from gistjax.runtime import sharding
-from gistjax.runtime.sharding import put_batch
-from tests.helpers.tiny import PREFIX, TINY, micro_batches, start, tiny_base, tiny_model
+from tests.helpers.tiny import PREFIX, TINY, check_learns_alike, tiny_base, tiny_model
 
 LORA = LoraConfig(rank=2, alpha=2.0)
 
@@ -144,20 +141,8 @@ def test_what_cannot_be_pooled_is_refused(changes, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["conv+gist", "select"])
 def test_what_is_pooled_learns_and_two_devices_give_the_loss_of_one(name):
-    axes, auto = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
-    two = jax.make_mesh((1, 2, 1), axes, axis_types=auto, devices=jax.devices()[:2])
-    base, found = dataclasses.replace(TINY, n_layers=2), []
-    batches = micro_batches(np.random.default_rng(0))
+    base = dataclasses.replace(TINY, n_layers=2)
     changes = {"encoder": EncoderConfig(kind="lora", pool=1, lora=LORA), "ratio": 4.0}
     if name == "select":
         changes["select"] = SelectConfig("conv", warmup=0.0)
-    for mesh in (sharding.one_device(), two):
-        model = tiny_model(name, base=tiny_base(base), **changes)
-        state, frozen, step = start(mesh, model=model, rate=1e-3, weights={"teacher_forcing": 1.0})
-        losses = []
-        for _ in range(4):
-            state, metrics = step(state, frozen, put_batch(batches, mesh, leading=1))
-            losses.append(float(metrics["loss"]))
-        found.append(losses)
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
-    assert found[0][-1] < found[0][0]
+    check_learns_alike(lambda: tiny_model(name, base=tiny_base(base), **changes))

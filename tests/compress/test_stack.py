@@ -11,7 +11,6 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType
 
 from gistjax.compress.architectures import check_architecture, find_architecture
 from gistjax.compress.parameters import export_trainable, import_trainable, split_model, start_from
@@ -19,10 +18,8 @@ from gistjax.config import CompressionConfig
 from gistjax.errors import ConfigError
 from gistjax.model.config import LlamaConfig
 from gistjax.names import ARCHITECTURES, own_parts
-from gistjax.runtime import sharding
-from gistjax.runtime.sharding import put_batch
 from gistjax.validation import validate
-from tests.helpers.tiny import TINY, micro_batches, start, tiny_base, tiny_model
+from tests.helpers.tiny import TINY, check_learns_alike, tiny_base, tiny_model
 
 LLAMA_8B = LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128)
 M, C = 4, 17
@@ -152,19 +149,5 @@ def test_a_stack_is_exported_loaded_and_resized(tmp_path):
 
 @pytest.mark.slow
 def test_a_stack_learns_and_two_devices_give_the_loss_of_one():
-    found = []
-    batches = micro_batches(np.random.default_rng(0))
-    axes = ("data", "fsdp", "tensor")
-    auto = (AxisType.Auto,) * 3
-    two = jax.make_mesh((1, 2, 1), axes, axis_types=auto, devices=jax.devices()[:2])
     base = dataclasses.replace(TINY, n_layers=1)
-    for mesh in (sharding.one_device(), two):
-        model = tiny_model("conv+gist", base=tiny_base(base))
-        state, frozen, step = start(mesh, model=model, rate=1e-3, weights={"teacher_forcing": 1.0})
-        losses = []
-        for _ in range(4):
-            state, metrics = step(state, frozen, put_batch(batches, mesh, leading=1))
-            losses.append(float(metrics["loss"]))
-        found.append(losses)
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
-    assert found[0][-1] < found[0][0]
+    check_learns_alike(lambda: tiny_model("conv+gist", base=tiny_base(base)))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
 
 from gistjax.compress.compressed_lm import CompressedLM
 from gistjax.compress.decoding import greedy
@@ -25,7 +26,7 @@ from gistjax.model.layer import fuse_qkv, random_initializer
 from gistjax.model.llama import Execution, Llama, unstack
 from gistjax.model.lora import Trainable
 from gistjax.model.masks import causal_mask, lengths_to_valid
-from gistjax.runtime.sharding import shardings_of
+from gistjax.runtime.sharding import one_device, put_batch, shardings_of
 from gistjax.training import step as steps
 from gistjax.training.losses import LossSettings
 from gistjax.training.optimizer import make_optimizer
@@ -221,6 +222,22 @@ def micro_batches(rng: np.random.Generator, K: int = 1, B: int = 8) -> Batch:
     """The batches `[K, B, …]` of a step."""
     batches = [tiny_batch(rng, B) for _ in range(K)]
     return jax.tree.map(lambda *xs: np.stack(xs), *batches)
+
+
+def check_learns_alike(made):
+    """Check that four steps lower the loss of what `made` returns, on two devices as on one."""
+    axes, auto = ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3
+    two = jax.make_mesh((1, 2, 1), axes, axis_types=auto, devices=jax.devices()[:2])
+    batches, found = micro_batches(np.random.default_rng(0)), []
+    for mesh in (one_device(), two):
+        state, frozen, step = start(mesh, made(), {"teacher_forcing": 1.0}, rate=1e-3)
+        losses = []
+        for _ in range(4):
+            state, metrics = step(state, frozen, put_batch(batches, mesh, leading=1))
+            losses.append(float(metrics["loss"]))
+        found.append(losses)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+    assert found[0][-1] < found[0][0]
 
 
 def in_turn(names, values):
